@@ -1,0 +1,81 @@
+"""At which times a solver steps: functions grid(process, num_steps) -> decreasing times [num_steps + 1]."""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from diffusion_jax.processes.base import log_snr, time_of_log_snr
+from diffusion_jax.types import Process
+
+Grid = Callable[[Process, int], Float[Array, "num_times"]]
+
+
+def uniform(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
+    """Evenly spaced times."""
+    return lambda process, num_steps: jnp.linspace(t_max, t_min, num_steps + 1)
+
+
+def quadratic(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
+    """Evenly spaced in sqrt(t), dense near the data (arXiv:2010.02502, appendix D.2)."""
+    return lambda process, num_steps: jnp.linspace(t_max**0.5, t_min**0.5, num_steps + 1) ** 2
+
+
+def karras(rho: float = 7.0, t_min: float = 0.0, t_max: float = 1.0) -> Grid:
+    """(sigma / alpha)^(1 / rho) evenly spaced between the times' noise levels (arXiv:2206.00364, eq. 5).
+
+    sigma must be positive at t_min and alpha at t_max.
+    """
+
+    def grid(process: Process, num_steps: int) -> Array:
+        high, low = (jnp.exp(-log_snr(process, jnp.float32(t)) / 2) ** (1 / rho) for t in (t_max, t_min))
+        sigma = jnp.linspace(high, low, num_steps + 1)[1:-1] ** rho
+        return _with_ends(t_max, time_of_log_snr(process, -2 * jnp.log(sigma)), t_min)
+
+    return grid
+
+
+def uniform_log_snr(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
+    """log SNR evenly spaced (arXiv:2206.00927, section 3.3). sigma(t_min) and alpha(t_max) must be positive."""
+
+    def grid(process: Process, num_steps: int) -> Array:
+        low, high = log_snr(process, jnp.float32(t_max)), log_snr(process, jnp.float32(t_min))
+        inner = time_of_log_snr(process, jnp.linspace(low, high, num_steps + 1)[1:-1])
+        return _with_ends(t_max, inner, t_min)
+
+    return grid
+
+
+def discrete(spacing: str = "leading") -> Grid:
+    """A subsequence of the T grid points of a discrete process, then t = 0.
+
+    With k = 0..T-1 the training timestep and t = (k + 1) / T: `leading` takes k = 0, T // n, 2 (T // n), ...;
+    `linspace` rounds n evenly spaced numbers from 0 to T - 1; `trailing` goes down from T - 1 in steps of T / n.
+    arXiv:2305.08891, table 2. All three are the full grid when n = T. Raises ValueError if n > T.
+    """
+    if spacing not in ("leading", "linspace", "trailing"):
+        raise ValueError(f"spacing is {spacing!r}; choose leading, linspace or trailing")
+
+    def grid(process: Process, num_steps: int) -> Array:
+        total = process.num_steps
+        if not 1 <= num_steps <= total:
+            raise ValueError(f"steps is {num_steps}; a process of {total} steps allows 1 to {total}")
+        if spacing == "leading":
+            timesteps = np.arange(num_steps)[::-1] * (total // num_steps)
+        elif spacing == "linspace":
+            timesteps = np.linspace(0, total - 1, num_steps).round()[::-1]
+        else:
+            timesteps = np.round(total - np.arange(num_steps) * (total / num_steps)) - 1
+        return jnp.asarray(np.append((timesteps + 1) / total, 0.0), jnp.float32)
+
+    return grid
+
+
+def levels() -> Grid:
+    """t = 1, then all `num_steps` noise levels from 1 to 0, evenly spaced: what annealed Langevin visits."""
+    return lambda process, num_steps: jnp.append(1.0, jnp.linspace(1.0, 0.0, num_steps))
+
+
+def _with_ends(t_max: float, inner: Array, t_min: float) -> Array:
+    return jnp.concatenate([jnp.full(1, t_max), inner, jnp.full(1, t_min)])

@@ -1,0 +1,10 @@
+"""Losses: pure functions that return one number per example, unreduced."""
+
+from diffusion_jax.losses.denoising import denoising_loss
+from diffusion_jax.losses.score_matching import (
+    implicit_score_matching,
+    score_matching_loss,
+    sliced_score_matching,
+)
+
+__all__ = ["denoising_loss", "implicit_score_matching", "score_matching_loss", "sliced_score_matching"]

@@ -1,0 +1,59 @@
+"""The denoising loss, which contains those of NCSN, DDPM, score SDEs, EDM and flow matching as choices.
+
+    L = w(t) |D(x_t, t) - x_0|^2 = w(t) c_out^2 |F(c_in x_t, c_noise) - target|^2
+
+| paper | parameterization | weighting | times |
+|---|---|---|---|
+| NCSN (arXiv:1907.05600) | score | sigma_squared | levels |
+| DDPM, L_simple (arXiv:2006.11239) | eps | simple | discrete |
+| score SDE (arXiv:2011.13456) | score scaled by sigma, or eps | simple or likelihood | uniform |
+| EDM (arXiv:2206.00364) | edm | edm | log_normal |
+| flow matching (arXiv:2210.02747) | velocity | velocity_matching | uniform, logit_normal |
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax import times as times_module
+from diffusion_jax.parameterizations import Parameterization
+from diffusion_jax.processes.base import bcast, perturb
+from diffusion_jax.times import Times
+from diffusion_jax.types import Apply, Cond, Params, Process
+from diffusion_jax.weightings import Weighting
+
+Loss = Callable[..., tuple[Float[Array, "batch"], dict[str, Array]]]  # loss(params, key, x_0, cond, *, train=True)
+
+
+def denoising_loss(
+    apply: Apply,
+    param: Parameterization,
+    process: Process,
+    weighting: Weighting,
+    times: Times = times_module.uniform(),
+) -> Loss:
+    """Build `loss(params, key, x_0, cond=None, *, train=True) -> ([batch], aux)`, the mean over dimensions of L above.
+
+    aux holds the times `t` and the unweighted network error `mse`, both [batch]. `apply` is called as
+    apply(params, x, c_noise, cond, key=key), the key being for dropout and None unless `train`.
+    """
+
+    def loss(
+        params: Params, key: Key[Array, ""], x_0: Array, cond: Cond = None, *, train: bool = True
+    ) -> tuple[Array, dict[str, Array]]:
+        time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        t, density_weight = times(process, time_key, x_0.shape[0])
+        x_t, eps = perturb(process, noise_key, x_0, t)
+        c = param(process, t)
+        # (x_0 - c_skip x_t) / c_out, written in x_0 and eps: for eps prediction the first term is exactly zero.
+        target = (
+            bcast((1 - c.c_skip * process.alpha(t)) / c.c_out, x_0) * x_0
+            - bcast(c.c_skip * process.sigma(t) / c.c_out, x_0) * eps
+        )
+        out = apply(params, bcast(c.c_in, x_0) * x_t, c.c_noise, cond, key=dropout_key if train else None)
+        mse = jnp.mean(jnp.square(out - target).reshape(x_0.shape[0], -1), axis=-1)
+        return density_weight * weighting(process, t) * c.c_out**2 * mse, {"t": t, "mse": mse}
+
+    return loss

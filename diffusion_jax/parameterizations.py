@@ -1,0 +1,159 @@
+"""What the network's output means: D(x, t) = c_skip x + c_out F(c_in x, c_noise).
+
+A parameterization is a function `param(process, t) -> Coefficients`. Whatever F was asked to predict, the result is
+the denoiser D(x_t, t) = E[x_0 | x_t], the only currency between networks, guidance, solvers and likelihoods. The
+score, the noise and the velocity are one-line views of D (arXiv:2206.00364, table 1, gathers the choices).
+"""
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.processes.base import bcast, time_derivative
+from diffusion_jax.types import Apply, Coefficients, Cond, Denoiser, Process
+
+Time = Float[Array, "*n"]
+Parameterization = Callable[[Process, Time], Coefficients]
+NoiseLabel = Callable[[Process, Time], Time]
+
+
+# What the network is told about the noise.
+
+
+def time_label(process: Process, t: Time) -> Time:
+    """999 t: the label of continuous-time networks with positional embeddings (score_sde's VP models)."""
+    return 999 * t
+
+
+def index_label(process: Process, t: Time) -> Time:
+    """T t - 1, the timestep 0..T-1 of a discrete process with `num_steps` = T."""
+    return process.num_steps * t - 1
+
+
+def log_sigma_label(process: Process, t: Time) -> Time:
+    """log(sigma / alpha): the label of networks with Fourier embeddings (NCSN++)."""
+    return jnp.log(process.sigma(t) / process.alpha(t))
+
+
+def level_label(num_levels: int) -> NoiseLabel:
+    """(L - 1)(1 - t): the index of noise level t among L, counted from the largest as NCSN does."""
+    return lambda process, t: (num_levels - 1) * (1 - t)
+
+
+# What the network predicts.
+
+
+def eps_prediction(label: NoiseLabel = time_label) -> Parameterization:
+    """F predicts eps: D = (x - sigma F) / alpha. arXiv:2006.11239."""
+
+    def param(process: Process, t: Time) -> Coefficients:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        return Coefficients(jnp.ones_like(t), 1 / alpha, -sigma / alpha, label(process, t))
+
+    return param
+
+
+def x0_prediction(label: NoiseLabel = time_label) -> Parameterization:
+    """F predicts x_0: D = F."""
+
+    def param(process: Process, t: Time) -> Coefficients:
+        return Coefficients(jnp.ones_like(t), jnp.zeros_like(t), jnp.ones_like(t), label(process, t))
+
+    return param
+
+
+def score_prediction(label: NoiseLabel = time_label, scale_by_sigma: bool = False) -> Parameterization:
+    """F predicts the score: D = (x + sigma^2 F) / alpha (NCSN, arXiv:1907.05600).
+
+    With `scale_by_sigma` the score is F / sigma, so that F has unit scale at every level (NCSNv2, arXiv:2006.09011,
+    technique 3; NCSN++).
+    """
+
+    def param(process: Process, t: Time) -> Coefficients:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        c_out = sigma / alpha if scale_by_sigma else sigma**2 / alpha
+        return Coefficients(jnp.ones_like(t), 1 / alpha, c_out, label(process, t))
+
+    return param
+
+
+def v_prediction(label: NoiseLabel = time_label) -> Parameterization:
+    """F predicts v = alpha eps - sigma x_0: D = (alpha x - sigma F) / (alpha^2 + sigma^2). arXiv:2202.00512."""
+
+    def param(process: Process, t: Time) -> Coefficients:
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        norm = alpha**2 + sigma**2
+        return Coefficients(jnp.ones_like(t), alpha / norm, -sigma / norm, label(process, t))
+
+    return param
+
+
+def velocity_prediction(label: NoiseLabel = time_label) -> Parameterization:
+    """F predicts dx/dt = alpha' x_0 + sigma' eps, the target of flow matching. arXiv:2210.02747, eq. 14."""
+
+    def param(process: Process, t: Time) -> Coefficients:
+        alpha, d_alpha = time_derivative(process.alpha, t)
+        sigma, d_sigma = time_derivative(process.sigma, t)
+        det = d_alpha * sigma - d_sigma * alpha
+        return Coefficients(jnp.ones_like(t), -d_sigma / det, sigma / det, label(process, t))
+
+    return param
+
+
+def edm_preconditioning(sigma_data: float = 0.5) -> Parameterization:
+    """Unit-variance inputs and targets for data of standard deviation sigma_data. arXiv:2206.00364, table 1.
+
+    Stated for alpha = 1; other processes are first divided by alpha. The label is log(sigma) / 4.
+    """
+
+    def param(process: Process, t: Time) -> Coefficients:
+        alpha = process.alpha(t)
+        sigma = process.sigma(t) / alpha
+        norm = sigma**2 + sigma_data**2
+        return Coefficients(
+            c_in=1 / (alpha * jnp.sqrt(norm)),
+            c_skip=sigma_data**2 / norm / alpha,
+            c_out=sigma * sigma_data / jnp.sqrt(norm),
+            c_noise=jnp.log(sigma) / 4,
+        )
+
+    return param
+
+
+def denoiser(apply: Apply, param: Parameterization, process: Process) -> Denoiser:
+    """D(x, t, cond=None) = c_skip x + c_out F(c_in x, c_noise, cond), with F = apply(x, c_noise, cond).
+
+    `apply` has its parameters bound already; t is a scalar or [batch].
+    """
+
+    def D(x: Float[Array, "batch *shape"], t: Time, cond: Cond = None) -> Float[Array, "batch *shape"]:
+        c = param(process, jnp.broadcast_to(t, x.shape[:1]))
+        out = apply(bcast(c.c_in, x) * x, c.c_noise, cond)
+        return bcast(c.c_skip, x) * x + bcast(c.c_out, x) * out
+
+    return D
+
+
+# Views of a denoiser with its conditions bound, D(x, t). t in (0, 1], a scalar or [batch].
+
+
+def score(process: Process, D: Denoiser, x: Float[Array, "batch *shape"], t: Time) -> Float[Array, "batch *shape"]:
+    """grad_x log p_t(x) = (alpha D - x) / sigma^2 (Tweedie's formula)."""
+    return (bcast(process.alpha(t), x) * D(x, t) - x) / bcast(process.sigma(t), x) ** 2
+
+
+def epsilon(process: Process, D: Denoiser, x: Float[Array, "batch *shape"], t: Time) -> Float[Array, "batch *shape"]:
+    """E[eps | x_t] = (x - alpha D) / sigma."""
+    return (x - bcast(process.alpha(t), x) * D(x, t)) / bcast(process.sigma(t), x)
+
+
+def velocity(process: Process, D: Denoiser, x: Float[Array, "batch *shape"], t: Time) -> Float[Array, "batch *shape"]:
+    """dx/dt of the probability-flow ODE: alpha' D + sigma' eps, equal to f x - g^2 score / 2.
+
+    In this form it stays finite where alpha = 0. arXiv:2011.13456, eq. 13.
+    """
+    alpha, d_alpha = time_derivative(process.alpha, jnp.asarray(t))
+    sigma, d_sigma = time_derivative(process.sigma, jnp.asarray(t))
+    x_0 = D(x, t)
+    return bcast(d_alpha, x) * x_0 + bcast(d_sigma / sigma, x) * (x - bcast(alpha, x) * x_0)

@@ -1,0 +1,39 @@
+"""Forward processes x_t = alpha(t) x_0 + sigma(t) eps, and what follows from alpha and sigma alone."""
+
+from diffusion_jax.processes.base import (
+    bcast,
+    drift_and_diffusion,
+    log_snr,
+    perturb,
+    prior,
+    prior_log_prob,
+    row_keys,
+    row_normal,
+    time_derivative,
+    time_of_log_snr,
+)
+from diffusion_jax.processes.continuous import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
+from diffusion_jax.processes.discrete import DiscreteVP, beta_table, discrete_vp, rescale_zero_terminal_snr
+
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Cosine",
+    "DiscreteVP",
+    "RectifiedFlow",
+    "SubVP",
+    "bcast",
+    "beta_table",
+    "discrete_vp",
+    "drift_and_diffusion",
+    "log_snr",
+    "perturb",
+    "prior",
+    "prior_log_prob",
+    "rescale_zero_terminal_snr",
+    "row_keys",
+    "row_normal",
+    "time_derivative",
+    "time_of_log_snr",
+]

@@ -1,0 +1,48 @@
+"""DDPM's ancestral sampling and DDIM."""
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from diffusion_jax.processes.base import row_normal
+from diffusion_jax.solvers.base import stateless, transition
+from diffusion_jax.types import Denoiser, Process, Solver
+
+
+def ancestral(variance: str = "beta_tilde") -> Solver:
+    """Sample q(x_s | x_t, x_0 = D(x_t, t)) (arXiv:2006.11239, algorithm 2, for any pair of times and any process).
+
+    mean = alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s variance_ts / sigma_t^2 D. The variance is that of the
+    posterior, variance_ts sigma_s^2 / sigma_t^2 (`beta_tilde`), or of the forward step, variance_ts (`beta`); there
+    is no noise in a step that ends where sigma = 0. Raises ValueError for another `variance`.
+    """
+    if variance not in ("beta", "beta_tilde"):
+        raise ValueError(f"variance is {variance!r}; choose beta or beta_tilde")
+
+    def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
+        alpha_ts, variance_ts = transition(process, t, s)
+        kept = (process.sigma(s) / process.sigma(t)) ** 2
+        mean = alpha_ts * kept * x + process.alpha(s) * variance_ts / process.sigma(t) ** 2 * D(x, t)
+        noise_variance = variance_ts * (kept if variance == "beta_tilde" else (kept > 0))
+        return mean + jnp.sqrt(noise_variance) * row_normal(keys, x)
+
+    return stateless(step)
+
+
+def ddim(eta: float = 0.0) -> Solver:
+    """DDIM: x_s = alpha_s D + sqrt(sigma_s^2 - v) eps + sqrt(v) z with eps = (x_t - alpha_t D) / sigma_t.
+
+    v = eta^2 sigma_s^2 (1 - SNR_t / SNR_s): eta = 0 is the first-order exponential integrator of the
+    probability-flow ODE, which also inverts (s > t); eta = 1 is `ancestral`. arXiv:2010.02502, eq. 12 and 16.
+    """
+
+    def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
+        x_0 = D(x, t)
+        eps = (x - process.alpha(t) * x_0) / process.sigma(t)
+        if eta == 0:
+            return process.alpha(s) * x_0 + process.sigma(s) * eps
+        _, variance_ts = transition(process, t, s)
+        noise = eta**2 * variance_ts / process.sigma(t) ** 2  # relative to sigma_s^2
+        direction = jnp.sqrt(1 - noise) * eps + jnp.sqrt(noise) * row_normal(keys, x)
+        return process.alpha(s) * x_0 + process.sigma(s) * direction
+
+    return stateless(step)

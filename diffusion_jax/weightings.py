@@ -1,0 +1,83 @@
+"""Loss weights w(process, t) of |D(x_t, t) - x_0|^2, one number per example.
+
+All losses of the field are the same regression under another weight: mean squared error of eps is weight SNR, of
+the score alpha^2 / sigma^4, and so on, whatever the network predicts. arXiv:2303.00848 compares them.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from diffusion_jax.processes.base import drift_and_diffusion, log_snr, time_derivative
+from diffusion_jax.types import Process
+
+Time = Float[Array, "*n"]
+Weighting = Callable[[Process, Time], Time]
+
+
+def snr(process: Process, t: Time) -> Time:
+    """alpha^2 / sigma^2."""
+    return (process.alpha(t) / process.sigma(t)) ** 2
+
+
+def simple() -> Weighting:
+    """Mean squared error of eps: DDPM's L_simple (arXiv:2006.11239, eq. 14)."""
+    return snr
+
+
+def sigma_squared() -> Weighting:
+    """sigma^2 |score error|^2: NCSN's lambda(sigma) = sigma^2 (arXiv:1907.05600, eq. 6)."""
+    return lambda process, t: process.sigma(t) ** 2 * (process.alpha(t) / process.sigma(t) ** 2) ** 2
+
+
+def likelihood() -> Weighting:
+    """g^2 |score error|^2, whose integral bounds the negative log-likelihood (arXiv:2101.09258, theorem 1)."""
+
+    def weight(process: Process, t: Time) -> Time:
+        _, g = drift_and_diffusion(process, t)
+        return (g * process.alpha(t) / process.sigma(t) ** 2) ** 2
+
+    return weight
+
+
+def uniform() -> Weighting:
+    """Mean squared error of x_0."""
+    return lambda process, t: jnp.ones_like(t)
+
+
+def velocity_matching() -> Weighting:
+    """Mean squared error of the velocity dx/dt: conditional flow matching (arXiv:2210.02747, eq. 9)."""
+
+    def weight(process: Process, t: Time) -> Time:
+        alpha, d_alpha = time_derivative(process.alpha, t)
+        sigma, d_sigma = time_derivative(process.sigma, t)
+        return (d_alpha - d_sigma * alpha / sigma) ** 2
+
+    return weight
+
+
+def edm(sigma_data: float = 0.5) -> Weighting:
+    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with sigma relative to alpha (arXiv:2206.00364, table 1)."""
+
+    def weight(process: Process, t: Time) -> Time:
+        sigma = process.sigma(t) / process.alpha(t)
+        return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+    return weight
+
+
+def min_snr(gamma: float = 5.0) -> Weighting:
+    """min(SNR, gamma) (arXiv:2303.09556, eq. 8)."""
+    return lambda process, t: jnp.minimum(snr(process, t), gamma)
+
+
+def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
+    """eps error weighted by 1 / (k + SNR)^gamma (arXiv:2204.00227, eq. 8)."""
+    return lambda process, t: snr(process, t) / (k + snr(process, t)) ** gamma
+
+
+def sigmoid(bias: float = 0.0) -> Weighting:
+    """eps error weighted by sigmoid(bias - log SNR) (arXiv:2303.00848, section 4; arXiv:2410.19324)."""
+    return lambda process, t: snr(process, t) * jax.nn.sigmoid(bias - log_snr(process, t))

@@ -1,0 +1,111 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import grids, solvers
+from diffusion_jax.processes import VE, VP, DiscreteVP, RectifiedFlow, SubVP, beta_table, rescale_zero_terminal_snr
+from diffusion_jax.sampling import sample
+from tests.oracles import Mixture
+from tests.solvers.cases import CASES
+
+N = 4000
+
+
+def mixture(dimension=2):
+    """Two separated components, told apart in the first two dimensions."""
+    means = np.zeros((2, dimension))
+    means[:, :2] = [[-1.0, 0.5], [1.0, 0.0]]
+    return Mixture(weights=np.array([0.3, 0.7]), means=means, variances=np.array([0.04, 0.02]))
+
+
+DATA = mixture()
+
+
+def assert_samples_of(mixture, x, bias):
+    """Weights, means and variances per component within 4.5 standard errors plus a relative discretisation bias."""
+    x = np.asarray(x, np.float64)
+    assert np.all(np.isfinite(x))
+    nearest = np.argmin(((x[:, None] - np.asarray(mixture.means)) ** 2).sum(-1), axis=1)
+    for k, (weight, mean, variance) in enumerate(
+        zip(np.asarray(mixture.weights), np.asarray(mixture.means), np.asarray(mixture.variances), strict=True)
+    ):
+        rows = x[nearest == k]
+        assert len(rows) / len(x) == pytest.approx(weight, abs=4.5 * (weight * (1 - weight) / len(x)) ** 0.5 + bias)
+        deviation = variance**0.5
+        np.testing.assert_allclose(rows.mean(0), mean, atol=deviation * (4.5 / len(rows) ** 0.5 + bias))
+        np.testing.assert_allclose(rows.std(0), deviation, rtol=4.5 / (2 * len(rows)) ** 0.5 + 2 * bias)
+
+
+def start(process, t, data=DATA):
+    """Samples of x_t, so that the solver's error is all that is seen."""
+    x_0 = data.sample(jax.random.key(1), N)
+    return process.alpha(t) * x_0 + process.sigma(t) * jax.random.normal(jax.random.key(2), x_0.shape)
+
+
+def run(solver, process, times, x, data=DATA):
+    D = data.denoiser(process)
+    return jax.jit(lambda x: sample(solver, process, D, jax.random.key(0), x, times))(x)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_solver_reaches_the_mixture(name):
+    case = CASES[name]
+    data = mixture(case.dimension)
+    times = case.grid(case.process, case.num_steps)
+    x = run(case.solver, case.process, times, start(case.process, times[0], data), data)
+    assert_samples_of(data.at(case.process, times[-1]), x, case.bias)
+
+
+OTHER_PROCESSES = {"sub_vp": SubVP(), "ve": VE(), "rectified_flow": RectifiedFlow()}
+STEPPERS = ["ddim", "heun", "ancestral_beta_tilde", "euler_maruyama", "reverse_diffusion"]
+
+
+@pytest.mark.parametrize("process", OTHER_PROCESSES)
+@pytest.mark.parametrize("name", STEPPERS)
+def test_solvers_suit_every_process(name, process):
+    process = OTHER_PROCESSES[process]
+    times = grids.uniform_log_snr(1e-2, 0.98)(process, 400)
+    x = run(CASES[name].solver, process, times, start(process, times[0]))
+    assert_samples_of(DATA.at(process, times[-1]), x, bias=0.03)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("table", ["linear", "cosine"])
+def test_ddim_walks_any_subsequence_of_a_table_to_the_data(table, spacing):
+    """t = 0 included, where sigma = 0."""
+    process = DiscreteVP.from_betas(beta_table(table))
+    times = grids.discrete(spacing)(process, 100)
+    x = run(solvers.ddim(), process, times, start(process, times[0]))
+    assert_samples_of(DATA, x, bias=0.06)
+
+
+@pytest.mark.parametrize("name", ["ddim", "ancestral_beta_tilde", "ancestral_beta", "ddim_eta_one"])
+def test_a_table_with_zero_terminal_snr_is_sampled_from_pure_noise(name):
+    process = DiscreteVP.from_betas(rescale_zero_terminal_snr(beta_table("linear")))
+    times = grids.discrete("trailing")(process, 200)
+    x_T = jax.random.normal(jax.random.key(3), (N, 2))
+    assert_samples_of(DATA, run(CASES[name].solver, process, times, x_T), bias=0.06)
+
+
+def test_predictor_corrector_ends_at_the_data():
+    """The last step ends where sigma = 0 and there is no score to correct with."""
+    process, case = DiscreteVP.from_betas(beta_table("linear")), CASES["predictor_corrector"]
+    data = mixture(case.dimension)
+    times = grids.discrete("leading")(process, 200)
+    assert_samples_of(data, run(case.solver, process, times, start(process, times[0], data), data), bias=0.06)
+
+
+def test_the_corrector_alone_reaches_the_marginal():
+    """From a wrong variance, Langevin steps at one time lead to the density of that time."""
+    process, t, data = VP(), jnp.float32(0.5), mixture(64)
+    D = data.denoiser(process)
+    correct = solvers.langevin_corrector(snr=0.15, num_steps=200)
+    keys = jax.random.split(jax.random.key(0), N)
+    x = jax.jit(lambda x: correct(process, D, keys, x, t))(0.5 * start(process, t, data))
+    target = data.at(process, t)
+    mean = target.weights @ target.means
+    np.testing.assert_allclose(x.mean(0), mean, atol=0.07)
+    variance = target.weights @ (target.variances[:, None] + (target.means - mean) ** 2)
+    np.testing.assert_allclose(x.var(0), variance, rtol=0.15)
+    assert float(x.var(0).mean()) == pytest.approx(float(variance.mean()), rel=0.03)
