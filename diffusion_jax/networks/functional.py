@@ -1,0 +1,90 @@
+"""From NNX modules to pure functions of a plain nested dict of parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, Key, PyTree
+
+from diffusion_jax.types import Apply, Cond, Params
+
+
+def init_apply(
+    make: Callable[[nnx.Rngs], nnx.Module], dtype: str = "float32"
+) -> tuple[Callable[[Key[Array, ""]], Params], Apply]:
+    """The pair `init(key) -> params` and `apply(params, x, c_noise, cond=None, *, key=None) -> array` of a network.
+
+    `params` is a nested dict with string keys (entries of a list get "0", "1", ...) and float32 leaves, which survives
+    checkpoints. Both functions work under `jit`, `grad`, `vmap` and `eval_shape`; call `init` inside `jit`.
+    With `key`, dropout is active. Parameters and x are cast to `dtype` for the computation, except parameters marked
+    `full_precision`, and the output is cast back to the dtype of x.
+
+    Args:
+        make: builds the module, e.g. `lambda rngs: UNet(in_channels=3, image_size=32, rngs=rngs)`.
+        dtype: of the computation: "float32", "bfloat16", "float16" or "float64".
+
+    Raises:
+        ValueError: if `dtype` is none of these.
+    """
+    if dtype not in ("float32", "bfloat16", "float16", "float64"):
+        raise ValueError(f"dtype={dtype!r} is unknown; choose float32, bfloat16, float16 or float64.")
+    graphdef, keep = _abstract(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+    def init(key: Key[Array, ""]) -> Params:
+        return _with_string_keys(nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)))))
+
+    return init, _apply(graphdef, keep, dtype)
+
+
+def functional(module: nnx.Module) -> tuple[Apply, Params]:
+    """The pair (apply, params) of a module that exists, computing in float32; see `init_apply`.
+
+    The parameters share their buffers with the module: donating them deletes those of the module.
+    """
+    graphdef, keep = _abstract(module)
+    return _apply(graphdef, keep, "float32"), _with_string_keys(nnx.to_pure_dict(nnx.state(module)))
+
+
+def count_parameters(params: PyTree[Array | jax.ShapeDtypeStruct]) -> int:
+    """The number of entries of all arrays (or abstract arrays) in `params`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _abstract(module: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
+    """The static structure of a module, and for each parameter whether it must not be cast."""
+    graphdef, state = nnx.split(module)
+    keep = jax.tree.map(
+        lambda variable: variable.get_metadata().get("full_precision", False),
+        state,
+        is_leaf=lambda node: isinstance(node, nnx.Variable),
+    )
+    return graphdef, _with_string_keys(nnx.to_pure_dict(keep))
+
+
+def _apply(graphdef: nnx.GraphDef, keep: dict[str, Any], dtype: str) -> Apply:
+    def apply(
+        params: Params,
+        x: Float[Array, "batch *shape"],
+        c_noise: Float[Array, "batch"],
+        cond: Cond = None,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch *out"]:
+        cast = jax.tree.map(lambda fixed, leaf: leaf if fixed else leaf.astype(dtype), keep, params)
+        module = nnx.merge(graphdef, _with_integer_keys(cast))
+        rngs = None if key is None else nnx.Rngs(dropout=key)
+        return module(x.astype(dtype), c_noise, cond, rngs=rngs).astype(x.dtype)
+
+    return apply
+
+
+def _with_string_keys(tree: Any) -> Any:
+    return {str(k): _with_string_keys(v) for k, v in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _with_integer_keys(tree: Any) -> Any:
+    # NNX assigns the leaves in the order of the sorted keys: as strings, "10" would come before "2".
+    if not isinstance(tree, dict):
+        return tree
+    return {int(k) if k.isdigit() else k: _with_integer_keys(v) for k, v in tree.items()}

@@ -1,0 +1,278 @@
+"""Layers shared by the networks.
+
+Every layer follows the dtype of its input. Statistics, softmax and time embeddings are computed in float32.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.types import Cond
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The pointwise nonlinearity called `name`: "silu", "relu", "elu", "gelu" or "gelu_tanh"."""
+    table = {
+        "silu": jax.nn.silu,
+        "relu": jax.nn.relu,
+        "elu": jax.nn.elu,
+        "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+        "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    }
+    if name not in table:
+        raise ValueError(f"activation={name!r} is unknown; choose one of {sorted(table)}.")
+    return table[name]
+
+
+def fan_avg_uniform(scale: float = 1.0) -> nnx.Initializer:
+    """U(-a, a) with a = sqrt(3 scale / mean(fan_in, fan_out)): the initialiser of DDPM; zeros for scale 0."""
+    if scale == 0.0:
+        return nnx.initializers.zeros_init()
+    return nnx.initializers.variance_scaling(scale, "fan_avg", "uniform")
+
+
+def conv(
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int = 3,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    scale: float = 1.0,
+    use_bias: bool = True,
+    rngs: nnx.Rngs,
+) -> nnx.Conv:
+    """A two-dimensional convolution with padding "SAME", DDPM's initialiser times `scale`, and a zero bias.
+
+    With stride 2 on even sizes, "SAME" pads the bottom and the right only, as DDPM does.
+    """
+    return nnx.Conv(
+        in_channels,
+        out_channels,
+        (kernel_size, kernel_size),
+        strides=stride,
+        kernel_dilation=dilation,
+        padding="SAME",
+        use_bias=use_bias,
+        kernel_init=fan_avg_uniform(scale),
+        rngs=rngs,
+    )
+
+
+def linear(in_features: int, out_features: int, *, scale: float = 1.0, rngs: nnx.Rngs) -> nnx.Linear:
+    """A dense layer with DDPM's initialiser times `scale` and a zero bias."""
+    return nnx.Linear(in_features, out_features, kernel_init=fan_avg_uniform(scale), rngs=rngs)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation (arXiv:1803.08494) over the spatial axes and the channels of each group.
+
+    The statistics come from one pass in float32, var = E[x^2] - E[x]^2, and the affine map is folded into a single
+    multiply-add. Parameters: `scale` and `bias`, each [channels].
+
+    Raises:
+        ValueError: if `num_groups` does not divide `channels`.
+    """
+
+    def __init__(self, channels: int, *, num_groups: int = 32, epsilon: float = 1e-6):
+        if num_groups < 1 or channels % num_groups:
+            raise ValueError(
+                f"num_groups={num_groups} must be a positive divisor of the number of channels, {channels}."
+            )
+        self.num_groups = num_groups
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+
+    def __call__(self, x: Float[Array, "batch *spatial c"]) -> Float[Array, "batch *spatial c"]:
+        batch, channels = x.shape[0], x.shape[-1]
+        x32 = x.astype(jnp.float32).reshape(batch, -1, self.num_groups, channels // self.num_groups)
+        mean = x32.mean((1, 3), keepdims=True)
+        # Rounding can make the difference of the two moments slightly negative.
+        var = jnp.maximum(jnp.square(x32).mean((1, 3), keepdims=True) - jnp.square(mean), 0.0)
+        group_shape = (1, 1, *x32.shape[2:])
+        scale = jax.lax.rsqrt(var + self.epsilon) * self.scale[...].astype(jnp.float32).reshape(group_shape)
+        bias = self.bias[...].astype(jnp.float32).reshape(group_shape) - mean * scale
+        return (x32 * scale + bias).astype(x.dtype).reshape(x.shape)
+
+
+def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:
+    """Zero each entry with probability `rate` and divide the others by 1 - rate; the identity if `rngs` is None."""
+    if rngs is None or rate == 0.0:
+        return x
+    keep = jax.random.bernoulli(rngs.dropout(), 1.0 - rate, x.shape)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros_like(x))
+
+
+def sinusoidal_embedding(
+    c_noise: Float[Array, "batch"],
+    dim: int,
+    *,
+    max_period: float = 10_000.0,
+    flip_sin_to_cos: bool = False,
+    downscale_freq_shift: float = 1.0,
+) -> Float[Array, "batch {dim}"]:
+    """Positional embedding of a scalar, in float32 (arXiv:1706.03762 section 3.5, as used by arXiv:2006.11239).
+
+    [sin(c w_i), cos(c w_i)] with w_i = max_period^(-i / (h - shift)), i = 0..h-1, h = dim // 2; an odd `dim` is padded
+    with a zero. The defaults are DDPM's; DiT and ADM use `flip_sin_to_cos=True`, which puts the cosines first, and
+    `downscale_freq_shift=0`.
+
+    Args:
+        c_noise: the label, usually a timestep in 0..999.
+        dim: size of the embedding.
+        max_period: period of the slowest wave, over 2 pi.
+        flip_sin_to_cos: whether the cosines come first.
+        downscale_freq_shift: shift in the formula above.
+    """
+    half = dim // 2
+    if half - downscale_freq_shift <= 0:
+        raise ValueError(f"dim={dim} is too small; half of it must exceed downscale_freq_shift={downscale_freq_shift}.")
+    exponent = -math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / (half - downscale_freq_shift)
+    angle = c_noise.astype(jnp.float32)[:, None] * jnp.exp(exponent)
+    waves = [jnp.cos(angle), jnp.sin(angle)] if flip_sin_to_cos else [jnp.sin(angle), jnp.cos(angle)]
+    return jnp.pad(jnp.concatenate(waves, -1), ((0, 0), (0, dim % 2)))
+
+
+class FourierEmbedding(nnx.Module):
+    """Random Fourier features of a scalar: [sin(2 pi c w), cos(2 pi c w)], w ~ N(0, scale^2) (arXiv:2011.13456).
+
+    `dim` frequencies give an embedding [batch, 2 dim] in float32. The frequencies are a parameter, `weight`, because
+    checkpoints carry them, but receive no gradient. They are marked `full_precision`: rounded to bfloat16 they would
+    shift the phases by about a radian.
+    """
+
+    def __init__(self, dim: int, *, scale: float = 16.0, rngs: nnx.Rngs):
+        self.weight = nnx.Param(scale * jax.random.normal(rngs.params(), (dim,)), full_precision=True)
+
+    def __call__(self, c_noise: Float[Array, "batch"]) -> Float[Array, "batch features"]:
+        weight = jax.lax.stop_gradient(self.weight[...]).astype(jnp.float32)
+        angle = 2 * jnp.pi * c_noise.astype(jnp.float32)[:, None] * weight
+        return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
+
+
+class TimeEmbedding(nnx.Module):
+    """An embedding of c_noise followed by two dense layers: [batch] -> [batch, out_features].
+
+    Args:
+        dim: size of the positional embedding, or number of Fourier frequencies.
+        out_features: size of the result.
+        embedding: "positional" (c_noise is a timestep in 0..999) or "fourier" (c_noise is of order 1, e.g. log sigma).
+        fourier_scale: standard deviation of the Fourier frequencies.
+        rngs: randomness of the initial parameters.
+
+    Raises:
+        ValueError: if `embedding` is unknown.
+    """
+
+    def __init__(self, dim: int, out_features: int, *, embedding: str, fourier_scale: float = 16.0, rngs: nnx.Rngs):
+        if embedding not in ("positional", "fourier"):
+            raise ValueError(f"embedding={embedding!r} is unknown; choose 'positional' or 'fourier'.")
+        fourier = embedding == "fourier"
+        self.dim = dim
+        self.time_proj = FourierEmbedding(dim, scale=fourier_scale, rngs=rngs) if fourier else None
+        self.linear_1 = linear(2 * dim if fourier else dim, out_features, rngs=rngs)
+        self.linear_2 = linear(out_features, out_features, rngs=rngs)
+
+    def __call__(self, c_noise: Float[Array, "batch"], dtype: jnp.dtype) -> Float[Array, "batch features"]:
+        emb = sinusoidal_embedding(c_noise, self.dim) if self.time_proj is None else self.time_proj(c_noise)
+        return self.linear_2(jax.nn.silu(self.linear_1(emb.astype(dtype))))
+
+
+def label_of(cond: Cond, num_classes: int, batch: int) -> Int[Array, "batch"]:
+    """The labels in `cond["label"]`; without a condition the null label, `num_classes`, for every row.
+
+    Raises:
+        ValueError: if `cond` has no "label", or its shape is not [batch].
+    """
+    if cond is None:
+        return jnp.full((batch,), num_classes)
+    if "label" not in cond:
+        raise ValueError(f"cond has the keys {sorted(cond)}; a network with num_classes={num_classes} needs 'label'.")
+    label = cond["label"]
+    if label.shape != (batch,):
+        raise ValueError(f"cond['label'] has shape {label.shape}; it must be ({batch},), one label per example.")
+    return label
+
+
+def upsample_nearest(x: Float[Array, "batch h w c"], factor: int = 2) -> Float[Array, "batch h2 w2 c"]:
+    """Repeat every pixel `factor` times along both spatial axes."""
+    batch, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, h, factor, w, factor, c))
+    return x.reshape(batch, h * factor, w * factor, c)
+
+
+def attention(
+    query: Float[Array, "batch n c"],
+    key: Float[Array, "batch m c"],
+    value: Float[Array, "batch m c"],
+    num_heads: int,
+    implementation: str | None = None,
+) -> Float[Array, "batch n c"]:
+    """Multi-head attention, softmax(q k^T / sqrt(c / num_heads)) v, with the softmax in float32.
+
+    Args:
+        query: projected queries, heads side by side in the channels; `key` and `value` likewise.
+        key: projected keys.
+        value: projected values.
+        num_heads: number of heads; divides c.
+        implementation: of `jax.nn.dot_product_attention`: None (automatic), "xla" or "cudnn" (GPU, bfloat16).
+    """
+    split = [x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value)]
+    return jax.nn.dot_product_attention(*split, implementation=implementation).reshape(query.shape)
+
+
+class SelfAttention(nnx.Module):
+    """Residual self-attention over all pixels: x + out(attention(q, k, v)) of GroupNorm(x) (arXiv:2006.11239 B).
+
+    Args:
+        channels: channels of the input and the output.
+        num_heads: number of heads; divides `channels`.
+        num_groups: groups of the normalisation.
+        scale: of the initialiser of the output projection; 0 makes the layer start as the identity.
+        implementation: see `attention`.
+        rngs: randomness of the initial parameters.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        num_heads: int = 1,
+        num_groups: int = 32,
+        scale: float = 0.0,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(f"num_heads={num_heads} must be a positive divisor of the number of channels, {channels}.")
+        self.num_heads = num_heads
+        self.implementation = implementation
+        self.group_norm = GroupNorm(channels, num_groups=num_groups)
+        self.to_q = linear(channels, channels, rngs=rngs)
+        self.to_k = linear(channels, channels, rngs=rngs)
+        self.to_v = linear(channels, channels, rngs=rngs)
+        self.to_out = linear(channels, channels, scale=scale, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        h = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
+        h = attention(self.to_q(h), self.to_k(h), self.to_v(h), self.num_heads, self.implementation)
+        return x + self.to_out(h).reshape(x.shape)
+
+
+def call_block(block: Callable[..., Any], *args: Any, rngs: nnx.Rngs | None, remat: bool) -> Any:
+    """`block(*args, rngs=rngs)`; with `remat` its activations are computed again in the backward pass, not stored."""
+    if not remat:
+        return block(*args, rngs=rngs)
+    key = None if rngs is None else rngs.dropout()
+
+    def run(key: Array | None, *args: Any) -> Any:
+        # The stream is built inside, since NNX forbids to advance an outer one within a transformed function.
+        return block(*args, rngs=None if key is None else nnx.Rngs(dropout=key))
+
+    return jax.checkpoint(run)(key, *args)

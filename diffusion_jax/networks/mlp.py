@@ -1,0 +1,101 @@
+"""A residual multi-layer perceptron for vectors and small images."""
+
+import math
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from diffusion_jax.networks import layers
+from diffusion_jax.types import Cond
+
+
+class MLP(nnx.Module):
+    """Residual MLP over the flattened example: h <- h + W_2 drop(act(W_1 norm(h) + E emb)), `num_layers` times.
+
+    `norm` is layer normalisation and emb = TimeEmbedding(c_noise), plus the label's embedding where there are classes.
+    [batch, *shape] -> [batch, *shape[:-1], out_channels].
+
+    Args:
+        shape: of one example, e.g. (2,) for points in the plane or (8, 8, 1) for images.
+        out_channels: size of the last axis of the output; None stands for that of the input.
+        hidden: width.
+        num_layers: number of residual blocks.
+        activation: see `layers.activation`.
+        embedding: "fourier" or "positional"; see `layers.TimeEmbedding`.
+        fourier_scale: standard deviation of the Fourier frequencies.
+        dropout: rate.
+        num_classes: 0 for an unconditional network; else cond["label"] is in 0..num_classes, the last being null.
+        rngs: randomness of the initial parameters.
+
+    Raises:
+        ValueError: if `shape` is empty, `activation` or `embedding` is unknown, or x does not have the `shape`.
+    """
+
+    def __init__(
+        self,
+        *,
+        shape: tuple[int, ...] = (2,),
+        out_channels: int | None = None,
+        hidden: int = 128,
+        num_layers: int = 3,
+        activation: str = "silu",
+        embedding: str = "fourier",
+        fourier_scale: float = 1.0,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        rngs: nnx.Rngs,
+    ):
+        if not shape:
+            raise ValueError("shape=() must name at least one axis, e.g. (2,).")
+        self.shape = tuple(shape)
+        self.out_shape = (*shape[:-1], out_channels or shape[-1])
+        self.num_classes = num_classes
+        self.time_embedding = layers.TimeEmbedding(
+            hidden // 2, hidden, embedding=embedding, fourier_scale=fourier_scale, rngs=rngs
+        )
+        self.class_embedding = nnx.Embed(num_classes + 1, hidden, rngs=rngs) if num_classes else None
+        self.linear_in = layers.linear(math.prod(shape), hidden, rngs=rngs)
+        self.blocks = nnx.List(
+            [MLPBlock(hidden, activation=activation, dropout=dropout, rngs=rngs) for _ in range(num_layers)]
+        )
+        self.norm_out = nnx.LayerNorm(hidden, rngs=rngs)
+        self.linear_out = layers.linear(hidden, math.prod(self.out_shape), scale=0.0, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "batch *shape"],
+        c_noise: Float[Array, "batch"],
+        cond: Cond = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch *out"]:
+        if x.shape[1:] != self.shape:
+            raise ValueError(f"x has shape {x.shape}; the MLP was built for [batch, *shape] with shape={self.shape}.")
+        batch = x.shape[0]
+        emb = self.time_embedding(c_noise, x.dtype)
+        if self.class_embedding is not None:
+            emb = emb + self.class_embedding(layers.label_of(cond, self.num_classes, batch))
+        emb = jax.nn.silu(emb)
+        h = self.linear_in(x.reshape(batch, -1))
+        for block in self.blocks:
+            h = block(h, emb, rngs=rngs)
+        return self.linear_out(self.norm_out(h)).reshape(batch, *self.out_shape)
+
+
+class MLPBlock(nnx.Module):
+    """One residual block of `MLP`; it starts as the identity."""
+
+    def __init__(self, hidden: int, *, activation: str, dropout: float, rngs: nnx.Rngs):
+        self.activation = layers.activation(activation)
+        self.dropout = dropout
+        self.norm = nnx.LayerNorm(hidden, rngs=rngs)
+        self.linear_1 = layers.linear(hidden, hidden, rngs=rngs)
+        self.time_emb_proj = layers.linear(hidden, hidden, rngs=rngs)
+        self.linear_2 = layers.linear(hidden, hidden, scale=0.0, rngs=rngs)
+
+    def __call__(
+        self, h: Float[Array, "batch hidden"], emb: Float[Array, "batch hidden"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch hidden"]:
+        r = self.activation(self.linear_1(self.norm(h)) + self.time_emb_proj(emb))
+        return h + self.linear_2(layers.dropout(r, self.dropout, rngs))
