@@ -1,0 +1,170 @@
+"""Image folders and array files."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int32, Int64, Shaped
+
+from diffusion_jax.data import images
+
+_IMAGE_KEYS = ("images", "samples", "x", "arr_0")
+_LABEL_KEYS = ("labels", "label", "cond")
+_SPLIT = re.compile(r"(?P<name>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
+
+
+def _parse(split: str) -> re.Match[str]:
+    match = _SPLIT.fullmatch(split)
+    if match is None:
+        raise ValueError(f"Cannot read the split {split!r}; write it like 'train', 'train[:1000]' or 'train[90%:]'.")
+    return match
+
+
+def select(split: str, size: int) -> Int64[np.ndarray, "n"]:
+    """Which of `size` examples, in which order, a split such as "train[:90%]" means.
+
+    A whole split is in order. A slice is cut from one fixed permutation, so [:k] and [k:] are disjoint, and both are
+    random subsets even if the examples are sorted by class.
+
+    Raises:
+        ValueError: the split cannot be parsed, is out of bounds or empty.
+    """
+    match = _parse(split)
+
+    def bound(text: str | None, default: int) -> int:
+        if text is None:
+            return default
+        position = round(size * int(text[:-1]) / 100) if text.endswith("%") else int(text)
+        return position + size if text.startswith("-") else position
+
+    start, stop = bound(match["start"], 0), bound(match["stop"], size)
+    if not 0 <= start < stop <= size:
+        raise ValueError(f"The split {split!r} is empty or out of bounds: there are {size} examples.")
+    order = np.arange(size) if split == match["name"] else np.random.default_rng(0).permutation(size)
+    return order[start:stop]
+
+
+def _locate(path: pathlib.Path, split: str, suffixes: tuple[str, ...]) -> pathlib.Path:
+    """`path/<split>` if there is such an entry, else `path` itself, which holds "train" only."""
+    path, name = path.expanduser(), _parse(split)["name"]
+    if not path.exists():
+        raise ValueError(f"data.path = {str(path)!r} does not exist.")
+    for suffix in suffixes:
+        if (path / f"{name}{suffix}").exists():
+            return path / f"{name}{suffix}"
+    if name != "train":
+        raise ValueError(
+            f"Unknown split {name!r}: {path} has no {' or '.join(f'{name}{suffix}' for suffix in suffixes)} in it. "
+            "Add it, or cut it off the training data: 'train[:90%]' and 'train[90%:]'."
+        )
+    return path
+
+
+def folder_images(path: pathlib.Path, split: str) -> images.Images:
+    """All image files below `path/<split>` (or `path`), sorted by path.
+
+    If every image is in a sub-folder, the sorted names of the first level of sub-folders are the classes. Files
+    without the suffix of an image format that PIL reads, and hidden ones, are ignored.
+
+    Raises:
+        ValueError: no such path or split, or no image in it.
+    """
+    root = _locate(path, split, ("",))
+    suffixes = images.readable_suffixes()
+    paths = sorted(
+        pathlib.Path(folder, file)
+        for folder, _, found in os.walk(root)
+        for file in found
+        if pathlib.Path(file).suffix.lower() in suffixes and not file.startswith(".")
+    )
+    if not paths:
+        raise ValueError(f"No image file in {root}.")
+    parts = [path.relative_to(root).parts for path in paths]
+    classes = sorted({part[0] for part in parts}) if all(len(part) > 1 for part in parts) else []
+    chosen = select(split, len(paths))
+    paths = [paths[i] for i in chosen]
+    labels = [classes.index(parts[i][0]) if classes else -1 for i in chosen]
+    return images.Images(
+        get=lambda i: (images.read_image(paths[i]), labels[i]),
+        size=len(paths),
+        num_classes=len(classes),
+        describe=lambda i: str(paths[i]),
+    )
+
+
+class Arrays(NamedTuple):
+    """Examples, with labels in 0..num_classes - 1 unless `label` is None."""
+
+    x: Shaped[np.ndarray, "n ..."]
+    label: Int32[np.ndarray, "n"] | None
+    num_classes: int
+
+
+def read_arrays(path: pathlib.Path, split: str) -> Arrays:
+    """Examples and labels of `path/<split>.npz` (or .npy, or the file `path` itself).
+
+    An .npz file holds the examples under one of images, samples, x, arr_0, and optionally integer labels [n] under
+    one of labels, label, cond. Examples are uint8, or float in [-1, 1] and returned as float32; latents, which are
+    [n, height, width, channels] with neither 1 nor 3 channels, may be any finite numbers.
+
+    Raises:
+        ValueError: naming the file and the key, if it cannot be read or its shape, type or range is wrong.
+    """
+    file = _locate(path, split, (".npz", ".npy"))
+    try:
+        with open(file, "rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            data = {"array": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+    except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
+        raise ValueError(f"Cannot read arrays from {file}: {error}.") from error
+    key = next((key for key in ("array", *_IMAGE_KEYS) if key in data), None)
+    if key is None:
+        raise ValueError(f"{file} has the keys {sorted(data)}; the examples must be under one of {_IMAGE_KEYS}.")
+    x = data[key]
+    where = f"{file}, key {key!r}:"
+    if x.ndim < 2 or x.size == 0:
+        raise ValueError(f"{where} needs shape [n, ...] with n > 0, got {x.shape}.")
+    if np.issubdtype(x.dtype, np.floating):
+        low, high = float(x.min()), float(x.max())
+        latent = x.ndim == 4 and x.shape[-1] not in (1, 3)
+        limit = np.finfo(np.float32).max if latent else 1
+        if not -limit <= low <= high <= limit:  # written so that NaN fails
+            allowed = "finite" if latent else "in [-1, 1]"
+            raise ValueError(f"{where} floating-point values must be {allowed}, got {low:.4g} to {high:.4g}.")
+        x = x.astype(np.float32)
+    elif x.dtype != np.uint8:
+        raise ValueError(f"{where} must be uint8 or floating point, got {x.dtype}.")
+    label_key = next((key for key in _LABEL_KEYS if key in data), None)
+    label = None if label_key is None else data[label_key]
+    if label is not None:
+        if label.shape != x.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min() < 0:
+            raise ValueError(
+                f"{file}, key {label_key!r}: labels must be integers >= 0 of shape {x.shape[:1]}, "
+                f"got {label.dtype} of shape {label.shape}."
+            )
+        label = label.astype(np.int32)
+    chosen = select(split, len(x))
+    if label is None:
+        return Arrays(x[chosen], None, 0)
+    return Arrays(x[chosen], label[chosen], int(label.max()) + 1)
+
+
+def array_images(path: pathlib.Path, arrays: Arrays) -> images.Images:
+    """uint8 [n, height, width] or [n, height, width, 1, 3 or 4] as images.
+
+    Raises:
+        ValueError: another shape.
+    """
+    x, label, num_classes = arrays
+    if x.ndim != 3 and not (x.ndim == 4 and x.shape[-1] in (1, 3, 4)):
+        raise ValueError(f"{path}: 8-bit images must be [n, height, width(, 1, 3 or 4)], got {x.shape}.")
+    return images.Images(
+        get=lambda i: (images.from_array(x[i]), -1 if label is None else int(label[i])),
+        size=len(x),
+        num_classes=num_classes,
+        describe=lambda i: f"{path}, image {i}",
+    )

@@ -1,0 +1,101 @@
+"""From whatever an image file holds to uint8 [height, width, channels] of one size."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from jaxtyping import UInt8
+
+_GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+class Images(NamedTuple):
+    """Images as they are stored, before conversion.
+
+    `get(i)` returns image i and its label (-1 if `num_classes` is 0); `describe(i)` names it in error messages.
+    """
+
+    get: Callable[[int], tuple[PIL.Image.Image, int]]
+    size: int
+    num_classes: int
+    describe: Callable[[int], str]
+
+
+def readable_suffixes() -> set[str]:
+    """File suffixes such as ".png" of the formats that the installed PIL reads."""
+    return {suffix for suffix, format in PIL.Image.registered_extensions().items() if format in PIL.Image.OPEN}
+
+
+def from_array(pixels: UInt8[np.ndarray, "..."]) -> PIL.Image.Image:
+    """uint8 [height, width], or [height, width, channels] with 1, 3 or 4 channels, as an image."""
+    return PIL.Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+
+
+def read_image(path: pathlib.Path) -> PIL.Image.Image:
+    """Open and decode an image file, turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: naming the file, when it is missing, corrupt, truncated or has more pixels than PIL's limit
+            against decompression bombs.
+    """
+    try:
+        with PIL.Image.open(path) as image:
+            if image.width * image.height > PIL.Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels exceed {PIL.Image.MAX_IMAGE_PIXELS}")
+            image.load()
+            return PIL.ImageOps.exif_transpose(image)
+    except Exception as error:  # PIL's plugins raise almost anything on broken files
+        raise ValueError(f"Cannot read the image {path}: {error}.") from error
+
+
+def native_channels(image: PIL.Image.Image) -> int:
+    """1 for gray modes, 3 for all others."""
+    return 1 if image.mode in _GRAY_MODES else 3
+
+
+def _to_8_bit(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Scale 16-bit gray to 8-bit gray; refuse floating-point and wider integer pixels, whose range is unknown."""
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image
+    pixels = np.asarray(image)
+    if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:
+        raise ValueError(f"pixels of mode {image.mode!r} have no known range; convert them to 8 or 16 bits")
+    return PIL.Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+
+
+def convert(
+    image: PIL.Image.Image, *, size: int | None, channels: int, crop: int | None = None
+) -> UInt8[np.ndarray, "height width {channels}"]:
+    """Crop to the centre square, resize with an antialiasing Lanczos filter and convert the colours.
+
+    Transparent pixels are laid over white. RGB becomes gray by ITU-R 601-2 luma.
+
+    Args:
+        image: of any mode except floating point.
+        size: side of the result; `None` leaves the size (after the crop) as it is.
+        channels: 1 or 3.
+        crop: side of the centre square to keep before resizing; `None` keeps the largest one if `size` is given.
+
+    Raises:
+        ValueError: the crop is larger than the image, or the pixels have no known range.
+    """
+    image = _to_8_bit(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    width, height = image.size
+    if crop is not None and crop > min(width, height):
+        raise ValueError(f"crop = {crop} is larger than the image of {width} x {height} pixels")
+    side = crop or (min(width, height) if size else None)
+    if side:
+        left, top = (width - side) // 2, (height - side) // 2
+        image = image.crop((left, top, left + side, top + side))
+    if size and image.size != (size, size):
+        image = image.resize((size, size), PIL.Image.Resampling.LANCZOS)
+    return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)

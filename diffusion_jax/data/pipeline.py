@@ -1,0 +1,122 @@
+"""From a source to batches whose content is a pure function of (seed, step), whatever the number of processes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from concurrent import futures
+
+import jax
+import numpy as np
+from jaxtyping import Int64
+
+from diffusion_jax.data.sources import Source
+
+_NUM_STEPS = 2**62  # "infinite" for Grain, which wants a length
+_READ_CHUNK = 256  # examples per task when a whole split is read
+
+
+@functools.lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, num_examples: int) -> Int64[np.ndarray, "num_examples"]:
+    permutation = np.random.default_rng((seed, epoch)).permutation(num_examples)
+    permutation.flags.writeable = False  # the cache shares it between callers
+    return permutation
+
+
+def epoch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> Int64[np.ndarray, "batch_size"]:
+    """Indices of the examples in the global batch number `step`.
+
+    Concatenate one random permutation of the data set per epoch, permutation e drawn from the seed (seed, e); batch
+    `step` takes positions step * batch_size ... (step + 1) * batch_size - 1 of that infinite sequence. A batch may
+    straddle epochs, so nothing is dropped and `batch_size` may exceed `num_examples`.
+    """
+    positions = step * batch_size + np.arange(batch_size, dtype=np.int64)
+    epochs, offsets = np.divmod(positions, num_examples)
+    indices = np.empty(batch_size, np.int64)
+    for epoch in range(epochs[0], epochs[-1] + 1):
+        here = epochs == epoch
+        indices[here] = _permutation(seed, epoch, num_examples)[offsets[here]]
+    return indices
+
+
+def batches(
+    source: Source,
+    *,
+    batch_size: int,
+    seed: int,
+    num_workers: int | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 4,
+) -> Iterator[dict[str, np.ndarray]]:
+    """Endless shuffled, augmented batches of this process: its contiguous rows of every global batch.
+
+    Args:
+        source: what to read.
+        batch_size: size of the global batch, a multiple of `process_count`.
+        seed: of the order and the augmentation. Both depend on (seed, step) and the row in the global batch only.
+        num_workers: threads that read ahead; 0 reads in the calling thread. `None` takes the source's own number.
+        process_index, process_count: which slice of the global batch to return.
+        prefetch: how many batches the threads may be ahead.
+
+    Returns:
+        A Grain iterator. Its state (`get_state`, `set_state`; Orbax stores it beside the train state) is
+        {"next_index": the number of batches it has returned}.
+
+    Raises:
+        ValueError: a number is out of range or `batch_size` does not divide by `process_count`.
+    """
+    import grain
+
+    num_workers = source.num_workers if num_workers is None else num_workers
+    if batch_size <= 0:
+        raise ValueError(f"batch_size must be positive, got {batch_size}.")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index must be in 0..{process_count - 1} (process_count - 1), got {process_index}.")
+    if batch_size % process_count:
+        raise ValueError(f"batch_size = {batch_size} must be a multiple of process_count = {process_count}.")
+    if seed < 0 or num_workers < 0 or prefetch < 0:
+        raise ValueError(f"Neither may be negative: {seed=}, {num_workers=}, {prefetch=}.")
+    local_size = batch_size // process_count
+    start = process_index * local_size
+
+    def read(step: int) -> dict[str, np.ndarray]:
+        indices = epoch_indices(seed, step, len(source), batch_size)[start : start + local_size]
+        rng = np.random.default_rng((seed, step, 1))
+        # Two float32 numbers come out of one 64-bit draw: skip what belongs to the rows of earlier processes.
+        rng.bit_generator.advance(start * source.draws // 2)
+        return source.batch(indices, rng, augment=True)
+
+    options = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=max(prefetch, num_workers))
+    return iter(grain.MapDataset.range(_NUM_STEPS).map(read).to_iter_dataset(options))
+
+
+def arrays(source: Source, max_examples: int | None = None) -> dict[str, np.ndarray]:
+    """The whole split (or its first `max_examples`) in order and without randomness, for evaluation.
+
+    Returns:
+        {"x": float32 [n, *shape], "label": int32 [n] if there are labels}.
+
+    Raises:
+        ValueError: `max_examples` is not positive.
+    """
+    if max_examples is not None and max_examples <= 0:
+        raise ValueError(f"max_examples must be positive, got {max_examples}.")
+    indices = np.arange(len(source) if max_examples is None else min(max_examples, len(source)))
+    chunks = [indices[i : i + _READ_CHUNK] for i in range(0, len(indices), _READ_CHUNK)]
+    with futures.ThreadPoolExecutor() as pool:
+        parts = list(pool.map(source.batch, chunks))
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def device_batches(
+    iterator: Iterator[dict[str, np.ndarray]], sharding: jax.sharding.Sharding
+) -> Iterator[dict[str, jax.Array]]:
+    """Lay this process's batches out as global arrays over all devices, e.g. with NamedSharding(mesh, P("data")).
+
+    It takes a batch from `iterator` only when asked for one, so the checkpointable state of `iterator` always counts
+    exactly the batches that were received. Transfers still overlap with computation: both are dispatched
+    asynchronously, and Grain's threads read ahead.
+    """
+    for batch in iterator:
+        yield {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}

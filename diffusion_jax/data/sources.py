@@ -1,0 +1,236 @@
+"""The data sets a config can name, as one random-access type."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Integer
+
+from diffusion_jax.data import files, images, toys
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """One split of a data set, read by index.
+
+    Attributes:
+        read: int [n] -> {"x": uint8 or float32 [n, *shape], "label": int32 [n] if there are labels}.
+        size: number of examples.
+        shape: of one example, (height, width, channels) for images.
+        num_classes: labels are 0..num_classes - 1; 0 if there are none.
+        flip: mirror half of the images when augmenting.
+        dequantize: replace an 8-bit value v by a uniform draw from [v, v + 1).
+        num_workers: threads that should read ahead.
+    """
+
+    read: Callable[[np.ndarray], dict[str, np.ndarray]]
+    size: int
+    shape: tuple[int, ...]
+    num_classes: int = 0
+    flip: bool = False
+    dequantize: bool = False
+    num_workers: int = 0
+
+    def __len__(self) -> int:
+        return self.size
+
+    @property
+    def draws(self) -> int:
+        """Uniform numbers that one example consumes in `batch`, an even number."""
+        draws = self.flip + self.dequantize * math.prod(self.shape)
+        return draws + draws % 2
+
+    def batch(
+        self, indices: Integer[np.ndarray, "n"], rng: np.random.Generator | None = None, augment: bool = False
+    ) -> dict[str, np.ndarray]:
+        """Examples as {"x": float32 [n, *shape], "label": int32 [n] if there are labels}.
+
+        An 8-bit value v becomes x = v / 127.5 - 1 or, dequantized with u ~ U[0, 1), x = (v + u) / 128 - 1. Either way
+        x is in [-1, 1]. Without `rng` nothing is random; with it images are dequantized and, if `augment`, flipped
+        (if the source asks for it).
+
+        Raises:
+            ValueError: `augment` without `rng`.
+        """
+        if augment and rng is None:
+            raise ValueError("augment=True needs an rng.")
+        batch = self.read(indices)
+        x = batch["x"]
+        if rng is not None:
+            uniform = rng.random((len(indices), self.draws), dtype=np.float32)
+            if augment and self.flip:
+                x = np.where(uniform[:, 0, None, None, None] < 0.5, x[:, :, ::-1], x)
+            if self.dequantize:
+                noise = uniform[:, self.flip : self.flip + math.prod(self.shape)].reshape(x.shape)
+                return batch | {"x": (x + noise) / np.float32(128) - np.float32(1)}
+        if x.dtype == np.uint8:
+            x = x / np.float32(127.5) - np.float32(1)
+        return batch | {"x": x}
+
+
+def load(
+    *,
+    name: str,
+    split: str = "train",
+    eval_split: str = "test",
+    evaluation: bool = False,
+    path: str | None = None,
+    image_size: int | None = None,
+    channels: int | None = None,
+    crop: int | None = None,
+    flip: bool = False,
+    dequantize: bool = False,
+    num_workers: int = 1,
+    cache_bytes: int = 2**30,
+    kind: str = "gaussian_mixture",
+    num_examples: int = 65536,
+    seed: int = 0,
+) -> Source:
+    """Open one split of a data set. The arguments are the keys of `config.data`.
+
+    Args:
+        name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points), or
+            any TFDS image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
+        split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and
+            "arrays" are taken after one fixed shuffle, because files are often sorted by class.
+        eval_split: what `evaluation=True` reads in place of `split`.
+        evaluation: whether the split is for evaluation.
+        path: the folder, the array file, or the TFDS data directory (default: $TFDS_DATA_DIR, else
+            ~/tensorflow_datasets). Sub-folders (or array files) called like a split hold that split; otherwise
+            everything is "train". Sub-folders of image folders are classes.
+        image_size: side in pixels of the square images to return. `None` keeps the stored size.
+        channels: 1 or 3; for floating-point arrays, the number they have. `None` keeps that of the first image.
+        crop: side of the centre square to cut out before resizing. `None` takes the largest one.
+        flip: mirror images at random in training.
+        dequantize: add uniform noise to 8-bit values.
+        num_workers: threads that read ahead of training.
+        cache_bytes: a data set whose decoded images are no larger stays in memory once read.
+        kind, num_examples, seed: of a toy; its "test" split is a second independent draw.
+
+    Raises:
+        ValueError: an argument is out of range, or the data is missing, empty or unreadable.
+    """
+    split = eval_split if evaluation else split
+    for key, value in {"image_size": image_size, "crop": crop}.items():
+        if value is not None and value <= 0:
+            raise ValueError(f"data.{key} must be positive, got {value}.")
+    if name == "toy":
+        if image_size or channels or crop or flip or dequantize:
+            raise ValueError("Toys have no pixels: image_size, channels, crop, flip and dequantize must stay unset.")
+        return _toy(kind, split, num_examples, seed)
+    if name in ("folder", "arrays") and not path:
+        raise ValueError(f"data.path must be set for data.name = {name!r}.")
+    if name == "arrays":
+        arrays = files.read_arrays(pathlib.Path(path), split)
+        if arrays.x.dtype != np.uint8:
+            return _float_source(path, arrays, image_size, channels, crop, flip, dequantize)
+    if channels not in (None, 1, 3):
+        raise ValueError(f"data.channels must be 1 or 3, got {channels}.")
+    if name == "arrays":
+        found = files.array_images(pathlib.Path(path), arrays)
+    elif name == "folder":
+        found = files.folder_images(pathlib.Path(path), split)
+    else:
+        from diffusion_jax.data import builders
+
+        found = builders.tfds_images(name, split, path)
+    source = _decoded(found, image_size, channels, crop, cache_bytes)
+    return dataclasses.replace(source, flip=flip, dequantize=dequantize, num_workers=num_workers)
+
+
+def _in_memory(arrays: files.Arrays, flip: bool = False) -> Source:
+    data = {"x": arrays.x} if arrays.label is None else {"x": arrays.x, "label": arrays.label}
+    return Source(
+        read=lambda indices: {key: value[indices] for key, value in data.items()},
+        size=len(arrays.x),
+        shape=arrays.x.shape[1:],
+        num_classes=arrays.num_classes,
+        flip=flip,
+    )
+
+
+def _toy(kind: str, split: str, num_examples: int, seed: int) -> Source:
+    splits = ("train", "test")
+    if split not in splits:
+        raise ValueError(f"Unknown split {split!r} of a toy; known: {', '.join(splits)}.")
+    x, label = toys.draw(kind, num_examples, np.random.default_rng((seed, splits.index(split))))
+    return _in_memory(files.Arrays(x, label, toys.KINDS[kind][1]))
+
+
+def _float_source(
+    path: str,
+    arrays: files.Arrays,
+    image_size: int | None,
+    channels: int | None,
+    crop: int | None,
+    flip: bool,
+    dequantize: bool,
+) -> Source:
+    """Floating-point examples are used as they are, so what is asked for must be what is there."""
+    shape = arrays.x.shape[1:]
+    if crop or dequantize:
+        raise ValueError(f"{path} holds floating-point examples; {crop=} and {dequantize=} need 8-bit images.")
+    is_image = len(shape) == 3
+    asked = (image_size or shape[0], image_size or shape[1], channels or shape[2]) if is_image else shape
+    if asked != shape or (not is_image and (image_size or channels or flip)):
+        raise ValueError(
+            f"{path} holds floating-point examples of shape {shape}, which are used as they are; "
+            f"they do not fit {image_size=}, {channels=}, {flip=}."
+        )
+    return _in_memory(arrays, flip)
+
+
+def _decoded(
+    found: images.Images, image_size: int | None, channels: int | None, crop: int | None, cache_bytes: int
+) -> Source:
+    """Read, convert and, if they fit into `cache_bytes`, remember images. The first one fixes what is left open."""
+    channels = channels or images.native_channels(found.get(0)[0])
+
+    def decode(i: int) -> tuple[np.ndarray, int]:
+        image, label = found.get(i)
+        try:
+            return images.convert(image, size=image_size, channels=channels, crop=crop), label
+        except ValueError as error:
+            raise ValueError(f"{found.describe(i)}: {error}.") from error
+
+    shape = decode(0)[0].shape
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        x = np.empty((len(indices), *shape), np.uint8)
+        label = np.empty(len(indices), np.int32)
+        for row, i in enumerate(indices):
+            pixels, label[row] = decode(int(i))
+            if pixels.shape != shape:
+                raise ValueError(
+                    f"{found.describe(int(i))} has shape {pixels.shape}, {found.describe(0)} has {shape}. "
+                    "Set data.image_size to bring all images to one size."
+                )
+            x[row] = pixels
+        return {"x": x, "label": label} if found.num_classes else {"x": x}
+
+    if found.size * math.prod(shape) <= cache_bytes:
+        read = _remembered(read, found.size)
+    return Source(read=read, size=found.size, shape=shape, num_classes=found.num_classes)
+
+
+def _remembered(
+    read: Callable[[np.ndarray], dict[str, np.ndarray]], size: int
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """Like `read`, but every example is read once. Threads that race for one write the same values."""
+    first = read(np.zeros(1, np.int64))
+    memory = {key: np.empty((size, *value.shape[1:]), value.dtype) for key, value in first.items()}
+    known = np.zeros(size, bool)
+
+    def remembered(indices: np.ndarray) -> dict[str, np.ndarray]:
+        missing = np.unique(indices[~known[indices]])
+        if len(missing):
+            for key, value in read(missing).items():
+                memory[key][missing] = value
+            known[missing] = True
+        return {key: value[indices] for key, value in memory.items()}
+
+    return remembered

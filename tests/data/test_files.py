@@ -1,0 +1,187 @@
+"""Image folders and array files."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from diffusion_jax import data
+from diffusion_jax.data import files
+
+
+def save_gray(path, value, size=(4, 4)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("L", size, value).save(path)
+
+
+def pixel_values(source):
+    return np.round((data.arrays(source)["x"][:, 0, 0, 0] + 1) * 127.5).astype(int).tolist()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, name in enumerate(["b/2.png", "a/10.bmp", "a/deep/x.PNG", "b/1.png"]):
+        save_gray(tmp_path / name, 10 * i)
+    (tmp_path / "a" / "notes.txt").write_text("no image")
+    (tmp_path / "a" / ".hidden.png").write_text("no image")
+    return tmp_path
+
+
+def test_folder_is_sorted_and_its_sub_folders_are_classes(folder):
+    source = data.load(name="folder", path=str(folder))
+    assert (len(source), source.shape, source.num_classes) == (4, (4, 4, 1), 2)
+    assert pixel_values(source) == [10, 20, 30, 0]
+    np.testing.assert_array_equal(data.arrays(source)["label"], [0, 0, 1, 1])
+
+
+def test_folder_with_images_at_the_top_has_no_labels(folder):
+    save_gray(folder / "top.png", 50)
+    source = data.load(name="folder", path=str(folder))
+    assert source.num_classes == 0 and "label" not in data.arrays(source)
+
+
+def test_folder_with_split_folders(tmp_path):
+    save_gray(tmp_path / "train" / "0.png", 1)
+    save_gray(tmp_path / "test" / "0.png", 2)
+    options = {"name": "folder", "path": str(tmp_path)}
+    assert pixel_values(data.load(**options)) == [1]
+    assert pixel_values(data.load(**options, evaluation=True)) == [2]
+    with pytest.raises(ValueError, match="Unknown split 'validation'"):
+        data.load(**options, split="validation")
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 2**20])
+def test_cache_does_not_change_the_batches(folder, cache_bytes):
+    source = data.load(name="folder", path=str(folder), cache_bytes=cache_bytes, flip=True)
+    reference = data.load(name="folder", path=str(folder), flip=True)
+    iterator = data.batches(source, batch_size=3, seed=0)
+    expected = data.batches(reference, batch_size=3, seed=0, num_workers=0)
+    for _ in range(4):
+        got, want = next(iterator), next(expected)
+        np.testing.assert_array_equal(got["x"], want["x"])
+        np.testing.assert_array_equal(got["label"], want["label"])
+
+
+def test_cached_images_are_read_once(folder):
+    source = data.load(name="folder", path=str(folder))
+    before = data.arrays(source)
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    np.testing.assert_array_equal(before["x"], data.arrays(source)["x"])
+
+
+def test_slices_are_disjoint_and_cover_everything():
+    front, back = files.select("train[:30%]", 101), files.select("train[30%:]", 101)
+    assert len(front) == 30 and sorted([*front, *back]) == list(range(101))
+    assert not np.array_equal(front, np.arange(30))
+    np.testing.assert_array_equal(files.select("train", 5), np.arange(5))
+    assert len(files.select("train[-7:]", 101)) == 7
+
+
+@pytest.mark.parametrize(
+    "split", ["train[", "train[5]", "", "train[:0]", "train[:200]", "train[50%:50%]", "train[9:3]"]
+)
+def test_refuses_splits_it_cannot_take(split):
+    with pytest.raises(ValueError, match="split"):
+        files.select(split, 100)
+
+
+def test_errors_name_the_path(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere.*does not exist"):
+        data.load(name="folder", path=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"No image file in .*"):
+        data.load(name="folder", path=str(tmp_path))
+    with pytest.raises(ValueError, match=r"data.path must be set"):
+        data.load(name="folder")
+
+
+def test_images_of_other_sizes_are_refused_without_and_resized_with_image_size(tmp_path):
+    save_gray(tmp_path / "0.png", 10)
+    save_gray(tmp_path / "1.png", 20, size=(6, 9))
+    with pytest.raises(ValueError, match=r"1\.png has shape \(9, 6, 1\).*Set data\.image_size"):
+        data.arrays(data.load(name="folder", path=str(tmp_path)))
+    source = data.load(name="folder", path=str(tmp_path), image_size=5, channels=3)
+    assert source.shape == (5, 5, 3) and pixel_values(source) == [10, 20]
+
+
+def save_npz(path, **content):
+    np.savez(path, **content)
+    return {"name": "arrays", "path": str(path)}
+
+
+@pytest.mark.parametrize("key", ["images", "samples", "x", "arr_0"])
+@pytest.mark.parametrize("label_key", ["labels", "cond"])
+def test_npz_with_labels(tmp_path, key, label_key):
+    images = np.arange(2 * 3 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3, 3)
+    source = data.load(**save_npz(tmp_path / "a.npz", **{key: images, label_key: np.array([1, 0])}))
+    batch = data.arrays(source)
+    assert (source.shape, source.num_classes) == ((3, 3, 3), 2)
+    np.testing.assert_allclose(batch["x"], images / 127.5 - 1, atol=1e-6)
+    np.testing.assert_array_equal(batch["label"], [1, 0])
+
+
+def test_npy_of_gray_images_gets_a_channel(tmp_path):
+    np.save(tmp_path / "a.npy", np.full((5, 4, 4), 255, np.uint8))
+    source = data.load(name="arrays", path=str(tmp_path / "a.npy"), image_size=2, channels=3)
+    np.testing.assert_array_equal(data.arrays(source)["x"], np.ones((5, 2, 2, 3)))
+
+
+def test_float_arrays_are_taken_as_they_are(tmp_path):
+    x = np.random.default_rng(0).uniform(-1, 1, (6, 4, 4, 1))
+    options = save_npz(tmp_path / "a.npz", x=x)
+    source = data.load(**options, image_size=4, channels=1, flip=True)
+    np.testing.assert_array_equal(data.arrays(source)["x"], x.astype(np.float32))
+    for wrong in ({"image_size": 8}, {"channels": 3}, {"crop": 2}, {"dequantize": True}):
+        with pytest.raises(ValueError, match=rf"a\.npz.*{next(iter(wrong))}"):
+            data.load(**options, **wrong)
+
+
+def test_latents_may_leave_the_range_of_images(tmp_path):
+    x = np.random.default_rng(0).normal(size=(6, 4, 4, 4)) * 3
+    options = save_npz(tmp_path / "a.npz", x=x, label=np.arange(6))
+    source = data.load(**options, image_size=4, channels=4)
+    np.testing.assert_array_equal(data.arrays(source)["x"], x.astype(np.float32))
+    with pytest.raises(ValueError, match=r"a\.npz.*must be finite"):
+        data.load(**save_npz(tmp_path / "a.npz", x=np.full((6, 4, 4, 4), np.inf)))
+    with pytest.raises(ValueError, match=r"data\.channels must be 1 or 3, got 4"):
+        data.load(**save_npz(tmp_path / "a.npz", x=np.zeros((6, 4, 4, 4), np.uint8)), channels=4)
+
+
+def test_array_splits(tmp_path):
+    np.savez(tmp_path / "train.npz", x=np.zeros((9, 2)))
+    np.savez(tmp_path / "test.npz", x=np.ones((3, 2)))
+    options = {"name": "arrays", "path": str(tmp_path)}
+    assert len(data.load(**options)) == 9 and len(data.load(**options, evaluation=True)) == 3
+    assert len(data.load(**options, split="train[:4]")) == 4
+    labelled = save_npz(tmp_path / "labelled.npz", x=np.zeros((9, 2)), labels=np.arange(9))
+    assert data.load(**labelled, split="train[:2]").num_classes == 9
+    with pytest.raises(ValueError, match="Unknown split 'test'"):
+        data.load(name="arrays", path=str(tmp_path / "train.npz"), evaluation=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"pictures": np.zeros((2, 2))}, r"a\.npz has the keys \['pictures'\]"),
+        ({"x": np.zeros(3)}, r"a\.npz, key 'x'.*shape"),
+        ({"x": np.zeros((0, 3))}, r"a\.npz, key 'x'.*n > 0"),
+        ({"x": np.full((2, 2), 1.5)}, r"a\.npz, key 'x'.*\[-1, 1\], got 1\.5"),
+        ({"x": np.full((2, 2), np.nan)}, r"a\.npz, key 'x'.*nan"),
+        ({"x": np.zeros((2, 2), np.int32)}, r"a\.npz, key 'x'.*int32"),
+        ({"x": np.zeros((2, 4, 4, 2), np.uint8)}, r"a\.npz.*\(2, 4, 4, 2\)"),
+        ({"x": np.zeros((2, 2)), "labels": np.zeros(3, int)}, r"a\.npz, key 'labels'"),
+        ({"x": np.zeros((2, 2)), "labels": np.array([0, -1])}, r"a\.npz, key 'labels'"),
+        ({"x": np.array([{}, {}])}, r"a\.npz.*allow_pickle"),
+    ],
+)
+def test_bad_arrays_name_the_file_and_the_key(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        data.load(**save_npz(tmp_path / "a.npz", **content))
+
+
+def test_damaged_array_file_is_named(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((20, 20)))
+    content = (tmp_path / "a.npz").read_bytes()
+    for damaged in (b"", b"PK nonsense", content[: len(content) // 2]):
+        (tmp_path / "b.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"Cannot read arrays from .*b\.npz"):
+            data.load(name="arrays", path=str(tmp_path / "b.npz"))
