@@ -1,0 +1,256 @@
+"""Figures of samples, each next to the same figure of real data that the generator has not seen."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Array
+
+from diffusion_jax.evaluation import classifier as classifiers
+from diffusion_jax.evaluation.frechet import frechet_distance, statistics
+
+_RANGE_TOLERANCE = 0.5  # samples may overshoot [-1, 1] by this; they are judged clipped, as they are saved
+_ACCURACY = 0.97  # a classifier below this is a poor judge
+_MAX_DISTANCE_COST = 2e11  # multiplications spent on nearest neighbours, a few seconds
+_BLOCK = 2048  # training images compared at once
+_DIRECTIONS = 180  # lines through the origin of the plane: one per degree
+
+
+class NearestNeighbour(NamedTuple):
+    """Root-mean-square distance per pixel from samples to their nearest training images."""
+
+    mean: float
+    minimum: float
+
+
+def classifier_metrics(
+    samples: np.ndarray | Array,
+    train: Mapping[str, np.ndarray | Array],
+    test: Mapping[str, np.ndarray | Array],
+    *,
+    seed: int = 0,
+    epochs: int | None = None,
+) -> dict[str, float | int]:
+    """Judge image samples with a classifier that is trained here, on the training split.
+
+    The Frechet distance is between features of this classifier, so it is not FID and means something only next to
+    its value for real test images, at equal counts. These are random subsets of both, chosen by `seed`.
+
+    Args:
+      samples: `[n, h, w, c]` with n >= 2, floats in [-1, 1]; an overshoot of up to 0.5 is clipped.
+      train, test: real data, each `x: [m, h, w, c]` in [-1, 1] and `label: [m]`, integers from 0.
+      seed: of the classifier and the subsets.
+      epochs: of the classifier; see `train_classifier`.
+
+    Returns:
+      A dictionary with the keys
+
+      - `classifier_test_accuracy`: on the test split; a warning is given where it is below 0.97.
+      - `class_entropy`: entropy of the histogram of predicted classes, in nats; `class_entropy_max` = ln K for K
+        classes, and `class_entropy_ratio` of the two.
+      - `confidence`: mean probability of the predicted class; `confidence_real` for test images, and their ratio.
+      - `classifier_frechet`: squared distance from the features of the training split; `classifier_frechet_real` for
+        test images, and their ratio.
+      - `nearest_train_distance` and `nearest_train_minimum`: see `nearest_neighbour_distance`; with `_real` for test
+        images. A mean far below that of test images tells of memorised training images. Left out where the data are
+        so many that it would take long.
+      - `num_samples`, and `num_frechet`, the number of samples and of test images that the Frechet distances use.
+
+    Raises:
+      ValueError: too few samples, values that are not finite or out of range, or shapes that differ.
+    """
+    x_train, x_test = _in_range("train x", train["x"], 0.01), _in_range("test x", test["x"], 0.01)
+    samples = np.clip(_in_range("samples", samples, _RANGE_TOLERANCE), -1, 1)
+    for name, x in (("samples", samples), ("test x", x_test)):
+        if x.shape[1:] != x_train.shape[1:]:
+            raise ValueError(
+                f"{name} must have the shape of the training images {x_train.shape[1:]}, got {x.shape[1:]}"
+            )
+        if len(x) < 2:
+            raise ValueError(f"{name} must hold at least 2 images, got {len(x)}")
+    labels, test_labels = np.asarray(train["label"]), np.asarray(test["label"])
+    if test_labels.shape != (len(x_test),):
+        raise ValueError(f"test label must have shape ({len(x_test)},), got {test_labels.shape}")
+    num_classes = int(labels.max(initial=0)) + 1
+    if num_classes < 2:
+        raise ValueError("train label must hold at least 2 classes")
+
+    judge = classifiers.train_classifier(x_train, labels, num_classes=num_classes, seed=seed, epochs=epochs)
+    predicted = classifiers.probabilities(judge, samples)
+    predicted_real = classifiers.probabilities(judge, x_test)
+    accuracy = float(np.mean(predicted_real.argmax(axis=1) == test_labels))
+    if accuracy < _ACCURACY:
+        warnings.warn(f"the judging classifier is only {accuracy:.1%} accurate on real test images", stacklevel=2)
+    entropy = _entropy(np.bincount(predicted.argmax(axis=1), minlength=num_classes))
+    confidence, confidence_real = float(predicted.max(axis=1).mean()), float(predicted_real.max(axis=1).mean())
+
+    count = min(len(samples), len(x_test))
+    random = np.random.default_rng(seed)
+    real = statistics(classifiers.features(judge, x_train))
+    frechet, frechet_real = (
+        frechet_distance(*real, *statistics(classifiers.features(judge, x[random.permutation(len(x))[:count]])))
+        for x in (samples, x_test)
+    )
+    results = {
+        "classifier_test_accuracy": accuracy,
+        "class_entropy": entropy,
+        "class_entropy_max": math.log(num_classes),
+        "class_entropy_ratio": entropy / math.log(num_classes),
+        "confidence": confidence,
+        "confidence_real": confidence_real,
+        "confidence_ratio": confidence / confidence_real,
+        "classifier_frechet": frechet,
+        "classifier_frechet_real": frechet_real,
+        "classifier_frechet_ratio": frechet / frechet_real if frechet_real > 0 else math.inf,
+        "num_samples": len(samples),
+        "num_frechet": count,
+    }
+    if (len(samples) + len(x_test)) * x_train.size <= _MAX_DISTANCE_COST:
+        nearest, nearest_real = (nearest_neighbour_distance(x, x_train) for x in (samples, x_test))
+        results |= {
+            "nearest_train_distance": nearest.mean,
+            "nearest_train_distance_real": nearest_real.mean,
+            "nearest_train_minimum": nearest.minimum,
+            "nearest_train_minimum_real": nearest_real.minimum,
+        }
+    return results
+
+
+def nearest_neighbour_distance(samples: np.ndarray | Array, train: np.ndarray | Array) -> NearestNeighbour:
+    """Distance min_j |samples_i - train_j| / sqrt(d) over the d values of an image; 0 for an exact copy.
+
+    Args:
+      samples, train: `[n, *shape]` and `[m, *shape]`.
+
+    Returns:
+      Its mean and its minimum over the samples.
+
+    Raises:
+      ValueError: either is empty or not finite, or the shapes differ.
+    """
+    samples, train = _finite("samples", samples), _finite("train", train)
+    if samples.shape[1:] != train.shape[1:]:
+        raise ValueError(f"samples and train must have the same shape, got {samples.shape[1:]} and {train.shape[1:]}")
+    samples, train = samples.reshape(len(samples), -1), train.reshape(len(train), -1)
+    best, nearest = np.full(len(samples), np.inf), np.zeros(len(samples), int)
+    for start in range(0, len(train), _BLOCK):
+        block = train[start : start + _BLOCK]
+        squared = np.sum(block**2, axis=1) - 2 * samples @ block.T  # less |sample|^2, the same for all neighbours
+        column = squared.argmin(axis=1)
+        value = squared[np.arange(len(samples)), column]
+        nearest, best = np.where(value < best, start + column, nearest), np.minimum(value, best)
+    # The squares above cancel in float32 for near copies, so only the choice of neighbour is theirs.
+    distance = np.sqrt(np.mean((samples - train[nearest]) ** 2, axis=1, dtype=np.float64))
+    return NearestNeighbour(float(distance.mean()), float(distance.min()))
+
+
+def sliced_wasserstein(x: np.ndarray | Array, y: np.ndarray | Array) -> float:
+    """Sliced 2-Wasserstein distance of two equally large sets of points in the plane; see arXiv 1902.00434.
+
+    The root of the mean, over directions u, of W_2(<u, x>, <u, y>)^2, where W_2 between points on a line matches them
+    in order. 180 directions, one per degree, stand for all. A translation by v gives |v| / sqrt(2).
+
+    Args:
+      x, y: `[n, 2]`.
+
+    Raises:
+      ValueError: a set is empty, not finite or not in the plane, or the counts differ.
+    """
+    x, y = _plane("x", x), _plane("y", y)
+    if len(x) != len(y):
+        raise ValueError(f"x and y must hold equally many points, got {len(x)} and {len(y)}")
+    angles = np.pi * np.arange(_DIRECTIONS) / _DIRECTIONS
+    directions = np.stack([np.cos(angles), np.sin(angles)])
+    return float(np.sqrt(np.mean((np.sort(x @ directions, axis=0) - np.sort(y @ directions, axis=0)) ** 2)))
+
+
+def toy_metrics(
+    samples: np.ndarray | Array,
+    reference: np.ndarray | Array,
+    *,
+    log_density: Callable | None = None,
+    means: np.ndarray | Array | None = None,
+    weights: np.ndarray | Array | None = None,
+) -> dict[str, float | int]:
+    """Judge points in the plane against draws from their exact distribution.
+
+    Args:
+      samples: `[n, 2]`.
+      reference: `[m, 2]`, exact and independent draws; 2 n of them use all samples.
+      log_density: `[n, 2] -> [n]`, natural logarithm of the exact density.
+      means, weights: of a mixture's modes, `[k, 2]` and `[k]` with sum 1; both or neither.
+
+    Returns:
+      A dictionary with the keys below, each also with `_real` for reference points in place of the samples.
+
+      - `sliced_wasserstein`: from the second half of the reference, at equal counts.
+      - `mean_log_density`, in nats, where `log_density` is given.
+      - `mode_weight_error`: total variation, in [0, 1], between `weights` and the fractions of points that are
+        nearest to each mean, where these are given.
+      - `num_samples`, and `num_wasserstein`, the number of points in each set of the sliced distance.
+
+    Raises:
+      ValueError: points that are not finite or not in the plane, fewer than 2 reference points, or weights that do
+        not fit the means.
+    """
+    samples, reference = _plane("samples", samples), _plane("reference", reference)
+    if len(reference) < 2:
+        raise ValueError(f"reference must hold at least 2 points, got {len(reference)}")
+    if (means is None) != (weights is None):
+        raise ValueError("means and weights must be given together")
+    half = len(reference) // 2
+    count = min(len(samples), half)
+    target = reference[half : half + count]
+    results: dict[str, float | int] = {
+        "sliced_wasserstein": sliced_wasserstein(samples[:count], target),
+        "sliced_wasserstein_real": sliced_wasserstein(reference[:count], target),
+    }
+    if log_density is not None:
+        for suffix, x in (("", samples), ("_real", reference)):
+            results["mean_log_density" + suffix] = float(np.mean(np.asarray(log_density(x.astype(np.float32)))))
+    if means is not None:
+        for suffix, x in (("", samples), ("_real", reference)):
+            results["mode_weight_error" + suffix] = _mode_weight_error(x, means, weights)
+    return results | {"num_samples": len(samples), "num_wasserstein": count}
+
+
+def _mode_weight_error(x: np.ndarray, means: np.ndarray | Array, weights: np.ndarray | Array) -> float:
+    means, weights = _plane("means", means), np.asarray(weights, np.float64)
+    if weights.shape != (len(means),) or weights.min() < 0 or abs(weights.sum() - 1) > 1e-3:
+        raise ValueError(f"weights must be {len(means)} probabilities with sum 1, got {weights.tolist()}")
+    mode = np.argmin(((x[:, None] - means) ** 2).sum(axis=-1), axis=1)
+    return float(np.abs(np.bincount(mode, minlength=len(means)) / len(x) - weights).sum() / 2)
+
+
+def _entropy(counts: np.ndarray) -> float:
+    p = counts[counts > 0] / counts.sum()
+    return float(-np.sum(p * np.log(p)) + 0.0)
+
+
+def _finite(name: str, x: np.ndarray | Array) -> np.ndarray:
+    x = np.asarray(x, np.float32)
+    if x.size == 0:
+        raise ValueError(f"{name} must not be empty, got shape {x.shape}")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got {np.count_nonzero(~np.isfinite(x))} NaN or infinite values")
+    return x
+
+
+def _in_range(name: str, x: np.ndarray | Array, tolerance: float) -> np.ndarray:
+    x = _finite(name, x)
+    if x.ndim != 4:
+        raise ValueError(f"{name} must be [n, h, w, c], got shape {x.shape}")
+    if np.abs(x).max() > 1 + tolerance:
+        raise ValueError(f"{name} must be in [-1, 1] up to {tolerance}, got values in [{x.min():.3g}, {x.max():.3g}]")
+    return x
+
+
+def _plane(name: str, x: np.ndarray | Array) -> np.ndarray:
+    x = _finite(name, x).astype(np.float64)
+    if x.ndim != 2 or x.shape[1] != 2:
+        raise ValueError(f"{name} must be [n, 2], got shape {x.shape}")
+    return x

@@ -1,0 +1,70 @@
+"""An evaluation as a table for the terminal and as `evaluation.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def format_report(results: Mapping[str, Any]) -> str:
+    """A table with one row per figure.
+
+    `name_real` and `name_ratio` stand in the row of `name`, as the same figure of real data and as their ratio.
+    """
+    suffixes = ("", "_real", "_ratio")
+    paired = {name + suffix for name in results for suffix in suffixes[1:] if name + suffix in results}
+    rows = [("", "samples", "real data", "ratio")]
+    for name in results:
+        if name not in paired:
+            rows.append((name, *(_text(results[name + s]) if name + s in results else "" for s in suffixes)))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def write_evaluation(path: str | os.PathLike, results: Mapping[str, Any]) -> None:
+    """Write `results` as JSON to `path`, atomically: a reader sees the old file or the new one, never a part.
+
+    NumPy and JAX scalars become numbers, arrays become lists, and NaN and infinity become null, as JSON has neither.
+
+    Raises:
+      TypeError: a value is of a type that JSON has no form for.
+    """
+    path = os.path.abspath(path)
+    text = json.dumps(_plain(results), indent=2, allow_nan=False) + "\n"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), prefix=".evaluation", delete=False) as file:
+        try:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):
+        return _plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _text(value: Any) -> str:
+    value = _plain(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
