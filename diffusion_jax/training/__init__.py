@@ -1,0 +1,1 @@
+"""Training infrastructure: optimizers, weight averages, checkpoints, meshes, and what a run writes."""

@@ -1,0 +1,236 @@
+"""Checkpoints of the train state and the data iterator together, on Orbax."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from diffusion_jax.training import mesh as mesh_lib
+
+
+class Checkpoints:
+    """A folder of checkpoints, one subfolder per step, each holding the train state and the data iterator's state.
+
+    A save runs in the background and becomes visible under its step's name only when it is complete, so a killed
+    process leaves the previous checkpoints usable. Old ones are removed after a new one is complete: the last
+    `keep_last` remain, and those whose step is a multiple of `keep_every` (0: none).
+
+    Restoring a step makes the steps beyond it stale (they could not be read, or belong to an abandoned
+    continuation): they stay on disk, are not counted by `keep_last`, and are replaced when training saves them.
+
+    Raises ValueError for `keep_last` below 1 or `keep_every` below 0.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, *, keep_last: int = 2, keep_every: int = 0) -> None:
+        if keep_last < 1:
+            raise ValueError(f"keep_last={keep_last}: must be at least 1")
+        if keep_every < 0:
+            raise ValueError(f"keep_every={keep_every}: must be at least 0 (0 keeps none beyond the last ones)")
+        self.directory = pathlib.Path(directory).absolute()
+        self._stale: set[int] = set()
+        self._policy = _Preservation(keep_last=keep_last, keep_every=keep_every, stale=self._stale)
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self.close()
+
+    def save(self, step: int, state: Any, data_iterator: Any, *, wait: bool = False) -> None:
+        """Save in the background; a step that is already saved is left as it is.
+
+        The state is copied before this returns, so its buffers may be donated. An error of the previous
+        background save is raised here. With `wait`, return when the checkpoint is complete.
+        """
+        stale = step in self._stale
+        if stale or step not in self._steps():
+            self._stale.discard(step)  # before the save, which asks what to preserve
+            self._checkpointer.save_checkpointables_async(
+                step, {"state": state, "data": data_iterator}, force=True, overwrite=stale
+            )
+        if wait:
+            self.wait_until_finished()
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint that is not stale, or None. Waits for a save in progress."""
+        self.wait_until_finished()
+        return max((step for step in self._steps() if step not in self._stale), default=None)
+
+    def restore(self, abstract_state: Any, data_iterator: Any, step: int | None = None) -> tuple[Any, int]:
+        """The state and step of the newest readable checkpoint (or of `step`), `data_iterator` set to its position.
+
+        A newest checkpoint that is truncated or corrupt is reported on stderr and the one before it is taken;
+        nothing is deleted.
+
+        Args:
+          abstract_state: a pytree of `jax.ShapeDtypeStruct`; an array is laid out by its `sharding`, or replicated
+            over all devices where that is None.
+          data_iterator: a fresh iterator of the same kind as the saved one.
+
+        Raises FileNotFoundError without a checkpoint, ValueError if its arrays are not those of `abstract_state`
+        (all differences are listed, nothing is loaded) or none can be read.
+        """
+        state, restored = self._restore(abstract_state, {"data": data_iterator}, step, partial=False)
+        self._stale.update(other for other in self._steps() if other > restored)
+        return state, restored
+
+    def restore_state(self, abstract_state: Any, step: int | None = None) -> tuple[Any, int]:
+        """Like `restore`, without the data iterator, and `abstract_state` may be a part of what was saved.
+
+        `{"params": ..., "ema": ...}` reads only these fields of the train state, for sampling and evaluation.
+        """
+        return self._restore(abstract_state, {}, step, partial=True)
+
+    def wait_until_finished(self) -> None:
+        """Wait for the save in progress, if any; raises its error."""
+        if self.directory.exists():
+            self._checkpointer.wait()
+
+    def close(self) -> None:
+        """Wait for the save in progress and release the threads."""
+        if "_checkpointer" in self.__dict__:
+            self._checkpointer.close()
+
+    @functools.cached_property
+    def _checkpointer(self) -> Any:
+        from orbax.checkpoint import v1 as ocp  # slow to import, and not needed by every program
+
+        return ocp.training.Checkpointer(str(self.directory), preservation_policy=self._policy)
+
+    def _steps(self) -> list[int]:
+        if not self.directory.exists():
+            return []
+        return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+    def _restore(
+        self, abstract_state: Any, others: Mapping[str, Any], step: int | None, *, partial: bool
+    ) -> tuple[Any, int]:
+        self.wait_until_finished()
+        steps = sorted(self._steps(), reverse=True)
+        if not steps or step not in (None, *steps):
+            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise FileNotFoundError(f"{wanted} in {self.directory} (steps there: {sorted(steps) or 'none'})")
+        abstract_state = _with_sharding(abstract_state)
+        failures = []
+        for candidate in steps if step is None else [step]:
+            path = self.directory / str(candidate)
+            metadata, reason = _attempt(functools.partial(_metadata, path))
+            if reason is None:
+                _check_match(path, metadata, abstract_state, partial)
+                loaded, reason = _attempt(functools.partial(_load, path, {"state": abstract_state, **others}, partial))
+                if reason is None:
+                    return loaded["state"], candidate
+            failures.append(f"step {candidate}: {reason}")
+            print(f"checkpoint {path} cannot be read and is skipped: {reason}", file=sys.stderr, flush=True)
+        raise ValueError(f"no checkpoint in {self.directory} can be read ({'; '.join(failures)})")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Preservation:
+    """Orbax's preservation policy for `Checkpoints`; Orbax calls it with every checkpoint when a save begins."""
+
+    keep_last: int
+    keep_every: int
+    stale: set[int]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        del context
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        last = sorted(set(steps) - self.stale)[-self.keep_last :]
+        return [
+            step in last or step in self.stale or (self.keep_every > 0 and step % self.keep_every == 0)
+            for step in steps
+        ]
+
+
+def _metadata(path: pathlib.Path) -> Any:
+    from orbax.checkpoint import v1 as ocp
+
+    metadata = ocp.metadata(path, "state").metadata
+    if metadata is None:  # Orbax only logs why
+        raise ValueError("the list of its arrays is damaged")
+    return metadata
+
+
+def _load(path: pathlib.Path, abstract: Mapping[str, Any], partial: bool) -> dict[str, Any]:
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    context.pytree.loading.partial_load = partial
+    with context:
+        return ocp.load_checkpointables(path, dict(abstract))
+
+
+def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
+    """The result of `read`, or the reason why it failed on some process: all of them must take the same path."""
+    result, reason = None, None
+    try:
+        result = read()
+    except Exception as error:  # storage errors come as many types; a wrong structure is told apart beforehand
+        reason = _root_cause(error)
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(reason is not None))
+        if failed.any() and reason is None:
+            reason = f"process {int(failed.argmax())} failed to read it"
+    return result, reason
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None or error.__context__ is not None:
+        error = error.__cause__ or error.__context__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error).strip() else ''}"
+
+
+def _with_sharding(abstract_state: Any) -> Any:
+    everywhere = mesh_lib.replicated(mesh_lib.make_mesh())
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or everywhere), abstract_state
+    )
+
+
+def _check_match(path: pathlib.Path, metadata: Any, abstract_state: Any, partial: bool) -> None:
+    saved = {mesh_lib.path_name(keys): (leaf.shape, leaf.dtype) for keys, leaf in jax.tree.leaves_with_path(metadata)}
+    wanted = {
+        mesh_lib.path_name(keys): (leaf.shape, leaf.dtype)
+        for keys, leaf in jax.tree.leaves_with_path(jax.tree.map(_stored, abstract_state))
+    }
+    problems = {
+        "missing in the checkpoint": sorted(set(wanted) - set(saved)),
+        "only in the checkpoint": [] if partial else sorted(set(saved) - set(wanted)),
+        "of another shape or type": [
+            f"{name} ({_describe(saved[name])} saved, {_describe(wanted[name])} expected)"
+            for name in sorted(set(saved) & set(wanted))
+            if saved[name] != wanted[name]
+        ],
+    }
+    texts = [f"{kind}: {_listing(names)}" for kind, names in problems.items() if names]
+    if texts:
+        raise ValueError(
+            f"checkpoint {path} does not fit this configuration. Arrays {'; '.join(texts)}. "
+            "Use the configuration it was trained with, or another folder."
+        )
+
+
+def _stored(leaf: Any) -> Any:
+    """What is written for a leaf: typed keys are saved as their raw integers."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.eval_shape(jax.random.key_data, leaf)
+    return leaf
+
+
+def _describe(shape_and_dtype: tuple[tuple[int, ...], Any]) -> str:
+    shape, dtype = shape_and_dtype
+    return f"{np.dtype(dtype).name}{list(shape)}"
+
+
+def _listing(names: Sequence[str], most: int = 10) -> str:
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

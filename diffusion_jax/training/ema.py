@@ -1,0 +1,59 @@
+"""Exponential moving averages of the trained parameters, in float32, several rates at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Int
+
+from diffusion_jax.types import Params
+
+
+def init(params: Params, rates: Sequence[float]) -> dict[str, Params]:
+    """One float32 copy of every group except "frozen" per rate, under the rate's name (`str(rate)`).
+
+    Raises ValueError for a rate outside [0, 1) or two equal rates.
+    """
+    for rate in rates:
+        if not 0 <= rate < 1:
+            raise ValueError(f"ema rates={rate!r}: each must be in [0, 1), a decay per step such as 0.9999")
+    if len(set(rates)) < len(rates):
+        raise ValueError(f"ema rates={tuple(rates)!r}: each may occur once")
+    trained = {group: tree for group, tree in params.items() if group != "frozen"}
+    return {str(rate): jax.tree.map(lambda p: jnp.array(p, jnp.float32), trained) for rate in rates}
+
+
+def update(
+    ema: dict[str, Params],
+    params: Params,
+    step: Int[Array, ""] | int,
+    rates: Sequence[float],
+    warmup: bool = False,
+) -> dict[str, Params]:
+    """e <- d e + (1 - d) p for every rate d.
+
+    With `warmup`, d is min(rate, (1 + step) / (10 + step)), where `step` counts the updates already made, so that
+    the average forgets the initial weights within the first steps.
+    """
+
+    def average(rate: float) -> Params:
+        decay = jnp.minimum(rate, (1 + step) / (10 + step)) if warmup else rate
+        old = ema[str(rate)]
+        new = {group: params[group] for group in old}
+        # 1 - d is formed before float32 rounds d: 1 - float32(0.9999) is off by 5e-5 of itself.
+        return jax.tree.map(lambda e, p: e + (1 - decay) * (p.astype(jnp.float32) - e), old, new)
+
+    return {str(rate): average(rate) for rate in rates}
+
+
+def decay_from_half_life(half_life_images: int | float, batch_size: int) -> float:
+    """The decay per step 2^(-batch_size / half_life) whose memory halves every `half_life_images` images.
+
+    EDM (arXiv:2206.00364, table 7) states its averages this way, for example 500,000 images for CIFAR-10.
+    Raises ValueError unless both are positive.
+    """
+    if half_life_images <= 0 or batch_size <= 0:
+        raise ValueError(f"{half_life_images=}, {batch_size=}: both must be positive")
+    return 0.5 ** (batch_size / half_life_images)

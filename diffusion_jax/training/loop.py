@@ -1,0 +1,111 @@
+"""The training loop: next batch, step, log, save, sample. Everything else is done before or by what it is given."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.progress import Progress
+from diffusion_jax.training.step import TrainState
+from diffusion_jax.training.writers import Writer
+
+
+class NotFinite(RuntimeError):
+    """The loss or the gradient became NaN or infinite."""
+
+
+class Interrupt:
+    """Between `with Interrupt() as stop:` and its end, SIGTERM and the first Ctrl-C only set `stop.requested`."""
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def __enter__(self) -> Interrupt:
+        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+def train_loop(
+    state: TrainState,
+    train_step: Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Array]]],
+    data: Iterator[dict[str, Any]],
+    to_devices: Callable[[Iterator[dict[str, Any]]], Iterator[dict[str, Array]]],
+    *,
+    start: int,
+    num_steps: int,
+    batch_size: int,
+    log_every: int,
+    checkpoint_every: int,
+    sample_every: int,
+    checkpoints: Checkpoints,
+    writer: Writer,
+    learning_rate: Callable[[int], Any],
+    draw: Callable[[TrainState, int], Any],
+    stop: Interrupt,
+) -> TrainState:
+    """Train from step `start` to `num_steps`, or until `stop.requested`; save at the end in either case.
+
+    Args:
+      data: checkpointable iterator of local batches; `to_devices(data)` yields the same batches on the mesh.
+      draw: draw(state, step) makes a picture and returns a line about it; called every `sample_every` steps (0: never) and after step `num_steps`, but not on
+        the way out of an interrupted run, which may have seconds left.
+      learning_rate: step -> rate, for the log.
+
+    Raises NotFinite when a logged or saved step has a loss or gradient that is not finite; nothing is saved then.
+    """
+    batches = to_devices(data)
+    timer, timed_from, speed, loss = time.monotonic(), start, None, None
+    with Progress(num_steps, start=start) as progress:
+        for step in range(start + 1, num_steps + 1):
+            state, metrics = train_step(state, next(batches))
+            last = step == num_steps or stop.requested
+            log, save = step % log_every == 0 or last, step % checkpoint_every == 0 or last
+            if log or save:
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                _check_finite(step, values, checkpoints)
+                loss = values["loss"]
+            if log:
+                now = time.monotonic()
+                speed = (step - timed_from) * batch_size / (now - timer)
+                timer, timed_from = now, step
+                rate = float(learning_rate(step - 1))
+                writer.scalars(step, {**values, "learning_rate": rate, "examples_per_second": speed})
+            if save:
+                checkpoints.save(step, state, data)
+            progress.update(step, loss=loss, examples_per_second=speed)
+            if step == num_steps or (sample_every and step % sample_every == 0 and not stop.requested):
+                progress.message(f"step {step}: {draw(state, step)}")
+                timer, timed_from = time.monotonic(), step
+            if last:
+                break
+    checkpoints.wait_until_finished()
+    return state
+
+
+def _check_finite(step: int, values: dict[str, float], checkpoints: Checkpoints) -> None:
+    bad = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
+    if bad:
+        good = checkpoints.latest_step()
+        raise NotFinite(
+            f"{bad[0]} is {values[bad[0]]} at step {step}. The last good checkpoint is "
+            f"{'none' if good is None else f'step {good} in {checkpoints.directory}'}; this step was not saved. "
+            "Try a lower config.optimizer.learning_rate, a config.optimizer.clip_norm, a longer warm-up, or float32, "
+            "and run the command again to go on from that checkpoint."
+        )

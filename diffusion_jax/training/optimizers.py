@@ -1,0 +1,160 @@
+"""Optimizers as optax gradient transformations, with a learning-rate schedule and overrides by parameter group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from diffusion_jax.types import Params
+
+# What turns gradients into directions, before weight decay and the learning rate.
+DIRECTIONS: dict[str, Callable[[float, float, float], optax.GradientTransformation]] = {
+    "adam": lambda b1, b2, eps: optax.scale_by_adam(b1, b2, eps),
+    "adamw": lambda b1, b2, eps: optax.scale_by_adam(b1, b2, eps),
+    "amsgrad": lambda b1, b2, eps: optax.scale_by_amsgrad(b1, b2, eps),
+    "radam": lambda b1, b2, eps: optax.scale_by_radam(b1, b2, eps),
+    "lion": lambda b1, b2, eps: optax.scale_by_lion(b1, b2),
+    "rmsprop": lambda b1, b2, eps: optax.scale_by_rms(decay=b2, eps=eps),
+    "sgd": lambda b1, b2, eps: optax.trace(decay=b1),
+}
+DECOUPLED = ("adamw", "lion")  # weight decay acts on the parameters; elsewhere it is an L2 term of the gradient
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
+
+
+def make_schedule(
+    *,
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    schedule: str = "constant",
+    final_factor: float = 0.0,
+) -> optax.Schedule:
+    """The learning rate as a function of k, the number of optimizer steps already taken.
+
+    For k < w = `warmup_steps` it is learning_rate k / w, as in DDPM (arXiv:2006.11239) and score SDEs
+    (arXiv:2011.13456). From there on, with u = (k - w) / (num_steps - w) in [0, 1] and f = `final_factor`:
+
+    - constant: learning_rate
+    - cosine: learning_rate (f + (1 - f) (1 + cos(pi u)) / 2)  (arXiv:1608.03983, eq. 5)
+    - linear: learning_rate (1 - (1 - f) u)
+    - inverse_sqrt: learning_rate sqrt(max(w, 1) / max(k, 1))  (arXiv:1706.03762, eq. 3)
+
+    Raises ValueError for an unknown schedule, a rate that is not positive and finite, a negative warm-up, fewer
+    than one step, or a `final_factor` outside [0, 1].
+    """
+    _require(0 < learning_rate < math.inf, "learning_rate", learning_rate, "positive and finite")
+    _require(num_steps >= 1, "num_steps", num_steps, "at least 1")
+    _require(warmup_steps >= 0, "warmup_steps", warmup_steps, "at least 0")
+    _require(schedule in SCHEDULES, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
+    _require(0 <= final_factor <= 1, "final_factor", final_factor, "in [0, 1]")
+    decay_steps = max(num_steps - warmup_steps, 1)  # a short trial run may end within the warm-up
+
+    after = {
+        "constant": optax.constant_schedule(learning_rate),
+        "cosine": optax.cosine_decay_schedule(learning_rate, decay_steps, alpha=final_factor),
+        "linear": optax.linear_schedule(learning_rate, learning_rate * final_factor, decay_steps),
+        "inverse_sqrt": lambda k: learning_rate * (max(warmup_steps, 1) / jnp.maximum(k + warmup_steps, 1)) ** 0.5,
+    }[schedule]
+    if warmup_steps == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), after], [warmup_steps])
+
+
+def make_optimizer(
+    *,
+    name: str = "adam",
+    learning_rate: float,
+    num_steps: int,
+    warmup_steps: int = 0,
+    schedule: str = "constant",
+    final_factor: float = 0.0,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float = 0.0,
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """An optimizer and its learning-rate schedule.
+
+    The gradient is clipped to a global L2 norm of `clip_norm` (0: not clipped), turned into a direction by the
+    method `name`, and scaled by minus the learning rate of `make_schedule`. `b1` is the momentum of sgd and `b2`
+    the decay of rmsprop. `weight_decay` is decoupled for adamw and lion (arXiv:1711.05101), an L2 term otherwise.
+
+    `groups` maps a top-level key of the parameters to keywords of this function that differ for that group, for
+    example `{"discriminator": {"learning_rate": 1e-4, "b1": 0.5}}`. Each such group is clipped by its own norm;
+    the other groups share one. The returned schedule is theirs.
+
+    Raises ValueError for a value outside its range, an unknown keyword in `groups`, and, when the optimizer is
+    initialised, a group that the parameters do not have.
+    """
+    _require(name in DIRECTIONS, "name", name, f"one of {', '.join(DIRECTIONS)}")
+    _require(0 <= b1 < 1, "b1", b1, "in [0, 1)")
+    _require(0 <= b2 < 1, "b2", b2, "in [0, 1)")
+    _require(eps > 0, "eps", eps, "positive")
+    _require(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "at least 0 and finite")
+    _require(0 <= clip_norm < math.inf, "clip_norm", clip_norm, "at least 0 and finite")
+    rate = make_schedule(
+        learning_rate=learning_rate,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        final_factor=final_factor,
+    )
+    decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
+    direction = DIRECTIONS[name](b1, b2, eps)
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        *((direction, decay) if name in DECOUPLED else (decay, direction)),
+        optax.scale_by_learning_rate(rate),
+    )
+    if not groups:
+        return optimizer, rate
+
+    shared = dict(
+        name=name,
+        learning_rate=learning_rate,
+        num_steps=num_steps,
+        warmup_steps=warmup_steps,
+        schedule=schedule,
+        final_factor=final_factor,
+        b1=b1,
+        b2=b2,
+        eps=eps,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+    )
+    transforms = {_label(group): _group_optimizer(group, shared, groups[group]) for group in groups}
+    transforms[_label(None)] = optimizer
+    return optax.multi_transform(transforms, lambda params: _labels(params, groups)), rate
+
+
+def _group_optimizer(
+    group: str, shared: Mapping[str, Any], overrides: Mapping[str, Any]
+) -> optax.GradientTransformation:
+    _require(group != "frozen", "groups", group, 'a trained group: "frozen" has no optimizer')
+    unknown = sorted(set(overrides) - set(shared))
+    _require(not unknown, f"groups.{group}", unknown, f"keywords among {', '.join(shared)}")
+    try:
+        return make_optimizer(**{**shared, **overrides})[0]
+    except ValueError as error:
+        raise ValueError(f"groups.{group}: {error}") from None
+
+
+def _label(group: str | None) -> str:
+    return "others" if group is None else f"group_{group}"
+
+
+def _labels(params: Params, groups: Mapping[str, Any]) -> dict[str, str]:
+    missing = sorted(set(groups) - set(params))
+    _require(not missing, "groups", missing, f"groups of the parameters: {', '.join(sorted(params))}")
+    return {group: _label(group if group in groups else None) for group in params}
+
+
+def _require(condition: bool, field: str, value: Any, allowed: str) -> None:
+    if not condition:
+        raise ValueError(f"optimizer {field}={value!r}: must be {allowed}")

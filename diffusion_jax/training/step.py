@@ -1,0 +1,104 @@
+"""The train state and the one training step, a pure function that every system shares."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from diffusion_jax.training import ema
+from diffusion_jax.types import Params, System, Train
+
+Leaf = Any  # an array; JAX's transformations rebuild a pytree with shapes, shardings or placeholders in its place
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything that training carries from step to step; with the data iterator, all that a resume needs."""
+
+    step: Leaf  # int32 []
+    params: PyTree[Leaf]  # groups of parameters; "frozen" is left alone by gradients, averages and optimizers
+    ema: dict[str, PyTree[Leaf]]  # one average of the trained groups per rate
+    opt_state: PyTree[Leaf]
+    key: Leaf  # a typed key []
+
+
+def trained(params: Params) -> Params:
+    """The groups that gradients reach."""
+    return {group: tree for group, tree in params.items() if group != "frozen"}
+
+
+def init_state(
+    system: System, optimizer: optax.GradientTransformation, ema_rates: Sequence[float], key: Key[Array, ""]
+) -> TrainState:
+    """A fresh state; run it inside `jit`."""
+    init_key, train_key = jax.random.split(key)
+    params = system.init(init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=ema.init(params, ema_rates),
+        opt_state=optimizer.init(trained(params)),
+        key=train_key,
+    )
+
+
+def make_train_step(
+    system: System,
+    optimizer: optax.GradientTransformation,
+    *,
+    num_steps: int,
+    ema_rates: Sequence[float],
+    ema_warmup: bool = True,
+    accumulate: int = 1,
+) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Float[Array, ""]]]]:
+    """Build `step(state, batch) -> (state, metrics)`: gradient of the mean loss, optimizer, averages, `advance`.
+
+    The randomness of step k is fold_in(state.key, k). With `accumulate` > 1 the batch is cut into that many parts,
+    whose gradients are averaged in a scan. The metrics are means: those of the loss, `loss` and `grad_norm`.
+    """
+
+    def gradient(params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train):
+        def objective(trained_params: Params):
+            loss, metrics = system.loss({**params, **trained_params}, key, batch, train)
+            return jnp.mean(loss), {"loss": jnp.mean(loss), **metrics}
+
+        grads, metrics = jax.grad(objective, has_aux=True)(trained(params))
+        return grads, metrics
+
+    def accumulated(params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train):
+        if accumulate == 1:
+            return gradient(params, key, batch, train)
+        # Every part takes each accumulate-th row, so that it stays spread over the devices like the batch.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
+
+        def add(total: PyTree, part: tuple[Key[Array, ""], dict[str, Array]]):
+            grads, metrics = gradient(params, *part, train)
+            return jax.tree.map(lambda a, b: a + b / accumulate, total, grads), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, trained(params))
+        grads, metrics = jax.lax.scan(add, zeros, (jax.random.split(key, accumulate), parts))
+        return grads, metrics
+
+    def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Float[Array, ""]]]:
+        train = Train(state.step, num_steps)
+        grads, metrics = accumulated(state.params, jax.random.fold_in(state.key, state.step), batch, train)
+        updates, opt_state = optimizer.update(grads, state.opt_state, trained(state.params))
+        params = {**state.params, **optax.apply_updates(trained(state.params), updates)}
+        params = system.advance(params, train, metrics)
+        state = dataclasses.replace(
+            state,
+            step=state.step + 1,
+            params=params,
+            ema=ema.update(state.ema, params, state.step, ema_rates, ema_warmup),
+            opt_state=opt_state,
+        )
+        return state, {**jax.tree.map(jnp.mean, metrics), "grad_norm": optax.global_norm(grads)}
+
+    return step

@@ -1,0 +1,190 @@
+"""Where the figures of a run go: a JSONL file, and optionally TensorBoard and Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import PIL.Image
+
+Image = str | pathlib.Path | np.ndarray  # a PNG file, or uint8 [height, width, channels] with 1, 3 or 4 channels
+
+
+@runtime_checkable
+class Writer(Protocol):
+    """Takes the figures and pictures of a step. Only process 0 of a run should have one."""
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None: ...
+
+    def images(self, step: int, images: Mapping[str, Image]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Writers:
+    """Hands everything to each of several writers; without any it writes nothing."""
+
+    def __init__(self, writers: Sequence[Writer] = ()) -> None:
+        self._writers = tuple(writers)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        for writer in self._writers:
+            writer.scalars(step, values)
+
+    def images(self, step: int, images: Mapping[str, Image]) -> None:
+        for writer in self._writers:
+            writer.images(step, images)
+
+    def close(self) -> None:
+        for writer in self._writers:
+            writer.close()
+
+
+class JsonlWriter:
+    """Appends one JSON object per call of `scalars` to a file: {"step": 100, "loss": 0.12, ...}.
+
+    Every line is flushed, so a killed run loses at most the line it was writing. Numbers that JSON does not have
+    (nan, inf) are written as null. Images are not for this file and are ignored.
+
+    Args:
+      path: the file; it and its folder are created where missing.
+      resume_step: the step the run continues from. Lines of an earlier run beyond it are removed first, and so is
+        a last line that was cut off, so that the file holds each step once.
+    """
+
+    def __init__(self, path: str | pathlib.Path, *, resume_step: int = 0) -> None:
+        path = pathlib.Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            _drop_after(path, resume_step)
+        self._file = path.open("a", encoding="utf-8")
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        row = {"step": int(step)} | {name: _json_number(value) for name, value in values.items()}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def images(self, step: int, images: Mapping[str, Image]) -> None:
+        del step, images
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardWriter:
+    """Writes TensorBoard event files into `directory`. Events of an earlier run beyond `resume_step` are hidden.
+
+    Raises ImportError, naming the extra to install, without tensorboardX.
+    """
+
+    def __init__(self, directory: str | pathlib.Path, *, resume_step: int = 0) -> None:
+        try:
+            import tensorboardX
+        except ImportError as error:
+            raise ImportError("TensorBoard needs tensorboardX: pip install 'diffusion_jax[tensorboard]'") from error
+        self._writer = tensorboardX.SummaryWriter(str(directory), purge_step=resume_step + 1)
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, float(value), int(step))
+        self._writer.flush()
+
+    def images(self, step: int, images: Mapping[str, Image]) -> None:
+        for name, image in images.items():
+            self._writer.add_image(name, _pixels(image), int(step), dataformats="HWC")
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WandbWriter:
+    """Logs to Weights & Biases. The run's id is kept in `directory`, so that a resumed run continues its curves.
+
+    Raises ImportError, naming the extra to install, without wandb.
+    """
+
+    def __init__(
+        self,
+        directory: str | pathlib.Path,
+        *,
+        project: str = "diffusion_jax",
+        name: str | None = None,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ImportError("Weights & Biases needs wandb: pip install 'diffusion_jax[wandb]'") from error
+        directory = pathlib.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        id_file = directory / "wandb_id.txt"
+        if not id_file.exists():
+            id_file.write_text(uuid.uuid4().hex)
+        self._wandb = wandb
+        self._run = wandb.init(
+            project=project,
+            name=name,
+            config=dict(config or {}),
+            dir=str(directory),
+            id=id_file.read_text().strip(),
+            resume="allow",
+        )
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        self._run.log({name: float(value) for name, value in values.items()}, step=int(step))
+
+    def images(self, step: int, images: Mapping[str, Image]) -> None:
+        self._run.log({name: self._wandb.Image(_pixels(image)) for name, image in images.items()}, step=int(step))
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a metrics file, oldest first; a last line that is still being written is left out.
+
+    Raises ValueError, naming file and line, if any other line is not a JSON object with a step.
+    """
+    lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+    return [_parse(path, number, line) for number, line in enumerate(lines[:-1], start=1) if line]
+
+
+def _parse(path: str | pathlib.Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        row = None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError(f"{path}, line {number}: not a JSON object with an integer step: {line[:80]!r}")
+    return row
+
+
+def _drop_after(path: pathlib.Path, step: int) -> None:
+    rows = [row for row in read_metrics(path) if row["step"] <= step]
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)  # atomic: a crash leaves either the old file or the new one
+
+
+def _json_number(value: Any) -> int | float | str | None:
+    if isinstance(value, str):
+        return value
+    number = np.asarray(value).item()
+    return None if isinstance(number, float) and not math.isfinite(number) else number
+
+
+def _pixels(image: Image) -> np.ndarray:
+    if isinstance(image, np.ndarray):
+        return image
+    with PIL.Image.open(image) as file:
+        return np.asarray(file.convert("RGB"))

@@ -1,0 +1,268 @@
+"""Checkpoints: exact round trips, what is kept, what happens to damaged, foreign and unfinished ones."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.ema import init as ema_init
+from diffusion_jax.training.optimizers import make_optimizer
+from diffusion_jax.types import pytree
+
+# Orbax leaves coroutines behind when it fails to read a damaged checkpoint.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytree
+class _State:
+    step: jax.Array
+    params: dict
+    ema: dict
+    opt_state: tuple
+    key: jax.Array
+
+
+def _state(step, width=64):
+    key = jax.random.key(step)
+    params = {
+        "net": {"w": jax.random.normal(key, (width, width)), "b": jnp.full(width, step, jnp.bfloat16)},
+        "head": {"w": jax.random.normal(key, (3,))},
+        "frozen": {"w": jnp.arange(4)},
+    }
+    trained = {group: params[group] for group in ("net", "head")}
+    optimizer, _ = make_optimizer(learning_rate=1e-3, num_steps=10, clip_norm=1.0, groups={"head": {"name": "sgd"}})
+    return _State(
+        step=jnp.int32(step),
+        params=params,
+        ema=ema_init(params, (0.99, 0.9999)),
+        opt_state=optimizer.init(trained),
+        key=key,
+    )
+
+
+def _abstract(width=64):
+    return jax.eval_shape(lambda: _state(0, width))
+
+
+def _iterator():
+    return iter(grain.MapDataset.range(1000).shuffle(seed=0).repeat().batch(4).to_iter_dataset())
+
+
+def _save(directory, steps, **keywords):
+    """Checkpoints of `steps`; the data iterator is `step` batches in."""
+    data = _iterator()
+    drawn = 0
+    with Checkpoints(directory, **keywords) as checkpoints:
+        for step in steps:
+            for _ in range(step - drawn):
+                next(data)
+            drawn = step
+            checkpoints.save(step, _state(step), data)
+
+
+def _batch(index):
+    data = _iterator()
+    for _ in range(index):
+        next(data)
+    return next(data)
+
+
+def _bits(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes()
+
+
+def _assert_same(actual, expected):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert _bits(a) == _bits(b)
+
+
+def _on_disk(directory):
+    return sorted(int(path.name) for path in pathlib.Path(directory).iterdir() if path.name.isdigit())
+
+
+def test_state_and_iterator_round_trip_bit_for_bit(tmp_path):
+    _save(tmp_path, [3, 5])
+    data = _iterator()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 5
+        state, step = checkpoints.restore(_abstract(), data)
+        assert step == 5
+        _assert_same(state, _state(5))
+        np.testing.assert_array_equal(next(data), _batch(5))
+        state, step = checkpoints.restore(_abstract(), data, step=3)
+        assert step == 3
+        _assert_same(state, _state(3))
+        np.testing.assert_array_equal(next(data), _batch(3))
+
+
+def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
+    state = _state(1, width=512)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state, _iterator())
+        jax.jit(lambda s: dataclasses.replace(s, params=jax.tree.map(jnp.zeros_like, s.params)), donate_argnums=0)(
+            state
+        )
+        restored, _ = checkpoints.restore(_abstract(512), _iterator())
+    _assert_same(restored, _state(1, width=512))
+
+
+def test_part_of_the_state_without_the_iterator(tmp_path):
+    _save(tmp_path, [2])
+    abstract = _abstract()
+    with Checkpoints(tmp_path) as checkpoints:
+        part, step = checkpoints.restore_state({"params": abstract.params, "ema": {"0.99": abstract.ema["0.99"]}})
+        whole, _ = checkpoints.restore_state(abstract)
+    expected = _state(2)
+    assert step == 2
+    _assert_same(part, {"params": expected.params, "ema": {"0.99": expected.ema["0.99"]}})
+    _assert_same(whole, expected)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "kept"),
+    [
+        (dict(), [4, 5]),
+        (dict(keep_last=1), [5]),
+        (dict(keep_last=1, keep_every=2), [2, 4, 5]),
+        (dict(keep_last=9), [1, 2, 3, 4, 5]),
+    ],
+)
+def test_keeps_the_last_and_every_nth(tmp_path, keywords, kept):
+    _save(tmp_path, range(1, 6), **keywords)
+    assert _on_disk(tmp_path) == kept
+
+
+def test_saving_a_step_again_changes_nothing(tmp_path):
+    _save(tmp_path, [1, 1])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.restore(_abstract(), _iterator())
+        checkpoints.save(1, _state(7), _iterator(), wait=True)
+        state, _ = checkpoints.restore(_abstract(), _iterator())
+    _assert_same(state, _state(1))
+
+
+def _truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _largest(directory):
+    return max((file for file in directory.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
+
+
+DAMAGE = {
+    "array cut off": lambda path: _truncate(_largest(path)),
+    "array gone": lambda path: _largest(path).unlink(),
+    "manifest cut off": lambda path: _truncate(path / "state" / "manifest.ocdbt"),
+    "structure cut off": lambda path: _truncate(path / "state" / "_METADATA"),
+    "structure gone": lambda path: (path / "state" / "_METADATA").unlink(),
+    "iterator gone": lambda path: shutil.rmtree(path / "data"),
+    "iterator cut off": lambda path: [_truncate(file) for file in (path / "data").glob("process*")],
+    "empty folder": lambda path: [shutil.rmtree(path), path.mkdir()],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_falls_back_to_the_previous_checkpoint(tmp_path, damage, capfd):
+    _save(tmp_path, [2, 4])
+    DAMAGE[damage](tmp_path / "4")
+    data = _iterator()
+    with Checkpoints(tmp_path) as checkpoints:
+        state, step = checkpoints.restore(_abstract(), data)
+        assert checkpoints.latest_step() == 2
+    assert step == 2
+    _assert_same(state, _state(2))
+    np.testing.assert_array_equal(next(data), _batch(2))
+    assert f"checkpoint {tmp_path}/4 cannot be read and is skipped: " in capfd.readouterr().err
+    assert _on_disk(tmp_path) == [2, 4]
+
+
+def test_training_goes_on_after_a_fall_back(tmp_path):
+    _save(tmp_path, [2, 6])
+    _truncate(_largest(tmp_path / "6"))
+    with Checkpoints(tmp_path, keep_last=1) as checkpoints:
+        checkpoints.restore(_abstract(), _iterator())
+        checkpoints.save(4, _state(4), _iterator(), wait=True)
+        assert checkpoints.latest_step() == 4
+        assert _on_disk(tmp_path) == [4, 6]  # the damaged one is not mistaken for the last
+        checkpoints.save(6, _state(6), _iterator(), wait=True)
+        assert _on_disk(tmp_path) == [6]
+    with Checkpoints(tmp_path) as checkpoints:
+        state, _ = checkpoints.restore(_abstract(), _iterator())
+    _assert_same(state, _state(6))
+
+
+def test_an_unfinished_save_is_invisible_and_its_step_can_be_saved(tmp_path):
+    _save(tmp_path, [2, 4])
+    (tmp_path / "4").rename(tmp_path / "4.orbax-checkpoint-tmp")
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() == 2
+        _, step = checkpoints.restore(_abstract(), _iterator())
+        assert step == 2
+        checkpoints.save(4, _state(4), _iterator(), wait=True)
+        assert checkpoints.latest_step() == 4
+        state, _ = checkpoints.restore(_abstract(), _iterator())
+    _assert_same(state, _state(4))
+
+
+def test_nothing_readable_is_one_error(tmp_path):
+    _save(tmp_path, [2, 4])
+    for step in ("2", "4"):
+        _truncate(tmp_path / step / "state" / "_METADATA")
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"can be read \(step 4: .*; step 2: "):
+        checkpoints.restore(_abstract(), _iterator())
+
+
+@pytest.mark.parametrize("method", ["restore", "restore_state"])
+def test_differences_are_listed_and_nothing_is_loaded(tmp_path, method):
+    _save(tmp_path, [2, 4])
+    abstract = _abstract()
+    net = dict(abstract.params["net"])
+    net["scale"] = net.pop("b")
+    net["w"] = jax.ShapeDtypeStruct((64, 32), jnp.float32)
+    abstract = dataclasses.replace(abstract, params=abstract.params | {"net": net})
+    data = _iterator()
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError) as error:
+        checkpoints.restore(abstract, data) if method == "restore" else checkpoints.restore_state(abstract)
+    text = str(error.value)
+    assert f"checkpoint {tmp_path}/4 does not fit" in text
+    assert "missing in the checkpoint: params/net/scale" in text
+    assert ("only in the checkpoint: params/net/b" in text) == (method == "restore")
+    assert "params/net/w (float32[64, 64] saved, float32[64, 32] expected)" in text
+    np.testing.assert_array_equal(next(data), _batch(0))
+
+
+def test_a_type_mismatch_is_refused_rather_than_cast(tmp_path):
+    _save(tmp_path, [2])
+    abstract = {"params": {"net": {"w": jax.ShapeDtypeStruct((64, 64), jnp.bfloat16)}}}
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(ValueError, match=r"float32\[64, 64\] saved, bfloat16"):
+        checkpoints.restore_state(abstract)
+
+
+def test_missing_checkpoints(tmp_path):
+    with Checkpoints(tmp_path / "none") as checkpoints:
+        assert checkpoints.latest_step() is None
+        with pytest.raises(FileNotFoundError, match="no checkpoint in "):
+            checkpoints.restore(_abstract(), _iterator())
+    assert not (tmp_path / "none").exists()
+    _save(tmp_path / "run", [2])
+    with (
+        Checkpoints(tmp_path / "run") as checkpoints,
+        pytest.raises(FileNotFoundError, match=r"no checkpoint of step 3 .*steps there: \[2\]"),
+    ):
+        checkpoints.restore_state(_abstract(), step=3)
+
+
+@pytest.mark.parametrize("keywords", [dict(keep_last=0), dict(keep_every=-1)])
+def test_refuses_bad_numbers(tmp_path, keywords):
+    with pytest.raises(ValueError, match=next(iter(keywords))):
+        Checkpoints(tmp_path, **keywords)

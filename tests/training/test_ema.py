@@ -1,0 +1,76 @@
+"""Weight averages against their closed forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.training import ema
+
+
+def _params(value, dtype=jnp.float32):
+    return {"net": {"w": jnp.full((2, 3), value, dtype)}, "frozen": {"w": jnp.ones(4)}}
+
+
+def test_closed_form_for_constant_parameters():
+    rates = (0.9, 0.99)
+    average = ema.init(_params(0.0), rates)
+    for step in range(20):
+        average = ema.update(average, _params(1.0), step, rates)
+    for rate in rates:  # e_n = 1 - d^n
+        np.testing.assert_allclose(average[str(rate)]["net"]["w"], 1 - rate**20, rtol=1e-5)
+
+
+def test_weights_of_a_moving_sequence():
+    average = ema.init(_params(0.0), (0.7,))
+    values = [1.0, -2.0, 5.0, 3.0]
+    for step, value in enumerate(values):
+        average = ema.update(average, _params(value), step, (0.7,))
+    expected = sum(0.3 * 0.7 ** (len(values) - 1 - i) * value for i, value in enumerate(values))
+    np.testing.assert_allclose(average["0.7"]["net"]["w"], expected, rtol=1e-5)
+
+
+def test_warmup_follows_its_formula_and_forgets_the_start():
+    average = ema.init(_params(100.0), (0.9999,))
+    expected = 100.0
+    for step in range(30):
+        average = ema.update(average, _params(float(step)), jnp.int32(step), (0.9999,), warmup=True)
+        decay = min(0.9999, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    np.testing.assert_allclose(average["0.9999"]["net"]["w"], expected, rtol=1e-5)
+    assert expected < 30
+
+
+def test_warmup_never_exceeds_the_rate():
+    late = 10**6
+    warm = ema.update(ema.init(_params(0.0), (0.5,)), _params(1.0), late, (0.5,), warmup=True)
+    np.testing.assert_allclose(warm["0.5"]["net"]["w"], 0.5)
+
+
+def test_average_is_float32_and_leaves_frozen_parts_out():
+    average = ema.init(_params(1.0, jnp.bfloat16), (0.9999,))
+    assert set(average["0.9999"]) == {"net"}
+    average = ema.update(average, _params(2.0, jnp.bfloat16), 0, (0.9999,))
+    weights = average["0.9999"]["net"]["w"]
+    assert weights.dtype == jnp.float32
+    np.testing.assert_allclose(weights - 1.0, 1e-4, rtol=2e-3)  # bfloat16 would not have moved
+
+
+def test_init_copies_so_that_the_parameters_may_be_donated():
+    params = _params(1.0)
+    average = ema.init(params, (0.9,))
+    jax.jit(lambda p: jax.tree.map(lambda x: x + 1, p), donate_argnums=0)(params)
+    np.testing.assert_array_equal(average["0.9"]["net"]["w"], 1.0)
+
+
+def test_half_life():
+    decay = ema.decay_from_half_life(500_000, 512)
+    np.testing.assert_allclose(decay ** (500_000 / 512), 0.5, rtol=1e-9)
+    with pytest.raises(ValueError, match="half_life_images=0"):
+        ema.decay_from_half_life(0, 512)
+
+
+@pytest.mark.parametrize("rates", [(1.0,), (-0.1,), (0.9, 0.9)])
+def test_refuses_bad_rates(rates):
+    with pytest.raises(ValueError, match="ema rates="):
+        ema.init(_params(0.0), rates)
