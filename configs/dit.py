@@ -1,0 +1,71 @@
+"""DiT: a class-conditional diffusion transformer (arXiv:2212.09748).
+
+    python -m diffusion_jax.main --config=configs/dit.py --workdir=runs/dit
+    python -m diffusion_jax.main --config=configs/dit.py:imagenet256_b4 --workdir=runs/dit_b4 \\
+        --config.data.path=LATENTS
+
+Without a variant: the 8 x 8 digits of scikit-learn in 16 patches, with a small transformer; minutes on two CPU cores.
+The labels go round the digits, so a sheet shows 0 to 9 in turn.
+
+`imagenet256_xl2` and `imagenet256_b4` train on latents of ImageNet at 256 x 256. LATENTS is an .npz file, or a folder
+with train.npz, that holds `x`: float [n, 32, 32, 4], the latents of Stable Diffusion's autoencoder times 0.18215, and
+`label`: integers [n] in 0..999. Sizes, optimizer, average and sampler are the paper's. The variance is not learned,
+labels are not dropped and samples are not guided. The paper reports, with a learned variance and without guidance, FID
+9.62 for XL/2 after 7 million steps and 68.38 for B/4 after 400,000.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.defaults import choose, defaults, replace
+
+
+def dit(**sections: Any) -> ConfigDict:
+    """What all variants share: DDPM's process, loss and sampler, the latter on 250 of the 1000 steps."""
+    config = replace(
+        defaults(),
+        process=dict(name="discrete_vp", betas="linear", num_steps=1000),
+        parameterization=dict(name="eps", label="index"),
+        weighting=dict(name="simple"),
+        times=dict(name="discrete", num_steps=1000),
+        solver=dict(name="ancestral"),
+        sampling=dict(steps=250, grid=dict(name="discrete", spacing="linspace")),
+    )
+    return replace(config, **sections)
+
+
+def digits() -> ConfigDict:
+    return dit(
+        network=dict(name="dit", patch_size=2, hidden_size=128, depth=4, num_heads=4, num_classes=10),
+        training=dict(num_steps=3000, batch_size=128, log_every=100),
+        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
+        ema=dict(rates=(0.999,)),
+        sampling=dict(steps=100, batch_size=500, clip=True),
+    )
+
+
+def imagenet256(*, num_steps: int, **network: Any) -> ConfigDict:
+    return dit(
+        network=dict(name="dit", num_classes=1000, **network),
+        data=dict(name="arrays", split="train", eval_split="train", image_size=32, channels=4, path=""),
+        training=dict(num_steps=num_steps, batch_size=256, checkpoint_every=10_000, sample_every=0),
+        optimizer=dict(name="adamw", learning_rate=1e-4, weight_decay=0.0, clip_norm=0.0),
+        ema=dict(rates=(0.9999,)),
+        evaluation=dict(metrics=(), after_training=False),
+    )
+
+
+def imagenet256_xl2() -> ConfigDict:
+    return imagenet256(num_steps=7_000_000, patch_size=2, hidden_size=1152, depth=28, num_heads=16)
+
+
+def imagenet256_b4() -> ConfigDict:
+    return imagenet256(num_steps=400_000, patch_size=4, hidden_size=768, depth=12, num_heads=12)
+
+
+VARIANTS = {"digits": digits, "imagenet256_xl2": imagenet256_xl2, "imagenet256_b4": imagenet256_b4}
+
+
+def get_config(variant: str | None = None) -> ConfigDict:
+    return choose(variant, VARIANTS, "digits")()

@@ -1,0 +1,481 @@
+"""From a config to objects: literal tables of names, and the only reader of configs.
+
+A config section is a `name` from its table and keyword arguments of the constructor found there. Whatever does not
+fit is refused here, before anything is compiled or written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import inspect
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from diffusion_jax import data, grids, losses, parameterizations, processes, solvers, systems, times, weightings
+from diffusion_jax.data import toys
+from diffusion_jax.defaults import defaults
+from diffusion_jax.evaluation import metrics as evaluation
+from diffusion_jax.networks.dit import DiT
+from diffusion_jax.networks.functional import init_apply
+from diffusion_jax.networks.mlp import MLP
+from diffusion_jax.networks.ncsnpp import NCSNpp
+from diffusion_jax.networks.refinenet import NCSN, NCSNv2
+from diffusion_jax.networks.unet import UNet
+from diffusion_jax.training import optimizers
+from diffusion_jax.training.writers import JsonlWriter, TensorBoardWriter, WandbWriter, Writers
+from diffusion_jax.types import Params, Process, System
+
+
+class ConfigError(ValueError):
+    """A config that cannot work; the message names the field, its value and what is allowed."""
+
+
+PROCESSES = {
+    "vp": processes.VP,
+    "subvp": processes.SubVP,
+    "ve": processes.VE,
+    "cosine": processes.Cosine,
+    "edm": processes.EDM,
+    "rectified_flow": processes.RectifiedFlow,
+    "discrete_vp": processes.discrete_vp,
+}
+PARAMETERIZATIONS = {
+    "eps": parameterizations.eps_prediction,
+    "x0": parameterizations.x0_prediction,
+    "score": parameterizations.score_prediction,
+    "v": parameterizations.v_prediction,
+    "velocity": parameterizations.velocity_prediction,
+    "edm": parameterizations.edm_preconditioning,
+}
+LABELS = {
+    "time": parameterizations.time_label,
+    "index": parameterizations.index_label,
+    "log_sigma": parameterizations.log_sigma_label,
+}
+WEIGHTINGS = {
+    "simple": weightings.simple,
+    "sigma_squared": weightings.sigma_squared,
+    "likelihood": weightings.likelihood,
+    "uniform": weightings.uniform,
+    "velocity_matching": weightings.velocity_matching,
+    "edm": weightings.edm,
+    "min_snr": weightings.min_snr,
+    "p2": weightings.p2,
+    "sigmoid": weightings.sigmoid,
+}
+TIMES = {
+    "uniform": times.uniform,
+    "low_discrepancy": times.low_discrepancy,
+    "discrete": times.discrete,
+    "levels": times.levels,
+    "log_normal": times.log_normal,
+    "logit_normal": times.logit_normal,
+    "importance": times.importance,
+}
+GRIDS = {
+    "uniform": grids.uniform,
+    "quadratic": grids.quadratic,
+    "karras": grids.karras,
+    "uniform_log_snr": grids.uniform_log_snr,
+    "discrete": grids.discrete,
+    "levels": grids.levels,
+}
+LOSSES = {"denoising": losses.denoising_loss, "score_matching": losses.score_matching_loss}
+NETWORKS = {
+    "mlp": MLP,
+    "unet": UNet,
+    "ncsn": NCSN,
+    "ncsnv2": NCSNv2,
+    "ncsnpp": NCSNpp,
+    "dit": DiT,
+}
+PREDICTORS = {
+    "ancestral": solvers.ancestral,
+    "ddim": solvers.ddim,
+    "euler_maruyama": solvers.euler_maruyama,
+    "reverse_diffusion": solvers.reverse_diffusion,
+    "euler": solvers.euler,
+    "heun": solvers.heun,
+}
+
+
+def _predictor_corrector(
+    predictor: str = "reverse_diffusion", snr: float = 0.16, corrector_steps: int = 1
+) -> solvers.Solver:
+    """Any solver of one network evaluation as predictor, then Langevin correction."""
+    return solvers.predictor_corrector(
+        construct(PREDICTORS, "solver.predictor", {"name": predictor}),
+        solvers.langevin_corrector(snr, corrector_steps),
+    )
+
+
+SOLVERS = {
+    **PREDICTORS,
+    "annealed_langevin": solvers.annealed_langevin,
+    "predictor_corrector": _predictor_corrector,
+}
+GUIDANCE = {"none": lambda: lambda D: D}
+LOGGERS = {"jsonl": "json", "tensorboard": "tensorboardX", "wandb": "wandb"}  # and the module that each needs
+
+# Python's types in the words of a message, with what is accepted for each.
+TYPES = {
+    "bool": ("true or false", bool),
+    "int": ("an integer", int),
+    "float": ("a number", (int, float)),
+    "str": ("a string", str),
+    "tuple": ("a tuple, such as (1, 2)", (tuple, list)),
+}
+
+
+def construct(
+    table: Mapping[str, Callable[..., Any]], field: str, section: Mapping[str, Any] | ConfigDict, **given: Any
+) -> Any:
+    """table[section.name](**rest of section, **given), where of `given` only what the constructor takes is passed.
+
+    Raises ConfigError for a name that is not in the table, for keywords that the constructor does not take and for
+    values of another type than it declares.
+    """
+    arguments = {key: value for key, value in section.items() if key != "name"}
+    constructor = lookup(table, f"{field}.name", section.get("name"))
+    # The metaclass of NNX modules hides the signature of a class, not that of its __init__.
+    signature = inspect.signature(constructor.__init__ if isinstance(constructor, type) else constructor)
+    allowed = [name for name in signature.parameters if name != "self"]
+    for key, value in arguments.items():
+        if key not in allowed:
+            choices = [name for name in allowed if name not in given]
+            raise ConfigError(
+                f"config.{field}.{key}={value!r}: {section['name']} takes no {key!r}"
+                f"{_suggest(key, choices)}; it takes {', '.join(choices) or 'nothing'}"
+            )
+        check_type(f"{field}.{key}", value, _declared_type(signature.parameters[key]))
+    given = {key: value for key, value in given.items() if key in allowed}
+    try:
+        return constructor(**{**given, **{k: _plain(v) for k, v in arguments.items()}})
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"config.{field} ({section['name']}): {error}") from error
+
+
+def lookup(table: Mapping[str, Any], field: str, name: Any) -> Any:
+    """table[name], or a ConfigError that lists the names."""
+    if name not in table:
+        raise ConfigError(
+            f"config.{field}={name!r} is unknown{_suggest(str(name), list(table))}; choose one of {', '.join(table)}"
+        )
+    return table[name]
+
+
+def check_type(field: str, value: Any, name: str) -> None:
+    """Raises ConfigError unless `value` is of the type `name`, where that is one of `TYPES`."""
+    words, types = TYPES.get(name, ("", object))
+    if not isinstance(value, types) or (isinstance(value, bool) and name in ("int", "float")):
+        raise ConfigError(f"config.{field}={value!r} must be {words}")
+
+
+def _declared_type(parameter: inspect.Parameter) -> str:
+    """The name of the type that a parameter is annotated with, or has by default where it is annotated as Any."""
+    annotation = parameter.annotation
+    if annotation is Any and isinstance(parameter.default, float):
+        return "float"
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+
+
+def check_keys(config: ConfigDict) -> None:
+    """Refuse sections, and keys of sections without a `name`, that `defaults` does not have, lacks or has otherwise.
+
+    Raises ConfigError. Keys of named sections are checked when they are constructed.
+    """
+    known = defaults()
+    for key in config:
+        if key not in known:
+            raise ConfigError(f"config.{key} is unknown{_suggest(key, list(known))}; there are {', '.join(known)}")
+    for key, section in known.items():
+        if key not in config:
+            raise ConfigError(f"config.{key} is missing; begin with diffusion_jax.defaults.defaults()")
+        if isinstance(section, ConfigDict) and not isinstance(config[key], ConfigDict):
+            raise ConfigError(f"config.{key}={config[key]!r} must be a section with keys, such as config.{key}.name")
+        if isinstance(section, ConfigDict) and "name" not in section:
+            for name in config[key]:
+                if name not in section:
+                    raise ConfigError(
+                        f"config.{key}.{name} is unknown{_suggest(name, list(section))}; there are {', '.join(section)}"
+                    )
+            for name, value in section.items():
+                if name not in config[key]:
+                    raise ConfigError(f"config.{key}.{name} is missing; it is {value!r} by default")
+                check_type(f"{key}.{name}", config[key][name], type(value).__name__)
+    for field, least in (
+        ("training.num_steps", 1),
+        ("training.batch_size", 1),
+        ("training.log_every", 1),
+        ("training.checkpoint_every", 1),
+        ("training.sample_every", 0),
+        ("training.accumulate", 1),
+        ("training.keep_last", 1),
+        ("training.keep_every", 0),
+        ("sampling.num_samples", 1),
+        ("sampling.steps", 1),
+        ("sampling.batch_size", 1),
+        ("evaluation.num_samples", 2),
+        ("seed", 0),
+        ("sampling.seed", 0),
+    ):
+        section, _, name = field.rpartition(".")
+        value = config[section][name] if section else config[name]
+        check_type(field, value, "int")
+        if value < least:
+            raise ConfigError(f"config.{field}={value!r} must be an integer of at least {least}")
+    if config.training.batch_size % config.training.accumulate:
+        raise ConfigError(
+            f"config.training.accumulate={config.training.accumulate} must divide "
+            f"config.training.batch_size={config.training.batch_size}"
+        )
+    for name in config.training.loggers:
+        if importlib.util.find_spec(lookup(LOGGERS, "training.loggers", name)) is None:
+            raise ConfigError(f"config.training.loggers: {name!r} needs pip install 'diffusion_jax[{name}]'")
+    if config.ema.rates or config.sampling.ema_rate:
+        ema_rate(config)
+
+
+def drop_replaced(config: ConfigDict, original: ConfigDict) -> None:
+    """Where a flag changed a section's `name`, remove the arguments that the config file gave to the former name.
+
+    So that --config.solver.name=heun works on a config whose solver is ddim with an eta; arguments set by flags stay.
+    Data sets and optimizers all take the same arguments, and keep them.
+    """
+    for key, section in original.items():
+        if not isinstance(section, ConfigDict) or not isinstance(config.get(key), ConfigDict):
+            continue
+        if key in ("data", "optimizer"):
+            continue
+        drop_replaced(config[key], section)
+        if "name" in section and config[key].get("name") != section.name:
+            for name, value in section.items():
+                if name != "name" and config[key].get(name) == value:
+                    del config[key][name]
+
+
+def data_shape(config: ConfigDict) -> tuple[int, ...]:
+    """The shape of one example: [size, size, channels], or [2] for points in the plane."""
+    if config.data.get("name") == "toy":
+        return (2,)
+    for key in ("image_size", "channels"):
+        if not isinstance(config.data.get(key), int) or config.data[key] < 1:
+            raise ConfigError(
+                f"config.data.{key}={config.data.get(key)!r} must be a positive integer for images such as those of "
+                f"{config.data.get('name')!r}"
+            )
+    return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+def system(config: ConfigDict) -> System:
+    """The system that a config describes."""
+    return lookup(SYSTEMS, "system.name", config.system.name)(config)
+
+
+def _diffusion(config: ConfigDict) -> systems.Diffusion:
+    process = construct(PROCESSES, "process", config.process)
+    param = parameterization(config)
+    weighting = construct(WEIGHTINGS, "weighting", config.weighting)
+    draw_times = construct(TIMES, "times", config.times, weighting=weighting)
+    grid = construct(GRIDS, "sampling.grid", config.sampling.grid)
+    drawn, _ = draw_times(process, jax.random.key(0), 4096)
+    visited = _sampling_times(config, process, grid)[:-1]  # what happens at the last time depends on the solver
+    _check_coefficients(config, process, param, jnp.append(drawn, visited))
+    if "t_max" in config.times:
+        _check_coefficients(config, process, param, jnp.full(1, config.times.t_max, jnp.float32))
+    init, apply = network(config)
+    loss = construct(
+        LOSSES,
+        "loss",
+        config.loss,
+        apply=apply,
+        param=param,
+        process=process,
+        weighting=weighting,
+        times=draw_times,
+    )
+    construct(GUIDANCE, "guidance", config.guidance)
+    return systems.Diffusion(
+        init_network=init,
+        apply=apply,
+        process=process,
+        param=param,
+        loss_fn=loss,
+        solver=construct(SOLVERS, "solver", config.solver),
+        grid=grid,
+        steps=config.sampling.steps,
+        shape=data_shape(config),
+        num_classes=config.network.get("num_classes", 0),
+        batch_size=config.sampling.batch_size,
+        clip=config.sampling.clip,
+        denoise=config.sampling.denoise,
+    )
+
+
+SYSTEMS = {"diffusion": _diffusion}
+
+
+def parameterization(config: ConfigDict) -> parameterizations.Parameterization:
+    """The parameterization, its `label` looked up by name; `level` counts the levels of config.times."""
+    section = dict(config.parameterization)
+    if "label" in section:
+        labels = dict(LABELS)
+        if config.times.name == "levels":
+            labels["level"] = parameterizations.level_label(config.times.num_levels)
+        section["label"] = lookup(labels, "parameterization.label", section["label"])
+    return construct(PARAMETERIZATIONS, "parameterization", section)
+
+
+def network(config: ConfigDict) -> tuple[Callable, Callable]:
+    """(init, apply) of the network, which is told the data's shape where it asks for it."""
+    shape = data_shape(config)
+    given = {"shape": shape}
+    if len(shape) == 3:
+        given = {"shape": shape, "image_size": shape[0], "in_channels": shape[-1]}
+
+    def make(rngs):
+        return construct(NETWORKS, "network", config.network, rngs=rngs, **given)
+
+    try:
+        return init_apply(make, config.training.dtype)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.training.dtype: {error}") from error
+
+
+def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The optimizer and its learning rate by step."""
+    section = {**config.optimizer.to_dict(), "num_steps": config.training.num_steps}
+    name = section.pop("name")
+    lookup(optimizers.DIRECTIONS, "optimizer.name", name)
+    return construct(
+        {name: functools.partial(optimizers.make_optimizer, name=name)}, "optimizer", section | {"name": name}
+    )
+
+
+def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
+    """The training split of the data set, or the split that evaluation compares with. Opens files; ConfigError."""
+    section = {key: value for key, value in config.data.items() if value != ""}
+    name = section["name"]
+    loaded = construct({name: functools.partial(data.load, name=name)}, "data", section, evaluation=evaluation)
+    if loaded.shape != data_shape(config):
+        raise ConfigError(f"config.data: {name} holds examples of {loaded.shape}, not {data_shape(config)}")
+    num_classes = config.network.get("num_classes", 0)
+    if (num_classes and loaded.num_classes > num_classes) or (num_classes and not loaded.num_classes):
+        raise ConfigError(
+            f"config.network.num_classes={num_classes} must be 0 or at least the {loaded.num_classes} classes of {name}"
+        )
+    return loaded
+
+
+def writers(config: ConfigDict, directory: pathlib.Path, step: int) -> Writers:
+    """The writers that config.training.loggers names; none on processes other than 0."""
+    if jax.process_index():
+        return Writers()
+    table = {
+        "jsonl": lambda: JsonlWriter(directory / "metrics.jsonl", resume_step=step),
+        "tensorboard": lambda: TensorBoardWriter(directory / "tensorboard", resume_step=step),
+        "wandb": lambda: WandbWriter(directory, name=directory.name, config=config.to_dict()),
+    }
+    return Writers([table[name]() for name in config.training.loggers])
+
+
+def metrics(
+    config: ConfigDict, source: data.Source
+) -> list[Callable[[dict, data.Source, data.Source], dict[str, Any]]]:
+    """Functions (samples, training split, evaluation split) -> figures, named by config.evaluation.metrics."""
+    found = [lookup(METRICS, "evaluation.metrics", name) for name in config.evaluation.metrics]
+    images = len(source.shape) == 3
+    if _classifier in found and not (images and source.num_classes):
+        raise ConfigError("config.evaluation.metrics: 'classifier' needs images with labels; () asks for no metric")
+    if _toy in found and images:
+        raise ConfigError("config.evaluation.metrics: 'toy' needs points in the plane; () asks for no metric")
+    return found
+
+
+def _classifier(drawn: dict[str, np.ndarray], train: data.Source, test: data.Source) -> dict[str, Any]:
+    return evaluation.classifier_metrics(drawn["samples"], data.arrays(train), data.arrays(test))
+
+
+def _toy(drawn: dict[str, np.ndarray], train: data.Source, test: data.Source) -> dict[str, Any]:
+    return evaluation.toy_metrics(drawn["samples"], data.arrays(test, 2 * len(drawn["samples"]))["x"])
+
+
+METRICS = {"classifier": _classifier, "toy": _toy}
+
+
+def ema_rate(config: ConfigDict) -> str:
+    """The name of the average that samples come from: config.sampling.ema_rate, or the first of config.ema.rates."""
+    rates = [str(rate) for rate in config.ema.rates]
+    rate = str(config.sampling.ema_rate) if config.sampling.ema_rate else rates[0]
+    if rate not in rates:
+        raise ConfigError(f"config.sampling.ema_rate={rate} is not among config.ema.rates=({', '.join(rates)})")
+    return rate
+
+
+def plane(config: ConfigDict, built: systems.Diffusion, params: Params) -> dict[str, Callable]:
+    """What a picture of points in the plane shows beside them: the learned score at a small time, the exact density."""
+    t = jnp.float32(0.1)
+    D = built.denoiser(params, None)
+    pictures = {"score": jax.jit(lambda x: parameterizations.score(built.process, D, x, t))}
+    if config.data.get("kind", "gaussian_mixture") == "gaussian_mixture":
+        pictures["log_density"] = toys.mixture_log_density
+    return pictures
+
+
+def _sampling_times(config: ConfigDict, process: Process, grid: Callable) -> jax.Array:
+    """The times that a solver steps through. Refuses a grid that does not fit the process or the number of steps."""
+    section = config.sampling.grid
+    try:
+        times = grid(process, config.sampling.steps)
+    except AttributeError as error:
+        raise ConfigError(
+            f"config.sampling.grid.name={section.name!r} needs a discrete process; "
+            f"config.process.name={config.process.name!r} is continuous"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"config.sampling.steps={config.sampling.steps}: {error}") from error
+    if not bool(jnp.all(jnp.isfinite(times))):
+        raise ConfigError(
+            f"config.sampling.grid ({section.name}): sigma / alpha is zero or infinite at an end of its times for the "
+            f"process {config.process.name!r}; set config.sampling.grid.t_min and t_max inside the range"
+        )
+    return times
+
+
+def _check_coefficients(config: ConfigDict, process: Process, param: Callable, times: jax.Array) -> None:
+    """Refuse a parameterization that is not finite at one of `times`, such as eps where alpha = 0."""
+    try:
+        coefficients = param(process, times)
+    except AttributeError as error:
+        raise ConfigError(
+            f"config.parameterization.label={config.parameterization.get('label')!r} needs a discrete process; "
+            f"config.process.name={config.process.name!r} is continuous"
+        ) from error
+    for name, value in coefficients._asdict().items():
+        bad = ~np.isfinite(np.asarray(value))
+        if bad.any():
+            raise ConfigError(
+                f"config.parameterization.name={config.parameterization.name!r}: {name} is not finite at "
+                f"t = {float(times[np.argmax(bad)]):g} of the process {config.process.name!r}; use another "
+                "parameterization, or t_min and t_max inside the range in config.times and config.sampling.grid"
+            )
+
+
+def _plain(value: Any) -> Any:
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def _suggest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

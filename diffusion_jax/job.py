@@ -1,0 +1,124 @@
+"""A config made ready: every object built and checked, and the state it trains or samples from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from diffusion_jax import build, workdir
+from diffusion_jax.build import ConfigError
+from diffusion_jax.training import mesh as meshes
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.step import TrainState, init_state
+from diffusion_jax.types import Params, System
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Job:
+    """What every mode needs. Once it exists the config is known to fit together; nothing is allocated yet."""
+
+    config: ConfigDict
+    system: System
+    optimizer: optax.GradientTransformation
+    learning_rate: optax.Schedule
+    mesh: jax.sharding.Mesh
+    state: TrainState  # abstract: shapes, dtypes and layout on the mesh
+    batch: dict[str, jax.ShapeDtypeStruct]
+
+    @property
+    def layout(self) -> PyTree[jax.sharding.Sharding]:
+        return jax.tree.map(lambda x: x.sharding, self.state)
+
+
+@contextlib.contextmanager
+def refusal(field: str) -> Iterator[None]:
+    """Turn an error about the user's input into a ConfigError that says where the input came from."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise ConfigError(f"{field}: {error}") from error
+
+
+def prepare(config: ConfigDict) -> Job:
+    """Build and check what `config` describes. Raises ConfigError, naming the field."""
+    build.check_keys(config)
+    with refusal("config.mesh"):
+        mesh = meshes.make_mesh(**config.mesh)
+    with refusal("config.training"):
+        meshes.check_batch(mesh, config.training.batch_size // config.training.accumulate)
+    system = build.system(config)
+    optimizer, learning_rate = build.optimizer(config)
+    batch = {"x": jax.ShapeDtypeStruct((config.training.batch_size, *build.data_shape(config)), np.float32)}
+    if config.network.get("num_classes", 0):
+        batch["label"] = jax.ShapeDtypeStruct((config.training.batch_size,), np.int32)
+    with refusal(f"config.network ({config.network.name}) does not fit the data or config.ema"):
+        state = jax.eval_shape(lambda key: init_state(system, optimizer, config.ema.rates, key), jax.random.key(0))
+        jax.eval_shape(lambda p, b: system.loss(p, jax.random.key(0), b, None), state.params, batch)
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        state,
+        meshes.state_sharding(mesh, state),
+    )
+    return Job(
+        config=config,
+        system=system,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        mesh=mesh,
+        state=state,
+        batch=batch,
+    )
+
+
+def fresh_state(job: Job) -> TrainState:
+    """The state of step 0, with the parameters of config.weights where that is set."""
+
+    def start(key: Any) -> TrainState:
+        return init_state(job.system, job.optimizer, job.config.ema.rates, key)
+
+    given = load_params(job, pathlib.Path(job.config.weights)) if job.config.weights else None
+    state = jax.jit(start, out_shardings=job.layout)(jax.random.key(job.config.seed))
+    if given is None:
+        return state
+    params, _ = given
+    # The average is a copy, because the train step gives away every buffer of its state once.
+    ema = {
+        rate: {group: jax.tree.map(lambda x: x.copy(), params[group]) for group in state.ema[rate]}
+        for rate in state.ema
+    }
+    return dataclasses.replace(state, params=params, ema=ema)
+
+
+def averaged(job: Job, params: Params, ema: dict[str, Params]) -> Params:
+    """The parameters that samples come from: `params` with the average of config.sampling.ema_rate put in."""
+    return {**params, **ema[build.ema_rate(job.config)]} if ema else params
+
+
+def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
+    """The averaged parameters of the newest checkpoint in the work directory `directory`, and its step.
+
+    Raises ConfigError if there is none or it is of another model.
+    """
+    if not (directory / "checkpoints").is_dir():
+        raise ConfigError(f"{directory} holds no checkpoint; train first, or give its --workdir or config.weights")
+    workdir.check_same_model(job.config, directory, resume=False)
+    params, ema = job.state.params, job.state.ema
+    if ema:
+        rate = build.ema_rate(job.config)
+        ema = {rate: ema[rate]}
+        params = {group: tree for group, tree in params.items() if group not in ema[rate]}
+    wanted = {name: tree for name, tree in {"params": params, "ema": ema}.items() if tree}
+    with Checkpoints(directory / "checkpoints") as checkpoints, refusal("checkpoint"):
+        restored, step = checkpoints.restore_state(wanted)
+    return averaged(job, restored.get("params", {}), restored.get("ema", {})), step

@@ -1,0 +1,85 @@
+"""The command: `python -m diffusion_jax.main --config=FILE.py[:VARIANT] --workdir=DIR [--mode=MODE]`.
+
+A config file is Python, with `get_config(variant=None)`; everything in it can be changed on the command line:
+
+  train an NCSN on digits      --config=configs/ncsn.py --workdir=runs/ncsn
+  a paper's full setting       --config=configs/ddpm.py:cifar10 --workdir=runs/cifar10
+  another learning rate        --config.optimizer.learning_rate=1e-4
+  16 samples, DDIM, 50 steps   --mode=sample --config.solver.name=ddim --config.sampling.steps=50
+                               --config.sampling.num_samples=16
+  figures of a trained model   --mode=evaluate
+  size, memory and FLOPs only  --mode=plan
+
+Training goes on where it stopped when the same command is run again. SIGTERM and Ctrl-C save first.
+"""
+
+import os
+import pathlib
+import sys
+from typing import NoReturn
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "Config file, FILE.py or FILE.py:VARIANT.", lock_config=False, accept_new_attributes=True
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics and samples.")
+_MODE = flags.DEFINE_enum(
+    "mode",
+    "train",
+    ["train", "sample", "evaluate", "plan"],
+    "train: train or go on; sample: draw samples of the newest checkpoint; evaluate: judge it; plan: print its size.",
+)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Read the flags; one line and exit code 2 for what cannot be read."""
+    try:
+        return flags.FLAGS(argv)
+    except KeyError as error:  # from ml_collections, for a section that does not exist
+        name, *hint = error.args[0].splitlines()
+        _refuse(". ".join([f"config has no section {name}", *hint]))
+    except OSError as error:
+        _refuse(f"--config cannot be read: {error.__cause__ and error.__cause__.__cause__ or error}")
+    except flags.Error as error:
+        # A ValueError of the config file, such as an unknown variant, comes as the text of its traceback.
+        first, *_, last = (str(error).splitlines() or [""]) * 2
+        _refuse(last.removeprefix("ValueError: ") if last.startswith("ValueError: ") else first)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        _refuse(f"unexpected arguments: {' '.join(argv[1:])}")
+    if _CONFIG.value is None:
+        _refuse("--config=FILE.py is missing, for example --config=configs/ncsn.py; --help explains")
+    if _MODE.value != "plan" and not _WORKDIR.value:
+        _refuse(f"--mode={_MODE.value} needs --workdir=DIR")
+    logging.set_verbosity(logging.WARNING)
+    from diffusion_jax import build, defaults, modes
+    from diffusion_jax.training.loop import NotFinite
+
+    try:
+        original = defaults.read(config_flags.get_config_filename(flags.FLAGS["config"]))
+    except OSError as error:
+        _refuse(f"--config cannot be read: {error}")
+    config = _CONFIG.value
+    try:
+        build.drop_replaced(config, original)
+        if _MODE.value == "plan":
+            modes.plan(config)
+        else:
+            job = {"train": modes.train, "sample": modes.sample, "evaluate": modes.evaluate}[_MODE.value]
+            job(config, pathlib.Path(_WORKDIR.value).expanduser())
+    except (build.ConfigError, NotFinite) as error:
+        _refuse(str(error))
+
+
+def _refuse(message: str) -> NoReturn:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    app.run(main, flags_parser=parse)

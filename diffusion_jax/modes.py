@@ -1,0 +1,219 @@
+"""The modes of the command: train, sample, evaluate and plan a config in a work directory."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pathlib
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax import build, data, workdir
+from diffusion_jax.data import Source
+from diffusion_jax.evaluation import sheets
+from diffusion_jax.evaluation.report import format_report, write_evaluation
+from diffusion_jax.job import Job, averaged, fresh_state, load_params, prepare, refusal
+from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.training import mesh as meshes
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.loop import Interrupt, train_loop
+from diffusion_jax.training.step import TrainState, make_train_step
+from diffusion_jax.types import Params
+
+
+def train(config: ConfigDict, directory: pathlib.Path) -> None:
+    """Train, or go on from the newest checkpoint in `directory`; then evaluate if the config says so."""
+    job, settings = prepare(config), config.training
+    source = build.source(config)
+    metrics = build.metrics(config, source)
+    workdir.check_writable(directory)
+    differences = workdir.check_same_model(config, directory, resume=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(job.mesh))
+        checkpoints = stack.enter_context(
+            Checkpoints(directory / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every)
+        )
+        batches = data.batches(
+            source,
+            batch_size=settings.batch_size,
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        start = checkpoints.latest_step() or 0
+        if start:
+            with refusal("checkpoint"):
+                state, start = checkpoints.restore(job.state, batches)
+            _say(f"resuming from step {start} in {directory}", *differences)
+        else:
+            state = fresh_state(job)
+        if start < settings.num_steps:
+            if jax.process_index() == 0:
+                workdir.write_config(directory, config)
+            writer = stack.enter_context(contextlib.closing(build.writers(config, directory, start)))
+            stop = stack.enter_context(Interrupt())
+            _say(
+                f"training {count_parameters(job.state.params):,} parameters on {jax.device_count()} "
+                f"{jax.devices()[0].platform} device(s): {len(source):,} examples, batch {settings.batch_size}; "
+                "the first step compiles"
+            )
+
+            def draw(state: TrainState, step: int) -> str:
+                path = directory / "samples" / f"step_{step:08d}.png"
+                params = averaged(job, state.params, state.ema)
+                num = min(config.sampling.num_samples, config.sampling.batch_size)
+                drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num)
+                if not _picture(job, params, drawn, path):
+                    return "no picture of the samples, which are latents or not finite"
+                writer.images(step, {"samples": str(path)})
+                return f"samples in {path}"
+
+            state = train_loop(
+                state,
+                jax.jit(_step(job), donate_argnums=0, out_shardings=(job.layout, None)),
+                batches,
+                functools.partial(data.device_batches, sharding=meshes.batch_sharding(job.mesh)),
+                start=start,
+                num_steps=settings.num_steps,
+                batch_size=settings.batch_size,
+                log_every=settings.log_every,
+                checkpoint_every=settings.checkpoint_every,
+                sample_every=settings.sample_every,
+                checkpoints=checkpoints,
+                writer=writer,
+                learning_rate=job.learning_rate,
+                draw=draw,
+                stop=stop,
+            )
+            if stop.requested:
+                _say(f"stopped; step {int(state.step)} is saved and the same command goes on from there")
+                return
+        reached = int(state.step)
+    _say(
+        f"trained to step {reached}",
+        f"  checkpoints  {directory / 'checkpoints'}",
+        f"  metrics      {directory / 'metrics.jsonl'}",
+        f"  samples      {directory / 'samples' / f'step_{reached:08d}.png'}",
+    )
+    if config.evaluation.after_training and metrics:
+        evaluate(config, directory)
+
+
+def sample(config: ConfigDict, directory: pathlib.Path) -> None:
+    """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz and .png."""
+    job = prepare(config)
+    workdir.check_writable(directory)
+    params, step = _params(job, directory)
+    with jax.set_mesh(job.mesh):
+        began = time.monotonic()
+        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), config.sampling.num_samples)
+        seconds = time.monotonic() - began
+        path = directory / "samples" / f"{config.sampling.file}.npz"
+        if jax.process_index() == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            samples = drawn["samples"]
+            with refusal("samples"):
+                arrays = {"samples": sheets.to_uint8(samples) if _is_image(samples) else samples}
+            np.savez(path, **arrays, **({"cond": drawn["label"]} if "label" in drawn else {}))
+        pictured = _picture(job, params, drawn, path.with_suffix(".png"))
+    _say(
+        f"{config.sampling.num_samples} samples of step {step} ({_how(config)}) in {seconds:.1f} s, compilation included",
+        f"  arrays   {path}",
+        f"  picture  {path.with_suffix('.png') if pictured else 'none: they are latents or not finite'}",
+    )
+
+
+def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
+    """Compute config.evaluation.metrics with the newest checkpoint; print them and write evaluation.json."""
+    job = prepare(config)
+    source, held_out = build.source(config), build.source(config, evaluation=True)
+    metrics = build.metrics(config, source)
+    workdir.check_writable(directory)
+    params, step = _params(job, directory)
+    num = config.evaluation.num_samples
+    with jax.set_mesh(job.mesh):
+        _say(f"evaluating step {step} with {num} samples ({_how(config)})")
+        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num)
+        figures = {"step": step, "solver": config.solver.name, "steps": config.sampling.steps}
+        figures |= {"seed": config.sampling.seed, "num_samples": num, **_held_out(job, params, held_out)}
+        for metric in metrics:
+            with refusal("config.evaluation.metrics"):
+                figures |= metric(drawn, source, held_out)
+    if jax.process_index() == 0:
+        write_evaluation(directory / "evaluation.json", figures)
+    _say(format_report(figures), f"written to {directory / 'evaluation.json'}")
+
+
+def plan(config: ConfigDict) -> None:
+    """Print what the config takes on the devices there are, without allocating it."""
+    job = prepare(config)
+    leaves = [x for x in jax.tree.leaves(job.state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    whole = sum(x.size * x.dtype.itemsize for x in leaves)
+    share = sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
+    with jax.set_mesh(job.mesh):
+        cost = jax.jit(_step(job)).lower(job.state, job.batch).cost_analysis() or {}
+    _say(
+        f"parameters      {count_parameters(job.state.params):,}",
+        f"train state     {whole / 2**20:,.1f} MiB, of which {share / 2**20:,.1f} MiB on each device",
+        f"mesh            {', '.join(f'{name} {size}' for name, size in job.mesh.shape.items())}"
+        f" ({jax.devices()[0].platform})",
+        f"batch           {config.training.batch_size} of shape {build.data_shape(config)}",
+        f"FLOPs per step  {cost.get('flops', float('nan')):.3g}",
+    )
+
+
+def _step(job: Job):
+    return make_train_step(
+        job.system,
+        job.optimizer,
+        num_steps=job.config.training.num_steps,
+        ema_rates=job.config.ema.rates,
+        ema_warmup=job.config.ema.warmup,
+        accumulate=job.config.training.accumulate,
+    )
+
+
+def _params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
+    """Those of the run in `directory`; of config.weights where it has not been trained."""
+    untrained = not (directory / "checkpoints").is_dir()
+    return load_params(job, pathlib.Path(job.config.weights) if untrained and job.config.weights else directory)
+
+
+def _held_out(job: Job, params: Params, source: Source) -> dict[str, float]:
+    """Means of `System.evaluate` over at most config.evaluation.num_samples held-out examples."""
+    examples = data.arrays(source, job.config.evaluation.num_samples)
+    size = min(job.config.training.batch_size, len(examples["x"]))
+    compute, figures = jax.jit(job.system.evaluate), []
+    for start in range(0, len(examples["x"]) - size + 1, size):
+        key = jax.random.fold_in(jax.random.key(job.config.sampling.seed), start)
+        batch = {name: value[start : start + size] for name, value in examples.items()}
+        figures.append(jax.device_get(compute(params, key, batch)))
+    return {f"held_out_{name}": float(np.mean([part[name] for part in figures])) for name in figures[0]}
+
+
+def _picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
+    """Whether `path` is now a picture of the samples: there is none of latents and of samples that are not finite."""
+    samples, labels = drawn["samples"], drawn.get("label")
+    if not np.isfinite(samples).all() or not (_is_image(samples) or samples.shape[1:] == (2,)):
+        return False
+    if jax.process_index() == 0 and _is_image(samples):
+        sheets.image_sheet(samples[:256], path=path, labels=None if labels is None else labels[:256])
+    elif jax.process_index() == 0:
+        sheets.scatter_sheet({"samples": samples}, path=path, **build.plane(job.config, job.system, params))
+    return True
+
+
+def _is_image(samples: np.ndarray) -> bool:
+    return samples.ndim == 4 and samples.shape[-1] in (1, 3)
+
+
+def _how(config: ConfigDict) -> str:
+    return f"{config.solver.name}, {config.sampling.steps} steps, seed {config.sampling.seed}"
+
+
+def _say(*lines: str) -> None:
+    if jax.process_index() == 0:
+        print(*lines, sep="\n", flush=True)

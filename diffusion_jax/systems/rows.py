@@ -1,0 +1,42 @@
+"""Rows drawn one by one from their ids, in batches over all devices."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from diffusion_jax.types import Cond
+
+
+def in_batches(
+    draw: Callable[[Int[Array, "batch"], Cond], dict[str, Array]], num: int, batch_size: int, cond: Cond = None
+) -> dict[str, np.ndarray]:
+    """Rows 0..num-1 of `draw(ids, cond)`, which makes row r from ids[r] and cond[r] alone, as NumPy arrays.
+
+    Every call has the same shape, `batch_size` rounded up to a multiple of the devices of the current mesh (see
+    `jax.set_mesh`); the last is filled up and cut.
+    """
+    mesh = jax.sharding.get_mesh()
+    devices = max(mesh.size, 1)
+    size = -(-min(batch_size, num) // devices) * devices
+    parts = []
+    for start in range(0, num, size):
+        ids = np.arange(start, start + size)
+        rows = np.minimum(ids, num - 1)
+        inputs = (ids, jax.tree.map(lambda c, rows=rows: np.asarray(c)[rows], cond))
+        if not mesh.empty:
+            sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+            inputs = jax.tree.map(lambda x, sharding=sharding: _put(x, sharding), inputs)
+        parts.append(jax.tree.map(_fetch, draw(*inputs)))
+    return jax.tree.map(lambda *p: np.concatenate(p)[:num], *parts)
+
+
+def _put(x: np.ndarray, sharding: NamedSharding) -> Array:
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def _fetch(x: Array) -> np.ndarray:
+    return multihost_utils.process_allgather(x, tiled=True) if jax.process_count() > 1 else np.asarray(x)

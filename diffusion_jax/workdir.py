@@ -1,0 +1,83 @@
+"""The files of a work directory, and whether a config fits the checkpoint that lies there."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffusion_jax.build import ConfigError
+
+# What decides the structure and the meaning of the parameters.
+MODEL = ("system", "process", "parameterization", "network")
+# What decides, beyond that, the structure of the train state.
+STATE = ("optimizer.name", "optimizer.groups", "ema.rates")
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"section.key": value} of nested mappings."""
+    if not isinstance(config, dict | ConfigDict):
+        return {prefix: list(config) if isinstance(config, tuple) else config}
+    return {k: v for key in config for k, v in flatten(config[key], f"{prefix}.{key}" if prefix else key).items()}
+
+
+def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
+    """What config.json of `workdir` holds, or None. Raises ConfigError for a file that is not JSON."""
+    path = workdir / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+
+
+def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Write the resolved config as config.json, in one piece."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    part = workdir / f"config.json.{os.getpid()}"
+    part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+    part.replace(workdir / "config.json")
+
+
+def check_writable(workdir: pathlib.Path) -> None:
+    """Raises ConfigError unless `workdir`, or the folder it would be created in, can be written. Creates nothing."""
+    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"--workdir={workdir} cannot be written: {existing} is not a writable folder")
+
+
+def changes(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
+    """Lines "config.key is A here and B there" for every key in which the two differ."""
+    here, there = flatten(config), flatten(saved)
+    return [
+        f"config.{key} is {here.get(key)!r} now and was {there.get(key)!r}"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key)
+    ]
+
+
+def check_same_model(config: ConfigDict, workdir: pathlib.Path, *, resume: bool) -> list[str]:
+    """Refuse a config whose model, or with `resume` whose train state, is not that of the checkpoints in `workdir`.
+
+    Returns the other differences, which are allowed. Raises ConfigError naming the keys.
+    """
+    saved = read_config(workdir)
+    if saved is None:
+        return []
+    fixed = (*MODEL, "data.image_size", "data.channels", *(STATE if resume else ()))
+    differences = changes(config, saved)
+    refused = [line for line in differences if any(_key(line) == f or _key(line).startswith(f + ".") for f in fixed)]
+    if refused:
+        raise ConfigError(
+            f"{workdir} holds a run of another model: {'; '.join(refused)}. "
+            "Give the config that it was trained with, or another --workdir"
+        )
+    return differences
+
+
+def _key(line: str) -> str:
+    return line.split(" ", 1)[0].removeprefix("config.")

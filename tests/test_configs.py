@@ -1,0 +1,150 @@
+"""Every config and variant is built, initialised and stepped abstractly, at full size, without allocating."""
+
+import functools
+import inspect
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from diffusion_jax import build, data, defaults, processes, sampling
+from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.training.step import init_state, make_train_step
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+FILES = sorted(CONFIGS.glob("*.py"))
+# Seconds of tracing each; of NCSN++ and DDPM++ one each of the smaller ones is kept.
+SLOW = re.compile("_deep|256_|256$|1024|bedroom|church|edm:(cifar10|ffhq)|edm:.*_ncsnpp|subvp_ddpmpp|flow:cifar10")
+
+
+def variants(path: pathlib.Path) -> list[str]:
+    """The keys of the dictionary VARIANTS, which the error about an unknown variant lists."""
+    with pytest.raises(ValueError, match="variant 'unknown' is unknown; choose one of") as refusal:
+        defaults.read(f"{path}:unknown")
+    return str(refusal.value).partition("choose one of ")[2].split(", ")
+
+
+ALL = [f"{path.stem}:{variant}" for path in FILES for variant in variants(path)]
+
+
+def case(name: str, *values):
+    return pytest.param(name, *values, marks=[pytest.mark.slow] if SLOW.search(name) else [])
+
+
+def read(name: str):
+    stem, _, variant = name.partition(":")
+    return defaults.read(f"{CONFIGS / stem}.py:{variant}")
+
+
+@functools.cache
+def built(name: str):
+    """The config "FILE:VARIANT" for two examples and two sampling steps, its system, optimizer and abstract state."""
+    config = read(name)
+    config.training.batch_size = 2
+    config.sampling.steps = 2
+    build.check_keys(config)
+    system = build.system(config)
+    optimizer, _ = build.optimizer(config)
+    state = jax.eval_shape(lambda key: init_state(system, optimizer, config.ema.rates, key), jax.random.key(0))
+    return config, system, optimizer, state
+
+
+def test_the_files_are_found():
+    assert {"ncsn", "ncsnv2", "ddpm", "score_sde", "edm", "flow", "dit", "toy2d"} <= {path.stem for path in FILES}
+    assert len(ALL) >= 40
+
+
+@pytest.mark.parametrize("name", [case(name) for name in ALL])
+def test_builds_and_traces_a_train_and_a_sample_step(name):
+    config, system, optimizer, state = built(name)
+    step = make_train_step(system, optimizer, num_steps=config.training.num_steps, ema_rates=config.ema.rates)
+    shape = build.data_shape(config)
+    batch = {"x": jax.ShapeDtypeStruct((2, *shape), np.float32), "label": jax.ShapeDtypeStruct((2,), np.int32)}
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert metrics["loss"].shape == ()
+
+    def draw(params, key):
+        cond = {"label": np.arange(2)} if system.num_classes else None
+        D = system.denoiser(params, cond)
+        times = system.grid(system.process, system.steps)
+        x = sampling.sample(
+            system.solver, system.process, D, key, processes.prior(system.process, key, (2, *shape)), times
+        )
+        return D(x, times[-1]) if system.denoise else x
+
+    assert jax.eval_shape(draw, state.params, jax.random.key(0)).shape == (2, *shape)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_data_section(name):
+    config = read(name)
+    allowed = set(inspect.signature(data.load).parameters)
+    assert set(config.data) <= allowed - {"evaluation"}
+    assert not config.data.get("path")
+    assert set(config.evaluation.metrics) <= set(build.METRICS)
+    if ":digits" in name:
+        assert config.data.name == "digits" and config.training.num_steps <= 5000
+    if config.data.name in ("digits", "toy"):
+        assert config.evaluation.after_training and config.evaluation.metrics
+    else:
+        assert not config.evaluation.after_training
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_default_variant_runs_anywhere(path):
+    config = defaults.read(str(path))
+    assert config.data.name in ("digits", "toy")
+    assert config.to_dict() == read(f"{path.stem}:{variants(path)[0]}").to_dict()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_docstring_gives_the_command_and_the_variants(path):
+    source = path.read_text()
+    docstring = source.split('"""')[1]
+    commands = re.findall(r"python -m diffusion_jax\.main --config=configs/(\w+)\.py(?::(\w+))?", docstring)
+    assert (path.stem, "") in commands
+    assert {name for name, _ in commands} == {path.stem}
+    assert {variant for _, variant in commands if variant} <= set(variants(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        case("ddpm:cifar10", 35_746_307),  # 35.7 M, arXiv:2006.11239, appendix B
+        case("ddpm:celebahq256", 113_673_219),  # 114 M, ibid.
+        case("ncsnv2:cifar10", 29_694_083),  # as counted in the authors' network
+        # As printed when training the authors' network, less the 9 x 128 weights that read their augmentation.
+        case("edm:afhqv2_64_ddpmpp", 61_805_571 - 9 * 128),
+        # The same network; attention sits at another level of equal width.
+        case("flow:cifar10", 61_805_571 - 9 * 128),
+        case("score_sde:cifar10_vp_ddpmpp", 61_805_571 - 9 * 128),
+        # As printed by the authors' training script, less its fixed position table and the channels of the variance.
+        case("dit:imagenet256_xl2", 675_129_632 - 256 * 1152 - (2 * 2 * 4) * (1152 + 1)),
+    ],
+)
+def test_published_parameter_counts(name, count):
+    assert count_parameters(built(name)[-1].params) == count
+
+
+@pytest.mark.parametrize(("variant", "epsilon"), [("cifar10", 6.2e-6), ("celeba", 3.3e-6), ("bedroom", 1.8e-6)])
+def test_ncsnv2_step_size_is_the_papers(variant, epsilon):
+    # The paper's epsilon (appendix B) is for data in [0, 1] and noise sqrt(2 epsilon): ours is 4 times 2 times that.
+    assert read(f"ncsnv2:{variant}").solver.step_size == pytest.approx(8 * epsilon, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_evaluations"), [("edm:cifar10_ddpmpp", 35), ("edm:ffhq_64_ncsnpp", 79), ("edm:digits", 35)]
+)
+def test_edm_takes_the_papers_number_of_network_evaluations(name, num_evaluations):
+    config = read(name)
+    assert 2 * config.sampling.steps + config.sampling.denoise == num_evaluations
+
+
+def test_edm_average_forgets_half_in_half_a_million_images():
+    config = read("edm:cifar10_ddpmpp")
+    (rate,) = config.ema.rates
+    assert rate ** (500_000 / config.training.batch_size) == pytest.approx(0.5)
+    assert config.training.num_steps * config.training.batch_size == pytest.approx(200e6, rel=1e-3)
