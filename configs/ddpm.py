@@ -8,7 +8,8 @@ DDIM (arXiv:2010.02502) samples the same model in fewer steps:
     python -m diffusion_jax.main --config=configs/ddpm.py --workdir=runs/ddpm --mode=sample \\
         --config.solver.name=ddim --config.sampling.steps=50
 
-Without a variant: the 8 x 8 digits of scikit-learn and a small network, minutes on two CPU cores. `mnist` trains a
+Without a variant: the 8 x 8 digits of scikit-learn in minutes on two CPU cores, with what suits so small an image and
+network: the cosine table of betas and EDM's preconditioning. `mnist` trains a
 small U-Net in about 20 minutes on a CPU; prepare the data with
 `python -m diffusion_jax.data.prepare mnist --from DIR`.
 
@@ -40,9 +41,11 @@ def ddpm(*, variance: str = "beta_tilde", **sections: Any) -> ConfigDict:
 
 def digits() -> ConfigDict:
     return ddpm(
-        parameterization=dict(name="eps", label="log_sigma"),
+        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
+        # A network without skips from input to output learns fastest what EDM's preconditioning asks of it.
+        parameterization=dict(name="edm", sigma_data=0.5),
         network=dict(name="mlp", hidden=512, num_layers=4),
-        training=dict(num_steps=8000, batch_size=128, log_every=100),
+        training=dict(num_steps=7000, batch_size=128, log_every=100),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
         sampling=dict(steps=250, batch_size=500),

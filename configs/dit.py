@@ -38,7 +38,7 @@ def dit(**sections: Any) -> ConfigDict:
 def digits() -> ConfigDict:
     return dit(
         network=dict(name="dit", patch_size=2, hidden_size=128, depth=4, num_heads=4, num_classes=10),
-        training=dict(num_steps=3000, batch_size=128, log_every=100),
+        training=dict(num_steps=4000, batch_size=64, log_every=100),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
         sampling=dict(steps=100, batch_size=500, clip=True),

@@ -19,7 +19,7 @@ from diffusion_jax.solvers import ncsnv2_step_size
 
 
 def digits() -> ConfigDict:
-    num_levels, sigma_min, sigma_max, langevin_steps = 20, 0.04, 8.0, 5
+    num_levels, sigma_min, sigma_max, langevin_steps = 20, 0.04, 8.0, 8
     step_size = ncsnv2_step_size(np.geomspace(sigma_min, sigma_max, num_levels), langevin_steps)
     return replace(
         defaults(),

@@ -44,7 +44,7 @@ def digits() -> ConfigDict:
         num_levels=20,
         langevin_steps=5,
         network=dict(name="ncsnv2", ngf=16, depth="shallow"),
-        training=dict(num_steps=3000, batch_size=128, log_every=100),
+        training=dict(num_steps=3000, batch_size=64, log_every=100),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
     )

@@ -25,7 +25,7 @@ def toy(kind: str) -> ConfigDict:
         network=dict(name="mlp", hidden=128, num_layers=3),
         solver=dict(name="ddim"),
         data=dict(name="toy", split="train", eval_split="test", kind=kind),
-        training=dict(num_steps=3000, batch_size=512, sample_every=0, log_every=100),
+        training=dict(num_steps=2000, batch_size=256, sample_every=0, log_every=100),
         optimizer=dict(name="adam", learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
         sampling=dict(num_samples=2000, batch_size=2000, steps=100, grid=dict(name="quadratic")),

@@ -287,11 +287,10 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
     weighting = construct(WEIGHTINGS, "weighting", config.weighting)
     draw_times = construct(TIMES, "times", config.times, weighting=weighting)
     grid = construct(GRIDS, "sampling.grid", config.sampling.grid)
-    drawn, _ = draw_times(process, jax.random.key(0), 4096)
+    drawn, _ = jax.jit(draw_times, static_argnums=2)(process, jax.random.key(0), 4096)
     visited = _sampling_times(config, process, grid)[:-1]  # what happens at the last time depends on the solver
-    _check_coefficients(config, process, param, jnp.append(drawn, visited))
-    if "t_max" in config.times:
-        _check_coefficients(config, process, param, jnp.full(1, config.times.t_max, jnp.float32))
+    last = [config.times.t_max] if "t_max" in config.times else []
+    _check_coefficients(config, process, param, np.concatenate([drawn, visited, np.float32(last)]))
     init, apply = network(config)
     loss = construct(
         LOSSES,
@@ -404,7 +403,8 @@ def metrics(
 
 
 def _classifier(drawn: dict[str, np.ndarray], train: data.Source, test: data.Source) -> dict[str, Any]:
-    return evaluation.classifier_metrics(drawn["samples"], data.arrays(train), data.arrays(test))
+    # Clipped as they are when saved.
+    return evaluation.classifier_metrics(np.clip(drawn["samples"], -1, 1), data.arrays(train), data.arrays(test))
 
 
 def _toy(drawn: dict[str, np.ndarray], train: data.Source, test: data.Source) -> dict[str, Any]:
@@ -437,7 +437,7 @@ def _sampling_times(config: ConfigDict, process: Process, grid: Callable) -> jax
     """The times that a solver steps through. Refuses a grid that does not fit the process or the number of steps."""
     section = config.sampling.grid
     try:
-        times = grid(process, config.sampling.steps)
+        times = jax.jit(grid, static_argnums=1)(process, config.sampling.steps)
     except AttributeError as error:
         raise ConfigError(
             f"config.sampling.grid.name={section.name!r} needs a discrete process; "
@@ -445,7 +445,7 @@ def _sampling_times(config: ConfigDict, process: Process, grid: Callable) -> jax
         ) from error
     except ValueError as error:
         raise ConfigError(f"config.sampling.steps={config.sampling.steps}: {error}") from error
-    if not bool(jnp.all(jnp.isfinite(times))):
+    if not np.isfinite(times).all():
         raise ConfigError(
             f"config.sampling.grid ({section.name}): sigma / alpha is zero or infinite at an end of its times for the "
             f"process {config.process.name!r}; set config.sampling.grid.t_min and t_max inside the range"
@@ -453,10 +453,10 @@ def _sampling_times(config: ConfigDict, process: Process, grid: Callable) -> jax
     return times
 
 
-def _check_coefficients(config: ConfigDict, process: Process, param: Callable, times: jax.Array) -> None:
+def _check_coefficients(config: ConfigDict, process: Process, param: Callable, times: np.ndarray) -> None:
     """Refuse a parameterization that is not finite at one of `times`, such as eps where alpha = 0."""
     try:
-        coefficients = param(process, times)
+        coefficients = jax.jit(param)(process, times)
     except AttributeError as error:
         raise ConfigError(
             f"config.parameterization.label={config.parameterization.get('label')!r} needs a discrete process; "

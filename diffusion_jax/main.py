@@ -41,7 +41,7 @@ def parse(argv: list[str]) -> list[str]:
         name, *hint = error.args[0].splitlines()
         _refuse(". ".join([f"config has no section {name}", *hint]))
     except OSError as error:
-        _refuse(f"--config cannot be read: {error.__cause__ and error.__cause__.__cause__ or error}")
+        _refuse(f"--config cannot be read: {(error.__cause__ and error.__cause__.__cause__) or error}")
     except flags.Error as error:
         # A ValueError of the config file, such as an unknown variant, comes as the text of its traceback.
         first, *_, last = (str(error).splitlines() or [""]) * 2

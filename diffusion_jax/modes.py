@@ -120,7 +120,7 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
             np.savez(path, **arrays, **({"cond": drawn["label"]} if "label" in drawn else {}))
         pictured = _picture(job, params, drawn, path.with_suffix(".png"))
     _say(
-        f"{config.sampling.num_samples} samples of step {step} ({_how(config)}) in {seconds:.1f} s, compilation included",
+        f"{config.sampling.num_samples} samples of step {step} ({_how(config)}) in {seconds:.1f} s with compilation",
         f"  arrays   {path}",
         f"  picture  {path.with_suffix('.png') if pictured else 'none: they are latents or not finite'}",
     )

@@ -46,6 +46,8 @@ def discrete(num_steps: int) -> Times:
 
 def levels(num_levels: int) -> Times:
     """Uniform over the noise levels i / (L - 1), i = 0..L-1, of NCSN with L = `num_levels` >= 2."""
+    if num_levels < 2:
+        raise ValueError(f"num_levels is {num_levels}; it must be at least 2")
 
     def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
         return jax.random.randint(key, (n,), 0, num_levels) / (num_levels - 1), jnp.ones(n)

@@ -79,14 +79,15 @@ def test_rows_have_any_shape():
 
 
 def test_importing_the_core_is_light():
-    """No data sets, plotting, checkpoints or scikit-learn; the bound on time is generous, 1.5 s is the goal."""
+    """No data sets, plotting, checkpoints or scikit-learn; the bound on CPU time is generous, 1.5 s is the goal."""
     program = (
-        "import sys, time; start = time.perf_counter()\n"
-        "import diffusion_jax, diffusion_jax.sampling, diffusion_jax.losses, diffusion_jax.solvers, diffusion_jax.grids\n"
+        "import sys, time; start = time.process_time()\n"
+        "import diffusion_jax\n"
+        "from diffusion_jax import grids, losses, parameterizations, processes, sampling, solvers, times, weightings\n"
         "heavy = {'tensorflow_datasets', 'tensorflow', 'matplotlib', 'sklearn', 'orbax', 'torch'} & set(sys.modules)\n"
-        "print(time.perf_counter() - start, sorted(heavy))"
+        "print(time.process_time() - start, sorted(heavy))"
     )
     out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, check=True)
     seconds, heavy = out.stdout.strip().split(" ", 1)
     assert heavy == "[]"
-    assert float(seconds) < 10, f"importing took {seconds} s"
+    assert float(seconds) < 5, f"importing took {seconds} s"

@@ -48,6 +48,11 @@ def test_level_times_are_uniform_over_the_levels():
     np.testing.assert_array_equal(weight, 1)
 
 
+def test_level_times_refuse_a_single_level():
+    with pytest.raises(ValueError, match="num_levels is 1; it must be at least 2"):
+        times.levels(1)
+
+
 @pytest.mark.parametrize("process", [EDM(), VP()], ids=["edm", "vp"])
 def test_log_normal_times_have_normal_log_sigma(process):
     t, weight = times.log_normal(-1.2, 1.2)(process, KEY, N)

@@ -114,13 +114,13 @@ class NCSNv2(nnx.Module):
 
 
 class RefineNet(nnx.Module):
-    """Cascaded RefineNet (1611.06612) of dilated residual blocks; `num_classes=0` makes it unconditional.
+    """Cascaded RefineNet (1611.06612) of dilated residual blocks; `num_levels=0` makes it unconditional.
 
     Two residual blocks per level lead down. Then one refine block per level, lowest first, fuses the level's output
     with the previous refine block's.
     """
 
-    def __init__(self, in_channels: int, ngf: int, num_classes: int, *, depth: str, remat: bool, rngs: nnx.Rngs):
+    def __init__(self, in_channels: int, ngf: int, num_levels: int, *, depth: str, remat: bool, rngs: nnx.Rngs):
         if ngf < 2:
             raise ValueError(f"ngf={ngf} must be at least 2: instance normalisation++ compares channels.")
         if depth not in LEVELS:
@@ -134,17 +134,17 @@ class RefineNet(nnx.Module):
         res = []
         for i, (width, (_, halve, dilation)) in enumerate(zip(widths, LEVELS[depth], strict=True)):
             first = ResidualBlock(
-                widths[max(i - 1, 0)], width, num_classes, new_level=i > 0, halve=halve, dilation=dilation, rngs=rngs
+                widths[max(i - 1, 0)], width, num_levels, new_level=i > 0, halve=halve, dilation=dilation, rngs=rngs
             )
-            second = ResidualBlock(width, width, num_classes, dilation=dilation, rngs=rngs)
+            second = ResidualBlock(width, width, num_levels, dilation=dilation, rngs=rngs)
             res.append(nnx.List([first, second]))
         self.res = nnx.List(res)
         refine = []
         for i in reversed(range(len(widths))):
             inputs = [widths[i]] if i == len(widths) - 1 else [widths[i], widths[i]]
-            refine.append(RefineBlock(inputs, widths[max(i - 1, 0)], num_classes, last=i == 0, rngs=rngs))
+            refine.append(RefineBlock(inputs, widths[max(i - 1, 0)], num_levels, last=i == 0, rngs=rngs))
         self.refine = nnx.List(refine)
-        self.normalizer = instance_norm_plus(ngf, num_classes, rngs=rngs)
+        self.normalizer = instance_norm_plus(ngf, num_levels, rngs=rngs)
         self.end_conv = conv(ngf, in_channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w c"], y: Int[Array, "batch"] | None) -> Float[Array, "batch h w c"]:
@@ -168,10 +168,11 @@ class RefineNet(nnx.Module):
 
 
 class InstanceNormPlus(nnx.Module):
-    """Instance normalisation++ (1907.05600, equation 12), which keeps the relative means of the channels.
+    """Instance normalisation++ (1907.05600, Appendix A), which keeps the relative means of the channels.
 
     z_k = gamma_k ((x_k - mu_k) / sigma_k + alpha_k (mu_k - m) / v) + beta_k, where mu_k and sigma_k are over the pixels
-    of channel k, m and v the mean and standard deviation (unbiased) of the mu_k over the channels.
+    of channel k, m and v the mean and standard deviation (unbiased) of the mu_k over the channels. The released code
+    multiplies alpha by gamma, the paper does not.
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs):
@@ -186,19 +187,19 @@ class InstanceNormPlus(nnx.Module):
 class ConditionalInstanceNormPlus(nnx.Module):
     """Instance normalisation++ with one (gamma, alpha, beta) per noise level; `embed` holds them side by side."""
 
-    def __init__(self, channels: int, num_classes: int, *, rngs: nnx.Rngs):
-        self.embed = nnx.Embed(num_classes, 3 * channels, embedding_init=_embedding_init, rngs=rngs)
+    def __init__(self, channels: int, num_levels: int, *, rngs: nnx.Rngs):
+        self.embed = nnx.Embed(num_levels, 3 * channels, embedding_init=_embedding_init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w c"], y: Int[Array, "batch"]) -> Float[Array, "batch h w c"]:
         return _normalize(x, *jnp.split(self.embed(y), 3, axis=-1))
 
 
 def instance_norm_plus(
-    channels: int, num_classes: int, *, rngs: nnx.Rngs
+    channels: int, num_levels: int, *, rngs: nnx.Rngs
 ) -> InstanceNormPlus | ConditionalInstanceNormPlus:
-    """The conditional normalisation, or the unconditional one for `num_classes=0`."""
-    if num_classes:
-        return ConditionalInstanceNormPlus(channels, num_classes, rngs=rngs)
+    """The conditional normalisation, or the unconditional one for `num_levels=0`."""
+    if num_levels:
+        return ConditionalInstanceNormPlus(channels, num_levels, rngs=rngs)
     return InstanceNormPlus(channels, rngs=rngs)
 
 
@@ -213,7 +214,7 @@ class ResidualBlock(nnx.Module):
         self,
         in_channels: int,
         out_channels: int,
-        num_classes: int,
+        num_levels: int,
         *,
         new_level: bool = False,
         halve: bool = False,
@@ -221,9 +222,9 @@ class ResidualBlock(nnx.Module):
         rngs: nnx.Rngs,
     ):
         self.halve = halve
-        self.normalize1 = instance_norm_plus(in_channels, num_classes, rngs=rngs)
+        self.normalize1 = instance_norm_plus(in_channels, num_levels, rngs=rngs)
         self.conv1 = conv(in_channels, in_channels, dilation=dilation, rngs=rngs)
-        self.normalize2 = instance_norm_plus(in_channels, num_classes, rngs=rngs)
+        self.normalize2 = instance_norm_plus(in_channels, num_levels, rngs=rngs)
         self.conv2 = conv(in_channels, out_channels, dilation=dilation, rngs=rngs)
         size = 1 if halve else 3
         self.shortcut = conv(in_channels, out_channels, size, dilation=dilation, rngs=rngs) if new_level else None
@@ -238,10 +239,10 @@ class ResidualBlock(nnx.Module):
 class RCUBlock(nnx.Module):
     """Residual convolution units: `num_blocks` times x + conv(elu(conv(elu(x)))), conditionally normalised."""
 
-    def __init__(self, channels: int, num_blocks: int, num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, num_blocks: int, num_levels: int, *, rngs: nnx.Rngs):
         units = range(2 * num_blocks)
         self.norms = nnx.List(
-            [ConditionalInstanceNormPlus(channels, num_classes, rngs=rngs) for _ in units if num_classes]
+            [ConditionalInstanceNormPlus(channels, num_levels, rngs=rngs) for _ in units if num_levels]
         )
         self.convs = nnx.List([conv(channels, channels, use_bias=False, rngs=rngs) for _ in units])
 
@@ -258,9 +259,9 @@ class RCUBlock(nnx.Module):
 class MSFBlock(nnx.Module):
     """Multi-scale fusion: the sum of conv(x_i), each resized bilinearly to the size of the first."""
 
-    def __init__(self, in_channels: list[int], out_channels: int, num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, in_channels: list[int], out_channels: int, num_levels: int, *, rngs: nnx.Rngs):
         self.norms = nnx.List(
-            [ConditionalInstanceNormPlus(c, num_classes, rngs=rngs) for c in in_channels if num_classes]
+            [ConditionalInstanceNormPlus(c, num_levels, rngs=rngs) for c in in_channels if num_levels]
         )
         self.convs = nnx.List([conv(c, out_channels, rngs=rngs) for c in in_channels])
 
@@ -279,9 +280,9 @@ class CRPBlock(nnx.Module):
     The pool over 5 x 5 pixels is the maximum in NCSNv2, and the mean, after a normalisation, in the conditional NCSN.
     """
 
-    def __init__(self, channels: int, num_classes: int, *, rngs: nnx.Rngs):
+    def __init__(self, channels: int, num_levels: int, *, rngs: nnx.Rngs):
         self.norms = nnx.List(
-            [ConditionalInstanceNormPlus(channels, num_classes, rngs=rngs) for _ in range(2) if num_classes]
+            [ConditionalInstanceNormPlus(channels, num_levels, rngs=rngs) for _ in range(2) if num_levels]
         )
         self.convs = nnx.List([conv(channels, channels, use_bias=False, rngs=rngs) for _ in range(2)])
 
@@ -297,11 +298,11 @@ class CRPBlock(nnx.Module):
 class RefineBlock(nnx.Module):
     """Adapt every input by residual units, fuse them, pool in a chain, and adapt the result (1611.06612, Figure 3)."""
 
-    def __init__(self, in_channels: list[int], out_channels: int, num_classes: int, *, last: bool, rngs: nnx.Rngs):
-        self.adapt_convs = nnx.List([RCUBlock(c, 2, num_classes, rngs=rngs) for c in in_channels])
-        self.msf = MSFBlock(in_channels, out_channels, num_classes, rngs=rngs) if len(in_channels) > 1 else None
-        self.crp = CRPBlock(out_channels, num_classes, rngs=rngs)
-        self.output_convs = RCUBlock(out_channels, 3 if last else 1, num_classes, rngs=rngs)
+    def __init__(self, in_channels: list[int], out_channels: int, num_levels: int, *, last: bool, rngs: nnx.Rngs):
+        self.adapt_convs = nnx.List([RCUBlock(c, 2, num_levels, rngs=rngs) for c in in_channels])
+        self.msf = MSFBlock(in_channels, out_channels, num_levels, rngs=rngs) if len(in_channels) > 1 else None
+        self.crp = CRPBlock(out_channels, num_levels, rngs=rngs)
+        self.output_convs = RCUBlock(out_channels, 3 if last else 1, num_levels, rngs=rngs)
 
     def __call__(self, xs: list[Array], y: Int[Array, "batch"] | None) -> Float[Array, "batch h w d"]:
         xs = [adapt(x, y) for adapt, x in zip(self.adapt_convs, xs, strict=True)]
@@ -370,7 +371,7 @@ def resize_bilinear(
 
 
 def _normalize(x: Array, gamma: Array, alpha: Array, beta: Array) -> Array:
-    """Equation 12 of 1907.05600; the coefficients are [batch or 1, channels]. Statistics in float32, in one pass."""
+    """The equation of `InstanceNormPlus` with coefficients [batch or 1, channels]; one-pass statistics in float32."""
     x32 = x.astype(jnp.float32)
     gamma, alpha, beta = (a.astype(jnp.float32) for a in (gamma, alpha, beta))
     mean = x32.mean((1, 2))

@@ -33,19 +33,20 @@ class VP:
 
 @pytree
 class SubVP:
-    """Sub-VP SDE: alpha as in `VP`, sigma = 1 - alpha^2, below VP's at every t. arXiv:2011.13456, eq. 13."""
+    """Sub-VP SDE: alpha as in `VP`, sigma = 1 - alpha^2, below VP's at every t. arXiv:2011.13456, eq. 12."""
 
     beta_min: Number = 0.1
     beta_max: Number = 20.0
 
-    def log_alpha(self, t: Time) -> Time:
-        return -0.5 * (self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2)
+    @property
+    def vp(self) -> VP:
+        return VP(beta_min=self.beta_min, beta_max=self.beta_max)
 
     def alpha(self, t: Time) -> Time:
-        return jnp.exp(self.log_alpha(t))
+        return self.vp.alpha(t)
 
     def sigma(self, t: Time) -> Time:
-        return -jnp.expm1(2 * self.log_alpha(t))
+        return -jnp.expm1(2 * self.vp.log_alpha(t))
 
 
 @pytree

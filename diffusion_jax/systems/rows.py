@@ -6,14 +6,17 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from diffusion_jax.types import Cond
 
 
 def in_batches(
-    draw: Callable[[Int[Array, "batch"], Cond], dict[str, Array]], num: int, batch_size: int, cond: Cond = None
-) -> dict[str, np.ndarray]:
+    draw: Callable[[Int[Array, "batch"], Cond], PyTree[Array]],
+    num: int,
+    batch_size: int,
+    cond: dict[str, Array | np.ndarray] | None = None,
+) -> PyTree[np.ndarray]:
     """Rows 0..num-1 of `draw(ids, cond)`, which makes row r from ids[r] and cond[r] alone, as NumPy arrays.
 
     Every call has the same shape, `batch_size` rounded up to a multiple of the devices of the current mesh (see

@@ -64,8 +64,8 @@ def train_loop(
 
     Args:
       data: checkpointable iterator of local batches; `to_devices(data)` yields the same batches on the mesh.
-      draw: draw(state, step) makes a picture and returns a line about it; called every `sample_every` steps (0: never) and after step `num_steps`, but not on
-        the way out of an interrupted run, which may have seconds left.
+      draw: draw(state, step) makes a picture and returns a line about it. Called every `sample_every` steps (0: never)
+        and after step `num_steps`, but not when `stop.requested`: the process may have seconds left.
       learning_rate: step -> rate, for the log.
 
     Raises NotFinite when a logged or saved step has a loss or gradient that is not finite; nothing is saved then.

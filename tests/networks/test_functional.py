@@ -68,7 +68,7 @@ def test_entries_of_a_list_stay_in_their_places():
 def test_key_switches_dropout_on():
     init, apply = init_apply(make)
     params = init(jax.random.key(0))
-    run = lambda key: jax.jit(apply)(params, X, C, key=key)  # noqa: E731
+    run = lambda key: jax.jit(apply)(params, X, C, key=key)
     assert np.allclose(run(None), run(None)) and np.allclose(run(jax.random.key(1)), run(jax.random.key(1)))
     assert not np.allclose(run(jax.random.key(1)), run(jax.random.key(2)))
     assert not np.allclose(run(jax.random.key(1)), run(None))
@@ -90,11 +90,9 @@ def test_bfloat16_computes_in_bfloat16_and_returns_float32():
 
 
 def test_full_precision_parameters_are_not_cast():
-    embed = lambda rngs: layers.FourierEmbedding(64, scale=16.0, rngs=rngs)  # noqa: E731
-
     class Wrapped(nnx.Module):
         def __init__(self, rngs: nnx.Rngs):
-            self.embed = embed(rngs)
+            self.embed = layers.FourierEmbedding(64, scale=16.0, rngs=rngs)
 
         def __call__(self, x, c_noise, cond=None, *, rngs=None):
             return self.embed(c_noise)

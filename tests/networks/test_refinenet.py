@@ -59,7 +59,7 @@ def abstract(make, size: int, channels: int = 3):
 
 @pytest.mark.parametrize("ngf, channels, num_levels", [(128, 3, 10), (64, 1, 3)])
 def test_parameter_count_of_ncsn(ngf, channels, num_levels):
-    make = lambda rngs: refinenet.NCSN(num_levels=num_levels, in_channels=channels, ngf=ngf, rngs=rngs)  # noqa: E731
+    make = lambda rngs: refinenet.NCSN(num_levels=num_levels, in_channels=channels, ngf=ngf, rngs=rngs)
     params, out = abstract(make, 32, channels)
     assert count_parameters(params) == expected_parameters(ngf, channels, num_levels)
     assert out.shape == (2, 32, 32, channels)
@@ -106,7 +106,7 @@ def test_pools_against_loops():
 
 
 def test_bilinear_resizing_keeps_corners_and_linear_images():
-    plane = lambda h, w: (jnp.linspace(0, 1, h)[:, None] + 3 * jnp.linspace(0, 1, w))[None, :, :, None]  # noqa: E731
+    plane = lambda h, w: (jnp.linspace(0, 1, h)[:, None] + 3 * jnp.linspace(0, 1, w))[None, :, :, None]
     np.testing.assert_allclose(refinenet.resize_bilinear(plane(4, 3), 8, 7), plane(8, 7), atol=1e-6)
     x = image(1, 4, 4, 2)
     resized = refinenet.resize_bilinear(x, 8, 8)
@@ -133,7 +133,7 @@ def test_halving_block_pools_after_its_convolutions():
 
 def tiny(cls, dtype="float32", **kwargs):
     """(apply, params) of a small network for 8 x 8 images of one channel, with values of order 1 / sqrt(fan_in)."""
-    make = lambda rngs: cls(in_channels=1, ngf=4, depth="shallow", rngs=rngs, **kwargs)  # noqa: E731
+    make = lambda rngs: cls(in_channels=1, ngf=4, depth="shallow", rngs=rngs, **kwargs)
     init, apply = init_apply(make, dtype)
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(init, jax.random.key(0))
@@ -163,9 +163,9 @@ def test_ncsnv2_ignores_the_noise_level():
 
 
 def test_rematerialisation_wraps_every_block():
-    apply, params = tiny(refinenet.NCSN, num_classes=3, remat=True)
+    apply, params = tiny(refinenet.NCSN, num_levels=3, remat=True)
     args = image(2, 8, 8, 1), jnp.ones(2)
-    kept, _ = tiny(refinenet.NCSN, num_classes=3)
+    kept, _ = tiny(refinenet.NCSN, num_levels=3)
     np.testing.assert_allclose(apply(params, *args), kept(params, *args), rtol=1e-5, atol=1e-5)
     gradient = jax.make_jaxpr(jax.grad(lambda p: apply(p, *args).sum()))(params)
     assert str(gradient).count("prevent_cse") >= 9  # three levels of two residual blocks and a refine block
@@ -182,7 +182,7 @@ def test_chained_pooling_can_be_differentiated_twice():
     # Sliced score matching differentiates v^T J v, and the pool pads with minus infinity.
     block = refinenet.CRPBlock(2, 0, rngs=nnx.Rngs(0))
     x, v = image(1, 6, 6, 2), image(1, 6, 6, 2, seed=1)
-    curvature = lambda x: jnp.vdot(v, jax.jvp(lambda x: jnp.square(block(x, None)), (x,), (v,))[1])  # noqa: E731
+    curvature = lambda x: jnp.vdot(v, jax.jvp(lambda x: jnp.square(block(x, None)), (x,), (v,))[1])
     gradient = jax.jit(jax.grad(curvature))(x)
     step = 1e-2 * image(1, 6, 6, 2, seed=2)
     slope = (curvature(x + step) - curvature(x - step)) / 2

@@ -78,7 +78,7 @@ def test_depends_on_x_the_time_and_dropout(inputs):
 def test_attention_is_at_its_resolutions_and_in_the_middle():
     init, _ = build(num_res_blocks=2, channel_mult=(1, 1, 1), attention_resolutions=(4,))
     params = jax.eval_shape(init, jax.random.key(0))
-    count = lambda part: len(part.get("attentions", {}))  # noqa: E731
+    count = lambda part: len(part.get("attentions", {}))
     assert [count(block) for _, block in sorted(params["down_blocks"].items())] == [0, 2, 0]
     assert [count(block) for _, block in sorted(params["up_blocks"].items())] == [0, 3, 0]
     assert count(params["mid_block"]) == 1

@@ -1,0 +1,63 @@
+"""The notebook is stored without outputs and runs from top to bottom."""
+
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+
+NOTEBOOK = pathlib.Path(__file__).parents[1] / "colabs" / "quickstart.ipynb"
+
+
+def read() -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def figures(text: str, pattern: str) -> dict[str, float]:
+    """What stands before each match of `pattern`, and the number after it."""
+    return {name: float(value) for name, value in re.findall(rf"^(.*?):? {pattern} ([0-9.e+-]+)$", text, re.MULTILINE)}
+
+
+def test_the_notebook_is_stored_without_outputs():
+    notebook = read()
+    nbformat.validate(notebook)
+    assert notebook.nbformat == 4
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            assert not cell.outputs and cell.execution_count is None, f"cell {cell.id} has outputs"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_notebook_runs_and_its_figures_hold(monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFUSION_JAX_NOTEBOOK_SMALL", "1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    notebook = read()
+    resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources).execute()
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    text = {
+        name: "".join(output.text for output in found if output.output_type == "stream" and output.name == "stdout")
+        for name, found in outputs.items()
+    }
+    pictures = {name: sum("image/png" in output.get("data", {}) for output in found) for name, found in outputs.items()}
+
+    assert max(figures(text["score"], "relative difference").values()) < 1e-3
+
+    # Exact samples are within about 0.8 / sqrt(n) of the density: 4000 of them within 0.02.
+    distances = figures(text["distance"], "distance")
+    assert len(distances) == 7
+    assert distances["exact samples"] < 0.03
+    for sampler in ("ancestral", "DDIM", "Heun"):
+        assert distances[f"{sampler}, 64 evaluations"] < 0.05
+        assert distances[f"{sampler}, 64 evaluations"] < distances[f"{sampler}, 8 evaluations"]
+
+    learned = figures(text["compare"], "relative error of the learned score")
+    assert len(learned) == 4
+    assert max(error for t, error in learned.items() if t != "t = 0.05") < 0.3
+
+    assert "frechet" in text["ncsn-evaluate"].lower()
+    assert "fsdp 8" in text["plan-eight"]
+    drawn = {"forward": 1, "score": 2, "samplers": 2, "compare": 1, "ncsn-sheet": 1, "ncsn-heun": 1}
+    assert {name: count for name, count in pictures.items() if count} == drawn

@@ -1,0 +1,148 @@
+"""What the modes write, on points and on images."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from diffusion_jax import modes
+from tests.runs import digits, toy
+
+CLASSES = dict(network__num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("points")
+    modes.train(toy(training__sample_every=2), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    modes.train(digits(**CLASSES), folder)
+    return folder
+
+
+def test_train_writes_its_files(points):
+    config = json.loads((points / "config.json").read_text())
+    assert config["training"]["num_steps"] == 4
+    assert config["process"] == {"name": "vp"}
+    rows = [json.loads(line) for line in (points / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert {"step", "loss", "grad_norm", "learning_rate", "examples_per_second"} <= row.keys()
+        assert all(np.isfinite(value) for value in row.values())
+    assert {path.name for path in (points / "checkpoints").iterdir()} >= {"2", "4"}
+    assert {path.name for path in (points / "samples").glob("step_*.png")} == {
+        "step_00000002.png",
+        "step_00000004.png",
+    }
+
+
+def test_train_says_where_things_are(points, capsys):
+    modes.train(toy(), points)  # already finished
+    output = capsys.readouterr().out
+    assert "resuming from step 4" in output and "trained to step 4" in output
+    for part in ("checkpoints", "metrics.jsonl", "samples"):
+        assert str(points / part) in output
+
+
+def test_train_for_longer(points, tmp_path):
+    modes.train(toy(training__num_steps=2), tmp_path)
+    modes.train(toy(training__num_steps=3), tmp_path)
+    rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3]
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["num_steps"] == 3
+
+
+def test_train_evaluates_when_it_is_done(tmp_path):
+    modes.train(toy(evaluation__after_training=True), tmp_path)
+    assert (tmp_path / "evaluation.json").exists()
+
+
+def test_weights_start_a_new_run(points, tmp_path):
+    """The parameters are the averages of the other run, so its samples are the samples of step 0."""
+    config = toy(weights=str(points), training__num_steps=1, optimizer__learning_rate=1e-12)
+    modes.train(config, tmp_path)
+    for folder in (points, tmp_path):
+        modes.sample(toy(sampling__file="compare"), folder)
+    a, b = (np.load(folder / "samples" / "compare.npz")["samples"] for folder in (points, tmp_path))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_sample_points(points, capsys):
+    modes.sample(toy(sampling__file="drawn"), points)
+    assert str(points / "samples" / "drawn.npz") in capsys.readouterr().out
+    drawn = np.load(points / "samples" / "drawn.npz")
+    assert drawn["samples"].shape == (6, 2)
+    assert drawn["samples"].dtype == np.float32
+    assert set(drawn) == {"samples"}
+    assert PIL.Image.open(points / "samples" / "drawn.png").size[0] > 100
+
+
+def test_samples_do_not_depend_on_their_number_and_batch(points):
+    for file, num, batch in (("a", 6, 6), ("b", 9, 4)):
+        modes.sample(toy(sampling__file=file, sampling__num_samples=num, sampling__batch_size=batch), points)
+    a, b = (np.load(points / "samples" / f"{file}.npz")["samples"] for file in "ab")
+    assert len(b) == 9
+    np.testing.assert_allclose(a, b[:6], atol=2e-6)
+
+
+def test_the_seed_of_sampling(points):
+    for seed in (0, 1):
+        modes.sample(toy(sampling__file=f"seed{seed}", sampling__seed=seed), points)
+    a, b = (np.load(points / "samples" / f"seed{seed}.npz")["samples"] for seed in (0, 1))
+    assert np.abs(a - b).min() > 1e-4
+
+
+def test_sample_images(images):
+    modes.sample(digits(**CLASSES), images)
+    drawn = np.load(images / "samples" / "samples.npz")
+    assert drawn["samples"].shape == (6, 8, 8, 1)
+    assert drawn["samples"].dtype == np.uint8
+    np.testing.assert_array_equal(drawn["cond"], np.arange(6))
+    assert PIL.Image.open(images / "samples" / "samples.png").mode == "RGB"
+
+
+def test_evaluate_images(images):
+    modes.evaluate(digits(**CLASSES), images)
+    figures = json.loads((images / "evaluation.json").read_text())
+    assert {"step", "solver", "steps", "seed", "num_samples", "held_out_loss"} <= figures.keys()
+    assert figures["num_samples"] == 32
+
+
+def test_evaluate_points(points, capsys):
+    modes.evaluate(toy(sampling__seed=5), points)
+    figures = json.loads((points / "evaluation.json").read_text())
+    expected = {"step": 4, "solver": "ddim", "steps": 4, "seed": 5, "num_samples": 32}
+    assert {name: figures[name] for name in expected} == expected
+    assert figures["sliced_wasserstein"] > 0
+    assert 0 < figures["held_out_loss"] < 10
+    assert str(points / "evaluation.json") in capsys.readouterr().out
+
+
+def test_latents_are_written_as_they_are(tmp_path):
+    """Arrays of four channels are neither images nor points: no picture, and floats in the file."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "latents.npz", x=rng.standard_normal((64, 8, 8, 4), np.float32))
+    config = digits()
+    config.data.name, config.data.path = "arrays", str(tmp_path / "latents.npz")
+    config.data.eval_split, config.data.channels = "train", 4
+    modes.train(config, tmp_path / "run")
+    modes.sample(config, tmp_path / "run")
+    drawn = np.load(tmp_path / "run" / "samples" / "samples.npz")["samples"]
+    assert drawn.shape == (6, 8, 8, 4) and drawn.dtype == np.float32
+    assert not list((tmp_path / "run").rglob("*.png"))
+
+
+def test_plan(capsys, tmp_path):
+    modes.plan(toy())
+    output = capsys.readouterr().out
+    words = dict(line.split(maxsplit=1) for line in output.splitlines() if line.startswith(("parameters", "batch")))
+    assert words["batch"] == "16 of shape (2,)"
+    assert int(words["parameters"].replace(",", "")) > 1000
+    for part in ("MiB on each device", "data 1, fsdp 1, tensor 1", "FLOPs per step"):
+        assert part in output

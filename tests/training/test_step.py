@@ -1,0 +1,211 @@
+"""The train step against a loop written by hand, and its promises about groups, parts of a batch and devices."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion_jax import job, modes
+from diffusion_jax.training.optimizers import make_optimizer
+from diffusion_jax.training.step import init_state, make_train_step
+from tests.runs import ROOT, toy
+
+
+@dataclasses.dataclass(frozen=True)
+class _Regression:
+    """y = scale w x by least squares; `scale` is frozen, the group "target" follows w without a gradient."""
+
+    noise: float = 0.0
+
+    def init(self, key):
+        return {
+            "net": {"w": jax.random.normal(key, (3,))},
+            "target": {"w": jnp.zeros(3)},
+            "frozen": {"scale": jnp.float32(2.0)},
+        }
+
+    def loss(self, params, key, batch, train):
+        w = params["net"]["w"] + self.noise * jax.random.normal(key, (3,))
+        error = params["frozen"]["scale"] * batch["x"] @ w - batch["y"]
+        return error**2, {"progress": train.step / train.num_steps, "bias": jnp.mean(error)}
+
+    def advance(self, params, train, metrics):
+        target = params["target"]["w"] + (params["net"]["w"] - params["target"]["w"]) / (train.step + 2)
+        return {**params, "target": {"w": target}}
+
+    def sample(self, params, key, num, cond=None):
+        return {}
+
+    def evaluate(self, params, key, batch):
+        return {}
+
+
+def _batch(rows=8):
+    x = jax.random.normal(jax.random.key(7), (rows, 3))
+    return {"x": x, "y": x @ jnp.array([1.0, -2.0, 0.5])}
+
+
+def _start(system, optimizer, rates=(0.9,)):
+    return init_state(system, optimizer, rates, jax.random.key(0))
+
+
+def test_step_equals_a_hand_written_loop():
+    system, batch = _Regression(noise=0.1), _batch()
+    optimizer = optax.adam(0.1)
+    state = _start(system, optimizer)
+    step = jax.jit(make_train_step(system, optimizer, num_steps=5, ema_rates=(0.9,), ema_warmup=False))
+
+    w, average, moments = state.params["net"]["w"], state.params["net"]["w"], None
+    hand = optax.adam(0.1)
+    moments = hand.init(w)
+    for k in range(5):
+        state, metrics = step(state, batch)
+        noise = 0.1 * jax.random.normal(jax.random.fold_in(state.key, k), (3,))
+
+        def objective(w, noise=noise):
+            return jnp.mean((2.0 * batch["x"] @ (w + noise) - batch["y"]) ** 2)
+
+        loss, grad = jax.value_and_grad(objective)(w)
+        np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
+        np.testing.assert_allclose(metrics["grad_norm"], jnp.linalg.norm(grad), rtol=1e-5)
+        np.testing.assert_allclose(metrics["progress"], k / 5, rtol=1e-6)
+        updates, moments = hand.update(grad, moments, w)
+        w = w + updates
+        average = 0.9 * average + 0.1 * w
+    np.testing.assert_allclose(state.params["net"]["w"], w, rtol=1e-5)
+    np.testing.assert_allclose(state.ema["0.9"]["net"]["w"], average, rtol=1e-5)
+    assert state.step == 5
+
+
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(accumulate):
+    system, optimizer = _Regression(), optax.sgd(0.1)
+    whole, parts = (
+        jax.jit(make_train_step(system, optimizer, num_steps=3, ema_rates=(0.9,), accumulate=n))
+        for n in (1, accumulate)
+    )
+    one, many = _start(system, optimizer), _start(system, optimizer)
+    for _ in range(3):
+        one, metrics = whole(one, _batch())
+        many, metrics_of_parts = parts(many, _batch())
+        for name in metrics:
+            np.testing.assert_allclose(metrics_of_parts[name], metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), many.params, one.params)
+
+
+def test_parts_of_a_batch_have_noise_of_their_own():
+    system, optimizer = _Regression(noise=1.0), optax.sgd(0.0)
+    rows = {"x": jnp.ones((4, 3)), "y": jnp.zeros(4)}
+    losses = []
+    for accumulate in (1, 4):
+        step = make_train_step(system, optimizer, num_steps=1, ema_rates=(), accumulate=accumulate)
+        losses.append(float(step(_start(system, optimizer, ()), rows)[1]["loss"]))
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_frozen_parameters_are_left_alone():
+    system, optimizer = _Regression(), optax.adamw(0.1, weight_decay=0.1)
+    state = _start(system, optimizer)
+    for leaf in jax.tree.leaves(state.opt_state):
+        assert leaf.shape in ((), (3,))
+    assert len(jax.tree.leaves(state.opt_state)) == 1 + 2 * 2  # count, and two moments of "net" and "target"
+    assert set(state.ema["0.9"]) == {"net", "target"}
+    state, _ = make_train_step(system, optimizer, num_steps=1, ema_rates=(0.9,))(state, _batch())
+    assert state.params["frozen"]["scale"] == 2.0
+    assert "frozen" not in state.ema["0.9"]
+
+
+def test_advance_moves_a_group_without_a_gradient():
+    system, optimizer = _Regression(), optax.sgd(0.1)
+    step = jax.jit(make_train_step(system, optimizer, num_steps=4, ema_rates=()))
+    state, target = _start(system, optimizer, ()), jnp.zeros(3)
+    for k in range(4):
+        state, _ = step(state, _batch())
+        target = target + (state.params["net"]["w"] - target) / (k + 2)
+        np.testing.assert_allclose(state.params["target"]["w"], target, rtol=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Adversaries(_Regression):
+    """min over a and max over b of a b, as a sum of two losses with gradients stopped between the groups."""
+
+    def init(self, key):
+        return {"generator": {"a": jnp.float32(3.0)}, "discriminator": {"b": jnp.float32(1.0)}}
+
+    def loss(self, params, key, batch, train):
+        a, b = params["generator"]["a"], params["discriminator"]["b"]
+        stop = jax.lax.stop_gradient
+        return a * stop(b) * batch["x"] - stop(a) * b * batch["x"], {}
+
+    def advance(self, params, train, metrics):
+        return params
+
+
+def test_two_groups_have_two_optimizers():
+    optimizer, _ = make_optimizer(
+        name="adam",
+        learning_rate=0.1,
+        num_steps=10,
+        groups={"discriminator": {"name": "sgd", "learning_rate": 0.25, "b1": 0.0}},
+    )
+    system = _Adversaries()
+    state = _start(system, optimizer, ())
+    state, _ = make_train_step(system, optimizer, num_steps=1, ema_rates=())(state, {"x": jnp.ones(2)})
+    np.testing.assert_allclose(state.params["generator"]["a"], 3.0 - 0.1, rtol=1e-5)  # Adam's first step: its rate
+    np.testing.assert_allclose(state.params["discriminator"]["b"], 1.0 + 0.25 * 3.0, rtol=1e-6)  # up the slope 3
+
+
+_ON_EIGHT_DEVICES = """
+import json, pathlib, sys, jax, numpy as np
+from diffusion_jax import job, modes
+from tests.runs import toy
+folder = pathlib.Path(sys.argv[1])
+assert jax.device_count() == 8
+found = {}
+for name, mesh in {"data": dict(mesh__data=8), "fsdp": dict(mesh__data=2, mesh__fsdp=4)}.items():
+    config = toy(**json.loads(sys.argv[2]), **mesh)
+    modes.train(config, folder / name)
+    modes.sample(config, folder / name)
+    state = job.prepare(config).state.params
+    found[name] = sum(int(np.prod(x.sharding.shard_shape(x.shape))) * 4 for x in jax.tree.leaves(state))
+print(json.dumps(found))
+"""
+
+
+def test_the_mesh_does_not_change_the_result(tmp_path):
+    """Eight simulated devices add in another order: 1e-3 relative on losses, 1e-2 on samples of a few units."""
+    changes = dict(network__hidden=128, training__num_steps=6, training__checkpoint_every=6, optimizer__warmup_steps=0)
+    config = toy(**changes)
+    modes.train(config, tmp_path / "one")
+    modes.sample(config, tmp_path / "one")
+    result = subprocess.run(
+        [sys.executable, "-c", _ON_EIGHT_DEVICES, str(tmp_path), json.dumps(changes)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    params = job.prepare(config).state.params
+    whole = sum(4 * x.size for x in jax.tree.leaves(params))
+    per_device = json.loads(result.stdout.splitlines()[-1])
+    assert per_device["data"] == whole
+    assert per_device["fsdp"] < 0.5 * whole
+
+    def losses(name):
+        return [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+
+    def samples(name):
+        return np.load(tmp_path / name / "samples" / "samples.npz")["samples"]
+
+    for name in ("data", "fsdp"):
+        assert len(losses(name)) == 6
+        np.testing.assert_allclose(losses(name), losses("one"), rtol=1e-3)
+        np.testing.assert_allclose(samples(name), samples("one"), atol=1e-2)
