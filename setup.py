@@ -36,7 +36,15 @@ setuptools.setup(
         "matplotlib>=3.8",
     ],
     extras_require={
-        "test": ["pytest>=8", "pytest-timeout>=2", "chex>=0.1.92", "beartype>=0.18", "nbclient", "nbformat", "ipykernel"],
+        "test": [
+            "pytest>=8",
+            "pytest-timeout>=2",
+            "chex>=0.1.92",
+            "beartype>=0.18",
+            "nbclient",
+            "nbformat",
+            "ipykernel",
+        ],
         "lint": ["ruff>=0.9"],
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.17"],

@@ -45,7 +45,7 @@ def digits() -> ConfigDict:
         # A network without skips from input to output learns fastest what EDM's preconditioning asks of it.
         parameterization=dict(name="edm", sigma_data=0.5),
         network=dict(name="mlp", hidden=512, num_layers=4),
-        training=dict(num_steps=7000, batch_size=128, log_every=100),
+        training=dict(num_steps=10_000, batch_size=128, log_every=100),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
         sampling=dict(steps=250, batch_size=500),
@@ -55,14 +55,13 @@ def digits() -> ConfigDict:
 def mnist() -> ConfigDict:
     return ddpm(
         network=dict(
-            name="unet", channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(7,), num_groups=8
+            name="unet", channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,), num_groups=8
         ),
         data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=3000, batch_size=64, checkpoint_every=500, sample_every=1000),
+        training=dict(num_steps=3000, batch_size=32, checkpoint_every=500, sample_every=1000),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
-        sampling=dict(steps=250, batch_size=100),
-        evaluation=dict(after_training=False),
+        sampling=dict(steps=100, batch_size=100),
     )
 
 

@@ -20,7 +20,9 @@ def toy(kind: str) -> ConfigDict:
     return replace(
         defaults(),
         process=dict(name="vp"),
-        parameterization=dict(name="eps", label="log_sigma"),
+        # The toys have about unit variance.
+        parameterization=dict(name="edm", sigma_data=1.0),
+        weighting=dict(name="edm", sigma_data=1.0),
         times=dict(name="low_discrepancy", t_min=1e-3),
         network=dict(name="mlp", hidden=128, num_layers=3),
         solver=dict(name="ddim"),

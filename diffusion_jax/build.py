@@ -202,6 +202,7 @@ def check_keys(config: ConfigDict) -> None:
             raise ConfigError(f"config.{key} is missing; begin with diffusion_jax.defaults.defaults()")
         if isinstance(section, ConfigDict) and not isinstance(config[key], ConfigDict):
             raise ConfigError(f"config.{key}={config[key]!r} must be a section with keys, such as config.{key}.name")
+        check_type(key, config[key], type(section).__name__)
         if isinstance(section, ConfigDict) and "name" not in section:
             for name in config[key]:
                 if name not in section:
@@ -445,7 +446,7 @@ def _sampling_times(config: ConfigDict, process: Process, grid: Callable) -> jax
         ) from error
     except ValueError as error:
         raise ConfigError(f"config.sampling.steps={config.sampling.steps}: {error}") from error
-    if not np.isfinite(times).all():
+    if not np.isfinite(times).all() or (np.diff(times)[1:] >= 0).any():
         raise ConfigError(
             f"config.sampling.grid ({section.name}): sigma / alpha is zero or infinite at an end of its times for the "
             f"process {config.process.name!r}; set config.sampling.grid.t_min and t_max inside the range"

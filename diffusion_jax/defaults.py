@@ -1,5 +1,6 @@
 """What every config starts from. A config file changes what it needs and returns the result."""
 
+import importlib.machinery
 import importlib.util
 from collections.abc import Mapping
 from typing import Any
@@ -81,7 +82,7 @@ def choose(variant: str | None, variants: Mapping[str, Any], default: str) -> An
 def read(filename: str) -> ConfigDict:
     """The config of "FILE.py" or "FILE.py:VARIANT", as the file gives it."""
     path, _, variant = filename.partition(":")
-    spec = importlib.util.spec_from_file_location("config", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader = importlib.machinery.SourceFileLoader("config", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("config", loader))
+    loader.exec_module(module)
     return module.get_config(variant) if variant else module.get_config()

@@ -40,8 +40,9 @@ def parse(argv: list[str]) -> list[str]:
     except KeyError as error:  # from ml_collections, for a section that does not exist
         name, *hint = error.args[0].splitlines()
         _refuse(". ".join([f"config has no section {name}", *hint]))
-    except OSError as error:
-        _refuse(f"--config cannot be read: {(error.__cause__ and error.__cause__.__cause__) or error}")
+    except OSError as error:  # a config file that is not there, when a flag changes a key of it
+        cause = (error.__cause__ and error.__cause__.__cause__) or error
+        _refuse(f"--config cannot be read: {str(cause).splitlines()[-1].strip()}")
     except flags.Error as error:
         # A ValueError of the config file, such as an unknown variant, comes as the text of its traceback.
         first, *_, last = (str(error).splitlines() or [""]) * 2

@@ -200,7 +200,7 @@ def _picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathl
     if not np.isfinite(samples).all() or not (_is_image(samples) or samples.shape[1:] == (2,)):
         return False
     if jax.process_index() == 0 and _is_image(samples):
-        sheets.image_sheet(samples[:256], path=path, labels=None if labels is None else labels[:256])
+        sheets.image_sheet(samples[:256], path=path, labels=None if labels is None else labels[:256].tolist())
     elif jax.process_index() == 0:
         sheets.scatter_sheet({"samples": samples}, path=path, **build.plane(job.config, job.system, params))
     return True

@@ -104,8 +104,8 @@ REFUSED = {
         ["config.sampling.steps=1001", "1000"],
     ),
     "endless noise levels": (
-        ["--config.sampling.grid.name=karras", "--config.process.name=vp"],
-        ["config.sampling.grid", "karras", "t_min"],
+        ["--config.sampling.grid.name=karras", "--config.process.name=rectified_flow"],
+        ["config.sampling.grid", "karras", "rectified_flow", "t_max"],
     ),
     "metric for images": (['--config.evaluation.metrics=("classifier",)'], ["'classifier'", "images with labels"]),
     "images without a size": (["--config.data.name=digits"], ["config.data.image_size=None", "positive integer"]),
@@ -128,7 +128,8 @@ def test_refusals(monkeypatch, capsys, trained, arguments, words):
     "arguments, words",
     {
         "variant": ([f"--config={TOY}:mixtur", "--workdir=x"], ["'mixtur'", "mixture, two_moons"]),
-        "config file": ([f"--config={TOY}x", "--workdir=x"], ["toy2d.pyx", "No such file"]),
+        "config file": (["--config=gone.py", "--workdir=x"], ["gone.py", "No such file"]),
+        "config file to change": (["--config=gone.py", "--config.seed=3", "--workdir=x"], ["gone.py", "No such file"]),
         "no config": (["--workdir=x"], ["--config=FILE.py"]),
         "no workdir": ([f"--config={TOY}"], ["--mode=train needs --workdir"]),
         "no workdir to sample": ([f"--config={TOY}", "--mode=sample"], ["--mode=sample needs --workdir"]),

@@ -107,7 +107,7 @@ def test_groups_equal_separate_optimizers():
     together = _run(both, params, gradients)
 
     def alone(names, keywords):
-        keep = lambda tree: {name: tree[name] for name in names}  # noqa: E731
+        keep = lambda tree: {name: tree[name] for name in names}
         optimizer, _ = optimizers.make_optimizer(**keywords)
         return _run(optimizer, keep(params), [keep(gradient) for gradient in gradients])
 
