@@ -36,12 +36,13 @@ def toy(kind: str) -> ConfigDict:
 
 
 def score_matching(projections: int) -> ConfigDict:
-    """Score matching of the noisy mixture; its variance grows as the noise falls, so the times start later."""
+    """Score matching of the noisy mixture. Its variance grows as the noise falls, so sigma ends at 0.05."""
     return replace(
         toy("gaussian_mixture"),
-        times=dict(name="low_discrepancy", t_min=1e-2),
+        process=dict(name="ve", sigma_min=0.05, sigma_max=5.0),
+        times=dict(name="low_discrepancy", t_min=0.0),
         loss=dict(name="score_matching", projections=projections),
-        sampling=dict(grid=dict(name="quadratic", t_min=1e-2)),
+        sampling=dict(grid=dict(name="uniform", t_min=0.0), denoise=True),
     )
 
 

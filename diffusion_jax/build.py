@@ -303,13 +303,13 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
         weighting=weighting,
         times=draw_times,
     )
-    construct(GUIDANCE, "guidance", config.guidance)
     return systems.Diffusion(
         init_network=init,
         apply=apply,
         process=process,
         param=param,
         loss_fn=loss,
+        guidance=construct(GUIDANCE, "guidance", config.guidance),
         solver=construct(SOLVERS, "solver", config.solver),
         grid=grid,
         steps=config.sampling.steps,

@@ -88,10 +88,8 @@ def test_data_section(name):
     assert set(config.evaluation.metrics) <= set(build.METRICS)
     if ":digits" in name:
         assert config.data.name == "digits" and config.training.num_steps <= 20_000
-    if config.data.name in ("digits", "toy"):
-        assert config.evaluation.after_training and config.evaluation.metrics
-    else:
-        assert not config.evaluation.after_training
+    small = config.data.name in ("digits", "mnist", "toy")
+    assert config.evaluation.after_training == bool(config.evaluation.metrics) == small
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -33,6 +33,7 @@ class Diffusion:
     process: Process
     param: Parameterization
     loss_fn: Loss
+    guidance: Callable[[Denoiser], Denoiser]
     solver: Solver
     grid: Grid
     steps: int
@@ -59,6 +60,7 @@ class Diffusion:
         D = parameterizations.denoiser(
             lambda x, c_noise, cond: self.apply(params["network"], x, c_noise, cond), self.param, self.process
         )
+        D = self.guidance(D)
         D = clip(D) if self.clip else D
         return lambda x, t: D(x, t, cond)
 
