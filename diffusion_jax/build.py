@@ -6,12 +6,10 @@ fit is refused here, before anything is compiled or written.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib.util
-import inspect
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,14 +28,10 @@ from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
 from diffusion_jax.networks.unet import UNet
+from diffusion_jax.sections import ConfigError, check_type, construct, lookup, suggest
 from diffusion_jax.training import optimizers
 from diffusion_jax.training.writers import JsonlWriter, TensorBoardWriter, WandbWriter, Writers
 from diffusion_jax.types import Params, Process, System
-
-
-class ConfigError(ValueError):
-    """A config that cannot work; the message names the field, its value and what is allowed."""
-
 
 PROCESSES = {
     "vp": processes.VP,
@@ -126,67 +120,6 @@ SOLVERS = {
 GUIDANCE = {"none": lambda: lambda D: D}
 LOGGERS = {"jsonl": "json", "tensorboard": "tensorboardX", "wandb": "wandb"}  # and the module that each needs
 
-# Python's types in the words of a message, with what is accepted for each.
-TYPES = {
-    "bool": ("true or false", bool),
-    "int": ("an integer", int),
-    "float": ("a number", (int, float)),
-    "str": ("a string", str),
-    "tuple": ("a tuple, such as (1, 2)", (tuple, list)),
-}
-
-
-def construct(
-    table: Mapping[str, Callable[..., Any]], field: str, section: Mapping[str, Any] | ConfigDict, **given: Any
-) -> Any:
-    """table[section.name](**rest of section, **given), where of `given` only what the constructor takes is passed.
-
-    Raises ConfigError for a name that is not in the table, for keywords that the constructor does not take and for
-    values of another type than it declares.
-    """
-    arguments = {key: value for key, value in section.items() if key != "name"}
-    constructor = lookup(table, f"{field}.name", section.get("name"))
-    # The metaclass of NNX modules hides the signature of a class, not that of its __init__.
-    signature = inspect.signature(constructor.__init__ if isinstance(constructor, type) else constructor)
-    allowed = [name for name in signature.parameters if name != "self"]
-    for key, value in arguments.items():
-        if key not in allowed:
-            choices = [name for name in allowed if name not in given]
-            raise ConfigError(
-                f"config.{field}.{key}={value!r}: {section['name']} takes no {key!r}"
-                f"{_suggest(key, choices)}; it takes {', '.join(choices) or 'nothing'}"
-            )
-        check_type(f"{field}.{key}", value, _declared_type(signature.parameters[key]))
-    given = {key: value for key, value in given.items() if key in allowed}
-    try:
-        return constructor(**{**given, **{k: _plain(v) for k, v in arguments.items()}})
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.{field} ({section['name']}): {error}") from error
-
-
-def lookup(table: Mapping[str, Any], field: str, name: Any) -> Any:
-    """table[name], or a ConfigError that lists the names."""
-    if name not in table:
-        raise ConfigError(
-            f"config.{field}={name!r} is unknown{_suggest(str(name), list(table))}; choose one of {', '.join(table)}"
-        )
-    return table[name]
-
-
-def check_type(field: str, value: Any, name: str) -> None:
-    """Raises ConfigError unless `value` is of the type `name`, where that is one of `TYPES`."""
-    words, types = TYPES.get(name, ("", object))
-    if not isinstance(value, types) or (isinstance(value, bool) and name in ("int", "float")):
-        raise ConfigError(f"config.{field}={value!r} must be {words}")
-
-
-def _declared_type(parameter: inspect.Parameter) -> str:
-    """The name of the type that a parameter is annotated with, or has by default where it is annotated as Any."""
-    annotation = parameter.annotation
-    if annotation is Any and isinstance(parameter.default, float):
-        return "float"
-    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
-
 
 def check_keys(config: ConfigDict) -> None:
     """Refuse sections, and keys of sections without a `name`, that `defaults` does not have, lacks or has otherwise.
@@ -196,7 +129,7 @@ def check_keys(config: ConfigDict) -> None:
     known = defaults()
     for key in config:
         if key not in known:
-            raise ConfigError(f"config.{key} is unknown{_suggest(key, list(known))}; there are {', '.join(known)}")
+            raise ConfigError(f"config.{key} is unknown{suggest(key, list(known))}; there are {', '.join(known)}")
     for key, section in known.items():
         if key not in config:
             raise ConfigError(f"config.{key} is missing; begin with diffusion_jax.defaults.defaults()")
@@ -207,7 +140,7 @@ def check_keys(config: ConfigDict) -> None:
             for name in config[key]:
                 if name not in section:
                     raise ConfigError(
-                        f"config.{key}.{name} is unknown{_suggest(name, list(section))}; there are {', '.join(section)}"
+                        f"config.{key}.{name} is unknown{suggest(name, list(section))}; there are {', '.join(section)}"
                     )
             for name, value in section.items():
                 if name not in config[key]:
@@ -244,24 +177,6 @@ def check_keys(config: ConfigDict) -> None:
             raise ConfigError(f"config.training.loggers: {name!r} needs pip install 'diffusion_jax[{name}]'")
     if config.ema.rates or config.sampling.ema_rate:
         ema_rate(config)
-
-
-def drop_replaced(config: ConfigDict, original: ConfigDict) -> None:
-    """Where a flag changed a section's `name`, remove the arguments that the config file gave to the former name.
-
-    So that --config.solver.name=heun works on a config whose solver is ddim with an eta; arguments set by flags stay.
-    Data sets and optimizers all take the same arguments, and keep them.
-    """
-    for key, section in original.items():
-        if not isinstance(section, ConfigDict) or not isinstance(config.get(key), ConfigDict):
-            continue
-        if key in ("data", "optimizer"):
-            continue
-        drop_replaced(config[key], section)
-        if "name" in section and config[key].get("name") != section.name:
-            for name, value in section.items():
-                if name != "name" and config[key].get(name) == value:
-                    del config[key][name]
 
 
 def data_shape(config: ConfigDict) -> tuple[int, ...]:
@@ -471,12 +386,3 @@ def _check_coefficients(config: ConfigDict, process: Process, param: Callable, t
                 f"t = {float(times[np.argmax(bad)]):g} of the process {config.process.name!r}; use another "
                 "parameterization, or t_min and t_max inside the range in config.times and config.sampling.grid"
             )
-
-
-def _plain(value: Any) -> Any:
-    return value.to_dict() if isinstance(value, ConfigDict) else value
-
-
-def _suggest(name: str, names: list[str]) -> str:
-    close = difflib.get_close_matches(name, names, 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""

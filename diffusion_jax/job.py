@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from diffusion_jax import build, workdir
-from diffusion_jax.build import ConfigError
+from diffusion_jax.sections import ConfigError
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.step import TrainState, init_state

@@ -44,9 +44,8 @@ def parse(argv: list[str]) -> list[str]:
         cause = (error.__cause__ and error.__cause__.__cause__) or error
         _refuse(f"--config cannot be read: {str(cause).splitlines()[-1].strip()}")
     except flags.Error as error:
-        # A ValueError of the config file, such as an unknown variant, comes as the text of its traceback.
-        first, *_, last = (str(error).splitlines() or [""]) * 2
-        _refuse(last.removeprefix("ValueError: ") if last.startswith("ValueError: ") else first)
+        # An error of the config file, such as an unknown variant, comes as the text of its traceback.
+        _refuse(str(error).splitlines()[-1].removeprefix("ValueError: "))
 
 
 def main(argv: list[str]) -> None:
@@ -57,7 +56,7 @@ def main(argv: list[str]) -> None:
     if _MODE.value != "plan" and not _WORKDIR.value:
         _refuse(f"--mode={_MODE.value} needs --workdir=DIR")
     logging.set_verbosity(logging.WARNING)
-    from diffusion_jax import build, defaults, modes
+    from diffusion_jax import defaults, modes, sections
     from diffusion_jax.training.loop import NotFinite
 
     try:
@@ -66,13 +65,13 @@ def main(argv: list[str]) -> None:
         _refuse(f"--config cannot be read: {error}")
     config = _CONFIG.value
     try:
-        build.drop_replaced(config, original)
+        sections.drop_replaced(config, original)
         if _MODE.value == "plan":
             modes.plan(config)
         else:
             job = {"train": modes.train, "sample": modes.sample, "evaluate": modes.evaluate}[_MODE.value]
             job(config, pathlib.Path(_WORKDIR.value).expanduser())
-    except (build.ConfigError, NotFinite) as error:
+    except (sections.ConfigError, NotFinite) as error:
         _refuse(str(error))
 
 

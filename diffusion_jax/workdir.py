@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.build import ConfigError
+from diffusion_jax.sections import ConfigError
 
 # What decides the structure and the meaning of the parameters.
 MODEL = ("system", "process", "parameterization", "network")

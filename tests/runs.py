@@ -12,29 +12,14 @@ from ml_collections import ConfigDict
 from diffusion_jax import defaults, main
 
 ROOT = pathlib.Path(__file__).parents[1]
-TOY = str(ROOT / "configs" / "toy2d.py")
-
-TINY = {
-    "data.num_examples": 256,
-    "network.hidden": 16,
-    "network.num_layers": 1,
-    "training.num_steps": 4,
-    "training.batch_size": 16,
-    "training.log_every": 1,
-    "training.checkpoint_every": 2,
-    "sampling.num_samples": 6,
-    "sampling.batch_size": 6,
-    "sampling.steps": 4,
-    "evaluation.num_samples": 32,
-    "evaluation.after_training": False,
-}
+TOY = str(ROOT / "tests" / "tiny_config.py")
 
 
 def toy(**changes: Any) -> ConfigDict:
-    """configs/toy2d.py, tiny, with `changes` such as network__hidden=8."""
+    """tiny_config.py with `changes` such as network__hidden=8."""
     config = defaults.read(TOY)
-    for key, value in {**TINY, **{name.replace("__", "."): value for name, value in changes.items()}}.items():
-        *sections, last = key.split(".")
+    for name, value in changes.items():
+        *sections, last = name.replace("__", ".").split(".")
         section = config
         for name in sections:
             section = section[name]
@@ -51,8 +36,8 @@ def digits(**changes: Any) -> ConfigDict:
 
 
 def flag(config: str, **changes: Any) -> list[str]:
-    """The command line of a tiny run."""
-    settings = TINY | {name.replace("__", "."): value for name, value in changes.items()}
+    """The command line of a config with changes."""
+    settings = {name.replace("__", "."): value for name, value in changes.items()}
     return [f"--config={config}", *(f"--config.{name}={value}" for name, value in settings.items())]
 
 

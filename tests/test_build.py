@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, defaults, processes
-from diffusion_jax.build import ConfigError
+from diffusion_jax import build, defaults, processes, sections
+from diffusion_jax.sections import ConfigError
 from tests.runs import toy
 
 TABLES = {
@@ -25,7 +25,7 @@ TABLES = {
 
 
 def test_keywords_reach_the_constructor():
-    process = build.construct(build.PROCESSES, "process", {"name": "vp", "beta_max": 10.0})
+    process = sections.construct(build.PROCESSES, "process", {"name": "vp", "beta_max": 10.0})
     assert process == processes.VP(beta_max=10.0)
 
 
@@ -49,10 +49,10 @@ def test_unknown_names_and_keywords(field):
     table = TABLES[field]
     for name in table:
         with pytest.raises(ConfigError) as refusal:
-            build.construct(table, field, {"name": name, "nonsense": 1})
+            sections.construct(table, field, {"name": name, "nonsense": 1})
         assert f"config.{field}.nonsense=1" in str(refusal.value)
     with pytest.raises(ConfigError) as refusal:
-        build.construct(table, field, {"name": f"{next(iter(table))}_"})
+        sections.construct(table, field, {"name": f"{next(iter(table))}_"})
     assert all(name in str(refusal.value) for name in table)
     assert f"did you mean {next(iter(table))!r}" in str(refusal.value)
 
@@ -70,11 +70,11 @@ def test_unknown_names_and_keywords(field):
 )
 def test_values_of_the_wrong_type(section, words):
     with pytest.raises(ConfigError, match=words):
-        build.construct(build.PROCESSES, "process", section)
+        sections.construct(build.PROCESSES, "process", section)
 
 
 def test_an_integer_is_a_number():
-    assert build.construct(build.PROCESSES, "process", {"name": "vp", "beta_max": 10}).beta_max == 10
+    assert sections.construct(build.PROCESSES, "process", {"name": "vp", "beta_max": 10}).beta_max == 10
 
 
 @pytest.mark.parametrize(
@@ -127,7 +127,7 @@ def test_dropped_keywords():
     other.solver.name, other.sampling.grid.name = "heun", "uniform"
     kept.solver.name, kept.solver.eta = "ancestral", 0.7
     for config in (same, other, kept):
-        build.drop_replaced(config, original)
+        sections.drop_replaced(config, original)
     assert same == original
     assert other.to_dict() == {"solver": {"name": "heun"}, "sampling": {"grid": {"name": "uniform"}}}
     assert kept.solver.to_dict() == {"name": "ancestral", "eta": 0.7}
@@ -137,7 +137,7 @@ def test_data_and_optimizer_keep_their_keywords():
     original = ConfigDict(dict(data=dict(name="mnist", image_size=28), optimizer=dict(name="adam", learning_rate=0.1)))
     config = ConfigDict(original.to_dict())
     config.data.name, config.optimizer.name = "fashion_mnist", "lion"
-    build.drop_replaced(config, original)
+    sections.drop_replaced(config, original)
     assert config.data.image_size == 28 and config.optimizer.learning_rate == 0.1
 
 

@@ -16,10 +16,10 @@ DDPM = str(ROOT / "configs" / "ddpm.py")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A work directory with a finished tiny run of configs/toy2d.py."""
+    """A work directory with a finished tiny run."""
     folder = tmp_path_factory.mktemp("runs") / "toy"
     with pytest.MonkeyPatch.context() as monkeypatch:
-        command(monkeypatch, *flag(TOY), f"--workdir={folder}")
+        command(monkeypatch, f"--config={TOY}", f"--workdir={folder}")
     return folder
 
 
@@ -119,7 +119,7 @@ REFUSED = {
 
 @pytest.mark.parametrize("arguments, words", REFUSED.values(), ids=REFUSED)
 def test_refusals(monkeypatch, capsys, trained, arguments, words):
-    message = _refused(monkeypatch, capsys, trained, [*flag(TOY), f"--workdir={trained}", *arguments])
+    message = _refused(monkeypatch, capsys, trained, [f"--config={TOY}", f"--workdir={trained}", *arguments])
     for word in words:
         assert word in message
 
@@ -127,7 +127,7 @@ def test_refusals(monkeypatch, capsys, trained, arguments, words):
 @pytest.mark.parametrize(
     "arguments, words",
     {
-        "variant": ([f"--config={TOY}:mixtur", "--workdir=x"], ["'mixtur'", "mixture, two_moons"]),
+        "variant": ([f"--config={TOY}:point", "--workdir=x"], ["'point'", "points, eta"]),
         "config file": (["--config=gone.py", "--workdir=x"], ["gone.py", "No such file"]),
         "config file to change": (["--config=gone.py", "--config.seed=3", "--workdir=x"], ["gone.py", "No such file"]),
         "no config": (["--workdir=x"], ["--config=FILE.py"]),
@@ -147,9 +147,15 @@ def test_refusals(monkeypatch, capsys, trained, arguments, words):
             [f"--config={DDPM}", "--config.data.name=arrays", "--config.data.path=gone.npz", "--workdir=x"],
             ["gone.npz", "does not exist"],
         ),
-        "weights that are not there": ([*flag(TOY), "--config.weights=gone", "--workdir=x"], ["gone", "no checkpoint"]),
-        "no checkpoint": ([*flag(TOY), "--mode=sample", "--workdir=x"], ["x holds no checkpoint", "train first"]),
-        "nothing to evaluate": ([*flag(TOY), "--mode=evaluate", "--workdir=x"], ["x holds no checkpoint"]),
+        "weights that are not there": (
+            [f"--config={TOY}", "--config.weights=gone", "--workdir=x"],
+            ["gone", "no checkpoint"],
+        ),
+        "no checkpoint": (
+            [f"--config={TOY}", "--mode=sample", "--workdir=x"],
+            ["x holds no checkpoint; train first"],
+        ),
+        "nothing to evaluate": ([f"--config={TOY}", "--mode=evaluate", "--workdir=x"], ["x holds no checkpoint"]),
     }.values(),
 )
 def test_refusals_without_a_run(monkeypatch, capsys, tmp_path, arguments, words):
@@ -162,21 +168,21 @@ def test_refusals_without_a_run(monkeypatch, capsys, tmp_path, arguments, words)
 def test_a_file_in_the_place_of_the_workdir(monkeypatch, capsys, tmp_path):
     (tmp_path / "file").write_text("mine")
     for workdir in (tmp_path / "file", tmp_path / "file" / "below"):
-        message = _refused(monkeypatch, capsys, tmp_path, [*flag(TOY), f"--workdir={workdir}"])
+        message = _refused(monkeypatch, capsys, tmp_path, [f"--config={TOY}", f"--workdir={workdir}"])
         assert f"{workdir} cannot be written" in message
 
 
 def test_a_read_only_workdir(monkeypatch, capsys, trained):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
     for mode in ("train", "sample", "evaluate"):
-        message = _refused(monkeypatch, capsys, trained, [*flag(TOY), f"--workdir={trained}", f"--mode={mode}"])
+        message = _refused(monkeypatch, capsys, trained, [f"--config={TOY}", f"--workdir={trained}", f"--mode={mode}"])
         assert f"{trained} cannot be written" in message
 
 
 def test_a_damaged_config_json(monkeypatch, capsys, trained, tmp_path):
     folder = shutil.copytree(trained, tmp_path / "copy")
     (folder / "config.json").write_text('{"seed": ')
-    message = _refused(monkeypatch, capsys, folder, [*flag(TOY), f"--workdir={folder}"])
+    message = _refused(monkeypatch, capsys, folder, [f"--config={TOY}", f"--workdir={folder}"])
     assert "config.json cannot be read" in message
 
 
@@ -194,7 +200,7 @@ def test_a_damaged_checkpoint(monkeypatch, capsys, trained, tmp_path):
     for step in (folder / "checkpoints").iterdir():
         shutil.rmtree(step / "state", ignore_errors=True)
     with pytest.raises(SystemExit) as exit:
-        command(monkeypatch, *flag(TOY), f"--workdir={folder}", "--mode=sample")
+        command(monkeypatch, f"--config={TOY}", f"--workdir={folder}", "--mode=sample")
     assert exit.value.code == 2
     assert "error: checkpoint: no checkpoint in" in capsys.readouterr().err
 
@@ -216,21 +222,16 @@ def test_a_loss_that_is_not_finite(monkeypatch, capsys, tmp_path):
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_another_solver_drops_the_keywords_of_the_first(monkeypatch, capsys, tmp_path):
-    config = tmp_path / "config.py"
-    config.write_text(
-        "from diffusion_jax.defaults import read, replace\n\n\ndef get_config():\n"
-        f"    return replace(read({TOY!r}), solver=dict(name='ddim', eta=0.5))\n"
-    )
+def test_another_solver_drops_the_keywords_of_the_first(monkeypatch, capsys):
     for solver in (["--config.solver.name=heun"], ["--config.solver.name=ancestral", "--config.solver.variance=beta"]):
-        command(monkeypatch, *flag(str(config)), "--mode=plan", *solver)
+        command(monkeypatch, f"--config={TOY}:eta", "--mode=plan", *solver)
         assert "parameters" in capsys.readouterr().out
 
 
 def test_a_flag_adds_a_keyword(monkeypatch, trained):
     drawn = {}
     for name, eta in (("none", []), ("zero", ["--config.solver.eta=0.0"]), ("half", ["--config.solver.eta=0.5"])):
-        arguments = [*flag(TOY), f"--workdir={trained}", "--mode=sample", f"--config.sampling.file={name}"]
+        arguments = [f"--config={TOY}", f"--workdir={trained}", "--mode=sample", f"--config.sampling.file={name}"]
         command(monkeypatch, *arguments, *eta)
         drawn[name] = np.load(trained / "samples" / f"{name}.npz")["samples"]
     np.testing.assert_array_equal(drawn["none"], drawn["zero"])

@@ -6,6 +6,7 @@ import time
 
 import jax
 import numpy as np
+import pytest
 
 from diffusion_jax import build, data, modes
 from diffusion_jax.job import prepare
@@ -46,6 +47,7 @@ def _final(folder):
     return step, arrays, batches.get_state()
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_runs_go_on_exactly(tmp_path):
     modes.train(toy(**SETTINGS), tmp_path / "whole")
     broken = tmp_path / "broken"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from diffusion_jax import workdir
-from diffusion_jax.build import ConfigError
+from diffusion_jax.sections import ConfigError
 from tests.runs import listing, toy
 
 

@@ -179,6 +179,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_the_mesh_does_not_change_the_result(tmp_path):
     """Eight simulated devices add in another order: 1e-3 relative on losses, 1e-2 on samples of a few units."""
     changes = dict(network__hidden=128, training__num_steps=6, training__checkpoint_every=6, optimizer__warmup_steps=0)
