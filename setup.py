@@ -39,6 +39,7 @@ setuptools.setup(
         "test": [
             "pytest>=8",
             "pytest-timeout>=2",
+            "pytest-xdist>=3.5",
             "chex>=0.1.92",
             "beartype>=0.18",
             "nbclient",
