@@ -48,7 +48,7 @@ def digits() -> ConfigDict:
         training=dict(num_steps=10_000, batch_size=128, log_every=100),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
-        sampling=dict(steps=250, batch_size=500),
+        sampling=dict(batch_size=500, clip=False),
     )
 
 

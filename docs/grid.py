@@ -24,7 +24,7 @@ def main(path: str, *runs: str) -> None:
         axis.imshow(image_sheet(samples[:64], columns=8), interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 if __name__ == "__main__":
