@@ -43,6 +43,7 @@ setuptools.setup(
             "chex>=0.1.92",
             "beartype>=0.18",
             "nbclient",
+            "tensorboardX>=2.6",
             "nbformat",
             "ipykernel",
         ],
