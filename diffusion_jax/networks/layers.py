@@ -276,3 +276,9 @@ def call_block(block: Callable[..., Any], *args: Any, rngs: nnx.Rngs | None, rem
         return block(*args, rngs=None if key is None else nnx.Rngs(dropout=key))
 
     return jax.checkpoint(run)(key, *args)
+
+
+def check_divides(field: str, size: int, divisor: int) -> None:
+    """Raises ValueError, naming `field`, unless `size` is a positive multiple of `divisor`."""
+    if size < divisor or size % divisor:
+        raise ValueError(f"{field}={size} must be a multiple of {divisor}, which the network's levels divide it by.")

@@ -98,7 +98,7 @@ class NCSNpp(nnx.Module):
         self.rescale = math.sqrt(0.5) if skip_rescale else 1.0
         self.fir_kernel = tuple(fir_kernel) if fir else None
         self.remat = remat
-        _check_divides("image_size", image_size, self.divisor)
+        layers.check_divides("image_size", image_size, self.divisor)
         resolutions = [image_size // 2**level for level in range(len(ch_mult))]
         if not set(attn_resolutions) <= set(resolutions):
             raise ValueError(
@@ -186,8 +186,8 @@ class NCSNpp(nnx.Module):
     ) -> Float[Array, "batch h w out"]:
         if x.shape[-1] != self.in_channels:
             raise ValueError(f"x has shape {x.shape}; the last axis must be in_channels={self.in_channels}.")
-        _check_divides("the height of x", x.shape[1], self.divisor)
-        _check_divides("the width of x", x.shape[2], self.divisor)
+        layers.check_divides("the height of x", x.shape[1], self.divisor)
+        layers.check_divides("the width of x", x.shape[2], self.divisor)
 
         def call(block: nnx.Module, h: Array) -> Array:
             return layers.call_block(block, h, emb, rngs=rngs, remat=self.remat)
@@ -396,8 +396,3 @@ def num_groups(channels: int) -> int:
 def _check_option(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{field}={value!r} is unknown; choose one of {allowed}.")
-
-
-def _check_divides(field: str, size: int, divisor: int) -> None:
-    if size < divisor or size % divisor:
-        raise ValueError(f"{field}={size} must be a multiple of {divisor}, which the network's levels divide it by.")

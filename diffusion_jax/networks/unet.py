@@ -69,7 +69,7 @@ class UNet(nnx.Module):
         self.divisor = 2 ** (len(channel_mult) - 1)
         self.num_classes = num_classes
         self.remat = remat
-        _check_divides("image_size", image_size, self.divisor)
+        layers.check_divides("image_size", image_size, self.divisor)
         resolutions = [image_size // 2**level for level in range(len(channel_mult))]
         if not set(attention_resolutions) <= set(resolutions):
             raise ValueError(
@@ -142,8 +142,8 @@ class UNet(nnx.Module):
     ) -> Float[Array, "batch h w out"]:
         if x.shape[-1] != self.in_channels:
             raise ValueError(f"x has shape {x.shape}; the last axis must be in_channels={self.in_channels}.")
-        _check_divides("the height of x", x.shape[1], self.divisor)
-        _check_divides("the width of x", x.shape[2], self.divisor)
+        layers.check_divides("the height of x", x.shape[1], self.divisor)
+        layers.check_divides("the width of x", x.shape[2], self.divisor)
         emb = self.time_embedding(c_noise, x.dtype)
         if self.class_embedding is not None:
             emb = emb + self.class_embedding(layers.label_of(cond, self.num_classes, x.shape[0]))
@@ -267,8 +267,3 @@ class UpBlock(nnx.Module):
         for upsample in self.upsamplers:
             h = upsample(h)
         return h
-
-
-def _check_divides(field: str, size: int, divisor: int) -> None:
-    if size < divisor or size % divisor:
-        raise ValueError(f"{field}={size} must be a multiple of {divisor}, which the U-Net's levels divide it by.")
