@@ -33,6 +33,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
     differences = workdir.check_same_model(config, directory, resume=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(job.mesh))
+        stack.enter_context(workdir.only_trainer(directory))
         checkpoints = stack.enter_context(
             Checkpoints(directory / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every)
         )
@@ -87,6 +88,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 learning_rate=job.learning_rate,
                 draw=draw,
                 stop=stop,
+                skip_non_finite=config.optimizer.get("skip_non_finite", 0),
             )
             if stop.requested:
                 _say(f"stopped; step {int(state.step)} is saved and the same command goes on from there")

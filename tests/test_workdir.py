@@ -1,12 +1,15 @@
 """The work directory's config.json, and which changes of a config a run bears."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from diffusion_jax import workdir
 from diffusion_jax.sections import ConfigError
-from tests.runs import listing, toy
+from tests.runs import ROOT, listing, toy
 
 
 def test_config_round_trip(tmp_path):
@@ -75,3 +78,33 @@ def test_a_file_is_not_writable(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ConfigError, match="is not a writable folder"):
             workdir.check_writable(path)
+
+
+def test_one_trainer_at_a_time(tmp_path):
+    """The lock is that of an open file, so a second opening of the same process stands for another job."""
+    folder = tmp_path / "run"
+    with workdir.only_trainer(folder):
+        before = listing(folder)
+        refused = pytest.raises(ConfigError, match=f"is being trained in by process {os.getpid()} on .*another folder")
+        with refused, workdir.only_trainer(folder):
+            pytest.fail("entered")
+        assert listing(folder) == before
+        with workdir.only_trainer(tmp_path / "other"):
+            pass
+    with workdir.only_trainer(folder):
+        pass
+
+
+def test_a_killed_trainer_leaves_no_lock(tmp_path):
+    program = (
+        "import pathlib, sys, time; from diffusion_jax import workdir\n"
+        "with workdir.only_trainer(pathlib.Path(sys.argv[1])): print('in', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program, tmp_path], cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    with pytest.raises(ConfigError, match=f"process {process.pid} on"), workdir.only_trainer(tmp_path):
+        pytest.fail("entered")
+    process.kill()
+    process.wait()
+    with workdir.only_trainer(tmp_path):
+        pass

@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax.training import mesh as mesh_lib
+from diffusion_jax.training.checksums import checksums
 
 
 class Checkpoints:
@@ -54,7 +55,11 @@ class Checkpoints:
         if stale or step not in self._steps():
             self._stale.discard(step)  # before the save, which asks what to preserve
             self._checkpointer.save_checkpointables_async(
-                step, {"state": state, "data": data_iterator}, force=True, overwrite=stale
+                step,
+                {"state": state, "data": data_iterator},
+                force=True,
+                overwrite=stale,
+                custom_metadata={"checksums": checksums(state)},
             )
         if wait:
             self.wait_until_finished()
@@ -67,8 +72,8 @@ class Checkpoints:
     def restore(self, abstract_state: Any, data_iterator: Any, step: int | None = None) -> tuple[Any, int]:
         """The state and step of the newest readable checkpoint (or of `step`), `data_iterator` set to its position.
 
-        A newest checkpoint that is truncated or corrupt is reported on stderr and the one before it is taken;
-        nothing is deleted.
+        A newest checkpoint that is truncated or corrupt, up to a single changed bit, is reported on stderr and the one
+        before it is taken; nothing is deleted.
 
         Args:
           abstract_state: a pytree of `jax.ShapeDtypeStruct`; an array is laid out by its `sharding`, or replicated
@@ -124,8 +129,10 @@ class Checkpoints:
             path = self.directory / str(candidate)
             metadata, reason = _attempt(functools.partial(_metadata, path))
             if reason is None:
-                _check_match(path, metadata, abstract_state, partial)
-                loaded, reason = _attempt(functools.partial(_load, path, {"state": abstract_state, **others}, partial))
+                _check_match(path, metadata.metadata, abstract_state, partial)
+                expected = (metadata.custom_metadata or {}).get("checksums", {})
+                wanted = {"state": abstract_state, **others}
+                loaded, reason = _attempt(functools.partial(_load, path, wanted, partial, expected))
                 if reason is None:
                     return loaded["state"], candidate
             failures.append(f"step {candidate}: {reason}")
@@ -154,19 +161,25 @@ class _Preservation:
 def _metadata(path: pathlib.Path) -> Any:
     from orbax.checkpoint import v1 as ocp
 
-    metadata = ocp.metadata(path, "state").metadata
-    if metadata is None:  # Orbax only logs why
+    metadata = ocp.metadata(path, "state")
+    if metadata.metadata is None:  # Orbax only logs why
         raise ValueError("the list of its arrays is damaged")
     return metadata
 
 
-def _load(path: pathlib.Path, abstract: Mapping[str, Any], partial: bool) -> dict[str, Any]:
+def _load(
+    path: pathlib.Path, abstract: Mapping[str, Any], partial: bool, expected: Mapping[str, int]
+) -> dict[str, Any]:
     from orbax.checkpoint import v1 as ocp
 
     context = ocp.Context()
     context.pytree.loading.partial_load = partial
     with context:
-        return ocp.load_checkpointables(path, dict(abstract))
+        loaded = ocp.load_checkpointables(path, dict(abstract))
+    changed = [name for name, value in checksums(loaded["state"]).items() if expected.get(name, value) != value]
+    if changed:
+        raise ValueError(f"its bytes are not those that were saved: {_listing(changed)}")
+    return loaded
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:

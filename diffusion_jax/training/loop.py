@@ -59,6 +59,7 @@ def train_loop(
     learning_rate: Callable[[int], Any],
     draw: Callable[[TrainState, int], Any],
     stop: Interrupt,
+    skip_non_finite: int = 0,
 ) -> TrainState:
     """Train from step `start` to `num_steps`, or until `stop.requested`; save at the end in either case.
 
@@ -67,8 +68,10 @@ def train_loop(
       draw: draw(state, step) makes a picture and returns a line about it. Called every `sample_every` steps (0: never)
         and after step `num_steps`, but not when `stop.requested`: the process may have seconds left.
       learning_rate: step -> rate, for the log.
+      skip_non_finite: how many steps in a row the optimizer skips where the gradient is not finite.
 
-    Raises NotFinite when a logged or saved step has a loss or gradient that is not finite; nothing is saved then.
+    Raises NotFinite when a logged or saved step has a loss or gradient that is not finite and was not skipped; nothing
+    is saved then.
     """
     batches = to_devices(data)
     timer, timed_from, speed, loss = time.monotonic(), start, None, None
@@ -79,7 +82,7 @@ def train_loop(
             log, save = step % log_every == 0 or last, step % checkpoint_every == 0 or last
             if log or save:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                _check_finite(step, values, checkpoints)
+                _check_finite(step, values, checkpoints, skip_non_finite)
                 loss = values["loss"]
             if log:
                 now = time.monotonic()
@@ -99,13 +102,15 @@ def train_loop(
     return state
 
 
-def _check_finite(step: int, values: dict[str, float], checkpoints: Checkpoints) -> None:
+def _check_finite(step: int, values: dict[str, float], checkpoints: Checkpoints, skip_non_finite: int) -> None:
     bad = [name for name in ("loss", "grad_norm") if not math.isfinite(values[name])]
-    if bad:
+    skipped = 0 < values.get("skipped_in_a_row", 0) <= skip_non_finite
+    if bad and not skipped:
         good = checkpoints.latest_step()
         raise NotFinite(
             f"{bad[0]} is {values[bad[0]]} at step {step}. The last good checkpoint is "
             f"{'none' if good is None else f'step {good} in {checkpoints.directory}'}; this step was not saved. "
             "Try a lower config.optimizer.learning_rate, a config.optimizer.clip_norm, a longer warm-up, or float32, "
-            "and run the command again to go on from that checkpoint."
+            "and run the command again to go on from that checkpoint. config.optimizer.skip_non_finite=10 in a new "
+            "work directory skips and counts up to 10 such steps in a row."
         )

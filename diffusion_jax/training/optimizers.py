@@ -77,6 +77,7 @@ def make_optimizer(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
+    skip_non_finite: int = 0,
     groups: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """An optimizer and its learning-rate schedule.
@@ -89,6 +90,9 @@ def make_optimizer(
     example `{"discriminator": {"learning_rate": 1e-4, "b1": 0.5}}`. Each such group is clipped by its own norm;
     the other groups share one. The returned schedule is theirs.
 
+    A step whose gradient is not finite changes neither the parameters nor the optimizer's state, for up to
+    `skip_non_finite` steps in a row; then, or where it is 0, the gradient is taken as it is.
+
     Raises ValueError for a value outside its range, an unknown keyword in `groups`, and, when the optimizer is
     initialised, a group that the parameters do not have.
     """
@@ -98,6 +102,7 @@ def make_optimizer(
     _require(eps > 0, "eps", eps, "positive")
     _require(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "at least 0 and finite")
     _require(0 <= clip_norm < math.inf, "clip_norm", clip_norm, "at least 0 and finite")
+    _require(skip_non_finite >= 0, "skip_non_finite", skip_non_finite, "at least 0")
     rate = make_schedule(
         learning_rate=learning_rate,
         num_steps=num_steps,
@@ -113,7 +118,7 @@ def make_optimizer(
         optax.scale_by_learning_rate(rate),
     )
     if not groups:
-        return optimizer, rate
+        return _skipping(optimizer, skip_non_finite), rate
 
     shared = dict(
         name=name,
@@ -130,7 +135,12 @@ def make_optimizer(
     )
     transforms = {_label(group): _group_optimizer(group, shared, groups[group]) for group in groups}
     transforms[_label(None)] = optimizer
-    return optax.multi_transform(transforms, lambda params: _labels(params, groups)), rate
+    optimizer = optax.multi_transform(transforms, lambda params: _labels(params, groups))
+    return _skipping(optimizer, skip_non_finite), rate
+
+
+def _skipping(optimizer: optax.GradientTransformation, most: int) -> optax.GradientTransformation:
+    return optax.apply_if_finite(optimizer, most) if most else optimizer
 
 
 def _group_optimizer(

@@ -61,7 +61,8 @@ def make_train_step(
     """Build `step(state, batch) -> (state, metrics)`: gradient of the mean loss, optimizer, averages, `advance`.
 
     The randomness of step k is fold_in(state.key, k). With `accumulate` > 1 the batch is cut into that many parts,
-    whose gradients are averaged in a scan. The metrics are means: those of the loss, `loss` and `grad_norm`.
+    whose gradients are averaged in a scan. The metrics are means: those of the loss, `loss` and `grad_norm`. An
+    optimizer that skips gradients which are not finite adds `skipped_steps` and `skipped_in_a_row`.
     """
 
     def gradient(params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train):
@@ -99,6 +100,10 @@ def make_train_step(
             ema=ema.update(state.ema, params, state.step, ema_rates, ema_warmup),
             opt_state=opt_state,
         )
-        return state, {**jax.tree.map(jnp.mean, metrics), "grad_norm": optax.global_norm(grads)}
+        metrics = {**jax.tree.map(jnp.mean, metrics), "grad_norm": optax.global_norm(grads)}
+        if isinstance(opt_state, optax.ApplyIfFiniteState):
+            metrics["skipped_steps"] = opt_state.total_notfinite.astype(jnp.float32)
+            metrics["skipped_in_a_row"] = opt_state.notfinite_count.astype(jnp.float32)
+        return state, metrics
 
     return step

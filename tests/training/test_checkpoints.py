@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.ema import init as ema_init
@@ -184,6 +185,50 @@ def test_falls_back_to_the_previous_checkpoint(tmp_path, damage, capfd):
     np.testing.assert_array_equal(next(data), _batch(2))
     assert f"checkpoint {tmp_path}/4 cannot be read and is skipped: " in capfd.readouterr().err
     assert _on_disk(tmp_path) == [2, 4]
+
+
+def _flip_bits_of_a_restored_array(monkeypatch, name, word, bit):
+    """Orbax has compressed the arrays on disk; a flip there may make them unreadable, so flip after reading."""
+    load = ocp.load_checkpointables
+
+    def flipped(path, abstract):
+        loaded = load(path, abstract)
+        if path.name == "4":
+            node = loaded["state"].params["net"]
+            bits = np.asarray(node[name]).reshape(-1).copy()
+            bits.view(np.uint16 if bits.itemsize == 2 else np.uint32)[word] ^= 1 << bit
+            node[name] = jnp.asarray(bits).reshape(node[name].shape)
+        return loaded
+
+    monkeypatch.setattr(ocp, "load_checkpointables", flipped)
+
+
+@pytest.mark.parametrize(("name", "word", "bit"), [("w", 0, 0), ("w", 4095, 31), ("b", 17, 15)])
+def test_a_single_flipped_bit_is_noticed(tmp_path, monkeypatch, capfd, name, word, bit):
+    _save(tmp_path, [2, 4])
+    _flip_bits_of_a_restored_array(monkeypatch, name, word, bit)
+    with Checkpoints(tmp_path) as checkpoints:
+        state, step = checkpoints.restore(_abstract(), _iterator())
+    assert step == 2
+    _assert_same(state, _state(2))
+    assert f"its bytes are not those that were saved: params/net/{name}" in capfd.readouterr().err
+
+
+def test_flips_anywhere_in_the_files_are_noticed_or_harmless(tmp_path):
+    """One byte of every file of the newest checkpoint, in turn: what is restored is exact, whichever step it is of."""
+    _save(tmp_path / "whole", [2, 4])
+    files = [file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole" / "4").rglob("*") if file.is_file()]
+    assert len(files) > 5
+    for i, file in enumerate(files):
+        copy = shutil.copytree(tmp_path / "whole", tmp_path / str(i))
+        content = bytearray((copy / file).read_bytes())
+        content[len(content) // 2] ^= 0x10
+        (copy / file).write_bytes(content)
+        data = _iterator()
+        with Checkpoints(copy) as checkpoints:
+            state, step = checkpoints.restore(_abstract(), data)
+        _assert_same(state, _state(step))
+        np.testing.assert_array_equal(next(data), _batch(step), err_msg=str(file))
 
 
 def test_training_goes_on_after_a_fall_back(tmp_path):

@@ -39,7 +39,7 @@ class _Events(Checkpoints):
         return "a picture"
 
 
-def _run(tmp_path, stop=None, bad=None, at=None, on_step=None, **settings):
+def _run(tmp_path, stop=None, bad=None, at=None, on_step=None, metrics=None, **settings):
     events = _Events(tmp_path)
     state = TrainState(jnp.int32(settings.get("start", 0)), {}, {}, (), jax.random.key(0))
 
@@ -48,10 +48,10 @@ def _run(tmp_path, stop=None, bad=None, at=None, on_step=None, **settings):
         assert int(batch["x"]) == step, "every step takes the next batch"
         if on_step:
             on_step(step)
-        metrics = {"loss": jnp.float32(1 / step), "grad_norm": jnp.float32(2.0)}
+        values = {"loss": jnp.float32(1 / step), "grad_norm": jnp.float32(2.0), **(metrics or {})}
         if bad and step >= at:
-            metrics |= {bad: jnp.float32(np.nan)}
-        return TrainState(jnp.int32(step), state.params, state.ema, state.opt_state, state.key), metrics
+            values |= {bad: jnp.float32(np.nan)}
+        return TrainState(jnp.int32(step), state.params, state.ema, state.opt_state, state.key), values
 
     defaults = dict(start=0, num_steps=10, log_every=3, checkpoint_every=4, sample_every=5)
     final = train_loop(
@@ -133,6 +133,15 @@ def test_not_finite_is_not_saved_on_the_way_out(tmp_path):
 
     with pytest.raises(NotFinite, match="at step 2"):
         _run(tmp_path, bad="loss", at=2, log_every=100, checkpoint_every=100, stop=stop, on_step=interrupt)
+
+
+def test_steps_that_the_optimizer_skipped_are_no_reason_to_stop(tmp_path):
+    skipped = {"loss": jnp.float32(jnp.nan), "skipped_in_a_row": jnp.float32(2.0)}
+    final, events = _run(tmp_path, metrics=skipped, skip_non_finite=2)
+    assert final.step == 10
+    assert _steps(events, "save") == [4, 8, 10]
+    with pytest.raises(NotFinite, match="loss is nan at step 3"):
+        _run(tmp_path, metrics=skipped, skip_non_finite=1)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -210,3 +210,29 @@ def test_the_mesh_does_not_change_the_result(tmp_path):
         assert len(losses(name)) == 6
         np.testing.assert_allclose(losses(name), losses("one"), rtol=1e-3)
         np.testing.assert_allclose(samples(name), samples("one"), atol=1e-2)
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
+    """Steps with a NaN leave parameters, averages and the optimizer as they were; after three in a row it is taken."""
+    system = _Regression()
+    optimizer, _ = make_optimizer(name="adam", learning_rate=0.1, num_steps=10, skip_non_finite=2)
+    step = jax.jit(make_train_step(system, optimizer, num_steps=10, ema_rates=(0.9,)))
+    good, bad = _batch(), jax.tree.map(lambda x: x.at[3].set(jnp.nan), _batch())
+    state, metrics = step(_start(system, optimizer), good)
+    assert metrics["skipped_steps"] == 0
+    after = state
+    for count in (1, 2):
+        after, metrics = step(after, bad)
+        assert (metrics["skipped_steps"], metrics["skipped_in_a_row"]) == (count, count)
+    for group in ("params", "opt_state"):
+        kept = jax.tree.map(np.array_equal, *(_without_counts(s, group) for s in (state, after)))
+        assert all(jax.tree.leaves(kept)), kept
+    again, metrics = step(after, good)
+    assert (metrics["skipped_steps"], metrics["skipped_in_a_row"]) == (2, 0)
+    assert np.all(np.isfinite(again.params["net"]["w"]))
+    broken, _ = step(step(step(state, bad)[0], bad)[0], bad)
+    assert np.isnan(broken.params["net"]["w"]).all()
+
+
+def _without_counts(state, group):
+    return state.params["net"] if group == "params" else state.opt_state.inner_state
