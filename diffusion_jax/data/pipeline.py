@@ -60,8 +60,8 @@ def batches(
         prefetch: how many batches the threads may be ahead.
 
     Returns:
-        A Grain iterator. Its state (`get_state`, `set_state`; Orbax stores it beside the train state) is
-        {"next_index": the number of batches it has returned}.
+        A Grain iterator. Its state (`get_state`, `set_state`; checkpoints store it beside the train state) is
+        {"next_index": the number of batches it has returned}, the same on every process.
 
     Raises:
         ValueError: a number is out of range or `batch_size` does not divide by `process_count`.

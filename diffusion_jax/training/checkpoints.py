@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import pathlib
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,8 @@ from diffusion_jax.training.checksums import checksums
 
 class Checkpoints:
     """A folder of checkpoints, one subfolder per step, each holding the train state and the data iterator's state.
+
+    Both are those of the job as a whole, so that another mesh or number of processes can go on from them.
 
     A save runs in the background and becomes visible under its step's name only when it is complete, so a killed
     process leaves the previous checkpoints usable. Old ones are removed after a new one is complete: the last
@@ -48,18 +52,19 @@ class Checkpoints:
     def save(self, step: int, state: Any, data_iterator: Any, *, wait: bool = False) -> None:
         """Save in the background; a step that is already saved is left as it is.
 
-        The state is copied before this returns, so its buffers may be donated. An error of the previous
-        background save is raised here. With `wait`, return when the checkpoint is complete.
+        The state is copied before this returns, so its buffers may be donated. The state of the iterator
+        (`get_state`) must be the same on every process, and can be written as JSON. An error of the previous background
+        save is raised here. With `wait`, return when the checkpoint is complete.
         """
         stale = step in self._stale
         if stale or step not in self._steps():
             self._stale.discard(step)  # before the save, which asks what to preserve
             self._checkpointer.save_checkpointables_async(
                 step,
-                {"state": state, "data": data_iterator},
+                {"state": state},
                 force=True,
                 overwrite=stale,
-                custom_metadata={"checksums": checksums(state)},
+                custom_metadata=_sealed({"checksums": checksums(state), "data": data_iterator.get_state()}),
             )
         if wait:
             self.wait_until_finished()
@@ -83,7 +88,8 @@ class Checkpoints:
         Raises FileNotFoundError without a checkpoint, ValueError if its arrays are not those of `abstract_state`
         (all differences are listed, nothing is loaded) or none can be read.
         """
-        state, restored = self._restore(abstract_state, {"data": data_iterator}, step, partial=False)
+        state, record, restored = self._restore(abstract_state, step, partial=False)
+        data_iterator.set_state(record["data"])
         self._stale.update(other for other in self._steps() if other > restored)
         return state, restored
 
@@ -92,7 +98,8 @@ class Checkpoints:
 
         `{"params": ..., "ema": ...}` reads only these fields of the train state, for sampling and evaluation.
         """
-        return self._restore(abstract_state, {}, step, partial=True)
+        state, _, restored = self._restore(abstract_state, step, partial=True)
+        return state, restored
 
     def wait_until_finished(self) -> None:
         """Wait for the save in progress, if any; raises its error."""
@@ -115,9 +122,7 @@ class Checkpoints:
             return []
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def _restore(
-        self, abstract_state: Any, others: Mapping[str, Any], step: int | None, *, partial: bool
-    ) -> tuple[Any, int]:
+    def _restore(self, abstract_state: Any, step: int | None, *, partial: bool) -> tuple[Any, dict[str, Any], int]:
         self.wait_until_finished()
         steps = sorted(self._steps(), reverse=True)
         if not steps or step not in (None, *steps):
@@ -129,12 +134,12 @@ class Checkpoints:
             path = self.directory / str(candidate)
             metadata, reason = _attempt(functools.partial(_metadata, path))
             if reason is None:
-                _check_match(path, metadata.metadata, abstract_state, partial)
-                expected = (metadata.custom_metadata or {}).get("checksums", {})
-                wanted = {"state": abstract_state, **others}
-                loaded, reason = _attempt(functools.partial(_load, path, wanted, partial, expected))
+                arrays, record = metadata
+                _check_match(path, arrays, abstract_state, partial)
+                expected = record["checksums"]
+                state, reason = _attempt(functools.partial(_load, path, abstract_state, partial, expected))
                 if reason is None:
-                    return loaded["state"], candidate
+                    return state, record, candidate
             failures.append(f"step {candidate}: {reason}")
             print(f"checkpoint {path} cannot be read and is skipped: {reason}", file=sys.stderr, flush=True)
         raise ValueError(f"no checkpoint in {self.directory} can be read ({'; '.join(failures)})")
@@ -158,28 +163,35 @@ class _Preservation:
         ]
 
 
-def _metadata(path: pathlib.Path) -> Any:
+def _sealed(record: dict[str, Any]) -> dict[str, Any]:
+    return {**record, "crc32": zlib.crc32(json.dumps(record, sort_keys=True).encode())}
+
+
+def _metadata(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
+    """The abstract arrays of a checkpoint, and the record that was saved beside them."""
     from orbax.checkpoint import v1 as ocp
 
     metadata = ocp.metadata(path, "state")
     if metadata.metadata is None:  # Orbax only logs why
         raise ValueError("the list of its arrays is damaged")
-    return metadata
+    record = dict(metadata.custom_metadata or {})
+    record.pop("crc32", None)
+    if not record or _sealed(record) != metadata.custom_metadata:
+        raise ValueError("its checksums and its position in the data are damaged")
+    return metadata.metadata, record
 
 
-def _load(
-    path: pathlib.Path, abstract: Mapping[str, Any], partial: bool, expected: Mapping[str, int]
-) -> dict[str, Any]:
+def _load(path: pathlib.Path, abstract_state: Any, partial: bool, expected: Mapping[str, int]) -> Any:
     from orbax.checkpoint import v1 as ocp
 
     context = ocp.Context()
     context.pytree.loading.partial_load = partial
     with context:
-        loaded = ocp.load_checkpointables(path, dict(abstract))
-    changed = [name for name, value in checksums(loaded["state"]).items() if expected.get(name, value) != value]
+        state = ocp.load_checkpointables(path, {"state": abstract_state})["state"]
+    changed = [name for name, value in checksums(state).items() if expected.get(name) != value]
     if changed:
         raise ValueError(f"its bytes are not those that were saved: {_listing(changed)}")
-    return loaded
+    return state
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:

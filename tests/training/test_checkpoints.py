@@ -156,6 +156,11 @@ def _truncate(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
+def _replace(file, old, new):
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
+
+
 def _largest(directory):
     return max((file for file in directory.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
 
@@ -166,8 +171,9 @@ DAMAGE = {
     "manifest cut off": lambda path: _truncate(path / "state" / "manifest.ocdbt"),
     "structure cut off": lambda path: _truncate(path / "state" / "_METADATA"),
     "structure gone": lambda path: (path / "state" / "_METADATA").unlink(),
-    "iterator gone": lambda path: shutil.rmtree(path / "data"),
-    "iterator cut off": lambda path: [_truncate(file) for file in (path / "data").glob("process*")],
+    "record gone": lambda path: (path / "_CHECKPOINT_METADATA").unlink(),
+    "record cut off": lambda path: _truncate(path / "_CHECKPOINT_METADATA"),
+    "another position": lambda path: _replace(path / "_CHECKPOINT_METADATA", '"next_index": 4', '"next_index": 5'),
     "empty folder": lambda path: [shutil.rmtree(path), path.mkdir()],
 }
 
