@@ -10,7 +10,9 @@ A config file is Python, with `get_config(variant=None)`; everything in it can b
   figures of a trained model   --mode=evaluate
   size, memory and FLOPs only  --mode=plan
 
-Training goes on where it stopped when the same command is run again. SIGTERM and Ctrl-C save first.
+Training goes on where it stopped when the same command is run again. SIGTERM and Ctrl-C save first. On a cluster
+every process runs this command: SLURM, Open MPI and TPU pods are recognised, others give --coordinator=HOST:PORT,
+--num_processes and --process_id; see docs/launch.md.
 """
 
 import os
@@ -31,6 +33,9 @@ _MODE = flags.DEFINE_enum(
     ["train", "sample", "evaluate", "plan"],
     "train: train or go on; sample: draw samples of the newest checkpoint; evaluate: judge it; plan: print its size.",
 )
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where there are several processes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Number of processes, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this process from 0, with --coordinator.")
 
 
 def parse(argv: list[str]) -> list[str]:
@@ -56,9 +61,13 @@ def main(argv: list[str]) -> None:
     if _MODE.value != "plan" and not _WORKDIR.value:
         _refuse(f"--mode={_MODE.value} needs --workdir=DIR")
     logging.set_verbosity(logging.WARNING)
-    from diffusion_jax import defaults, modes, sections
+    from diffusion_jax import defaults, distributed, modes, sections
     from diffusion_jax.training.loop import NotFinite
 
+    try:
+        distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    except sections.ConfigError as error:
+        _refuse(str(error))
     try:
         original = defaults.read(config_flags.get_config_filename(flags.FLAGS["config"]))
     except OSError as error:

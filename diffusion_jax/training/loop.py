@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from diffusion_jax.training.checkpoints import Checkpoints
@@ -23,13 +25,24 @@ class NotFinite(RuntimeError):
 
 
 class Interrupt:
-    """Between `with Interrupt() as stop:` and its end, SIGTERM and the first Ctrl-C only set `stop.requested`."""
+    """Between `with Interrupt() as stop:` and its end, SIGTERM and the first Ctrl-C only set `stop.requested`.
+
+    Among several processes SIGTERM is left to JAX's runtime, which carries a signal to any of them to all, and agrees
+    on the step after which they stop; Ctrl-C is turned into it.
+    """
 
     def __init__(self) -> None:
         self.requested = False
 
+    def after(self, step: int) -> bool:
+        """Whether to stop after this step. All processes call it at every step, and get the same answer."""
+        if jax.process_count() > 1:
+            self.requested = multihost_utils.reached_preemption_sync_point(step)
+        return self.requested
+
     def __enter__(self) -> Interrupt:
-        self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGTERM, signal.SIGINT)}
+        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+        self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -40,6 +53,8 @@ class Interrupt:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def train_loop(
@@ -78,7 +93,8 @@ def train_loop(
     with Progress(num_steps, start=start) as progress:
         for step in range(start + 1, num_steps + 1):
             state, metrics = train_step(state, next(batches))
-            last = step == num_steps or stop.requested
+            stopping = stop.after(step)
+            last = step == num_steps or stopping
             log, save = step % log_every == 0 or last, step % checkpoint_every == 0 or last
             if log or save:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
@@ -93,7 +109,7 @@ def train_loop(
             if save:
                 checkpoints.save(step, state, data)
             progress.update(step, loss=loss, examples_per_second=speed)
-            if step == num_steps or (sample_every and step % sample_every == 0 and not stop.requested):
+            if step == num_steps or (sample_every and step % sample_every == 0 and not stopping):
                 progress.message(f"step {step}: {draw(state, step)}")
                 timer, timed_from = time.monotonic(), step
             if last:

@@ -1,0 +1,81 @@
+"""Several processes as one job: the same training, one stop for all, and going on with another number of them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from diffusion_jax import distributed, modes
+from diffusion_jax.sections import ConfigError
+from tests.runs import ROOT, TOY, flag, toy
+
+SETTINGS = dict(training__num_steps=3000, training__checkpoint_every=1000, training__log_every=10)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, False),  # a batch script, outside of srun
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NODELIST": "n[1-2]"}, True),
+        ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "n1"}, False),
+        ({"OMPI_COMM_WORLD_SIZE": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+    ],
+)
+def test_a_cluster_is_recognised_by_its_environment(environment, expected):
+    assert distributed.in_cluster(environment) is expected
+
+
+@pytest.mark.parametrize(
+    "arguments", [("host:1", 2, -1), ("", 2, 0), ("host:1", 2, 2), ("host", 2, 0), ("host:1", 0, 0)]
+)
+def test_half_a_cluster_is_refused(arguments):
+    with pytest.raises(ConfigError, match="--coordinator="):
+        distributed.initialize(*arguments)
+
+
+def _rows(folder):
+    return {row["step"]: row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one_stop_together_and_one_goes_on(tmp_path):
+    modes.train(toy(**SETTINGS), tmp_path / "one")
+    folder = tmp_path / "two"
+    processes = subprocess.Popen(
+        ["launch/local_processes.sh", "2", *flag(TOY, **SETTINGS), f"--workdir={folder}"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "metrics.jsonl").exists() or len(_rows(folder)) < 3:
+        assert processes.poll() is None, processes.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = subprocess.run(
+        ["pgrep", "-P", str(processes.pid), "-f", "process_id=1"], capture_output=True, text=True, check=True
+    )
+    os.kill(int(second.stdout.split()[0]), signal.SIGTERM)  # one process is told; all stop after the same step
+    output, _ = processes.communicate(timeout=120)
+    assert processes.returncode == 0, output
+    assert output.count("the same command goes on from there") == 1, output
+    stopped = max(_rows(folder))
+    assert 30 <= stopped < SETTINGS["training__num_steps"]
+    assert (folder / "checkpoints" / str(stopped)).is_dir()
+
+    modes.train(toy(**SETTINGS), folder)  # one process goes on from what two have saved
+    whole, broken = _rows(tmp_path / "one"), _rows(folder)
+    assert set(whole) == set(broken) - {stopped} | ({stopped} & set(whole))
+    for step, loss in whole.items():
+        np.testing.assert_allclose(broken[step], loss, rtol=2e-3, err_msg=str(step))
