@@ -5,26 +5,18 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.evaluation import classifier as classifiers
 from diffusion_jax.evaluation.frechet import frechet_distance, statistics
+from diffusion_jax.evaluation.neighbours import finite, nearest_neighbour_distance
 
 _RANGE_TOLERANCE = 0.5  # samples may overshoot [-1, 1] by this; they are judged clipped, as they are saved
 _ACCURACY = 0.97  # a classifier below this is a poor judge
-_MAX_DISTANCE_COST = 2e11  # multiplications spent on nearest neighbours, a few seconds
-_BLOCK = 2048  # training images compared at once
+MAX_DISTANCE_COST = 2e11  # multiplications spent on nearest neighbours, a few seconds
 _DIRECTIONS = 180  # lines through the origin of the plane: one per degree
-
-
-class NearestNeighbour(NamedTuple):
-    """Root-mean-square distance per pixel from samples to their nearest training images."""
-
-    mean: float
-    minimum: float
 
 
 def classifier_metrics(
@@ -34,8 +26,9 @@ def classifier_metrics(
     *,
     seed: int = 0,
     epochs: int | None = None,
+    judge: classifiers.Classifier | None = None,
 ) -> dict[str, float | int]:
-    """Judge image samples with a classifier that is trained here, on the training split.
+    """Judge image samples with a classifier that is trained here, on the training split, unless `judge` is given.
 
     The Frechet distance is between features of this classifier, so it is not FID and means something only next to
     its value for real test images, at equal counts. These are random subsets of both, chosen by `seed`.
@@ -79,7 +72,8 @@ def classifier_metrics(
     if num_classes < 2:
         raise ValueError("train label must hold at least 2 classes")
 
-    judge = classifiers.train_classifier(x_train, labels, num_classes=num_classes, seed=seed, epochs=epochs)
+    if judge is None:
+        judge = classifiers.train_classifier(x_train, labels, num_classes=num_classes, seed=seed, epochs=epochs)
     predicted = classifiers.probabilities(judge, samples)
     predicted_real = classifiers.probabilities(judge, x_test)
     accuracy = float(np.mean(predicted_real.argmax(axis=1) == test_labels))
@@ -109,7 +103,7 @@ def classifier_metrics(
         "num_samples": len(samples),
         "num_frechet": count,
     }
-    if (len(samples) + len(x_test)) * x_train.size <= _MAX_DISTANCE_COST:
+    if (len(samples) + len(x_test)) * x_train.size <= MAX_DISTANCE_COST:
         nearest, nearest_real = (nearest_neighbour_distance(x, x_train) for x in (samples, x_test))
         results |= {
             "nearest_train_distance": nearest.mean,
@@ -118,34 +112,6 @@ def classifier_metrics(
             "nearest_train_minimum_real": nearest_real.minimum,
         }
     return results
-
-
-def nearest_neighbour_distance(samples: np.ndarray | Array, train: np.ndarray | Array) -> NearestNeighbour:
-    """Distance min_j |samples_i - train_j| / sqrt(d) over the d values of an image; 0 for an exact copy.
-
-    Args:
-      samples, train: `[n, *shape]` and `[m, *shape]`.
-
-    Returns:
-      Its mean and its minimum over the samples.
-
-    Raises:
-      ValueError: either is empty or not finite, or the shapes differ.
-    """
-    samples, train = _finite("samples", samples), _finite("train", train)
-    if samples.shape[1:] != train.shape[1:]:
-        raise ValueError(f"samples and train must have the same shape, got {samples.shape[1:]} and {train.shape[1:]}")
-    samples, train = samples.reshape(len(samples), -1), train.reshape(len(train), -1)
-    best, nearest = np.full(len(samples), np.inf), np.zeros(len(samples), int)
-    for start in range(0, len(train), _BLOCK):
-        block = train[start : start + _BLOCK]
-        squared = np.sum(block**2, axis=1) - 2 * samples @ block.T  # less |sample|^2, the same for all neighbours
-        column = squared.argmin(axis=1)
-        value = squared[np.arange(len(samples)), column]
-        nearest, best = np.where(value < best, start + column, nearest), np.minimum(value, best)
-    # The squares above cancel in float32 for near copies, so only the choice of neighbour is theirs.
-    distance = np.sqrt(np.mean((samples - train[nearest]) ** 2, axis=1, dtype=np.float64))
-    return NearestNeighbour(float(distance.mean()), float(distance.min()))
 
 
 def sliced_wasserstein(x: np.ndarray | Array, y: np.ndarray | Array) -> float:
@@ -231,17 +197,8 @@ def _entropy(counts: np.ndarray) -> float:
     return float(-np.sum(p * np.log(p)) + 0.0)
 
 
-def _finite(name: str, x: np.ndarray | Array) -> np.ndarray:
-    x = np.asarray(x, np.float32)
-    if x.size == 0:
-        raise ValueError(f"{name} must not be empty, got shape {x.shape}")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} must be finite, got {np.count_nonzero(~np.isfinite(x))} NaN or infinite values")
-    return x
-
-
 def _in_range(name: str, x: np.ndarray | Array, tolerance: float) -> np.ndarray:
-    x = _finite(name, x)
+    x = finite(name, x)
     if x.ndim != 4:
         raise ValueError(f"{name} must be [n, h, w, c], got shape {x.shape}")
     if np.abs(x).max() > 1 + tolerance:
@@ -250,7 +207,7 @@ def _in_range(name: str, x: np.ndarray | Array, tolerance: float) -> np.ndarray:
 
 
 def _plane(name: str, x: np.ndarray | Array) -> np.ndarray:
-    x = _finite(name, x).astype(np.float64)
+    x = finite(name, x).astype(np.float64)
     if x.ndim != 2 or x.shape[1] != 2:
         raise ValueError(f"{name} must be [n, 2], got shape {x.shape}")
     return x

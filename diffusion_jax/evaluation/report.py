@@ -15,15 +15,18 @@ import numpy as np
 def format_report(results: Mapping[str, Any]) -> str:
     """A table with one row per figure.
 
-    `name_real` and `name_ratio` stand in the row of `name`, as the same figure of real data and as their ratio.
+    `name_std`, `name_num`, `name_real` and `name_ratio` stand in the row of `name`, as its standard deviation, the
+    number of samples behind it, the same figure of real data, and the ratio of both. The first two columns are left
+    out where nothing would be in them.
     """
-    suffixes = ("", "_real", "_ratio")
-    paired = {name + suffix for name in results for suffix in suffixes[1:] if name + suffix in results}
-    rows = [("", "samples", "real data", "ratio")]
+    titles = {"": "samples", "_std": "+-", "_num": "n", "_real": "real data", "_ratio": "ratio"}
+    paired = {name + suffix for name in results for suffix in titles if suffix and name + suffix in results}
+    suffixes = [s for s in titles if s not in ("_std", "_num") or any(name.endswith(s) for name in paired)]
+    rows = [("", *(titles[s] for s in suffixes))]
     for name in results:
         if name not in paired:
             rows.append((name, *(_text(results[name + s]) if name + s in results else "" for s in suffixes)))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows

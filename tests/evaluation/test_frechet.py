@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from diffusion_jax.evaluation.frechet import frechet_distance, statistics
+from diffusion_jax.evaluation.frechet import add_moments, covariance, frechet_distance, matrix_root, statistics
 
 
 def _covariance(random, d, rank=None):
@@ -39,6 +39,41 @@ def test_singular_covariance_has_distance_zero_from_itself():
     random = np.random.default_rng(2)
     mu, sigma = random.normal(size=8), _covariance(random, 8, rank=3)
     assert frechet_distance(mu, sigma, mu, sigma) == pytest.approx(0, abs=1e-6)
+
+
+def test_rank_deficient_covariances_have_the_closed_form():
+    """Features of few samples: most eigenvalues are 0, up to rounding, and no square root is taken of that rounding."""
+    random = np.random.default_rng(4)
+    q = np.linalg.qr(random.normal(size=(60, 60)))[0]
+    std1, std2 = np.zeros(60), np.zeros(60)
+    std1[:7], std2[4:10] = random.uniform(0.5, 3, 7), random.uniform(0.5, 3, 6)
+    sigma1, sigma2 = (q * std1**2) @ q.T, (q * std2**2) @ q.T
+    expected = np.sum((std1 - std2) ** 2)
+    found = frechet_distance(np.zeros(60), (sigma1 + sigma1.T) / 2, np.zeros(60), (sigma2 + sigma2.T) / 2)
+    assert found == pytest.approx(expected, rel=1e-7)
+
+
+def test_the_square_root_is_one():
+    random = np.random.default_rng(5)
+    for sigma in (_covariance(random, 40), _covariance(random, 40, rank=5), 1e-30 * _covariance(random, 3)):
+        root = matrix_root("sigma", sigma)
+        assert np.linalg.norm(root @ root - sigma) < 1e-12 * np.linalg.norm(sigma)
+        np.testing.assert_allclose(root, scipy.linalg.sqrtm(sigma).real, atol=1e-7 * np.abs(root).max())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50])
+def test_running_moments_are_those_of_the_whole(batch_size):
+    random = np.random.default_rng(6)
+    features = (1e4 + random.normal(size=(50, 6)) * [1, 2, 3, 0.1, 0, 1]).astype(np.float32)
+    moments = None
+    for start in range(0, 50, batch_size):
+        moments = add_moments(moments, features[start : start + batch_size])
+    mean, sigma = covariance(moments)
+    exact = features.astype(np.float64)
+    np.testing.assert_allclose(mean, exact.mean(axis=0), rtol=1e-14)
+    np.testing.assert_allclose(sigma, np.cov(exact, rowvar=False), atol=1e-11)
+    with pytest.raises(ValueError, match="6 dimensions like those before, got 2"):
+        add_moments(moments, np.zeros((3, 2)))
 
 
 def test_rotation_of_both_gaussians_changes_nothing():

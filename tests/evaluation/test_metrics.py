@@ -6,7 +6,6 @@ from sklearn.datasets import load_digits
 
 from diffusion_jax.evaluation.metrics import (
     classifier_metrics,
-    nearest_neighbour_distance,
     sliced_wasserstein,
     toy_metrics,
 )
@@ -72,18 +71,6 @@ def test_bad_samples_are_refused(digits):
             classifier_metrics(samples, train, test)
     with pytest.raises(ValueError, match="test label"):
         classifier_metrics(x, train, dict(x=test["x"], label=test["label"][:5]))
-
-
-def test_nearest_neighbour_is_the_closed_form_and_exact_for_copies():
-    random = np.random.default_rng(0)
-    train = random.uniform(-1, 1, (5000, 6, 6, 1)).astype(np.float32)
-    offset = np.array([0.01, 0.02, 0.0, 0.03], np.float32)
-    samples = train[[0, 2047, 2048, 4999]] + offset[:, None, None, None]
-    result = nearest_neighbour_distance(samples, train)
-    assert result.mean == pytest.approx(0.015, rel=1e-4)
-    assert result.minimum == 0
-    with pytest.raises(ValueError, match="same shape"):
-        nearest_neighbour_distance(samples, train[..., 0])
 
 
 def test_sliced_wasserstein_of_a_translation_and_of_gaussians():

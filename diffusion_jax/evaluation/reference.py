@@ -1,0 +1,149 @@
+"""Files of statistics: what is left of a reference set once its features are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jaxtyping import Float64, UInt8
+
+from diffusion_jax.evaluation.features import Features
+from diffusion_jax.evaluation.frechet import covariance
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Means and covariances of the features of a set of images.
+
+    Attributes:
+      mu, sigma: of the features, `[d]` and `[d, d]`.
+      mu_s, sigma_s: of the spatial features, where they are known.
+      num: of images; None where a file does not say.
+      extractor: that gave the features, such as "inception_pytorch"; None where a file does not say.
+    """
+
+    mu: Float64[np.ndarray, "d"]
+    sigma: Float64[np.ndarray, "d d"]
+    mu_s: Float64[np.ndarray, "s"] | None = None
+    sigma_s: Float64[np.ndarray, "s s"] | None = None
+    num: int | None = None
+    extractor: str | None = None
+
+
+def statistics_of(features: Features) -> Statistics:
+    """Those of all images that `features` were collected from. Raises ValueError for fewer than 2."""
+    mu, sigma = covariance(features.moments)
+    mu_s, sigma_s = (None, None) if features.spatial is None else covariance(features.spatial)
+    return Statistics(mu=mu, sigma=sigma, mu_s=mu_s, sigma_s=sigma_s, num=features.num, extractor=features.extractor)
+
+
+def read_statistics(path: str | os.PathLike) -> Statistics:
+    """Statistics from an .npz file of this library, of pytorch-fid (mu, sigma) or of guided-diffusion (and mu_s,
+    sigma_s; its images under arr_0 are left alone).
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it cannot be read, holds no statistics, or their shapes do not fit or are not finite.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is no file")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            known = ("mu", "sigma", "mu_s", "sigma_s", "num", "extractor")
+            found = {key: file[key] for key in known if key in file.files}
+    except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
+        raise ValueError(f"{path} is not an .npz file that can be read: {error}") from error
+    for mean, spread in (("mu", "sigma"), ("mu_s", "sigma_s")):
+        if (mean in found) != (spread in found) or (mean == "mu" and mean not in found):
+            raise ValueError(f"{path} holds {', '.join(found) or 'no statistics'}; it needs both {mean} and {spread}")
+        if mean in found:
+            found |= {mean: _floats(path, mean, found[mean]), spread: _floats(path, spread, found[spread])}
+            if found[mean].ndim != 1 or found[spread].shape != 2 * found[mean].shape:
+                raise ValueError(
+                    f"{path}: {mean} must be [d] and {spread} [d, d], got {found[mean].shape} and {found[spread].shape}"
+                )
+    num, extractor = found.pop("num", None), found.pop("extractor", None)
+    return Statistics(
+        **found,
+        num=None if num is None else int(num),
+        extractor=None if extractor is None else str(extractor),
+    )
+
+
+def has_statistics(path: str | os.PathLike) -> bool:
+    """Whether `path` is an .npz file with statistics in it, rather than samples alone."""
+    path = pathlib.Path(path).expanduser()
+    return path.suffix == ".npz" and path.is_file() and "mu" in _keys(path)
+
+
+def has_images(path: str | os.PathLike) -> bool:
+    """Whether the .npz file of statistics `path` holds images too, as guided-diffusion's references do."""
+    return "arr_0" in _keys(pathlib.Path(path).expanduser())
+
+
+def write_statistics(
+    path: str | os.PathLike,
+    statistics: Statistics,
+    *,
+    images: UInt8[np.ndarray, "n h w c"] | None = None,
+    **notes: str,
+) -> None:
+    """Write an .npz file that pytorch-fid reads, and with spatial features and `images` guided-diffusion too.
+
+    The file appears in one piece. It holds mu, sigma, mu_s, sigma_s, num and extractor as far as they are known,
+    `images` under arr_0, and `notes`.
+    """
+    path = pathlib.Path(path).expanduser()
+    arrays = {name: value for name, value in dataclasses.asdict(statistics).items() if value is not None}
+    arrays |= {} if images is None else {"arr_0": images}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".statistics", suffix=".npz", delete=False) as file:
+        try:
+            np.savez(file, **arrays, **notes)
+            file.close()
+            os.replace(file.name, path)
+        except BaseException:
+            os.unlink(file.name)
+            raise
+
+
+def cached_statistics(path: str | os.PathLike, key: str, compute: Callable[[], Statistics]) -> Statistics:
+    """Those in `path` if it was written for the same `key`, else those of `compute`, which are written there.
+
+    With several processes they all compute or all read, and the first one writes.
+    """
+    path = pathlib.Path(path)
+    found = read_statistics(path) if has_statistics(path) and _note(path, "key") == key else None
+    if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array(found is not None)).all():
+        found = None
+    if found is None:
+        found = compute()
+        if jax.process_index() == 0:
+            write_statistics(path, found, key=key)
+    return found
+
+
+def _keys(path: pathlib.Path) -> list[str]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return file.files
+    except Exception as error:
+        raise ValueError(f"{path} is not an .npz file that can be read: {error}") from error
+
+
+def _note(path: pathlib.Path, name: str) -> str | None:
+    with np.load(path, allow_pickle=False) as file:
+        return str(file[name]) if name in file.files else None
+
+
+def _floats(path: pathlib.Path, name: str, values: np.ndarray) -> np.ndarray:
+    if not np.issubdtype(values.dtype, np.floating) or not np.isfinite(values).all():
+        raise ValueError(f"{path}: {name} must hold finite floats, got {values.dtype}")
+    return values.astype(np.float64)
