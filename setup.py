@@ -22,6 +22,7 @@ setuptools.setup(
         "jax>=0.10,<1",  # 0.10 is the last release for Python 3.11; 3.12 and later get newer ones
         "flax>=0.12.8,<1",
         "optax>=0.2.8,<1",
+        "diffrax>=0.7",  # adaptive solvers and likelihoods
         "orbax-checkpoint>=0.12.8,<1",
         "grain>=0.2.18,<1",
         "tensorflow-datasets>=4.9.10,<5",
@@ -31,6 +32,7 @@ setuptools.setup(
         "absl-py",
         "jaxtyping>=0.3",
         "numpy>=2.0",
+        "ml_dtypes",  # bfloat16 in weights of PyTorch
         "pillow>=10",
         "scikit-learn>=1.5",  # its digits are the embedded data set of every default config
         "matplotlib>=3.8",
@@ -50,7 +52,7 @@ setuptools.setup(
         "lint": ["ruff>=0.9"],
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.17"],
-        "parity": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5", "safetensors>=0.4"],
+        "parity": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5", "safetensors>=0.4", "torchmetrics>=1.4"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "colab": ["ipywidgets"],

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.processes.base import row_normal
-from diffusion_jax.solvers.base import stateless, transition
+from diffusion_jax.solvers.base import check_variance, posterior, stateless, step_variance, transition
 from diffusion_jax.types import Denoiser, Process, Solver
 
 
@@ -12,18 +12,21 @@ def ancestral(variance: str = "beta_tilde") -> Solver:
     """Sample q(x_s | x_t, x_0 = D(x_t, t)) (arXiv:2006.11239, algorithm 2, for any pair of times and any process).
 
     mean = alpha_ts sigma_s^2 / sigma_t^2 x_t + alpha_s variance_ts / sigma_t^2 D. The variance is that of the
-    posterior, variance_ts sigma_s^2 / sigma_t^2 (`beta_tilde`), or of the forward step, variance_ts (`beta`); there
-    is no noise in a step that ends where sigma = 0. Raises ValueError for another `variance`.
+    posterior, variance_ts sigma_s^2 / sigma_t^2 (`beta_tilde`), or of the forward step, variance_ts (`beta`), or what
+    the network says between them (`learned`: D must be a `LearnedVariance`; arXiv:2102.09672). There is no noise in a
+    step that ends where sigma = 0. Raises ValueError for another `variance`, or a D that does not fit it.
     """
-    if variance not in ("beta", "beta_tilde"):
-        raise ValueError(f"variance is {variance!r}; choose beta or beta_tilde")
+    if variance not in ("beta", "beta_tilde", "learned"):
+        raise ValueError(f"variance is {variance!r}; choose beta, beta_tilde or learned")
 
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
-        alpha_ts, variance_ts = transition(process, t, s)
-        kept = (process.sigma(s) / process.sigma(t)) ** 2
-        mean = alpha_ts * kept * x + process.alpha(s) * variance_ts / process.sigma(t) ** 2 * D(x, t)
-        noise_variance = variance_ts * (kept if variance == "beta_tilde" else (kept > 0))
-        return mean + jnp.sqrt(noise_variance) * row_normal(keys, x)
+        check_variance(variance, D)
+        x_0, v = D.both(x, t) if variance == "learned" else (D(x, t), None)
+        a, b, beta_tilde = posterior(process, t, s)
+        _, beta = transition(process, t, s)
+        noisy = process.sigma(s) > 0
+        width = step_variance(variance, beta, jnp.where(noisy, beta_tilde, beta), v)
+        return a * x + b * x_0 + jnp.sqrt(jnp.where(noisy, width, 0)) * row_normal(keys, x)
 
     return stateless(step)
 
