@@ -10,7 +10,6 @@ import functools
 import importlib.util
 import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +17,25 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, grids, losses, parameterizations, processes, solvers, systems, times, weightings
+from diffusion_jax import (
+    bounds,
+    data,
+    dequantization,
+    grids,
+    judging,
+    likelihood,
+    losses,
+    parameterizations,
+    processes,
+    solvers,
+    systems,
+    times,
+    weightings,
+)
 from diffusion_jax.data import toys
 from diffusion_jax.defaults import defaults
-from diffusion_jax.evaluation import metrics as evaluation
 from diffusion_jax.networks.dit import DiT
-from diffusion_jax.networks.functional import init_apply
+from diffusion_jax.networks.functional import fourier_features, init_apply
 from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
@@ -41,6 +53,7 @@ PROCESSES = {
     "edm": processes.EDM,
     "rectified_flow": processes.RectifiedFlow,
     "discrete_vp": processes.discrete_vp,
+    "learned_vp": processes.learned_vp,
 }
 PARAMETERIZATIONS = {
     "eps": parameterizations.eps_prediction,
@@ -54,6 +67,7 @@ LABELS = {
     "time": parameterizations.time_label,
     "index": parameterizations.index_label,
     "log_sigma": parameterizations.log_sigma_label,
+    "log_snr": parameterizations.log_snr_label,
 }
 WEIGHTINGS = {
     "simple": weightings.simple,
@@ -74,6 +88,7 @@ TIMES = {
     "log_normal": times.log_normal,
     "logit_normal": times.logit_normal,
     "importance": times.importance,
+    "loss_second_moment": times.loss_second_moment,
 }
 GRIDS = {
     "uniform": grids.uniform,
@@ -83,7 +98,13 @@ GRIDS = {
     "discrete": grids.discrete,
     "levels": grids.levels,
 }
-LOSSES = {"denoising": losses.denoising_loss, "score_matching": losses.score_matching_loss}
+LOSSES = {
+    "denoising": losses.denoising_loss,
+    "score_matching": losses.score_matching_loss,
+    "hybrid": losses.hybrid_loss,
+    "vlb": losses.vlb_loss,
+}
+LEARNED_VARIANCE = ("hybrid", "vlb")  # losses of a network with a second output
 NETWORKS = {
     "mlp": MLP,
     "unet": UNet,
@@ -114,10 +135,23 @@ def _predictor_corrector(
 
 SOLVERS = {
     **PREDICTORS,
+    "adaptive_ode": solvers.adaptive_ode,
+    "adaptive_sde": solvers.adaptive_sde,
     "annealed_langevin": solvers.annealed_langevin,
+    "deis": solvers.deis,
+    "dpm_solver": solvers.dpm_solver,
+    "dpm_solver_pp": solvers.dpm_solver_pp,
+    "exponential_sde": solvers.exponential_sde,
+    "lms": solvers.lms,
+    "plms": solvers.plms,
+    "pndm": solvers.pndm,
+    "sde_dpm_solver_pp": solvers.sde_dpm_solver_pp,
+    "seeds": solvers.seeds,
+    "unipc": solvers.unipc,
     "predictor_corrector": _predictor_corrector,
 }
 GUIDANCE = {"none": lambda: lambda D: D}
+LIKELIHOODS = {"none": lambda: None, "ode": likelihood.ode, "bound": bounds.bound}
 LOGGERS = {"jsonl": "json", "tensorboard": "tensorboardX", "wandb": "wandb"}  # and the module that each needs
 
 
@@ -192,6 +226,14 @@ def data_shape(config: ConfigDict) -> tuple[int, ...]:
     return (config.data.image_size, config.data.image_size, config.data.channels)
 
 
+def data_levels(config: ConfigDict) -> int:
+    """The number of grey levels of the data, 0 where a likelihood is asked for that takes it as continuous."""
+    section = config.evaluation.likelihood
+    if section.get("dequantization") == "none":
+        return 0
+    return section.get("levels", config.data.get("levels", 256))
+
+
 def system(config: ConfigDict) -> System:
     """The system that a config describes."""
     return lookup(SYSTEMS, "system.name", config.system.name)(config)
@@ -201,13 +243,22 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
     process = construct(PROCESSES, "process", config.process)
     param = parameterization(config)
     weighting = construct(WEIGHTINGS, "weighting", config.weighting)
-    draw_times = construct(TIMES, "times", config.times, weighting=weighting)
+    steps = {"num_steps": process.num_steps} if hasattr(process, "num_steps") else {}
+    draw_times, resampler = construct(TIMES, "times", config.times, weighting=weighting, **steps), None
+    if isinstance(draw_times, times.Resampler):
+        resampler = draw_times
+        draw_times = resampler.draw(resampler.init())
     grid = construct(GRIDS, "sampling.grid", config.sampling.grid)
     drawn, _ = jax.jit(draw_times, static_argnums=2)(process, jax.random.key(0), 4096)
     visited = _sampling_times(config, process, grid)[:-1]  # what happens at the last time depends on the solver
     last = [config.times.t_max] if "t_max" in config.times else []
+    figures = _likelihood(config, process, grid)
+    if config.evaluation.likelihood.name == "ode":
+        last += [config.evaluation.likelihood.get("t_min", 1e-5), config.evaluation.likelihood.get("t_max", 1.0)]
     _check_coefficients(config, process, param, np.concatenate([drawn, visited, np.float32(last)]))
     init, apply = network(config)
+    learned = config.loss.name in LEARNED_VARIANCE
+    _check_learned_variance(config, init, apply, learned)
     loss = construct(
         LOSSES,
         "loss",
@@ -217,6 +268,7 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
         process=process,
         weighting=weighting,
         times=draw_times,
+        levels=config.data.get("levels", 256),
     )
     return systems.Diffusion(
         init_network=init,
@@ -225,7 +277,7 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
         param=param,
         loss_fn=loss,
         guidance=construct(GUIDANCE, "guidance", config.guidance),
-        solver=construct(SOLVERS, "solver", config.solver),
+        solver=construct(SOLVERS, "solver", config.solver, num_steps=config.sampling.steps),
         grid=grid,
         steps=config.sampling.steps,
         shape=data_shape(config),
@@ -233,10 +285,21 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
         batch_size=config.sampling.batch_size,
         clip=config.sampling.clip,
         denoise=config.sampling.denoise,
+        likelihood=figures,
+        learned_variance=learned,
+        resampler=resampler,
     )
 
 
-SYSTEMS = {"diffusion": _diffusion}
+def _vdm(config: ConfigDict) -> systems.VDM:
+    """Of the sections loss, weighting and times, which say how other systems are trained, nothing is used."""
+    if config.data.get("dequantize", False):
+        raise ConfigError("config.data.dequantize=True: the bound of VDM is that of grey levels; it must be false")
+    given = dict(diffusion=_diffusion(config), levels=config.data.get("levels", 256))
+    return construct({"vdm": systems.VDM}, "system", config.system, **given)
+
+
+SYSTEMS = {"diffusion": _diffusion, "vdm": _vdm}
 
 
 def parameterization(config: ConfigDict) -> parameterizations.Parameterization:
@@ -251,17 +314,26 @@ def parameterization(config: ConfigDict) -> parameterizations.Parameterization:
 
 
 def network(config: ConfigDict) -> tuple[Callable, Callable]:
-    """(init, apply) of the network, which is told the data's shape where it asks for it."""
-    shape = data_shape(config)
-    given = {"shape": shape}
+    """(init, apply) of the network, which is told the data's shape where it asks for it.
+
+    `fourier` in its section names the exponents of `fourier_features`, which any network may have before it.
+    """
+    shape, section = data_shape(config), config.network.to_dict()
+    exponents = section.pop("fourier", ())
+    check_type("network.fourier", exponents, "tuple")
+    if not all(isinstance(n, int) for n in exponents):
+        raise ConfigError(f"config.network.fourier={exponents!r} must hold integers, the exponents n of 2^n pi x")
+    features = (*shape[:-1], shape[-1] * (1 + 2 * len(exponents)))
+    given = {"shape": features, **({"out_channels": shape[-1]} if exponents else {})}
     if len(shape) == 3:
-        given = {"shape": shape, "image_size": shape[0], "in_channels": shape[-1]}
+        given |= {"image_size": shape[0], "in_channels": features[-1]}
 
     def make(rngs):
-        return construct(NETWORKS, "network", config.network, rngs=rngs, **given)
+        return construct(NETWORKS, "network", section, rngs=rngs, **given)
 
     try:
-        return init_apply(make, config.training.dtype)
+        init, apply = init_apply(make, config.training.dtype)
+        return init, fourier_features(apply, exponents) if exponents else apply
     except ConfigError:
         raise
     except ValueError as error:
@@ -285,6 +357,16 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
     loaded = construct({name: functools.partial(data.load, name=name)}, "data", section, evaluation=evaluation)
     if loaded.shape != data_shape(config):
         raise ConfigError(f"config.data: {name} holds examples of {loaded.shape}, not {data_shape(config)}")
+    if config.system.name == "vdm":
+        try:
+            dequantization.check_levels(data.arrays(loaded, 256)["x"], config.data.get("levels", 256))
+        except ValueError as error:
+            raise ConfigError(f"config.data (for config.system.name='vdm'): {error}") from error
+    if config.evaluation.likelihood.name != "none" and data_levels(config):
+        try:
+            dequantization.check_levels(data.arrays(loaded, 256)["x"], data_levels(config))
+        except ValueError as error:
+            raise ConfigError(f"config.evaluation.likelihood ({config.evaluation.likelihood.name}): {error}") from error
     num_classes = config.network.get("num_classes", 0)
     if (num_classes and loaded.num_classes > num_classes) or (num_classes and not loaded.num_classes):
         raise ConfigError(
@@ -305,29 +387,9 @@ def writers(config: ConfigDict, directory: pathlib.Path, step: int) -> Writers:
     return Writers([table[name]() for name in config.training.loggers])
 
 
-def metrics(
-    config: ConfigDict, source: data.Source
-) -> list[Callable[[dict, data.Source, data.Source], dict[str, Any]]]:
-    """Functions (samples, training split, evaluation split) -> figures, named by config.evaluation.metrics."""
-    found = [lookup(METRICS, "evaluation.metrics", name) for name in config.evaluation.metrics]
-    images = len(source.shape) == 3
-    if _classifier in found and not (images and source.num_classes):
-        raise ConfigError("config.evaluation.metrics: 'classifier' needs images with labels; () asks for no metric")
-    if _toy in found and images:
-        raise ConfigError("config.evaluation.metrics: 'toy' needs points in the plane; () asks for no metric")
-    return found
-
-
-def _classifier(drawn: dict[str, np.ndarray], train: data.Source, test: data.Source) -> dict[str, Any]:
-    # Clipped as they are when saved.
-    return evaluation.classifier_metrics(np.clip(drawn["samples"], -1, 1), data.arrays(train), data.arrays(test))
-
-
-def _toy(drawn: dict[str, np.ndarray], train: data.Source, test: data.Source) -> dict[str, Any]:
-    return evaluation.toy_metrics(drawn["samples"], data.arrays(test, 2 * len(drawn["samples"]))["x"])
-
-
-METRICS = {"classifier": _classifier, "toy": _toy}
+def metrics(config: ConfigDict, source: data.Source, directory: pathlib.Path | None = None) -> list[judging.Metric]:
+    """What config.evaluation.metrics names, see `judging.metrics`."""
+    return judging.metrics(config, source, directory, levels=data_levels(config))
 
 
 def ema_rate(config: ConfigDict) -> str:
@@ -367,6 +429,52 @@ def _sampling_times(config: ConfigDict, process: Process, grid: Callable) -> jax
             f"process {config.process.name!r}; set config.sampling.grid.t_min and t_max inside the range"
         )
     return times
+
+
+def _likelihood(config: ConfigDict, process: Process, grid: Callable) -> likelihood.Likelihood | None:
+    """The figures of config.evaluation.likelihood. Refuses a bound whose steps the process does not have."""
+    section = config.evaluation.likelihood
+    built = construct(LIKELIHOODS, "evaluation.likelihood", section, grid=grid, levels=data_levels(config))
+    if section.name != "bound":
+        return built
+    if not section.get("steps") and not hasattr(process, "num_steps"):
+        raise ConfigError(
+            "config.evaluation.likelihood.steps=0 stands for all steps of a discrete process, but "
+            f"config.process.name={config.process.name!r} is continuous; give their number"
+        )
+    try:
+        grid(process, section.get("steps") or process.num_steps)
+    except ValueError as error:
+        raise ConfigError(f"config.evaluation.likelihood.steps={section.get('steps', 0)}: {error}") from error
+    return built
+
+
+def _check_learned_variance(config: ConfigDict, init: Callable, apply: Callable, learned: bool) -> None:
+    """Refuse a network without the outputs that the loss needs, and what asks for a variance that is not learned."""
+    shape, given = data_shape(config), jax.ShapeDtypeStruct
+    cond = {"label": given((1,), np.int32)} if config.network.get("num_classes", 0) else None
+    with_batch = given((1, *shape), np.float32)
+    try:
+        out = jax.eval_shape(apply, jax.eval_shape(init, jax.random.key(0)), with_batch, given((1,), np.float32), cond)
+    except ValueError as error:
+        raise ConfigError(f"config.network ({config.network.name}) does not fit the data: {error}") from error
+    channels = shape[-1] * (2 if learned else 1)
+    if out.shape[-1] != channels:
+        raise ConfigError(
+            f"config.network.out_channels={out.shape[-1]} must be {channels} for the {shape[-1]} channels of the data "
+            f"and config.loss.name={config.loss.name!r}{', which learns variances beside means' if learned else ''}"
+        )
+    for field, section in (("solver", config.solver), ("evaluation.likelihood", config.evaluation.likelihood)):
+        if section.get("variance") == "learned" and not learned:
+            raise ConfigError(
+                f"config.{field}.variance='learned' needs a config.loss.name among {', '.join(LEARNED_VARIANCE)}; "
+                f"it is {config.loss.name!r}"
+            )
+    if config.times.name == "loss_second_moment" and not learned:
+        raise ConfigError(
+            f"config.times.name='loss_second_moment' follows the terms of the bound, which config.loss.name="
+            f"{config.loss.name!r} has not; choose one of {', '.join(LEARNED_VARIANCE)}"
+        )
 
 
 def _check_coefficients(config: ConfigDict, process: Process, param: Callable, times: np.ndarray) -> None:

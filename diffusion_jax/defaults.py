@@ -48,7 +48,15 @@ def defaults() -> ConfigDict:
                 file="samples",
                 ema_rate=0.0,
             ),
-            evaluation=dict(num_samples=500, metrics=("classifier",), after_training=True),
+            evaluation=dict(
+                num_samples=500,
+                metrics=("classifier",),
+                after_training=True,
+                inception="",  # a file of the PyTorch weights of FID's network
+                resize="pytorch",
+                reference="",  # images, or a file of their statistics, in the place of the training split
+                likelihood=dict(name="none"),
+            ),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             weights="",
         )

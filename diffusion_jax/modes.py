@@ -17,6 +17,7 @@ from diffusion_jax.evaluation import sheets
 from diffusion_jax.evaluation.report import format_report, write_evaluation
 from diffusion_jax.job import Job, averaged, fresh_state, load_params, prepare, refusal
 from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.systems.rows import in_batches
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.loop import Interrupt, train_loop
@@ -28,12 +29,11 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
     """Train, or go on from the newest checkpoint in `directory`; then evaluate if the config says so."""
     job, settings = prepare(config), config.training
     source = build.source(config)
-    metrics = build.metrics(config, source)
+    metrics = build.metrics(config, source, directory)
     workdir.check_writable(directory)
     differences = workdir.check_same_model(config, directory, resume=True)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(job.mesh))
-        stack.enter_context(workdir.only_trainer(directory))
         checkpoints = stack.enter_context(
             Checkpoints(directory / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every)
         )
@@ -52,6 +52,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
         else:
             state = fresh_state(job)
         if start < settings.num_steps:
+            stack.enter_context(workdir.only_trainer(directory))
             if jax.process_index() == 0:
                 workdir.write_config(directory, config)
             writer = stack.enter_context(contextlib.closing(build.writers(config, directory, start)))
@@ -132,7 +133,7 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
     """Compute config.evaluation.metrics with the newest checkpoint; print them and write evaluation.json."""
     job = prepare(config)
     source, held_out = build.source(config), build.source(config, evaluation=True)
-    metrics = build.metrics(config, source)
+    metrics = build.metrics(config, source, directory)
     workdir.check_writable(directory)
     params, step = _params(job, directory)
     num = config.evaluation.num_samples
@@ -187,13 +188,15 @@ def _params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
 def _held_out(job: Job, params: Params, source: Source) -> dict[str, float]:
     """Means of `System.evaluate` over at most config.evaluation.num_samples held-out examples."""
     examples = data.arrays(source, job.config.evaluation.num_samples)
-    size = min(job.config.training.batch_size, len(examples["x"]))
-    compute, figures = jax.jit(job.system.evaluate), []
-    for start in range(0, len(examples["x"]) - size + 1, size):
-        key = jax.random.fold_in(jax.random.key(job.config.sampling.seed), start)
-        batch = {name: value[start : start + size] for name, value in examples.items()}
-        figures.append(jax.device_get(compute(params, key, batch)))
-    return {f"held_out_{name}": float(np.mean([part[name] for part in figures])) for name in figures[0]}
+    key = jax.random.key(job.config.sampling.seed)
+
+    @jax.jit
+    def compute(params: Params, ids: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return job.system.evaluate(params, jax.random.fold_in(key, ids[0]), batch)
+
+    draw = functools.partial(compute, params)
+    figures = in_batches(draw, len(examples["x"]), job.config.training.batch_size, examples)
+    return {f"held_out_{name}": float(np.mean(values)) for name, values in figures.items()}
 
 
 def _picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:

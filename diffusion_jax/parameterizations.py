@@ -5,12 +5,13 @@ the denoiser D(x_t, t) = E[x_0 | x_t], the only currency between networks, guida
 score, the noise and the velocity are one-line views of D (arXiv:2206.00364, table 1, gathers the choices).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.processes.base import bcast, time_derivative
+from diffusion_jax.processes.base import bcast, log_snr, time_derivative
 from diffusion_jax.types import Apply, Coefficients, Cond, Denoiser, Process
 
 Time = Float[Array, "*n"]
@@ -34,6 +35,11 @@ def index_label(process: Process, t: Time) -> Time:
 def log_sigma_label(process: Process, t: Time) -> Time:
     """log(sigma / alpha): the label of networks with Fourier embeddings (NCSN++)."""
     return jnp.log(process.sigma(t) / process.alpha(t))
+
+
+def log_snr_label(process: Process, t: Time) -> Time:
+    """999 (13.3 - log SNR) / 18.3: in 0..999 for log SNR from 13.3 to -5, where VDM's schedule starts and ends."""
+    return 999 * (13.3 - log_snr(process, t)) / 18.3
 
 
 def level_label(num_levels: int) -> NoiseLabel:
@@ -133,6 +139,50 @@ def denoiser(apply: Apply, param: Parameterization, process: Process) -> Denoise
         return bcast(c.c_skip, x) * x + bcast(c.c_out, x) * out
 
     return D
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedVariance:
+    """A denoiser whose network also says how wide a reverse step is: `both(x, t, cond)` -> (x_0, v), in one call.
+
+    v in [0, 1] has the shape of x and interpolates the logarithm of a step's variance between that of the posterior
+    and that of the forward step (arXiv:2102.09672, eq. 15); see `solvers.base.step_variance`.
+    """
+
+    both: Callable[..., tuple[Array, Array]]
+
+    def __call__(self, x: Float[Array, "batch *shape"], t: Time, cond: Cond = None) -> Float[Array, "batch *shape"]:
+        return self.both(x, t, cond)[0]
+
+
+def learned_variance_denoiser(apply: Apply, param: Parameterization, process: Process) -> LearnedVariance:
+    """As `denoiser`, for a network with twice the channels of x: F, and 2 v - 1."""
+
+    def both(x: Array, t: Time, cond: Cond = None) -> tuple[Array, Array]:
+        c = param(process, jnp.broadcast_to(t, x.shape[:1]))
+        out, v = jnp.split(apply(bcast(c.c_in, x) * x, c.c_noise, cond), 2, axis=-1)
+        return bcast(c.c_skip, x) * x + bcast(c.c_out, x) * out, (v + 1) / 2
+
+    return LearnedVariance(both)
+
+
+def mapped(D: Denoiser, f: Callable[[Array], Array]) -> Denoiser:
+    """f applied to what D predicts; a learned variance stays."""
+    if not isinstance(D, LearnedVariance):
+        return lambda x, t, cond=None: f(D(x, t, cond))
+
+    def both(x: Array, t: Time, cond: Cond = None) -> tuple[Array, Array]:
+        x_0, v = D.both(x, t, cond)
+        return f(x_0), v
+
+    return LearnedVariance(both)
+
+
+def bound_to(D: Denoiser, cond: Cond) -> Denoiser:
+    """D(x, t) under the condition `cond`; a learned variance stays."""
+    if isinstance(D, LearnedVariance):
+        return LearnedVariance(lambda x, t, _=None: D.both(x, t, cond))
+    return lambda x, t: D(x, t, cond)
 
 
 # Views of a denoiser with its conditions bound, D(x, t). t in (0, 1], a scalar or [batch].

@@ -4,6 +4,7 @@ The weight is 1 / density where t is drawn from another density than the one the
 """
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,3 +90,50 @@ def importance(weighting: Weighting, t_min: float = 1e-5, t_max: float = 1.0, nu
         return t, mass[-1] / (t_max - t_min) / (weighting(process, t) / snr(process, t))
 
     return draw
+
+
+class Resampler(NamedTuple):
+    """Times whose density follows the losses seen so far, as three pure functions.
+
+    `init() -> state`, `draw(state) -> Times`, and `update(state, t, loss) -> state` of [batch] times and losses.
+    """
+
+    init: Callable[[], Any]
+    draw: Callable[[Any], Times]
+    update: Callable[[Any, Array, Array], Any]
+
+
+def loss_second_moment(num_steps: int, history: int = 10, uniform_share: float = 0.001) -> Resampler:
+    """Grid points i / T with density proportional to sqrt(E[L_t^2]) over the last `history` losses at each.
+
+    A share `uniform_share` of the density is uniform, and all of it until every grid point has its history. The
+    gradient of a sum over t has the least variance under it. arXiv:2102.09672, section 3.3, eq. 18.
+    """
+    if history < 1 or not 0 <= uniform_share <= 1:
+        raise ValueError(f"history is {history}, at least 1, and uniform_share is {uniform_share}, in [0, 1]")
+
+    def init() -> dict[str, Array]:
+        return {"losses": jnp.zeros((num_steps, history)), "count": jnp.zeros(num_steps, jnp.int32)}
+
+    def draw(state: dict[str, Array]) -> Times:
+        def times(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
+            moment = jnp.sqrt(jnp.mean(state["losses"] ** 2, axis=1))
+            warm = jnp.all(state["count"] >= history) & (jnp.sum(moment) > 0)
+            p = jnp.where(warm, moment / jnp.where(warm, jnp.sum(moment), 1), 1 / num_steps)
+            p = (1 - uniform_share) * p + uniform_share / num_steps
+            index = jax.random.choice(key, num_steps, (n,), p=p)
+            return (index + 1) / num_steps, 1 / (num_steps * p[index])
+
+        return times
+
+    def update(state: dict[str, Array], t: Array, loss: Array) -> dict[str, Array]:
+        def push(state: dict[str, Array], seen: tuple[Array, Array]) -> tuple[dict[str, Array], None]:
+            index, loss = seen
+            count = state["count"][index]
+            losses = state["losses"].at[index, count % history].set(loss)
+            return {"losses": losses, "count": state["count"].at[index].add(1)}, None
+
+        index = jnp.round(t * num_steps).astype(jnp.int32) - 1
+        return jax.lax.scan(push, state, (index, loss.astype(jnp.float32)))[0]
+
+    return Resampler(init, draw, update)

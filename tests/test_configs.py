@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import build, data, defaults, processes, sampling
+from diffusion_jax import build, data, defaults, judging
 from diffusion_jax.networks.functional import count_parameters
 from diffusion_jax.training.step import init_state, make_train_step
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
 # Tens of seconds of tracing each; of every network's CIFAR-10 variants one is kept.
-SLOW = re.compile("_deep|256_|256$|1024|bedroom|church|celeba|subvp_ddpmpp|edm:(cifar10|afhqv2|ffhq)|flow:cifar10")
+SLOW = re.compile(
+    "_deep|256_|256$|1024|bedroom|church|celeba|subvp_ddpmpp|edm:(cifar10|afhqv2|ffhq)|flow:cifar10"
+    "|vdm:(cifar10|imagenet)"
+)
 
 
 def variants(path: pathlib.Path) -> list[str]:
@@ -67,16 +70,8 @@ def test_builds_and_traces_a_train_and_a_sample_step(name):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert metrics["loss"].shape == ()
 
-    def draw(params, key):
-        cond = {"label": jnp.arange(2)} if system.num_classes else None
-        D = system.denoiser(params, cond)
-        times = system.grid(system.process, system.steps)
-        x = sampling.sample(
-            system.solver, system.process, D, key, processes.prior(system.process, key, (2, *shape)), times
-        )
-        return D(x, times[-1]) if system.denoise else x
-
-    assert jax.eval_shape(draw, state.params, jax.random.key(0)).shape == (2, *shape)
+    cond = {"label": jnp.arange(2)} if config.network.get("num_classes", 0) else None
+    assert jax.eval_shape(system.draw, state.params, jax.random.key(0), jnp.arange(2), cond).shape == (2, *shape)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -85,7 +80,7 @@ def test_data_section(name):
     allowed = set(inspect.signature(data.load).parameters)
     assert set(config.data) <= allowed - {"evaluation"}
     assert not config.data.get("path")
-    assert set(config.evaluation.metrics) <= set(build.METRICS)
+    assert set(config.evaluation.metrics) <= set(judging.METRICS)
     if ":digits" in name:
         assert config.data.name == "digits" and config.training.num_steps <= 20_000
     small = config.data.name in ("digits", "mnist", "toy")

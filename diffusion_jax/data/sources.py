@@ -23,7 +23,8 @@ class Source:
         shape: of one example, (height, width, channels) for images.
         num_classes: labels are 0..num_classes - 1; 0 if there are none.
         flip: mirror half of the images when augmenting.
-        dequantize: replace an 8-bit value v by a uniform draw from [v, v + 1).
+        dequantize: replace the grey level k of a value by a uniform draw from [k, k + 1).
+        levels: number of grey levels that the 8-bit values hold, level k as round(255 k / (levels - 1)).
         num_workers: threads that should read ahead.
     """
 
@@ -33,6 +34,7 @@ class Source:
     num_classes: int = 0
     flip: bool = False
     dequantize: bool = False
+    levels: int = 256
     num_workers: int = 0
 
     def __len__(self) -> int:
@@ -49,9 +51,9 @@ class Source:
     ) -> dict[str, np.ndarray]:
         """Examples as {"x": float32 [n, *shape], "label": int32 [n] if there are labels}.
 
-        An 8-bit value v becomes x = v / 127.5 - 1 or, dequantized with u ~ U[0, 1), x = (v + u) / 128 - 1. Either way
-        x is in [-1, 1]. Without `rng` nothing is random; with it images are dequantized and, if `augment`, flipped
-        (if the source asks for it).
+        An 8-bit value v becomes x = v / 127.5 - 1 or, dequantized with u ~ U[0, 1), x = 2 (k + u) / levels - 1 with
+        k = v for 256 levels. Either way x is in [-1, 1]. Without `rng` nothing is random; with it images are
+        dequantized and, if `augment`, flipped (if the source asks for it).
 
         Raises:
             ValueError: `augment` without `rng`.
@@ -66,7 +68,8 @@ class Source:
                 x = np.where(uniform[:, 0, None, None, None] < 0.5, x[:, :, ::-1], x)
             if self.dequantize:
                 noise = uniform[:, self.flip : self.flip + math.prod(self.shape)].reshape(x.shape)
-                return batch | {"x": (x + noise) / np.float32(128) - np.float32(1)}
+                k = x if self.levels == 256 else np.round(x * np.float32((self.levels - 1) / 255))
+                return batch | {"x": (k + noise) * np.float32(2 / self.levels) - np.float32(1)}
         if x.dtype == np.uint8:
             x = x / np.float32(127.5) - np.float32(1)
         return batch | {"x": x}
@@ -84,6 +87,7 @@ def load(
     crop: int | None = None,
     flip: bool = False,
     dequantize: bool = False,
+    levels: int = 256,
     num_workers: int = 1,
     cache_bytes: int = 2**30,
     kind: str = "gaussian_mixture",
@@ -107,6 +111,7 @@ def load(
         crop: side of the centre square to cut out before resizing. `None` takes the largest one.
         flip: mirror images at random in training.
         dequantize: add uniform noise to 8-bit values.
+        levels: grey levels among these; 17 for "digits".
         num_workers: threads that read ahead of training.
         cache_bytes: a data set whose decoded images are no larger stays in memory once read.
         kind, num_examples, seed: of a toy; its "test" split is a second independent draw.
@@ -118,6 +123,8 @@ def load(
     for key, value in {"image_size": image_size, "crop": crop}.items():
         if value is not None and value <= 0:
             raise ValueError(f"data.{key} must be positive, got {value}.")
+    if not 2 <= levels <= 256:
+        raise ValueError(f"data.levels must be in 2..256, got {levels}.")
     if name == "toy":
         if image_size or channels or crop or flip or dequantize:
             raise ValueError("Toys have no pixels: image_size, channels, crop, flip and dequantize must stay unset.")
@@ -139,7 +146,7 @@ def load(
 
         found = builders.tfds_images(name, split, path)
     source = _decoded(found, image_size, channels, crop, cache_bytes)
-    return dataclasses.replace(source, flip=flip, dequantize=dequantize, num_workers=num_workers)
+    return dataclasses.replace(source, flip=flip, dequantize=dequantize, levels=levels, num_workers=num_workers)
 
 
 def _in_memory(arrays: files.Arrays, flip: bool = False) -> Source:

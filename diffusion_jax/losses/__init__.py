@@ -6,5 +6,13 @@ from diffusion_jax.losses.score_matching import (
     score_matching_loss,
     sliced_score_matching,
 )
+from diffusion_jax.losses.variational import hybrid_loss, vlb_loss
 
-__all__ = ["denoising_loss", "implicit_score_matching", "score_matching_loss", "sliced_score_matching"]
+__all__ = [
+    "denoising_loss",
+    "hybrid_loss",
+    "implicit_score_matching",
+    "score_matching_loss",
+    "sliced_score_matching",
+    "vlb_loss",
+]

@@ -27,6 +27,26 @@ from diffusion_jax.weightings import Weighting
 Loss = Callable[..., tuple[Float[Array, "batch"], dict[str, Array]]]  # loss(params, key, x_0, cond, *, train=True)
 
 
+def weighted_error(
+    process: Process,
+    param: Parameterization,
+    weighting: Weighting,
+    x_0: Float[Array, "batch *shape"],
+    eps: Float[Array, "batch *shape"],
+    t: Float[Array, "batch"],
+    out: Float[Array, "batch *shape"],
+) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
+    """(w c_out^2 mse, mse) of the network's output F at x_t = alpha x_0 + sigma eps, means over dimensions."""
+    c = param(process, t)
+    # (x_0 - c_skip x_t) / c_out, written in x_0 and eps: for eps prediction the first term is exactly zero.
+    target = (
+        bcast((1 - c.c_skip * process.alpha(t)) / c.c_out, x_0) * x_0
+        - bcast(c.c_skip * process.sigma(t) / c.c_out, x_0) * eps
+    )
+    mse = jnp.mean(jnp.square(out - target).reshape(x_0.shape[0], -1), axis=-1)
+    return weighting(process, t) * c.c_out**2 * mse, mse
+
+
 def denoising_loss(
     apply: Apply,
     param: Parameterization,
@@ -47,13 +67,8 @@ def denoising_loss(
         t, density_weight = times(process, time_key, x_0.shape[0])
         x_t, eps = perturb(process, noise_key, x_0, t)
         c = param(process, t)
-        # (x_0 - c_skip x_t) / c_out, written in x_0 and eps: for eps prediction the first term is exactly zero.
-        target = (
-            bcast((1 - c.c_skip * process.alpha(t)) / c.c_out, x_0) * x_0
-            - bcast(c.c_skip * process.sigma(t) / c.c_out, x_0) * eps
-        )
         out = apply(params, bcast(c.c_in, x_0) * x_t, c.c_noise, cond, key=dropout_key if train else None)
-        mse = jnp.mean(jnp.square(out - target).reshape(x_0.shape[0], -1), axis=-1)
-        return density_weight * weighting(process, t) * c.c_out**2 * mse, {"t": t, "mse": mse}
+        weighted, mse = weighted_error(process, param, weighting, x_0, eps, t, out)
+        return density_weight * weighted, {"t": t, "mse": mse}
 
     return loss

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
@@ -35,6 +36,29 @@ def init_apply(
         return _with_string_keys(nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)))))
 
     return init, _apply(graphdef, keep, dtype)
+
+
+def fourier_features(apply: Apply, exponents: tuple[int, ...]) -> Apply:
+    """`apply` of a network whose input has sin(2^n pi x) and cos(2^n pi x), n in `exponents`, as further channels.
+
+    For C channels of x the network takes C (1 + 2 len(exponents)). Where the noise is smaller than the distance of two
+    grey levels these features tell them apart (arXiv:2107.00630, section 4.2 and appendix C): n = 7, 8 for 256 levels,
+    whose distance is about one period of n = 8.
+    """
+
+    def with_features(
+        params: Params,
+        x: Float[Array, "batch *shape"],
+        c_noise: Float[Array, "batch"],
+        cond: Cond = None,
+        *,
+        key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "batch *out"]:
+        angles = [2.0**n * jnp.pi * x for n in exponents]
+        features = [f(angle) for angle in angles for f in (jnp.sin, jnp.cos)]
+        return apply(params, jnp.concatenate([x, *features], axis=-1), c_noise, cond, key=key)
+
+    return with_features
 
 
 def functional(module: nnx.Module) -> tuple[Apply, Params]:

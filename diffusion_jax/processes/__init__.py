@@ -14,6 +14,7 @@ from diffusion_jax.processes.base import (
 )
 from diffusion_jax.processes.continuous import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from diffusion_jax.processes.discrete import DiscreteVP, beta_table, discrete_vp, rescale_zero_terminal_snr
+from diffusion_jax.processes.learned import LearnedVP, learned_vp
 
 __all__ = [
     "EDM",
@@ -21,12 +22,14 @@ __all__ = [
     "VP",
     "Cosine",
     "DiscreteVP",
+    "LearnedVP",
     "RectifiedFlow",
     "SubVP",
     "bcast",
     "beta_table",
     "discrete_vp",
     "drift_and_diffusion",
+    "learned_vp",
     "log_snr",
     "perturb",
     "prior",

@@ -1,5 +1,6 @@
 """Systems: what the trainer drives. Each implements the Protocol `diffusion_jax.types.System`."""
 
 from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.vdm import VDM
 
-__all__ = ["Diffusion"]
+__all__ = ["VDM", "Diffusion"]

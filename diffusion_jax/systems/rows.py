@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from diffusion_jax.types import Cond
 
@@ -35,6 +35,19 @@ def in_batches(
             inputs = jax.tree.map(lambda x, sharding=sharding: _put(x, sharding), inputs)
         parts.append(jax.tree.map(_fetch, draw(*inputs)))
     return jax.tree.map(lambda *p: np.concatenate(p)[:num], *parts)
+
+
+def labelled_rows(
+    draw: Callable[[Int[Array, "batch"], Cond], Float[Array, "batch *shape"]],
+    num: int,
+    batch_size: int,
+    num_classes: int,
+    cond: dict[str, Array | np.ndarray] | None,
+) -> dict[str, np.ndarray]:
+    """`in_batches` as {"samples": ..., "label": ...}: without `cond`, the labels go round `num_classes` classes."""
+    if cond is None and num_classes:
+        cond = {"label": np.arange(num) % num_classes}
+    return {"samples": in_batches(draw, num, batch_size, cond), **(cond or {})}
 
 
 def _put(x: np.ndarray, sharding: NamedSharding) -> Array:

@@ -1,0 +1,146 @@
+"""Variational diffusion models: the network and its noise schedule trained together on the bound (arXiv:2107.00630)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax import times
+from diffusion_jax.dequantization import to_levels
+from diffusion_jax.losses import vdm
+from diffusion_jax.processes import LearnedVP, row_keys, row_normal
+from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.rows import labelled_rows
+from diffusion_jax.types import Cond, Params, Train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VDM:
+    """Train `diffusion`'s network and its process, a `LearnedVP`, on the bound of `losses.vdm`, in bits per dimension.
+
+    Parameters are {"network": ..., "schedule": {the fields of LearnedVP}}. The process of `diffusion` is the schedule
+    that training starts from; its loss is not used, its samplers are, with the learned process. Batches hold images on
+    `levels` grey levels, x = 2 k / (levels - 1) - 1. See `diffusion_jax.types.System`.
+
+    Raises ValueError for a process without a learned schedule or a number out of range.
+    """
+
+    diffusion: Diffusion
+    levels: int = 256
+    num_steps: int = 0  # T of the bound; 0: continuous time
+    minimize_variance: bool = True  # what the interior of the schedule is trained for in continuous time
+    num_times: int = 16  # at which `evaluate` estimates the diffusion loss of an example
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.diffusion.process, LearnedVP):
+            raise ValueError(f"the process is {type(self.diffusion.process).__name__}; VDM learns a LearnedVP")
+        if self.levels < 2 or self.num_steps < 0 or self.num_times < 1:
+            raise ValueError(
+                f"levels={self.levels}, num_steps={self.num_steps}, num_times={self.num_times}: they must be at least "
+                "2, 0 (for continuous time) and 1"
+            )
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        start = self.diffusion.process
+        fields = {field.name: getattr(start, field.name) for field in dataclasses.fields(start)}
+        schedule = {name: jnp.asarray(value, jnp.float32) for name, value in fields.items() if value is not None}
+        return {**self.diffusion.init(key), "schedule": schedule}
+
+    def process(self, params: Params) -> LearnedVP:
+        """The schedule as learned so far."""
+        return LearnedVP(**params["schedule"])
+
+    def loss(
+        self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
+    ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
+        """The bound with one time per example, spread evenly over the batch. Metrics are its three parts and the ends
+        of gamma."""
+        time_key, noise_key, diffusion_key = jax.random.split(key, 3)
+        process, x_0 = self.process(params), self._on_levels(batch["x"])
+        u, _ = times.low_discrepancy(t_min=0.0)(process, time_key, x_0.shape[0])
+        eps = jax.random.normal(noise_key, x_0.shape, x_0.dtype)
+        diffusion = self._diffusion_loss(
+            params["network"], process, diffusion_key, x_0, self._time(u), self._cond(batch), train=train is not None
+        )
+        parts = self._other_parts(process, eps, x_0) | {"diffusion": diffusion}
+        return sum(parts.values()), parts | {"gamma_0": process.gamma_0, "gamma_1": process.gamma_1}
+
+    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
+        return params
+
+    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
+        """As `Diffusion.sample`, with the learned process."""
+        draw = functools.partial(self._draw, params, key)
+        return labelled_rows(draw, num, self.diffusion.batch_size, self.diffusion.num_classes, cond)
+
+    def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
+        """`bits_per_dim` of held-out examples, an estimate of the bound with `num_times` evenly spread times for each,
+        its parts `reconstruction`, `prior` and `diffusion`, and the figures of the diffusion's own `likelihood`."""
+        process, x_0, cond = self.process(params), self._on_levels(batch["x"]), self._cond(batch)
+        keys = row_keys(key, jnp.arange(x_0.shape[0]))
+
+        def row(key: Array, x: Array, cond: Cond) -> Array:
+            time_key, noise_key = jax.random.split(key)
+            offset = jax.random.uniform(time_key)
+            one = jax.tree.map(lambda c: c[None], cond)
+
+            def estimate(k: Array) -> Array:
+                t = self._time((offset + k) / self.num_times)[None]
+                arguments = (jax.random.fold_in(noise_key, k), x[None], t, one)
+                return self._diffusion_loss(params["network"], process, *arguments, train=False)[0]
+
+            return jnp.mean(jax.lax.map(estimate, jnp.arange(self.num_times)))
+
+        parts = self._other_parts(process, row_normal(row_keys(keys, self.num_times), x_0), x_0)
+        parts["diffusion"] = jax.vmap(row)(keys, x_0, cond)
+        figures = {"bits_per_dim": sum(parts.values()), **parts}
+        if self.diffusion.likelihood:
+            D = self.at(params).denoiser(params, cond)
+            others = self.diffusion.likelihood(process, D, jax.random.fold_in(key, 1), batch["x"])
+            figures |= {f"likelihood_{name}": value for name, value in others.items()}
+        return figures
+
+    def at(self, params: Params) -> Diffusion:
+        """The diffusion system with the process that has been learned."""
+        return dataclasses.replace(self.diffusion, process=self.process(params))
+
+    def draw(
+        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond
+    ) -> Float[Array, "batch *shape"]:
+        """As `Diffusion.draw`, with the learned process."""
+        return self.at(params).draw(params, key, ids, cond)
+
+    @functools.cached_property
+    def _draw(self) -> Callable[..., Float[Array, "batch *shape"]]:
+        return jax.jit(self.draw)
+
+    @property
+    def _diffusion_loss(self) -> vdm.DiffusionLoss:
+        return vdm.diffusion_loss(
+            self.diffusion.apply,
+            self.diffusion.param,
+            num_steps=self.num_steps,
+            minimize_variance=self.minimize_variance,
+        )
+
+    def _other_parts(self, process: LearnedVP, eps: Array, x_0: Array) -> dict[str, Array]:
+        return {
+            "reconstruction": vdm.reconstruction(process, eps, x_0, self.levels),
+            "prior": vdm.prior(process, x_0),
+        }
+
+    def _time(self, u: Float[Array, "*n"]) -> Float[Array, "*n"]:
+        """From u in [0, 1): itself, or i / T with i = 1..T."""
+        return jnp.minimum(jnp.floor(u * self.num_steps) + 1, self.num_steps) / self.num_steps if self.num_steps else u
+
+    def _on_levels(self, x: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+        return 2 * to_levels(x, self.levels).astype(x.dtype) / (self.levels - 1) - 1
+
+    def _cond(self, batch: dict[str, Array]) -> Cond:
+        return {"label": batch["label"]} if self.diffusion.num_classes else None
