@@ -121,6 +121,13 @@ def table(rows: dict[str, tuple[str, Callable[[str], float]]], names: list[str])
         print(f"| `{solver}` | {count} | {' | '.join(f'{measure(name):.1f}' for name in names)} |", flush=True)
 
 
+def ends() -> tuple[jax.Array, jax.Array]:
+    """The first and last time of `WIDE`, rounded as in a grid of many steps."""
+    process, grid = WIDE
+    times = grid(process, 2).astype(jnp.float64)
+    return times[0], times[-1]
+
+
 def error_of_flow(solver: Solver, x: jax.Array, exact: jax.Array) -> tuple[list[int], list[float]]:
     """Evaluations of D and root mean square errors at the end of `WIDE`, over numbers of steps."""
     (process, grid), most = WIDE, max(COUNTS)
@@ -142,8 +149,8 @@ def error_of_flow(solver: Solver, x: jax.Array, exact: jax.Array) -> tuple[list[
 
 def error_of_adaptive(x: jax.Array, exact: jax.Array) -> tuple[list[int], list[float]]:
     """As `error_of_flow` for `adaptive_ode`; evaluations are those of the row that needs most."""
-    process, grid = WIDE
-    D, (t, s) = mixture().denoiser(process), grid(process, 1)
+    (process, _), (t, s) = WIDE, ends()
+    D = mixture().denoiser(process)
     keys, calls = jax.random.split(jax.random.key(0), len(x)), []
 
     def counted(x, t):
@@ -167,8 +174,7 @@ def draw(axis: plt.Axes, name: str, style: tuple[str, str], counts, found) -> No
 
 
 def picture(path: str) -> None:
-    process, grid = WIDE
-    t, s = grid(process, 1)
+    (process, _), (t, s) = WIDE, ends()
     x = process.sigma(t) * jnp.linspace(-2.0, 2.0, 33)[:, None]
     keys = jax.random.split(jax.random.key(0), len(x))
     strict = solvers.adaptive_ode("dopri8", 1e-12, 1e-12)

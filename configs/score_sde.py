@@ -89,9 +89,11 @@ def likelihood(config: ConfigDict, *, t_min: float = 1e-5, levels: int = 256) ->
     )
 
 
-def digits_likelihood(process: str) -> ConfigDict:
+def digits_likelihood(process: str, t_min: float) -> ConfigDict:
+    """From sigma = 0.003, a fortieth of a level, on: below, there is nothing to model but the edges of the levels."""
     return replace(
-        likelihood(digits_vp(process), t_min=1e-4, levels=17),
+        likelihood(digits_vp(process), t_min=t_min, levels=17),
+        sampling=dict(grid=dict(name="uniform", t_min=max(t_min, 1e-3))),
         network=dict(name="mlp", hidden=512, num_layers=4, dropout=0.2),
         evaluation=dict(metrics=("classifier", "density_baseline")),
     )
@@ -181,8 +183,8 @@ VARIANTS = {
     "digits_ve": digits_ve,
     "digits_vp": digits_vp,
     "digits_subvp": functools.partial(digits_vp, "subvp"),
-    "digits_vp_likelihood": functools.partial(digits_likelihood, "vp"),
-    "digits_subvp_likelihood": functools.partial(digits_likelihood, "subvp"),
+    "digits_vp_likelihood": functools.partial(digits_likelihood, "vp", 1e-4),
+    "digits_subvp_likelihood": functools.partial(digits_likelihood, "subvp", 0.0125),
     "mnist_vp_likelihood": mnist_likelihood,
     "cifar10_ve_ncsnpp": cifar10_ve,
     "cifar10_ve_ncsnpp_deep": functools.partial(cifar10_ve, deep=True),

@@ -270,6 +270,9 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
         times=draw_times,
         levels=config.data.get("levels", 256),
     )
+    # Solvers that lower their order, or spread noise, over the steps of a run are told how many there are.
+    # annealed_langevin's num_steps are those at each level.
+    total = {} if config.solver.name == "annealed_langevin" else {"num_steps": config.sampling.steps}
     return systems.Diffusion(
         init_network=init,
         apply=apply,
@@ -277,7 +280,7 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
         param=param,
         loss_fn=loss,
         guidance=construct(GUIDANCE, "guidance", config.guidance),
-        solver=construct(SOLVERS, "solver", config.solver, num_steps=config.sampling.steps),
+        solver=construct(SOLVERS, "solver", config.solver, **total),
         grid=grid,
         steps=config.sampling.steps,
         shape=data_shape(config),

@@ -26,7 +26,7 @@ def sample(
     `trajectory` the states at all times, [num_times, batch, ...]. Increasing times invert an ODE solver.
     """
     ids = jnp.arange(x_T.shape[0]) if ids is None else ids
-    keys = row_keys(key, ids)
+    keys, times = row_keys(key, ids), times.astype(x_T.dtype)
 
     def body(state, step):
         x, carry = state

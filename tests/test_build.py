@@ -164,3 +164,18 @@ def test_the_average_that_is_sampled():
     assert build.ema_rate(config) == "0.9"
     config.sampling.ema_rate = 0.99
     assert build.ema_rate(config) == "0.99"
+
+
+def test_langevin_steps_at_each_level_are_not_the_steps_of_the_run(monkeypatch):
+    """Both are called num_steps: without one in the config, annealed_langevin keeps its own default."""
+    seen = {}
+
+    def langevin(num_steps=100):
+        seen["num_steps"] = num_steps
+        return build.solvers.ddim()
+
+    monkeypatch.setitem(build.SOLVERS, "annealed_langevin", langevin)
+    config = toy()
+    config.solver = ConfigDict(dict(name="annealed_langevin"))
+    build.system(config)
+    assert seen == {"num_steps": 100}

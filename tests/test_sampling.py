@@ -91,3 +91,11 @@ def test_importing_the_core_is_light():
     seconds, heavy = out.stdout.strip().split(" ", 1)
     assert heavy == "[]"
     assert float(seconds) < 5, f"importing took {seconds} s"
+
+
+def test_double_precision_takes_single_precision_times():
+    process = VP()
+    with jax.enable_x64(True):
+        times = grids.uniform()(process, 4).astype(jnp.float32)
+        x = sample(solvers.unipc(3), process, lambda x, t: 0.5 * x, jax.random.key(0), jnp.ones((2, 1)), times)
+        assert x.dtype == jnp.float64

@@ -140,7 +140,8 @@ def test_discrete_loss_is_its_closed_form_and_falls_to_the_continuous_one():
         assert error < 0.01 * expected
         means.append(expected)
     assert means[0] > means[1] > means[2] > limit
-    assert 3.5 < (means[1] - limit) / (means[2] - limit) < 4.5  # in proportion to 1 / T
+    assert means[2] < 1.12 * limit
+    assert (means[1] - limit) / (means[2] - limit) > 3.5  # in proportion to 1 / T, or faster
 
 
 def test_gradients_of_the_three_parts_of_the_parameters():

@@ -52,7 +52,7 @@ def exponential_sde(eta: float = 1.0, order: int = 2, num_steps: int | None = No
     the whole solve, the last ones of fewer than 15 have lower order. It is the predictor of SA-Solver with a constant
     tau = eta (arXiv:2309.05019, section 5.1).
 
-    The weak order is `order` for eta = 0, and at most 2 with noise.
+    The order is `order` for eta = 0; the weak order is 1, 2 and 2 with noise.
 
     Raises ValueError for another order, a negative eta, or fewer steps than the order.
     """

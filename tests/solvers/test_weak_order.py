@@ -20,6 +20,8 @@ ORDERS = {
     "reverse_diffusion": (solvers.reverse_diffusion(), 1),
     "sde_dpm_solver_pp_2": (solvers.sde_dpm_solver_pp(2), 2),
     "sde_dpm_solver_pp_2_heun": (solvers.sde_dpm_solver_pp(2, "heun"), 2),
+    "exponential_sde_1": (solvers.exponential_sde(0.5, 1), 1),
+    "exponential_sde_2": (solvers.exponential_sde(0.5, 2), 2),
     "seeds_1": (solvers.seeds(1), 1),
     "seeds_2": (solvers.seeds(2), 2),
     "seeds_3": (solvers.seeds(3), 2),

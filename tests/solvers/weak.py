@@ -26,24 +26,28 @@ def law(solver, process, D, mean, variance, start, end, steps, draws=3):
     """
     most = max(steps)
 
-    def result(x_T, noises, times):
+    def result(x_T, noises, steps):
         def body(state, step):
             x, carry = state
-            t, s, noise = step
+            t, s, goes_on, noise = step
             left = list(noise)
             with mock.patch("jax.random.normal", lambda key, shape, dtype: jnp.reshape(left.pop(0), shape)):
                 after = solver.step(process, D, jax.random.split(jax.random.key(0), 1), x, t, s, carry)
-            return jax.tree.map(lambda a, b: jnp.where(t > end, a, b), after, state), None
+            return jax.tree.map(lambda a, b: jnp.where(goes_on, a, b), after, state), None
 
-        (x, _), _ = jax.lax.scan(body, (x_T[None], solver.init(x_T[None])), (times[:-1], times[1:], noises))
+        (x, _), _ = jax.lax.scan(body, (x_T[None], solver.init(x_T[None])), (*steps, noises))
         return x[0, 0]
 
     linear = jax.jit(jax.value_and_grad(result, argnums=(0, 1)))
     laws = []
     for num_steps in steps:
-        fraction = np.minimum(np.arange(most + 1) / num_steps, 1) ** 1.5
-        times = jnp.asarray(np.where(fraction < 1, start + (end - start) * fraction, end))
-        value, (by_x, by_noise) = linear(jnp.asarray(mean).reshape(1), jnp.zeros((most, draws)), times)
+        times = start + (end - start) * (np.arange(num_steps + 1) / num_steps) ** 1.5
+        times[-1] = end
+        # Steps that are left over repeat the first one, and are not taken; an empty one would have no derivative.
+        left = most - num_steps
+        padded = [jnp.asarray(np.pad(u, (0, left), constant_values=u[0])) for u in (times[:-1], times[1:])]
+        goes_on = jnp.arange(most) < num_steps
+        value, (by_x, by_noise) = linear(jnp.asarray(mean).reshape(1), jnp.zeros((most, draws)), (*padded, goes_on))
         laws.append((value, by_x[0] ** 2 * variance + jnp.sum(by_noise**2)))
     return np.array(laws, np.float64)
 
