@@ -79,7 +79,7 @@ def test_the_step_to_t_zero_returns_the_denoiser_without_noise(variance):
 
 
 def test_ancestral_refuses_an_unknown_variance():
-    with pytest.raises(ValueError, match="variance is 'gamma'; choose beta or beta_tilde"):
+    with pytest.raises(ValueError, match="variance is 'gamma'; choose beta, beta_tilde or learned"):
         solvers.ancestral("gamma")
 
 
