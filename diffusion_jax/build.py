@@ -7,7 +7,6 @@ fit is refused here, before anything is compiled or written.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import pathlib
 from collections.abc import Callable
 
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import (
     bounds,
+    checks,
     data,
     dequantization,
     grids,
@@ -33,14 +33,14 @@ from diffusion_jax import (
     weightings,
 )
 from diffusion_jax.data import toys
-from diffusion_jax.defaults import defaults
 from diffusion_jax.networks.dit import DiT
 from diffusion_jax.networks.functional import fourier_features, init_apply
 from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
 from diffusion_jax.networks.unet import UNet
-from diffusion_jax.sections import ConfigError, check_type, construct, lookup, suggest
+from diffusion_jax.pretrained import Trained, open_run
+from diffusion_jax.sections import ConfigError, check_type, construct, lookup
 from diffusion_jax.training import optimizers
 from diffusion_jax.training.writers import JsonlWriter, TensorBoardWriter, WandbWriter, Writers
 from diffusion_jax.types import Params, Process, System
@@ -104,7 +104,6 @@ LOSSES = {
     "hybrid": losses.hybrid_loss,
     "vlb": losses.vlb_loss,
 }
-LEARNED_VARIANCE = ("hybrid", "vlb")  # losses of a network with a second output
 NETWORKS = {
     "mlp": MLP,
     "unet": UNet,
@@ -152,65 +151,6 @@ SOLVERS = {
 }
 GUIDANCE = {"none": lambda: lambda D: D}
 LIKELIHOODS = {"none": lambda: None, "ode": likelihood.ode, "bound": bounds.bound}
-LOGGERS = {"jsonl": "json", "tensorboard": "tensorboardX", "wandb": "wandb"}  # and the module that each needs
-
-
-def check_keys(config: ConfigDict) -> None:
-    """Refuse sections, and keys of sections without a `name`, that `defaults` does not have, lacks or has otherwise.
-
-    Raises ConfigError. Keys of named sections are checked when they are constructed.
-    """
-    known = defaults()
-    for key in config:
-        if key not in known:
-            raise ConfigError(f"config.{key} is unknown{suggest(key, list(known))}; there are {', '.join(known)}")
-    for key, section in known.items():
-        if key not in config:
-            raise ConfigError(f"config.{key} is missing; begin with diffusion_jax.defaults.defaults()")
-        if isinstance(section, ConfigDict) and not isinstance(config[key], ConfigDict):
-            raise ConfigError(f"config.{key}={config[key]!r} must be a section with keys, such as config.{key}.name")
-        check_type(key, config[key], type(section).__name__)
-        if isinstance(section, ConfigDict) and "name" not in section:
-            for name in config[key]:
-                if name not in section:
-                    raise ConfigError(
-                        f"config.{key}.{name} is unknown{suggest(name, list(section))}; there are {', '.join(section)}"
-                    )
-            for name, value in section.items():
-                if name not in config[key]:
-                    raise ConfigError(f"config.{key}.{name} is missing; it is {value!r} by default")
-                check_type(f"{key}.{name}", config[key][name], type(value).__name__)
-    for field, least in (
-        ("training.num_steps", 1),
-        ("training.batch_size", 1),
-        ("training.log_every", 1),
-        ("training.checkpoint_every", 1),
-        ("training.sample_every", 0),
-        ("training.accumulate", 1),
-        ("training.keep_last", 1),
-        ("training.keep_every", 0),
-        ("sampling.num_samples", 1),
-        ("sampling.steps", 1),
-        ("sampling.batch_size", 1),
-        ("evaluation.num_samples", 2),
-        ("seed", 0),
-        ("sampling.seed", 0),
-    ):
-        section, _, name = field.rpartition(".")
-        value = config[section][name] if section else config[name]
-        check_type(field, value, "int")
-        if value < least:
-            raise ConfigError(f"config.{field}={value!r} must be an integer of at least {least}")
-    if config.training.batch_size % config.training.accumulate:
-        raise ConfigError(
-            f"config.training.accumulate={config.training.accumulate} must divide "
-            f"config.training.batch_size={config.training.batch_size}"
-        )
-    for name in config.training.loggers:
-        if importlib.util.find_spec(lookup(LOGGERS, "training.loggers", name)) is None:
-            raise ConfigError(f"config.training.loggers: {name!r} needs pip install 'diffusion_jax[{name}]'")
-    if config.ema.rates or config.sampling.ema_rate:
-        ema_rate(config)
 
 
 def data_shape(config: ConfigDict) -> tuple[int, ...]:
@@ -250,15 +190,15 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
         draw_times = resampler.draw(resampler.init())
     grid = construct(GRIDS, "sampling.grid", config.sampling.grid)
     drawn, _ = jax.jit(draw_times, static_argnums=2)(process, jax.random.key(0), 4096)
-    visited = _sampling_times(config, process, grid)[:-1]  # what happens at the last time depends on the solver
+    visited = checks.sampling_times(config, process, grid)[:-1]  # what happens at the last time depends on the solver
     last = [config.times.t_max] if "t_max" in config.times else []
     figures = _likelihood(config, process, grid)
     if config.evaluation.likelihood.name == "ode":
         last += [config.evaluation.likelihood.get("t_min", 1e-5), config.evaluation.likelihood.get("t_max", 1.0)]
-    _check_coefficients(config, process, param, np.concatenate([drawn, visited, np.float32(last)]))
+    checks.check_coefficients(config, process, param, np.concatenate([drawn, visited, np.float32(last)]))
     init, apply = network(config)
-    learned = config.loss.name in LEARNED_VARIANCE
-    _check_learned_variance(config, init, apply, learned)
+    learned = config.loss.name in checks.LEARNED_VARIANCE
+    checks.check_outputs(config, data_shape(config), init, apply, learned_variance=learned)
     loss = construct(
         LOSSES,
         "loss",
@@ -302,7 +242,55 @@ def _vdm(config: ConfigDict) -> systems.VDM:
     return construct({"vdm": systems.VDM}, "system", config.system, **given)
 
 
-SYSTEMS = {"diffusion": _diffusion, "vdm": _vdm}
+def _variational_dequantization(config: ConfigDict) -> systems.VariationalDequantization:
+    """Of the sections that describe a diffusion model only `network`, that of the flow, is used."""
+    run = trained(config.system.get("model", ""), "config.system.model")
+    if not isinstance(run.system, systems.Diffusion):
+        raise ConfigError(
+            f"config.system.model={config.system.model!r} must be a run of config.system.name='diffusion', not "
+            f"{run.config.system.name!r}"
+        )
+    levels = config.data.get("levels", 256)
+    for field, here, there in (
+        ("the shape of an example", data_shape(config), data_shape(run.config)),
+        ("config.data.levels", levels, run.config.data.get("levels", 256)),
+    ):
+        if here != there:
+            raise ConfigError(f"config.system.model={config.system.model!r}: {field} is {there} there and {here} here")
+    if config.data.get("dequantize", False) or not run.config.data.get("dequantize", False):
+        raise ConfigError(
+            "config.data.dequantize must be false here, where the noise is learned, and true in the run of "
+            f"config.system.model={config.system.model!r}, whose density is one of dequantized data"
+        )
+    if config.evaluation.likelihood.name not in ("none", "ode"):
+        raise ConfigError(
+            f"config.evaluation.likelihood.name={config.evaluation.likelihood.name!r} must be 'ode' or 'none': a bound "
+            "of grey levels needs no dequantization"
+        )
+    init, apply = network(config, channels=2 * data_shape(config)[-1])
+    figures = construct(LIKELIHOODS, "evaluation.likelihood", config.evaluation.likelihood, levels=levels)
+    given = dict(init_network=init, apply=apply, diffusion=run.system, levels=levels, likelihood=figures)
+    section = {key: value for key, value in config.system.items() if key != "model"}
+    return construct({config.system.name: systems.VariationalDequantization}, "system", section, **given)
+
+
+SYSTEMS = {"diffusion": _diffusion, "vdm": _vdm, "variational_dequantization": _variational_dequantization}
+# What a fresh start takes from other runs, by system.
+PRETRAINED = {
+    "variational_dequantization": lambda config: {
+        "frozen": {"diffusion": trained(config.system.model, "config.system.model").load()}
+    },
+}
+
+
+def trained(path: str, field: str) -> Trained:
+    """The trained run in the work directory `path`, which `field` of a config names. Raises ConfigError."""
+    return open_run(path, field, system)
+
+
+def pretrained(config: ConfigDict) -> Params:
+    """Parameters that a fresh start of the system takes from other runs, such as {"frozen": {"first_stage": ...}}."""
+    return PRETRAINED.get(config.system.name, lambda config: {})(config)
 
 
 def parameterization(config: ConfigDict) -> parameterizations.Parameterization:
@@ -316,18 +304,20 @@ def parameterization(config: ConfigDict) -> parameterizations.Parameterization:
     return construct(PARAMETERIZATIONS, "parameterization", section)
 
 
-def network(config: ConfigDict) -> tuple[Callable, Callable]:
+def network(config: ConfigDict, channels: int | None = None) -> tuple[Callable, Callable]:
     """(init, apply) of the network, which is told the data's shape where it asks for it.
 
+    `channels` are those that it takes and gives, in the place of the data's.
     `fourier` in its section names the exponents of `fourier_features`, which any network may have before it.
     """
     shape, section = data_shape(config), config.network.to_dict()
+    shape = (*shape[:-1], channels or shape[-1])
     exponents = section.pop("fourier", ())
     check_type("network.fourier", exponents, "tuple")
     if not all(isinstance(n, int) for n in exponents):
         raise ConfigError(f"config.network.fourier={exponents!r} must hold integers, the exponents n of 2^n pi x")
     features = (*shape[:-1], shape[-1] * (1 + 2 * len(exponents)))
-    given = {"shape": features, **({"out_channels": shape[-1]} if exponents else {})}
+    given = {"shape": features, **({"out_channels": shape[-1]} if exponents or channels else {})}
     if len(shape) == 3:
         given |= {"image_size": shape[0], "in_channels": features[-1]}
 
@@ -360,11 +350,11 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
     loaded = construct({name: functools.partial(data.load, name=name)}, "data", section, evaluation=evaluation)
     if loaded.shape != data_shape(config):
         raise ConfigError(f"config.data: {name} holds examples of {loaded.shape}, not {data_shape(config)}")
-    if config.system.name == "vdm":
+    if config.system.name in ("vdm", "variational_dequantization"):
         try:
             dequantization.check_levels(data.arrays(loaded, 256)["x"], config.data.get("levels", 256))
         except ValueError as error:
-            raise ConfigError(f"config.data (for config.system.name='vdm'): {error}") from error
+            raise ConfigError(f"config.data (for config.system.name={config.system.name!r}): {error}") from error
     if config.evaluation.likelihood.name != "none" and data_levels(config):
         try:
             dequantization.check_levels(data.arrays(loaded, 256)["x"], data_levels(config))
@@ -395,15 +385,6 @@ def metrics(config: ConfigDict, source: data.Source, directory: pathlib.Path | N
     return judging.metrics(config, source, directory, levels=data_levels(config))
 
 
-def ema_rate(config: ConfigDict) -> str:
-    """The name of the average that samples come from: config.sampling.ema_rate, or the first of config.ema.rates."""
-    rates = [str(rate) for rate in config.ema.rates]
-    rate = str(config.sampling.ema_rate) if config.sampling.ema_rate else rates[0]
-    if rate not in rates:
-        raise ConfigError(f"config.sampling.ema_rate={rate} is not among config.ema.rates=({', '.join(rates)})")
-    return rate
-
-
 def plane(config: ConfigDict, built: systems.Diffusion, params: Params) -> dict[str, Callable]:
     """What a picture of points in the plane shows beside them: the learned score at a small time, the exact density."""
     t = jnp.float32(0.1)
@@ -412,26 +393,6 @@ def plane(config: ConfigDict, built: systems.Diffusion, params: Params) -> dict[
     if config.data.get("kind", "gaussian_mixture") == "gaussian_mixture":
         pictures["log_density"] = toys.mixture_log_density
     return pictures
-
-
-def _sampling_times(config: ConfigDict, process: Process, grid: Callable) -> jax.Array:
-    """The times that a solver steps through. Refuses a grid that does not fit the process or the number of steps."""
-    section = config.sampling.grid
-    try:
-        times = jax.jit(grid, static_argnums=1)(process, config.sampling.steps)
-    except AttributeError as error:
-        raise ConfigError(
-            f"config.sampling.grid.name={section.name!r} needs a discrete process; "
-            f"config.process.name={config.process.name!r} is continuous"
-        ) from error
-    except ValueError as error:
-        raise ConfigError(f"config.sampling.steps={config.sampling.steps}: {error}") from error
-    if not np.isfinite(times).all() or (np.diff(times)[1:] >= 0).any():
-        raise ConfigError(
-            f"config.sampling.grid ({section.name}): sigma / alpha is zero or infinite at an end of its times for the "
-            f"process {config.process.name!r}; set config.sampling.grid.t_min and t_max inside the range"
-        )
-    return times
 
 
 def _likelihood(config: ConfigDict, process: Process, grid: Callable) -> likelihood.Likelihood | None:
@@ -450,50 +411,3 @@ def _likelihood(config: ConfigDict, process: Process, grid: Callable) -> likelih
     except ValueError as error:
         raise ConfigError(f"config.evaluation.likelihood.steps={section.get('steps', 0)}: {error}") from error
     return built
-
-
-def _check_learned_variance(config: ConfigDict, init: Callable, apply: Callable, learned: bool) -> None:
-    """Refuse a network without the outputs that the loss needs, and what asks for a variance that is not learned."""
-    shape, given = data_shape(config), jax.ShapeDtypeStruct
-    cond = {"label": given((1,), np.int32)} if config.network.get("num_classes", 0) else None
-    with_batch = given((1, *shape), np.float32)
-    try:
-        out = jax.eval_shape(apply, jax.eval_shape(init, jax.random.key(0)), with_batch, given((1,), np.float32), cond)
-    except ValueError as error:
-        raise ConfigError(f"config.network ({config.network.name}) does not fit the data: {error}") from error
-    channels = shape[-1] * (2 if learned else 1)
-    if out.shape[-1] != channels:
-        raise ConfigError(
-            f"config.network.out_channels={out.shape[-1]} must be {channels} for the {shape[-1]} channels of the data "
-            f"and config.loss.name={config.loss.name!r}{', which learns variances beside means' if learned else ''}"
-        )
-    for field, section in (("solver", config.solver), ("evaluation.likelihood", config.evaluation.likelihood)):
-        if section.get("variance") == "learned" and not learned:
-            raise ConfigError(
-                f"config.{field}.variance='learned' needs a config.loss.name among {', '.join(LEARNED_VARIANCE)}; "
-                f"it is {config.loss.name!r}"
-            )
-    if config.times.name == "loss_second_moment" and not learned:
-        raise ConfigError(
-            f"config.times.name='loss_second_moment' follows the terms of the bound, which config.loss.name="
-            f"{config.loss.name!r} has not; choose one of {', '.join(LEARNED_VARIANCE)}"
-        )
-
-
-def _check_coefficients(config: ConfigDict, process: Process, param: Callable, times: np.ndarray) -> None:
-    """Refuse a parameterization that is not finite at one of `times`, such as eps where alpha = 0."""
-    try:
-        coefficients = jax.jit(param)(process, times)
-    except AttributeError as error:
-        raise ConfigError(
-            f"config.parameterization.label={config.parameterization.get('label')!r} needs a discrete process; "
-            f"config.process.name={config.process.name!r} is continuous"
-        ) from error
-    for name, value in coefficients._asdict().items():
-        bad = ~np.isfinite(np.asarray(value))
-        if bad.any():
-            raise ConfigError(
-                f"config.parameterization.name={config.parameterization.name!r}: {name} is not finite at "
-                f"t = {float(times[np.argmax(bad)]):g} of the process {config.process.name!r}; use another "
-                "parameterization, or t_min and t_max inside the range in config.times and config.sampling.grid"
-            )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,10 +12,10 @@ import optax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, workdir
-from diffusion_jax.sections import ConfigError
+from diffusion_jax import build, checks, workdir
+from diffusion_jax.pretrained import restore_averaged
+from diffusion_jax.sections import ConfigError, refusal
 from diffusion_jax.training import mesh as meshes
-from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.step import TrainState, init_state
 from diffusion_jax.types import Params, System
 
@@ -39,20 +37,9 @@ class Job:
         return jax.tree.map(lambda x: x.sharding, self.state)
 
 
-@contextlib.contextmanager
-def refusal(field: str) -> Iterator[None]:
-    """Turn an error about the user's input into a ConfigError that says where the input came from."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except (ValueError, FileNotFoundError, ImportError) as error:
-        raise ConfigError(f"{field}: {error}") from error
-
-
 def prepare(config: ConfigDict) -> Job:
     """Build and check what `config` describes. Raises ConfigError, naming the field."""
-    build.check_keys(config)
+    checks.check_keys(config)
     with refusal("config.mesh"):
         mesh = meshes.make_mesh(**config.mesh)
     with refusal("config.training"):
@@ -82,7 +69,7 @@ def prepare(config: ConfigDict) -> Job:
 
 
 def fresh_state(job: Job) -> TrainState:
-    """The state of step 0, with the parameters of config.weights where that is set."""
+    """The state of step 0, with the parameters of config.weights and of the runs that the system stands on."""
 
     def start(key: Any) -> TrainState:
         return init_state(job.system, job.optimizer, job.config.ema.rates, key)
@@ -90,7 +77,9 @@ def fresh_state(job: Job) -> TrainState:
     given = load_params(job, pathlib.Path(job.config.weights)) if job.config.weights else None
     state = jax.jit(start, out_shardings=job.layout)(jax.random.key(job.config.seed))
     if given is None:
-        return state
+        params = build.pretrained(job.config)
+        placed = jax.device_put(params, _part(job.layout.params, params))
+        return dataclasses.replace(state, params=_filled(state.params, placed))
     params, _ = given
     # The average is a copy, because the train step gives away every buffer of its state once.
     ema = {
@@ -102,7 +91,7 @@ def fresh_state(job: Job) -> TrainState:
 
 def averaged(job: Job, params: Params, ema: dict[str, Params]) -> Params:
     """The parameters that samples come from: `params` with the average of config.sampling.ema_rate put in."""
-    return {**params, **ema[build.ema_rate(job.config)]} if ema else params
+    return {**params, **ema[checks.ema_rate(job.config)]} if ema else params
 
 
 def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
@@ -113,12 +102,17 @@ def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     if not (directory / "checkpoints").is_dir():
         raise ConfigError(f"{directory} holds no checkpoint; train first, or give its --workdir or config.weights")
     workdir.check_same_model(job.config, directory, resume=False)
-    params, ema = job.state.params, job.state.ema
-    if ema:
-        rate = build.ema_rate(job.config)
-        ema = {rate: ema[rate]}
-        params = {group: tree for group, tree in params.items() if group not in ema[rate]}
-    wanted = {name: tree for name, tree in {"params": params, "ema": ema}.items() if tree}
-    with Checkpoints(directory / "checkpoints") as checkpoints, refusal("checkpoint"):
-        restored, step = checkpoints.restore_state(wanted)
-    return averaged(job, restored.get("params", {}), restored.get("ema", {})), step
+    return restore_averaged(directory, job.config, job.state.params, job.state.ema)
+
+
+def _part(tree: Params, wanted: Params) -> Params:
+    """What `tree` holds under the names of `wanted`."""
+    return {k: _part(tree[k], v) if isinstance(v, dict) else tree[k] for k, v in wanted.items()}
+
+
+def _filled(tree: Params, given: Params) -> Params:
+    """`tree` with the leaves of `given`."""
+    return {
+        k: v if k not in given else _filled(v, given[k]) if isinstance(given[k], dict) else given[k]
+        for k, v in tree.items()
+    }

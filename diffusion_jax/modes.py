@@ -15,8 +15,9 @@ from diffusion_jax import build, data, workdir
 from diffusion_jax.data import Source
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.evaluation.report import format_report, write_evaluation
-from diffusion_jax.job import Job, averaged, fresh_state, load_params, prepare, refusal
+from diffusion_jax.job import Job, averaged, fresh_state, load_params, prepare
 from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.sections import refusal
 from diffusion_jax.systems.rows import in_batches
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -100,3 +101,14 @@ def _plain(value: Any) -> Any:
 def suggest(name: str, names: list[str]) -> str:
     close = difflib.get_close_matches(name, names, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@contextlib.contextmanager
+def refusal(field: str) -> Iterator[None]:
+    """Turn an error about the user's input into a ConfigError that says where the input came from."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        raise ConfigError(f"{field}: {error}") from error

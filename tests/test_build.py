@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, defaults, processes, sections
+from diffusion_jax import build, checks, defaults, processes, sections
 from diffusion_jax.sections import ConfigError
 from tests.runs import toy
 
@@ -31,7 +31,7 @@ def test_keywords_reach_the_constructor():
 
 def test_defaults_are_complete():
     config = defaults.defaults()
-    build.check_keys(config)
+    checks.check_keys(config)
     for field in ("process", "weighting", "times", "solver", "loss", "network", "parameterization"):
         assert config[field].name in TABLES[field]
 
@@ -95,7 +95,7 @@ def test_values_of_the_wrong_type_in_a_config_file(key, value, words):
     target = config[section[0]] if section else config
     target[last] = value
     with pytest.raises(ConfigError, match=words):
-        build.check_keys(config)
+        checks.check_keys(config)
         build.data_shape(config)
 
 
@@ -105,7 +105,7 @@ def test_missing_keys(key):
     section, _, last = key.rpartition(".")
     del (config[section] if section else config)[last]
     with pytest.raises(ConfigError, match=rf"config\.{key} is missing"):
-        build.check_keys(config)
+        checks.check_keys(config)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +161,9 @@ def test_source_splits():
 
 def test_the_average_that_is_sampled():
     config = toy(ema__rates=(0.9, 0.99))
-    assert build.ema_rate(config) == "0.9"
+    assert checks.ema_rate(config) == "0.9"
     config.sampling.ema_rate = 0.99
-    assert build.ema_rate(config) == "0.99"
+    assert checks.ema_rate(config) == "0.99"
 
 
 def test_langevin_steps_at_each_level_are_not_the_steps_of_the_run(monkeypatch):

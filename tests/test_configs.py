@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import build, data, defaults, judging
+from diffusion_jax import build, checks, data, defaults, judging
 from diffusion_jax.networks.functional import count_parameters
 from diffusion_jax.training.step import init_state, make_train_step
 
@@ -48,7 +48,7 @@ def built(name: str):
     config = read(name)
     config.training.batch_size = 2
     config.sampling.steps = 2
-    build.check_keys(config)
+    checks.check_keys(config)
     system = build.system(config)
     optimizer, _ = build.optimizer(config)
     state = jax.eval_shape(lambda key: init_state(system, optimizer, config.ema.rates, key), jax.random.key(0))

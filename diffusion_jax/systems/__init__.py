@@ -1,6 +1,7 @@
 """Systems: what the trainer drives. Each implements the Protocol `diffusion_jax.types.System`."""
 
+from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.vdm import VDM
 
-__all__ = ["VDM", "Diffusion"]
+__all__ = ["VDM", "Diffusion", "VariationalDequantization"]

@@ -1,0 +1,82 @@
+"""Variational dequantization: the noise that fills the cells of grey levels, learned for a frozen diffusion model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax import bounds, dequantization
+from diffusion_jax.likelihood import Likelihood
+from diffusion_jax.processes import row_keys
+from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.types import Apply, Cond, Params, Train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VariationalDequantization:
+    """Train q(u | x) of `dequantization.variational` so that log q(u | x) - log p(x with u) is small, p fixed.
+
+    -log p is bounded by `bounds.continuous_bound` of `diffusion`, which starts from the data with the noise of t_min in
+    it. Parameters are {"network": ..., "frozen": {"diffusion": ...}}, batches hold images on `levels` grey levels. The
+    loss is in bits per dimension. arXiv:1902.00275, section 3.1; arXiv:2101.09258, section 5.
+
+    Raises ValueError for a number out of range.
+    """
+
+    init_network: Callable[[Key[Array, ""]], Params]
+    apply: Apply
+    diffusion: Diffusion
+    likelihood: Likelihood | None = None  # of `evaluate`
+    levels: int = 256
+    num_layers: int = 4
+    t_min: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if self.num_layers < 1 or not 0 < self.t_min < 1:
+            raise ValueError(
+                f"num_layers={self.num_layers} and t_min={self.t_min}: they must be at least 1 and in (0, 1)"
+            )
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        network_key, frozen_key = jax.random.split(key)
+        return {"network": self.init_network(network_key), "frozen": {"diffusion": self.diffusion.init(frozen_key)}}
+
+    def dequantize(self, params: Params) -> dequantization.Dequantization:
+        """q with the parameters learned so far."""
+        return dequantization.variational(self.apply, params["network"], self.levels, self.num_layers)
+
+    def loss(
+        self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
+    ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
+        """An estimate of the bound with one noise and one time per example. The metric is `log_q` per dimension."""
+        x_0, noise_key, bound_key = batch["x"], *jax.random.split(key)
+        x, log_q = self.dequantize(params)(row_keys(noise_key, np.arange(len(x_0))), x_0)
+        D = self._denoiser(params, batch)
+        nats = log_q + bounds.continuous_bound(self.diffusion.process, D, bound_key, x, t_min=self.t_min)
+        return dequantization.bits_per_dim(-nats, x_0[0].size, self.levels), {"log_q": log_q / x_0[0].size}
+
+    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
+        return params
+
+    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
+        """Samples of the diffusion model."""
+        return self.diffusion.sample(params["frozen"]["diffusion"], key, num, cond)
+
+    def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
+        """The loss of held-out examples, and the figures of `likelihood` with learned and, as `uniform_...`, with
+        uniform noise."""
+        figures = {"loss": self.loss(params, key, batch, None)[0]}
+        if self.likelihood:
+            D, key = self._denoiser(params, batch), jax.random.fold_in(key, 1)
+            arguments = (self.diffusion.process, D, key, batch["x"])
+            figures |= self.likelihood(*arguments, dequantize=self.dequantize(params))
+            figures |= {f"uniform_{name}": value for name, value in self.likelihood(*arguments).items()}
+        return figures
+
+    def _denoiser(self, params: Params, batch: dict[str, Array]):
+        cond = {"label": batch["label"]} if self.diffusion.num_classes else None
+        return self.diffusion.denoiser(params["frozen"]["diffusion"], cond)
