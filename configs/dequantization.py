@@ -23,14 +23,14 @@ def dequantization(*, t_min: float, **sections: Any) -> ConfigDict:
     config = replace(
         defaults(),
         system=dict(name="variational_dequantization", model="runs/likelihood", num_layers=4, t_min=t_min),
-        evaluation=dict(metrics=(), likelihood=dict(name="ode", t_min=t_min)),
+        evaluation=dict(metrics=("density_baseline",), likelihood=dict(name="ode", t_min=t_min)),
     )
     return replace(config, **sections)
 
 
 def digits() -> ConfigDict:
     return dequantization(
-        t_min=3e-4,  # that of the model
+        t_min=1e-4,  # that of the model
         network=dict(name="mlp", hidden=256, num_layers=2),
         data=dict(levels=17),
         training=dict(num_steps=3000, batch_size=128, log_every=100, sample_every=0),
@@ -60,6 +60,7 @@ def cifar10() -> ConfigDict:
         training=dict(num_steps=100_000, batch_size=128, checkpoint_every=5000, sample_every=0),
         optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
+        evaluation=dict(metrics=(), after_training=False),
     )
 
 

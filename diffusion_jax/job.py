@@ -105,12 +105,12 @@ def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     return restore_averaged(directory, job.config, job.state.params, job.state.ema)
 
 
-def _part(tree: Params, wanted: Params) -> Params:
+def _part(tree: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
     """What `tree` holds under the names of `wanted`."""
     return {k: _part(tree[k], v) if isinstance(v, dict) else tree[k] for k, v in wanted.items()}
 
 
-def _filled(tree: Params, given: Params) -> Params:
+def _filled(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """`tree` with the leaves of `given`."""
     return {
         k: v if k not in given else _filled(v, given[k]) if isinstance(given[k], dict) else given[k]

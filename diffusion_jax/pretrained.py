@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from diffusion_jax import checks, workdir
@@ -59,7 +60,7 @@ def open_run(path: str, field: str, make_system: Callable[[ConfigDict], System])
 
 
 def restore_averaged(
-    directory: pathlib.Path, config: ConfigDict, params: Params, ema: dict[str, Params]
+    directory: pathlib.Path, config: ConfigDict, params: PyTree[Any], ema: dict[str, PyTree[Any]]
 ) -> tuple[Params, int]:
     """The parameters that samples of a run come from, and their step, from its newest checkpoint.
 

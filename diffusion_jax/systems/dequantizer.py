@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import bounds, dequantization
 from diffusion_jax.likelihood import Likelihood
@@ -54,7 +55,7 @@ class VariationalDequantization:
     ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
         """An estimate of the bound with one noise and one time per example. The metric is `log_q` per dimension."""
         x_0, noise_key, bound_key = batch["x"], *jax.random.split(key)
-        x, log_q = self.dequantize(params)(row_keys(noise_key, np.arange(len(x_0))), x_0)
+        x, log_q = self.dequantize(params)(row_keys(noise_key, jnp.arange(len(x_0))), x_0)
         D = self._denoiser(params, batch)
         nats = log_q + bounds.continuous_bound(self.diffusion.process, D, bound_key, x, t_min=self.t_min)
         return dequantization.bits_per_dim(-nats, x_0[0].size, self.levels), {"log_q": log_q / x_0[0].size}
@@ -65,6 +66,12 @@ class VariationalDequantization:
     def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
         """Samples of the diffusion model."""
         return self.diffusion.sample(params["frozen"]["diffusion"], key, num, cond)
+
+    def draw(
+        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond
+    ) -> Float[Array, "batch *shape"]:
+        """As `Diffusion.draw`."""
+        return self.diffusion.draw(params["frozen"]["diffusion"], key, ids, cond)
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """The loss of held-out examples, and the figures of `likelihood` with learned and, as `uniform_...`, with
