@@ -1,4 +1,7 @@
+import collections
 import pickle
+import struct
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -71,8 +74,61 @@ def test_code_is_named_and_not_run(tmp_path, write):
 def test_a_pickle_cannot_change_the_reader(tmp_path, write):
     """The opcode `b` sets attributes of what is on the stack."""
     pickled = b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n}" + text("marked") + b"Nsb."
-    assert callable(read_torch_file(write(tmp_path / "bad.pth", {}, pickled)))
+    with pytest.raises(ValueError, match="function where a dict belongs"):
+        read_torch_file(write(tmp_path / "bad.pth", {}, pickled))
     assert not hasattr(torch_file._tensor, "marked")
+
+
+# What Python's own unpickler would hash, reserve or hand on without end.
+ENDLESS = {
+    "a key that holds itself 2^60 times": (b"}(K\x01\x85" + b"2\x86" * 60 + b"K\x02u.", "instruction DUP"),
+    "the same with a memo": (
+        b"}(K\x01\x85" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60)) + b"K\x02u.",
+        "tuple as a key",
+    ),
+    "a value that holds itself 2^60 times": (
+        b"K\x01\x85" + b"".join(b"q%ch%c\x86" % (i, i) for i in range(60)) + b".",
+        "the same parts again",
+    ),
+    "a list in itself": (b"]q\x00h\x00a.", "or itself"),
+    "a memo entry of number 2^32 - 1": (b"K\x01r\xff\xff\xff\xffK\x02.", "cut off, damaged"),
+    "a string of 2^62 bytes": (b"\x8d" + struct.pack("<Q", 2**62) + b"a.", "cut off, damaged"),
+    "bytes of 2^62": (b"\x96" + struct.pack("<Q", 2**62) + b"a.", "cut off, damaged"),
+    "an integer of 10^6 digits": (b"L" + b"9" * 10**6 + b"L\n.", "cut off, damaged"),
+    "a tensor of 1000 axes": (
+        b"\x80\x02" + tensor("FloatStorage", "0", 6, (1,) * 1000, (1,) * 1000) + b".",
+        "too long",
+    ),
+    "a million instructions": (b"\x80\x02" * 2**20 + b"N.", "more than 1048576 instructions"),
+}
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+@pytest.mark.parametrize("pickled, message", ENDLESS.values(), ids=ENDLESS)
+def test_pickles_without_end_are_refused(tmp_path, write, pickled, message):
+    path = write(tmp_path / "bad.pth", {"a": np.arange(6, dtype=np.float32)}, pickled)
+    with pytest.raises(ValueError, match=message):
+        read_torch_file(path)
+
+
+def test_a_compressed_description_may_not_swell(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/data.pkl", b"\x8d" + struct.pack("<Q", 2**27) + bytes(2**27) + b".")
+    assert (tmp_path / "bomb.pth").stat().st_size < 2**20
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="cut off"):
+        read_torch_file(tmp_path / "bomb.pth")
+    assert tracemalloc.get_traced_memory()[1] < 2**26
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
+def test_every_protocol_of_plain_data(tmp_path, protocol):
+    content = {"step": 7, "names": ["a", ("b", 1.5, None)], "big": 2**80, "on": True, "nested": {0: -1, "": [[]]}}
+    ordered = collections.OrderedDict(content)
+    for value in (content, ordered):
+        path = write_zip(tmp_path / "data.pth", {}, pickle.dumps(value, protocol=protocol))
+        assert read_torch_file(path) == content
 
 
 @pytest.mark.parametrize("write", [write_zip, write_legacy])
