@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import dequantization as dequantizations
 from diffusion_jax import processes
+from diffusion_jax.concrete import check_finite
 from diffusion_jax.odes import check_adaptive, integrate, straight_flow
 from diffusion_jax.processes.base import row_keys
 from diffusion_jax.types import Denoiser, Process
@@ -71,12 +72,14 @@ def log_prob(
         only as far as nothing of the data is left at t_max.
 
     Raises:
-      ValueError: an unknown choice, a number out of range, or a batch without examples.
+      ValueError: an unknown choice, a number out of range, a batch without examples, and, outside of `jit`, one that
+        is not finite.
     """
     _check(trace, probe, num_probes, t_min, t_max)
     check_adaptive(method, rtol, atol, max_steps)
     if x_0.shape[0] == 0 or x_0.size == 0:
         raise ValueError(f"x_0 must hold examples, got shape {x_0.shape}")
+    check_finite("x_0", x_0)
     ids = jnp.arange(x_0.shape[0]) if ids is None else ids
     divergence = _exact if trace == "exact" else _hutchinson(draw_probes(probe, row_keys(key, ids), num_probes, x_0))
 

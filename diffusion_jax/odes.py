@@ -136,7 +136,8 @@ def straight_flow(process: Process, D: Denoiser, t: Float[Array, ""], s: Float[A
     table = jnp.clip(time_of_log_snr(process, -4 * jnp.log(jnp.tan(angles))), low, high)
 
     def time(u: Array) -> Array:
-        place = (jnp.arcsin(jnp.sqrt(u)) - first) / (last - first) * (_TABLE - 1)
+        width = jnp.where(last > first, last - first, 1)  # 0 for a step that stays where it is
+        place = (jnp.arcsin(jnp.sqrt(u)) - first) / width * (_TABLE - 1)
         left = jnp.clip(place.astype(jnp.int32), 0, _TABLE - 2)
         now = table[left] + (place - left) * (table[left + 1] - table[left])
         for _ in range(2):  # Newton's method

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.concrete import check_finite, check_times
 from diffusion_jax.processes.base import row_keys
 from diffusion_jax.types import Denoiser, Process, Solver
 
@@ -24,7 +25,13 @@ def sample(
     `D(x, t)` has its conditions bound. Noise of row r comes from fold_in(key, ids[r]) (default: 0..batch-1), one key
     per row and step, so a sample does not depend on the batch it is drawn in. Returns x at times[-1], or with
     `trajectory` the states at all times, [num_times, batch, ...]. Increasing times invert an ODE solver.
+
+    Raises ValueError, outside of `jit`, for times outside [0, 1] or not two of them, and for x_T that is not finite.
     """
+    if len(times) < 2:
+        raise ValueError(f"times has {len(times)} entries; a solver goes from one to the next and needs at least 2")
+    check_times("times", times)
+    check_finite("x_T", x_T)
     ids = jnp.arange(x_T.shape[0]) if ids is None else ids
     keys, times = row_keys(key, ids), times.astype(x_T.dtype)
 

@@ -203,6 +203,8 @@ def test_refusals(options, message):
 def test_refuses_no_examples():
     with pytest.raises(ValueError, match=r"x_0 must hold examples, got shape \(0, 2\)"):
         log_prob(processes.VP(), lambda x, t: x, KEY, jnp.zeros((0, 2)))
+    with pytest.raises(ValueError, match="x_0 has 1 NaN or infinite values"):
+        log_prob(processes.VP(), lambda x, t: x, KEY, jnp.array([[0.0, jnp.nan]]))
     with pytest.raises(ValueError, match="dequantization is 'flow'"):
         likelihood.ode(dequantization="flow")
 

@@ -78,6 +78,20 @@ def test_rows_have_any_shape():
     assert out.shape == x_T.shape and not np.allclose(out[0], out[1])
 
 
+@pytest.mark.parametrize(
+    ("x_T", "times", "message"),
+    [
+        (jnp.ones((2, 1)), jnp.array([1.5, 0.0]), "times runs from 1.5 to 0; times must be in"),
+        (jnp.ones((2, 1)), jnp.array([1.0, jnp.nan]), "times must be in"),
+        (jnp.ones((2, 1)), jnp.array([1.0]), "times has 1 entries"),
+        (jnp.array([[jnp.inf], [0.0]]), jnp.array([1.0, 0.5]), "x_T has 1 NaN or infinite values"),
+    ],
+)
+def test_refuses_what_it_cannot_sample(x_T, times, message):
+    with pytest.raises(ValueError, match=message):
+        sample(solvers.ddim(), VP(), lambda x, t: x, jax.random.key(0), x_T, times)
+
+
 def test_importing_the_core_is_light():
     """No data sets, plotting, checkpoints or scikit-learn; the bound on CPU time is generous, 1.5 s is the goal."""
     program = (

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from diffusion_jax.odes import check_adaptive, integrate
+from diffusion_jax.odes import check_adaptive, integrate, straight_flow
 from diffusion_jax.parameterizations import score
 from diffusion_jax.processes.base import bcast, drift_and_diffusion, time_of_log_snr
 from diffusion_jax.solvers.base import stateless
@@ -25,10 +25,9 @@ SHORTEST = 2.0**-20  # part of a step of the solver below which a Brownian path 
 def adaptive_ode(method: str = "dopri5", rtol: float = 1e-5, atol: float = 1e-5, max_steps: int = 4096) -> Solver:
     """Adaptive Runge-Kutta pairs of diffrax on the probability-flow ODE. Inverts (s > t) from any sigma(t) > 0.
 
-    `method` is one of heun (order 2), bosh3 (3), tsit5, dopri5 (5) and dopri8 (8). The ODE is solved as
-    dz / du = eps - D in u = sigma / (alpha + sigma) for z = x / (alpha + sigma), where every process is a rectified
-    flow: nothing is differentiated, a table of betas is as smooth as a formula, and t = 1 with alpha = 0 may be the
-    start. `rtol` and `atol` are those of z, see `odes.integrate`. D is called with one time per row.
+    `method` is one of heun (order 2), bosh3 (3), tsit5, dopri5 (5) and dopri8 (8). The ODE is solved in the coordinates
+    of `odes.straight_flow`, whose z `rtol` and `atol` are of, see `odes.integrate`; t = 1 with alpha = 0 may be the
+    start. D is called with one time per row.
 
     A row that needs more than `max_steps` steps, rejected ones included, ends the program with an error that says so.
     Raises ValueError for an unknown method, tolerances <= 0 or max_steps < 1.
@@ -38,16 +37,9 @@ def adaptive_ode(method: str = "dopri5", rtol: float = 1e-5, atol: float = 1e-5,
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
         end = _last_time(process, t, s)
 
-        def field(z: Array, u: Float[Array, "batch"]) -> Array:
-            now = time_of_log_snr(process, 2 * (jnp.log1p(-u) - jnp.log(u)))
-            now = jnp.clip(now, jnp.minimum(t, end), jnp.maximum(t, end))
-            alpha, sigma = bcast(process.alpha(now), z), bcast(process.sigma(now), z)
-            x = (alpha + sigma) * z
-            x_0 = D(x, now)
-            return (x - alpha * x_0) / sigma - x_0
-
-        (u, scale), (u_end, scale_end) = _straight(process, t), _straight(process, end)
-        found = integrate(field, x / scale, u, u_end, method=method, rtol=rtol, atol=atol, max_steps=max_steps)
+        flow = straight_flow(process, D, t, end)
+        (u, scale), (u_end, scale_end) = flow.start, flow.end
+        found = integrate(flow.velocity, x / scale, u, u_end, method=method, rtol=rtol, atol=atol, max_steps=max_steps)
         x_end = _demand(found.finished, scale_end * found.y, "adaptive_ode", max_steps)
         return _denoise(process, D, x_end, end, s)
 
@@ -139,12 +131,6 @@ def _brownian_path(keys: Array, x: Array, length: Array):
         return diffrax.VirtualBrownianTree(0.0, 1.0, SHORTEST, shape, key).evaluate(a)
 
     return lambda a: jnp.sqrt(length) * jax.vmap(value)(keys, a / length)
-
-
-def _straight(process: Process, t: Float[Array, "*n"]) -> tuple[Float[Array, "*n"], Float[Array, "*n"]]:
-    """(u, scale) with x_t / scale = (1 - u) x_0 + u eps."""
-    scale = process.alpha(t) + process.sigma(t)
-    return process.sigma(t) / scale, scale
 
 
 def _last_time(process: Process, t: Float[Array, ""], s: Float[Array, ""]) -> Float[Array, ""]:
