@@ -1,5 +1,6 @@
 """From NNX modules to pure functions of a plain nested dict of parameters."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,14 +29,38 @@ def init_apply(
     Raises:
         ValueError: if `dtype` is none of these.
     """
-    if dtype not in ("float32", "bfloat16", "float16", "float64"):
-        raise ValueError(f"dtype={dtype!r} is unknown; choose float32, bfloat16, float16 or float64.")
-    graphdef, keep = _abstract(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    init, merge = _init_merge(make, dtype)
+    return init, _apply(merge, dtype)
 
-    def init(key: Key[Array, ""]) -> Params:
-        return _with_string_keys(nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)))))
 
-    return init, _apply(graphdef, keep, dtype)
+def init_methods(
+    make: Callable[[nnx.Rngs], nnx.Module], names: tuple[str, ...], dtype: str = "float32"
+) -> tuple[Callable[[Key[Array, ""]], Params], tuple[Callable[[Params, Array], Array], ...]]:
+    """`init` as in `init_apply`, and for each of `names` the method of the module as a function (params, x) -> array.
+
+    For modules that are no denoisers, such as autoencoders with the methods "encode" and "decode".
+    """
+    init, merge = _init_merge(make, dtype)
+
+    def method(name: str) -> Callable[[Params, Array], Array]:
+        return lambda params, x: getattr(merge(params), name)(x.astype(dtype)).astype(x.dtype)
+
+    return init, tuple(method(name) for name in names)
+
+
+def embedder(make: Callable[[nnx.Rngs], nnx.Module], dtype: str = "float32") -> Callable[[Params, Cond], Any]:
+    """`embed(params, cond)`, whose result `apply` of the same network takes in the place of cond.
+
+    It is what the network offers as its method `embed`, the part that reads conditions and depends on nothing else;
+    cond itself for a network without one. Text then is read once per sample, not once per step.
+    """
+    _, merge = _init_merge(make, dtype)
+
+    def embed(params: Params, cond: Cond) -> Any:
+        module = merge(params)
+        return module.embed(_cast(cond, dtype)) if cond is not None and hasattr(module, "embed") else cond
+
+    return embed
 
 
 def fourier_features(apply: Apply, exponents: tuple[int, ...]) -> Apply:
@@ -67,7 +92,8 @@ def functional(module: nnx.Module) -> tuple[Apply, Params]:
     The parameters share their buffers with the module: donating them deletes those of the module.
     """
     graphdef, keep = _abstract(module)
-    return _apply(graphdef, keep, "float32"), _with_string_keys(nnx.to_pure_dict(nnx.state(module)))
+    apply = _apply(functools.partial(_merge, graphdef, keep, "float32"), "float32")
+    return apply, _with_string_keys(nnx.to_pure_dict(nnx.state(module)))
 
 
 def count_parameters(params: PyTree[Array | jax.ShapeDtypeStruct]) -> int:
@@ -86,7 +112,26 @@ def _abstract(module: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     return graphdef, _with_string_keys(nnx.to_pure_dict(keep))
 
 
-def _apply(graphdef: nnx.GraphDef, keep: dict[str, Any], dtype: str) -> Apply:
+def _init_merge(
+    make: Callable[[nnx.Rngs], nnx.Module], dtype: str
+) -> tuple[Callable[[Key[Array, ""]], Params], Callable[[Params], nnx.Module]]:
+    """(init, merge) with merge(params) -> the module with its parameters cast to `dtype`."""
+    if dtype not in ("float32", "bfloat16", "float16", "float64"):
+        raise ValueError(f"dtype={dtype!r} is unknown; choose float32, bfloat16, float16 or float64.")
+    graphdef, keep = _abstract(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+
+    def init(key: Key[Array, ""]) -> Params:
+        return _with_string_keys(nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)))))
+
+    return init, functools.partial(_merge, graphdef, keep, dtype)
+
+
+def _merge(graphdef: nnx.GraphDef, keep: dict[str, Any], dtype: str, params: Params) -> nnx.Module:
+    cast = jax.tree.map(lambda fixed, leaf: leaf if fixed else leaf.astype(dtype), keep, params)
+    return nnx.merge(graphdef, _with_integer_keys(cast))
+
+
+def _apply(merge: Callable[[Params], nnx.Module], dtype: str) -> Apply:
     def apply(
         params: Params,
         x: Float[Array, "batch *shape"],
@@ -95,12 +140,14 @@ def _apply(graphdef: nnx.GraphDef, keep: dict[str, Any], dtype: str) -> Apply:
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch *out"]:
-        cast = jax.tree.map(lambda fixed, leaf: leaf if fixed else leaf.astype(dtype), keep, params)
-        module = nnx.merge(graphdef, _with_integer_keys(cast))
         rngs = None if key is None else nnx.Rngs(dropout=key)
-        return module(x.astype(dtype), c_noise, cond, rngs=rngs).astype(x.dtype)
+        return merge(params)(x.astype(dtype), c_noise, _cast(cond, dtype), rngs=rngs).astype(x.dtype)
 
     return apply
+
+
+def _cast(cond: PyTree[Array], dtype: str) -> PyTree[Array]:
+    return jax.tree.map(lambda c: c.astype(dtype) if jnp.issubdtype(c.dtype, jnp.floating) else c, cond)
 
 
 def _with_string_keys(tree: Any) -> Any:
