@@ -1,17 +1,26 @@
-"""Checks of values. Inside `jit` and other transformations there are none yet, and nothing is checked."""
+"""Checks of values, where there are any: not of what a transformation such as `jit` traces, nor of rows elsewhere."""
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 
-def check_finite(name: str, x: Array) -> None:
+def check_finite(name: str, x: Array | np.ndarray) -> None:
     """Raises ValueError if x holds NaN or infinity."""
-    if not isinstance(x, jax.core.Tracer) and not jnp.isfinite(x).all():
-        raise ValueError(f"{name} has {int(jnp.sum(~jnp.isfinite(x)))} NaN or infinite values")
+    values = _values(x)
+    if values is not None and not np.isfinite(values).all():
+        raise ValueError(f"{name} has {np.count_nonzero(~np.isfinite(values))} NaN or infinite values")
 
 
-def check_times(name: str, t: Array) -> None:
+def check_times(name: str, t: Array | np.ndarray) -> None:
     """Raises ValueError unless every t is in [0, 1]."""
-    if not isinstance(t, jax.core.Tracer) and not ((t >= 0) & (t <= 1)).all():
-        raise ValueError(f"{name} runs from {float(t[0]):g} to {float(t[-1]):g}; times must be in [0, 1]")
+    values = _values(t)
+    if values is not None and not ((values >= 0) & (values <= 1)).all():
+        raise ValueError(f"{name} runs from {values[0]:g} to {values[-1]:g}; times must be in [0, 1]")
+
+
+def _values(x: Array | np.ndarray) -> np.ndarray | None:
+    # JAX's own functions would be traced inside `jit` even for a constant.
+    if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return None
+    return np.asarray(x)
