@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -14,13 +16,14 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core import registered
+from tensorflow_datasets.core import naming, registered
 
 from diffusion_jax.data import images
 
 Examples = Callable[[], Iterator[tuple[int, dict[str, Any]]]]  # () -> (key, example) pairs of one split
 
 DIGITS_TEST_PER_CLASS = 50
+_OWN_MODULES = ("tensorflow_datasets.", "tensorflow_datasets_core.")
 
 
 class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -117,6 +120,33 @@ def data_directory(path: str | None) -> pathlib.Path:
     return pathlib.Path(path or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
+def _features(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    return folder.rglob("features.json") if folder.is_dir() else iter(())
+
+
+def _check_features(name: str, data_dir: pathlib.Path) -> None:
+    """Refuse a prepared data set whose files name Python modules other than TFDS's own, which TFDS would import."""
+
+    def names(node: Any) -> Iterator[str]:
+        waiting = [node]
+        while waiting:
+            node = waiting.pop()
+            if isinstance(node, dict):
+                yield from (str(node[key]) for key in ("pythonClassName", "type") if key in node)
+                waiting.extend(node.values())
+            elif isinstance(node, list):
+                waiting.extend(node)
+
+    name = re.split("[:/,]", name)[0]
+    for file in sorted(path for n in {name, naming.camelcase_to_snakecase(name)} for path in _features(data_dir / n)):
+        try:
+            found = list(names(json.loads(file.read_text())))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ValueError(f"Cannot read {file}: {error}") from error
+        for foreign in (name for name in found if "." in name and not name.startswith(_OWN_MODULES)):
+            raise ValueError(f"{file} names {foreign}, which is not part of TensorFlow Datasets and is not imported.")
+
+
 def tfds_images(name: str, split: str, path: str | None) -> images.Images:
     """One split of the TFDS image set `name` (or of the embedded "digits", prepared on first use).
 
@@ -133,6 +163,7 @@ def tfds_images(name: str, split: str, path: str | None) -> images.Images:
             raise ValueError(
                 f"Cannot write the digits to {data_dir}: {error}. Set data.path or TFDS_DATA_DIR."
             ) from error
+    _check_features(name, data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
         examples = builder.as_data_source(split=split)

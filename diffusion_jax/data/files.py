@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
-from diffusion_jax.data import images
+from diffusion_jax.data import archives, images
 
 _IMAGE_KEYS = ("images", "samples", "x", "arr_0")
 _LABEL_KEYS = ("labels", "label", "cond")
@@ -116,14 +117,17 @@ def read_arrays(path: pathlib.Path, split: str) -> Arrays:
     """
     file = _locate(path, split, (".npz", ".npy"))
     try:
-        with open(file, "rb") as stream:
-            loaded = np.load(stream, allow_pickle=False)
-            data = {"array": loaded} if isinstance(loaded, np.ndarray) else {key: loaded[key] for key in loaded.files}
+        if zipfile.is_zipfile(file):
+            names = archives.npz_names(file)
+            wanted = {next((key for key in keys if key in names), "") for keys in (_IMAGE_KEYS, _LABEL_KEYS)}
+            data = archives.read_npz(file, wanted)
+        else:
+            names, data = [], {"array": np.load(file, allow_pickle=False)}
     except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
         raise ValueError(f"Cannot read arrays from {file}: {error}.") from error
     key = next((key for key in ("array", *_IMAGE_KEYS) if key in data), None)
     if key is None:
-        raise ValueError(f"{file} has the keys {sorted(data)}; the examples must be under one of {_IMAGE_KEYS}.")
+        raise ValueError(f"{file} has the keys {sorted(names)}; the examples must be under one of {_IMAGE_KEYS}.")
     x = data[key]
     where = f"{file}, key {key!r}:"
     if x.ndim < 2 or x.size == 0:

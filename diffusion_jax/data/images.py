@@ -11,6 +11,8 @@ import PIL.Image
 import PIL.ImageOps
 from jaxtyping import UInt8
 
+# The formats that PIL reads by itself. EPS is not among them: it is a program, which PIL hands to Ghostscript.
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -26,9 +28,16 @@ class Images(NamedTuple):
     describe: Callable[[int], str]
 
 
+def readable_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that the installed PIL reads."""
+    PIL.Image.init()
+    return tuple(format for format in FORMATS if format in PIL.Image.OPEN)
+
+
 def readable_suffixes() -> set[str]:
-    """File suffixes such as ".png" of the formats that the installed PIL reads."""
-    return {suffix for suffix, format in PIL.Image.registered_extensions().items() if format in PIL.Image.OPEN}
+    """File suffixes such as ".png" of `readable_formats`, and of JPEG files with several pictures."""
+    formats = (*readable_formats(), "MPO")
+    return {suffix for suffix, format in PIL.Image.registered_extensions().items() if format in formats}
 
 
 def from_array(pixels: UInt8[np.ndarray, "..."]) -> PIL.Image.Image:
@@ -37,14 +46,14 @@ def from_array(pixels: UInt8[np.ndarray, "..."]) -> PIL.Image.Image:
 
 
 def read_image(path: pathlib.Path) -> PIL.Image.Image:
-    """Open and decode an image file, turned as its EXIF orientation says.
+    """Open and decode an image file of one of `FORMATS`, whatever its name, turned as its EXIF orientation says.
 
     Raises:
-        ValueError: naming the file, when it is missing, corrupt, truncated or has more pixels than PIL's limit
-            against decompression bombs.
+        ValueError: naming the file, when it is missing, corrupt, truncated, of another format or has more pixels
+            than PIL's limit against decompression bombs.
     """
     try:
-        with PIL.Image.open(path) as image:
+        with PIL.Image.open(path, formats=readable_formats()) as image:
             if image.width * image.height > PIL.Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels exceed {PIL.Image.MAX_IMAGE_PIXELS}")
             image.load()

@@ -10,17 +10,16 @@ for cifar10. The result is found under the data set's usual name: `--config.data
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
+import math
 import pathlib
-import tarfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 
-from diffusion_jax.data import builders, images
+from diffusion_jax.data import archives, builders, images
 
 # The file in which mnist and fashion_mnist are told apart, and its published MD5 sums.
 _TELL_TALE = "train-images-idx3-ubyte.gz"
@@ -38,16 +37,13 @@ def read_idx(path: pathlib.Path) -> UInt8[np.ndarray, "..."]:
     Raises:
         ValueError: naming the file, if it is missing, damaged or of another type.
     """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except Exception as error:  # gzip, zlib and the file system each have their own types
-        raise ValueError(f"Cannot read {path}: {error}.") from error
+    content = archives.gunzip(path)
     if len(content) < 4 or content[:3] != b"\x00\x00\x08" or len(content) < 4 + 4 * content[3]:
         raise ValueError(f"{path} is not an IDX file of unsigned bytes.")
     rank = content[3]
     shape = tuple(int(side) for side in np.frombuffer(content, ">i4", count=rank, offset=4))
     data = np.frombuffer(content, np.uint8, offset=4 + 4 * rank)
-    if data.size != np.prod(shape):
+    if min(shape, default=0) < 0 or data.size != math.prod(shape):
         raise ValueError(f"{path} announces shape {shape} but holds {data.size} bytes.")
     return data.reshape(shape)
 
@@ -107,11 +103,7 @@ def _cifar_file(folder: pathlib.Path, file: str) -> bytes:
     archive = folder / _CIFAR_ARCHIVE
     if not archive.exists():
         raise ValueError(f"{folder} has neither {file} nor {_CIFAR_ARCHIVE}.")
-    try:
-        with tarfile.open(archive) as tar:
-            return tar.extractfile(f"cifar-10-batches-bin/{file}").read()
-    except Exception as error:  # a damaged archive can raise from tarfile, gzip or zlib
-        raise ValueError(f"Cannot read {file} from {archive}: {error}.") from error
+    return archives.read_tar(archive, f"cifar-10-batches-bin/{file}")
 
 
 def _cifar10(folder: pathlib.Path) -> dict[str, builders.Examples]:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float64, UInt8
 
+from diffusion_jax.data import archives
 from diffusion_jax.evaluation.features import Features
 from diffusion_jax.evaluation.frechet import covariance
 
@@ -55,9 +56,7 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is no file")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            known = ("mu", "sigma", "mu_s", "sigma_s", "num", "extractor")
-            found = {key: file[key] for key in known if key in file.files}
+        found = archives.read_npz(path, ("mu", "sigma", "mu_s", "sigma_s", "num", "extractor"))
     except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
         raise ValueError(f"{path} is not an .npz file that can be read: {error}") from error
     for mean, spread in (("mu", "sigma"), ("mu_s", "sigma_s")):
@@ -132,15 +131,14 @@ def cached_statistics(path: str | os.PathLike, key: str, compute: Callable[[], S
 
 def _keys(path: pathlib.Path) -> list[str]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return file.files
+        return archives.npz_names(path)
     except Exception as error:
         raise ValueError(f"{path} is not an .npz file that can be read: {error}") from error
 
 
 def _note(path: pathlib.Path, name: str) -> str | None:
-    with np.load(path, allow_pickle=False) as file:
-        return str(file[name]) if name in file.files else None
+    found = archives.read_npz(path, (name,))
+    return str(found[name]) if name in found else None
 
 
 def _floats(path: pathlib.Path, name: str, values: np.ndarray) -> np.ndarray:
