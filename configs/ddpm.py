@@ -34,7 +34,7 @@ def ddpm(*, variance: str = "beta_tilde", **sections: Any) -> ConfigDict:
         weighting=dict(name="simple"),
         times=dict(name="discrete", num_steps=1000),
         solver=dict(name="ancestral", variance=variance),
-        sampling=dict(steps=1000, grid=dict(name="discrete", spacing="linspace"), clip=True),
+        sampling=dict(steps=1000, grid=dict(name="discrete", spacing="linspace"), threshold=dict(name="static")),
     )
     return replace(config, **sections)
 
@@ -48,7 +48,7 @@ def digits() -> ConfigDict:
         training=dict(num_steps=10_000, batch_size=128, log_every=100),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
-        sampling=dict(batch_size=500, clip=False),
+        sampling=dict(batch_size=500, threshold=dict(name="none")),
     )
 
 

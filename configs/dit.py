@@ -41,7 +41,7 @@ def digits() -> ConfigDict:
         training=dict(num_steps=4000, batch_size=64, log_every=100),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
-        sampling=dict(steps=100, batch_size=500, clip=True),
+        sampling=dict(steps=100, batch_size=500, threshold=dict(name="static")),
     )
 
 

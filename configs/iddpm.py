@@ -32,7 +32,7 @@ def iddpm(*, loss: str, num_steps: int, **sections: Any) -> ConfigDict:
         loss=dict(name=loss),
         times=uniform if loss == "hybrid" else dict(name="loss_second_moment", num_steps=num_steps),
         solver=dict(name="ancestral", variance="learned"),
-        sampling=dict(steps=num_steps, grid=dict(name="discrete", spacing="linspace"), clip=True),
+        sampling=dict(steps=num_steps, grid=dict(name="discrete", spacing="linspace"), threshold=dict(name="static")),
         evaluation=dict(likelihood=dict(name="bound", variance="learned")),
     )
     return replace(config, **sections)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,18 +33,20 @@ from diffusion_jax import (
     times,
     weightings,
 )
+from diffusion_jax.conditions import Conditions
 from diffusion_jax.data import toys
+from diffusion_jax.guidance import steering, thresholding
 from diffusion_jax.networks.dit import DiT
-from diffusion_jax.networks.functional import fourier_features, init_apply
+from diffusion_jax.networks.functional import embedder, fourier_features, init_apply
 from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
 from diffusion_jax.networks.unet import UNet
 from diffusion_jax.pretrained import Trained, open_run
-from diffusion_jax.sections import ConfigError, check_type, construct, lookup
+from diffusion_jax.sections import ConfigError, check_type, construct, lookup, refusal
 from diffusion_jax.training import optimizers
 from diffusion_jax.training.writers import JsonlWriter, TensorBoardWriter, WandbWriter, Writers
-from diffusion_jax.types import Params, Process, System
+from diffusion_jax.types import Cond, Params, Process, System
 
 PROCESSES = {
     "vp": processes.VP,
@@ -149,7 +152,8 @@ SOLVERS = {
     "unipc": solvers.unipc,
     "predictor_corrector": _predictor_corrector,
 }
-GUIDANCE = {"none": lambda: lambda D: D}
+GUIDANCE = {"none": steering.none, "classifier_free": steering.classifier_free}
+THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": likelihood.ode, "bound": bounds.bound}
 
 
@@ -179,7 +183,18 @@ def system(config: ConfigDict) -> System:
     return lookup(SYSTEMS, "system.name", config.system.name)(config)
 
 
-def _diffusion(config: ConfigDict) -> systems.Diffusion:
+def conditions(config: ConfigDict) -> Conditions:
+    """The conditions that config.network asks for."""
+    numbers = ("num_classes", "vector_dim", "token_dim", "vocabulary", "max_tokens")
+    image = config.network.get("image_channels", 0)
+    with refusal("config.network"):
+        return Conditions(
+            **{name: config.network.get(name, 0) for name in numbers},
+            image_shape=(*data_shape(config)[:2], image) if image else (),
+        )
+
+
+def _diffusion(config: ConfigDict, cond_dropout: float = 0.0) -> systems.Diffusion:
     process = construct(PROCESSES, "process", config.process)
     param = parameterization(config)
     weighting = construct(WEIGHTINGS, "weighting", config.weighting)
@@ -198,7 +213,9 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
     checks.check_coefficients(config, process, param, np.concatenate([drawn, visited, np.float32(last)]))
     init, apply = network(config)
     learned = config.loss.name in checks.LEARNED_VARIANCE
-    checks.check_outputs(config, data_shape(config), init, apply, learned_variance=learned)
+    read = conditions(config)
+    checks.check_outputs(config, data_shape(config), init, apply, read, learned_variance=learned)
+    checks.check_guidance(config, read, cond_dropout)
     loss = construct(
         LOSSES,
         "loss",
@@ -219,14 +236,16 @@ def _diffusion(config: ConfigDict) -> systems.Diffusion:
         process=process,
         param=param,
         loss_fn=loss,
+        conditions=read,
+        cond_dropout=cond_dropout,
+        embed=embedding(config) if read.shapes else lambda params, cond: cond,
         guidance=construct(GUIDANCE, "guidance", config.guidance),
+        threshold=construct(THRESHOLDS, "sampling.threshold", config.sampling.threshold),
         solver=construct(SOLVERS, "solver", config.solver, **total),
         grid=grid,
         steps=config.sampling.steps,
         shape=data_shape(config),
-        num_classes=config.network.get("num_classes", 0),
         batch_size=config.sampling.batch_size,
-        clip=config.sampling.clip,
         denoise=config.sampling.denoise,
         likelihood=figures,
         learned_variance=learned,
@@ -274,7 +293,11 @@ def _variational_dequantization(config: ConfigDict) -> systems.VariationalDequan
     return construct({config.system.name: systems.VariationalDequantization}, "system", section, **given)
 
 
-SYSTEMS = {"diffusion": _diffusion, "vdm": _vdm, "variational_dequantization": _variational_dequantization}
+def _conditional_diffusion(config: ConfigDict) -> systems.Diffusion:
+    return construct({"diffusion": functools.partial(_diffusion, config)}, "system", config.system)
+
+
+SYSTEMS = {"diffusion": _conditional_diffusion, "vdm": _vdm, "variational_dequantization": _variational_dequantization}
 # What a fresh start takes from other runs, by system.
 PRETRAINED = {
     "variational_dequantization": lambda config: {
@@ -310,6 +333,23 @@ def network(config: ConfigDict, channels: int | None = None) -> tuple[Callable, 
     `channels` are those that it takes and gives, in the place of the data's.
     `fourier` in its section names the exponents of `fourier_features`, which any network may have before it.
     """
+    make, exponents = _network(config, channels)
+    try:
+        init, apply = init_apply(make, config.training.dtype)
+        return init, fourier_features(apply, exponents) if exponents else apply
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"config.training.dtype: {error}") from error
+
+
+def embedding(config: ConfigDict, channels: int | None = None) -> Callable[[Params, Cond], Any]:
+    """How the network reads conditions, see `functional.embedder`."""
+    return embedder(_network(config, channels)[0], config.training.dtype)
+
+
+def _network(config: ConfigDict, channels: int | None) -> tuple[Callable, tuple[int, ...]]:
+    """The constructor of the network, given random numbers, and the exponents of its Fourier features."""
     shape, section = data_shape(config), config.network.to_dict()
     shape = (*shape[:-1], channels or shape[-1])
     exponents = section.pop("fourier", ())
@@ -321,16 +361,7 @@ def network(config: ConfigDict, channels: int | None = None) -> tuple[Callable, 
     if len(shape) == 3:
         given |= {"image_size": shape[0], "in_channels": features[-1]}
 
-    def make(rngs):
-        return construct(NETWORKS, "network", section, rngs=rngs, **given)
-
-    try:
-        init, apply = init_apply(make, config.training.dtype)
-        return init, fourier_features(apply, exponents) if exponents else apply
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"config.training.dtype: {error}") from error
+    return lambda rngs: construct(NETWORKS, "network", section, rngs=rngs, **given), exponents
 
 
 def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.Schedule]:

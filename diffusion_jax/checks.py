@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffusion_jax.conditions import Conditions
 from diffusion_jax.defaults import defaults
 from diffusion_jax.sections import ConfigError, check_type, lookup, suggest
 from diffusion_jax.types import Process
@@ -96,6 +98,11 @@ def sampling_times(config: ConfigDict, process: Process, grid: Callable) -> jax.
         ) from error
     except ValueError as error:
         raise ConfigError(f"config.sampling.steps={config.sampling.steps}: {error}") from error
+    if (np.asarray(times) < 0).any() or (np.asarray(times) > 1).any():
+        raise ConfigError(
+            f"config.sampling.grid ({section.name}): its times run from {times[0]:g} to {times[-1]:g}, "
+            "but t is in [0, 1]; mind t_min and t_max"
+        )
     if not np.isfinite(times).all() or (np.diff(times)[1:] >= 0).any():
         raise ConfigError(
             f"config.sampling.grid ({section.name}): sigma / alpha is zero or infinite at an end of its times for the "
@@ -105,11 +112,17 @@ def sampling_times(config: ConfigDict, process: Process, grid: Callable) -> jax.
 
 
 def check_outputs(
-    config: ConfigDict, shape: tuple[int, ...], init: Callable, apply: Callable, *, learned_variance: bool
+    config: ConfigDict,
+    shape: tuple[int, ...],
+    init: Callable,
+    apply: Callable,
+    conditions: Conditions,
+    *,
+    learned_variance: bool,
 ) -> None:
     """Refuse a network without the outputs that the loss needs, and what asks for a variance that is not learned."""
     given = jax.ShapeDtypeStruct
-    cond = {"label": given((1,), np.int32)} if config.network.get("num_classes", 0) else None
+    cond = jax.eval_shape(conditions.null)
     with_batch = given((1, *shape), np.float32)
     try:
         out = jax.eval_shape(apply, jax.eval_shape(init, jax.random.key(0)), with_batch, given((1,), np.float32), cond)
@@ -135,8 +148,37 @@ def check_outputs(
         )
 
 
+def check_guidance(config: ConfigDict, conditions: Conditions, cond_dropout: float) -> None:
+    """Refuse classifier-free guidance of a model without conditions; warn of one that never saw their absence."""
+    if not 0 <= cond_dropout < 1:
+        raise ConfigError(f"config.system.cond_dropout={cond_dropout} must be in [0, 1)")
+    if cond_dropout and not conditions.shapes:
+        raise ConfigError(
+            f"config.system.cond_dropout={cond_dropout}: the network has no conditions to drop; set "
+            "config.network.num_classes, for example"
+        )
+    if config.guidance.name != "classifier_free":
+        return
+    if not conditions.shapes:
+        raise ConfigError(
+            "config.guidance.name='classifier_free' needs a conditional model; this network reads no condition: set "
+            "config.network.num_classes, for example"
+        )
+    if cond_dropout == 0 and config.guidance.get("scale", 1.0) != 1:
+        warnings.warn(
+            f"config.guidance.scale={config.guidance.scale}, but config.system.cond_dropout=0: the model was never "
+            "trained without its condition, so there is no unconditional branch to guide away from",
+            stacklevel=2,
+        )
+
+
 def check_coefficients(config: ConfigDict, process: Process, param: Callable, times: np.ndarray) -> None:
-    """Refuse a parameterization that is not finite at one of `times`, such as eps where alpha = 0."""
+    """Refuse times outside [0, 1], and a parameterization that is not finite at one, such as eps where alpha = 0."""
+    if (times < 0).any() or (times > 1).any():
+        raise ConfigError(
+            f"config.times ({config.times.name}): times from {times.min():g} to {times.max():g} are drawn, but t is in "
+            "[0, 1]; mind t_min and t_max"
+        )
     try:
         coefficients = jax.jit(param)(process, times)
     except AttributeError as error:

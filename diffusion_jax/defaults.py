@@ -42,7 +42,8 @@ def defaults() -> ConfigDict:
                 steps=1000,
                 batch_size=128,
                 grid=dict(name="uniform"),
-                clip=False,
+                threshold=dict(name="none"),
+                cond="",  # class ids "3" or "0,1,2", captions "a cat|a dog", or a file of conditions
                 denoise=False,
                 seed=0,
                 file="samples",

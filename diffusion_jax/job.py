@@ -47,8 +47,8 @@ def prepare(config: ConfigDict) -> Job:
     system = build.system(config)
     optimizer, learning_rate = build.optimizer(config)
     batch = {"x": jax.ShapeDtypeStruct((config.training.batch_size, *build.data_shape(config)), np.float32)}
-    if config.network.get("num_classes", 0):
-        batch["label"] = jax.ShapeDtypeStruct((config.training.batch_size,), np.int32)
+    for name, entry in build.conditions(config).shapes.items():
+        batch[name] = jax.ShapeDtypeStruct((config.training.batch_size, *entry.shape), entry.dtype)
     with refusal(f"config.network ({config.network.name}) does not fit the data or config.ema"):
         state = jax.eval_shape(lambda key: init_state(system, optimizer, config.ema.rates, key), jax.random.key(0))
         jax.eval_shape(lambda p, b: system.loss(p, jax.random.key(0), b, None), state.params, batch)

@@ -166,23 +166,27 @@ def learned_variance_denoiser(apply: Apply, param: Parameterization, process: Pr
     return LearnedVariance(both)
 
 
+def rewired(D: Denoiser, f: Callable[..., tuple[Array, ...]]) -> Denoiser:
+    """The denoiser f(outputs, x, t, cond) with outputs(x, t, cond) -> (D(x, t, cond),), or (x_0, v) of a learned
+    variance: f maps all that D knows to as many outputs."""
+    if isinstance(D, LearnedVariance):
+        return LearnedVariance(lambda x, t, cond=None: f(D.both, x, t, cond))
+    return lambda x, t, cond=None: f(lambda *inputs: (D(*inputs),), x, t, cond)[0]
+
+
 def mapped(D: Denoiser, f: Callable[[Array], Array]) -> Denoiser:
     """f applied to what D predicts; a learned variance stays."""
-    if not isinstance(D, LearnedVariance):
-        return lambda x, t, cond=None: f(D(x, t, cond))
 
-    def both(x: Array, t: Time, cond: Cond = None) -> tuple[Array, Array]:
-        x_0, v = D.both(x, t, cond)
-        return f(x_0), v
+    def step(outputs: Callable, x: Array, t: Time, cond: Cond) -> tuple[Array, ...]:
+        x_0, *rest = outputs(x, t, cond)
+        return f(x_0), *rest
 
-    return LearnedVariance(both)
+    return rewired(D, step)
 
 
 def bound_to(D: Denoiser, cond: Cond) -> Denoiser:
     """D(x, t) under the condition `cond`; a learned variance stays."""
-    if isinstance(D, LearnedVariance):
-        return LearnedVariance(lambda x, t, _=None: D.both(x, t, cond))
-    return lambda x, t: D(x, t, cond)
+    return rewired(D, lambda outputs, x, t, _: outputs(x, t, cond))
 
 
 # Views of a denoiser with its conditions bound, D(x, t). t in (0, 1], a scalar or [batch].

@@ -48,6 +48,8 @@ def construct(
     given = {key: value for key, value in given.items() if key in allowed}
     try:
         return constructor(**{**given, **{k: _plain(v) for k, v in arguments.items()}})
+    except ConfigError:  # of a section within this one
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(f"config.{field} ({section['name']}): {error}") from error
 

@@ -7,10 +7,21 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Bool, Float, Key, PyTree
+
+
+class Embedded(NamedTuple):
+    """Conditions as the trunk of a network takes them. None: there is no condition of this kind."""
+
+    vector: Float[Array, "batch emb"] | None = None  # added to the embedding of c_noise
+    context: Float[Array, "batch n c"] | None = None  # what cross-attention looks at
+    mask: Bool[Array, "batch n"] | None = None  # which places of `context` there are
+    image: Float[Array, "batch h w c"] | None = None  # concatenated to x
+
 
 Params = PyTree[Array]
-Cond = dict[str, Array] | None  # named conditions of a batch, e.g. {"label": int[batch]}
+# Named conditions of a batch, e.g. {"label": int[batch]}, or what a network has made of them, once per sample.
+Cond = dict[str, Array] | Embedded | None
 Denoiser = Callable[..., Float[Array, "batch *shape"]]  # D(x_t, t, cond=None) -> E[x_0 | x_t]
 Apply = Callable[..., Array]  # apply(params, x, c_noise, cond, *, key=None) -> array
 

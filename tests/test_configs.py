@@ -90,7 +90,7 @@ def test_builds_and_traces_a_train_and_a_sample_step(name):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
     assert metrics["loss"].shape == ()
 
-    cond = {"label": jnp.arange(2)} if config.network.get("num_classes", 0) else None
+    cond = system.conditions.null(2) if hasattr(system, "conditions") else {"label": jnp.arange(2)}
     assert jax.eval_shape(system.draw, state.params, jax.random.key(0), jnp.arange(2), cond).shape == (2, *shape)
 
 

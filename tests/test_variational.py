@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from diffusion_jax import build, grids, solvers
-from diffusion_jax.guidance import clip
+from diffusion_jax.guidance.thresholding import static
 from diffusion_jax.losses import denoising_loss, hybrid_loss, vlb_loss
 from diffusion_jax.losses.variational import bound_term
 from diffusion_jax.parameterizations import LearnedVariance, bound_to, eps_prediction
@@ -85,7 +85,7 @@ def test_the_ends_of_the_interpolation_are_the_fixed_variances(v, kind):
 
 def test_clipping_and_conditions_keep_the_variance():
     D = LearnedVariance(lambda x, t, cond: (3 * x + cond["shift"], 0 * x + 0.25))
-    bound = bound_to(clip(D), {"shift": jnp.float32(0.1)})
+    bound = bound_to(static()(D), {"shift": jnp.float32(0.1)})
     x_0, v = bound.both(jnp.array([[0.1, 2.0]]), jnp.float32(0.5))
     np.testing.assert_allclose(x_0, [[0.4, 1.0]], rtol=1e-6)
     np.testing.assert_allclose(bound(jnp.array([[0.1, 2.0]]), jnp.float32(0.5)), x_0)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.parameterizations import rewired
 from diffusion_jax.processes.base import bcast
 from diffusion_jax.types import Cond, Denoiser, Process
 
@@ -31,9 +32,12 @@ def classifier(
         process: whose alpha and sigma turn a score into D; alpha(t) must be positive.
     """
 
-    def guided(x: Float[Array, "batch *shape"], t: Array, cond: Cond = None) -> Float[Array, "batch *shape"]:
+    def guided(
+        outputs: Callable, x: Float[Array, "batch *shape"], t: Array, cond: Cond
+    ) -> tuple[Float[Array, "batch *shape"], ...]:
         gradient = jax.grad(lambda x: jnp.sum(log_prob_fn(x, t, cond)))(x)
         w = scale(t) if callable(scale) else scale
-        return D(x, t, cond) + bcast(w * process.sigma(t) ** 2 / process.alpha(t), x) * gradient
+        x_0, *rest = outputs(x, t, cond)
+        return x_0 + bcast(w * process.sigma(t) ** 2 / process.alpha(t), x) * gradient, *rest
 
-    return guided
+    return rewired(D, guided)

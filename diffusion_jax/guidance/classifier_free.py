@@ -5,28 +5,34 @@ extrapolating each of them: D_w = D_0 + w (D_1 - D_0). With exact denoisers the 
 p_0(x_t)^(1 - w) p_1(x_t)^w at this noise level; w = 1 is exactly D_1.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.parameterizations import rewired
 from diffusion_jax.processes.base import bcast
 from diffusion_jax.types import Cond, Denoiser
+
+Scale = float | Float[Array, ""] | Callable[[Array], Array]
 
 
 def classifier_free(
     D: Denoiser,
-    scale: float | Float[Array, ""],
+    scale: Scale,
     null_cond: Cond,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> Denoiser:
     """D_w(x, t, cond) = D(x, t, null) + w (D(x, t, cond) - D(x, t, null)), both in one call of D on a double batch.
 
-    arXiv:2207.12598, eq. 6, where its w is our scale - 1: scale 0 is unconditional, 1 conditional.
+    arXiv:2207.12598, eq. 6, where its w is our scale - 1: scale 0 is unconditional, 1 conditional. A learned variance
+    is that of the condition.
 
     Args:
         D: a denoiser trained with conditions dropped at times, D(x, t, cond).
-        scale: w.
+        scale: w, or a function of t.
         null_cond: what stands for no condition: the entries of cond without their batch axis, or with one of size 1.
         interval: times (t_low, t_high] of guidance; elsewhere scale is 1, and D is called once where t is a scalar
             (arXiv:2404.07724). None: everywhere.
@@ -37,34 +43,37 @@ def classifier_free(
     """
     if null_cond is None:
         raise ValueError("null_cond is None; classifier-free guidance needs what stands for no condition")
-    _check(interval, rescale)
+    check(interval, rescale)
 
-    def guided(x: Array, t: Array, cond: Cond) -> Array:
+    def guided(outputs: Callable, x: Array, t: Array, cond: Cond) -> tuple[Array, ...]:
         if cond is None:
             raise ValueError("cond is None; classifier-free guidance steers towards a condition")
-        null = jax.tree.map(lambda c, n: jnp.broadcast_to(n, c.shape).astype(c.dtype), cond, dict(null_cond))
-        both = jax.tree.map(lambda c, n: jnp.concatenate([c, n]), cond, null)
+        both = jax.tree.map(
+            lambda c, n: jnp.concatenate([c, jnp.broadcast_to(n, c.shape).astype(c.dtype)]), cond, null_cond
+        )
         twice = jnp.concatenate([t, t]) if jnp.ndim(t) else t
-        conditional, unconditional = jnp.split(D(jnp.concatenate([x, x]), twice, both), 2)
-        return rescaled(unconditional + scale * (conditional - unconditional), conditional, rescale)
+        halves = [jnp.split(out, 2) for out in outputs(jnp.concatenate([x, x]), twice, both)]
+        (conditional, unconditional), *rest = halves
+        steered = _extrapolated(unconditional, conditional, scale, t)
+        return rescaled(steered, conditional, rescale), *(first for first, _ in rest)
 
-    return _within(interval, guided, D)
+    return rewired(D, _within(interval, guided))
 
 
 def autoguidance(
     D: Denoiser,
     D_weak: Denoiser,
-    scale: float | Float[Array, ""],
+    scale: Scale,
     interval: tuple[float, float] | None = None,
 ) -> Denoiser:
     """D_weak + w (D - D_weak) with a smaller or less trained model of the same condition (arXiv:2406.02507, eq. 4)."""
-    _check(interval, 0.0)
+    check(interval, 0.0)
 
-    def guided(x: Array, t: Array, cond: Cond) -> Array:
-        weak = D_weak(x, t, cond)
-        return weak + scale * (D(x, t, cond) - weak)
+    def guided(outputs: Callable, x: Array, t: Array, cond: Cond) -> tuple[Array, ...]:
+        strong, *rest = outputs(x, t, cond)
+        return _extrapolated(D_weak(x, t, cond), strong, scale, t), *rest
 
-    return _within(interval, guided, D)
+    return rewired(D, _within(interval, guided))
 
 
 def rescaled(
@@ -81,23 +90,31 @@ def rescaled(
     return bcast(1 - amount + amount * ratio, guided) * guided
 
 
-def _check(interval: tuple[float, float] | None, rescale: float) -> None:
-    if interval is not None and not interval[0] < interval[1]:
+def check(interval: tuple[float, float] | None, rescale: float) -> None:
+    """Raises ValueError for an empty interval, or `rescale` outside [0, 1]."""
+    if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
         raise ValueError(f"interval is {interval}; it must be (t_low, t_high) with t_low < t_high")
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale is {rescale}; it must be in [0, 1]")
 
 
-def _within(interval: tuple[float, float] | None, guided: Denoiser, D: Denoiser) -> Denoiser:
-    """`guided` at times in the interval, D elsewhere."""
+def _extrapolated(start: Array, end: Array, scale: Scale, t: Array) -> Array:
+    w = scale(t) if callable(scale) else scale
+    return start + bcast(jnp.asarray(w), start) * (end - start)
+
+
+def _within(interval: tuple[float, float] | None, guided: Callable[..., tuple[Array, ...]]) -> Callable:
+    """`guided` at times in the interval, the outputs themselves elsewhere."""
     if interval is None:
-        return lambda x, t, cond=None: guided(x, t, cond)
+        return guided
     low, high = interval
 
-    def limited(x: Array, t: Array, cond: Cond = None) -> Array:
+    def limited(outputs: Callable, x: Array, t: Array, cond: Cond) -> tuple[Array, ...]:
         inside = (low < t) & (t <= high)
         if jnp.ndim(t) == 0:
-            return jax.lax.cond(inside, lambda: guided(x, t, cond), lambda: D(x, t, cond))
-        return jax.vmap(jnp.where)(inside, guided(x, t, cond), D(x, t, cond))
+            return jax.lax.cond(inside, lambda: guided(outputs, x, t, cond), lambda: outputs(x, t, cond))
+        choose = jax.vmap(jnp.where)
+        pairs = zip(guided(outputs, x, t, cond), outputs(x, t, cond), strict=True)
+        return tuple(choose(inside, there, elsewhere) for there, elsewhere in pairs)
 
     return limited

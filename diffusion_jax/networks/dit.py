@@ -5,8 +5,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks import layers
-from diffusion_jax.types import Cond
+from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, VectorEmbedding, embed
+from diffusion_jax.types import Cond, Embedded
 
 
 class DiT(nnx.Module):
@@ -18,6 +20,9 @@ class DiT(nnx.Module):
     in_channels=4, patch_size=2, hidden_size=1152, depth=28, num_heads=16, num_classes=1000, learn_sigma=True`.
     Attribute names follow the authors' code.
 
+    Conditions are those of `Conditions`. Labels and vectors are added to the embedding of c_noise; tokens are read by
+    cross-attention between the self-attention and the MLP of each block (arXiv:2310.00426, section 2.2).
+
     Args:
         image_size: height and width of x (of the latent, in latent diffusion).
         in_channels: channels of x.
@@ -26,8 +31,12 @@ class DiT(nnx.Module):
         depth: number of blocks.
         num_heads: attention heads.
         mlp_ratio: width of the blocks' MLP over `hidden_size`.
-        num_classes: 0 for an unconditional network, which ignores cond; else cond["label"] is in 0..num_classes, where
-            `num_classes` is the null label, meant also by cond=None.
+        num_classes: of the condition "label"; 0 for none. Without any condition cond is ignored; with some, cond=None
+            stands for none of them.
+        vector_dim: of the condition "vector"; 0 for none.
+        token_dim: width of the condition "tokens", or of what reads them if there is a `vocabulary`; 0 for none.
+        vocabulary: number of ids among "tokens", which a transformer reads; 0 where they are vectors with a "mask".
+        max_tokens: length of "tokens".
         learn_sigma: whether the output also holds the channels of the variance.
         attention_implementation: see `layers.attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
@@ -49,6 +58,10 @@ class DiT(nnx.Module):
         num_heads: int = 6,
         mlp_ratio: float = 4.0,
         num_classes: int = 0,
+        vector_dim: int = 0,
+        token_dim: int = 0,
+        vocabulary: int = 0,
+        max_tokens: int = 0,
         learn_sigma: bool = False,
         attention_implementation: str | None = None,
         remat: bool = False,
@@ -61,17 +74,21 @@ class DiT(nnx.Module):
         self.image_shape = (image_size, image_size, in_channels)
         self.patch_size = patch_size
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
-        self.num_classes = num_classes
+        self.conditions = Conditions(
+            num_classes=num_classes,
+            vector_dim=vector_dim,
+            token_dim=token_dim,
+            vocabulary=vocabulary,
+            max_tokens=max_tokens,
+        )
         self.remat = remat
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size, rngs=rngs)
         self.t_embedder = TimestepEmbedder(hidden_size, rngs=rngs)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, rngs=rngs) if num_classes else None
-        self.blocks = nnx.List(
-            [
-                DiTBlock(hidden_size, num_heads, int(hidden_size * mlp_ratio), attention_implementation, rngs=rngs)
-                for _ in range(depth)
-            ]
-        )
+        self.add_embedding = VectorEmbedding(vector_dim, hidden_size, rngs=rngs) if vector_dim else None
+        self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
+        sizes = (hidden_size, num_heads, int(hidden_size * mlp_ratio), token_dim)
+        self.blocks = nnx.List([DiTBlock(*sizes, attention_implementation, rngs=rngs) for _ in range(depth)])
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels, rngs=rngs)
 
     def __call__(
@@ -88,14 +105,19 @@ class DiT(nnx.Module):
                 f"{self.image_shape}."
             )
         emb = self.t_embedder(c_noise, x.dtype)
-        if self.y_embedder is not None:
-            emb = emb + self.y_embedder(layers.label_of(cond, self.num_classes, x.shape[0]))
-        emb = jax.nn.silu(emb)
+        cond = self.embed(cond, x.shape[0])
+        emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector)
+        context = None if cond.context is None else (cond.context, cond.mask)
         h = self.x_embedder(x)
         h = h + position_embedding(x.shape[1] // self.patch_size, h.shape[-1]).astype(h.dtype)
         for block in self.blocks:
-            h = layers.call_block(block, h, emb, rngs=rngs, remat=self.remat)
+            h = layers.call_block(block, h, emb, context, rngs=rngs, remat=self.remat)
         return self._unpatchify(self.final_layer(h, emb))
+
+    def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
+        """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
+        parts = dict(label=self.y_embedder, vector=self.add_embedding, tokens=self.token_encoder)
+        return embed(cond, self.conditions, batch, **parts)
 
     def _unpatchify(self, h: Float[Array, "batch n patch"]) -> Float[Array, "batch h w out"]:
         batch, p, n = h.shape[0], self.patch_size, self.image_shape[0] // self.patch_size
@@ -192,23 +214,41 @@ class Attention(nnx.Module):
 
 
 class DiTBlock(nnx.Module):
-    """Attention and MLP, each scaled, shifted and gated by the embedding; it starts as the identity."""
+    """Attention and MLP, each scaled, shifted and gated by the embedding; it starts as the identity.
+
+    Between the two is attention to a context of width `token_dim`, unless that is 0.
+    """
 
     def __init__(
-        self, hidden_size: int, num_heads: int, mlp_hidden: int, implementation: str | None, *, rngs: nnx.Rngs
+        self,
+        hidden_size: int,
+        num_heads: int,
+        mlp_hidden: int,
+        token_dim: int,
+        implementation: str | None,
+        *,
+        rngs: nnx.Rngs,
     ):
         self.norm1 = _layer_norm(hidden_size, rngs)
         self.attn = Attention(hidden_size, num_heads, implementation, rngs=rngs)
+        cross = dict(num_heads=num_heads, norm=_layer_norm(hidden_size, rngs), rngs=rngs)
+        self.cross_attn = CrossAttention(hidden_size, token_dim, **cross) if token_dim else None
         self.norm2 = _layer_norm(hidden_size, rngs)
         self.mlp = Mlp(hidden_size, mlp_hidden, hidden_size, "gelu_tanh", layers.fan_avg_uniform(), rngs=rngs)
         self.adaLN_modulation = layers.linear(hidden_size, 6 * hidden_size, scale=0.0, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch n c"], emb: Float[Array, "batch c"], *, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "batch n c"],
+        emb: Float[Array, "batch c"],
+        context: tuple[Array, Array] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch n c"]:
         modulation = jnp.split(self.adaLN_modulation(emb)[:, None, :], 6, -1)
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
         x = x + gate_msa * self.attn(self.norm1(x) * (1 + scale_msa) + shift_msa)
+        x = x if self.cross_attn is None else self.cross_attn(x, *context)
         return x + gate_mlp * self.mlp(self.norm2(x) * (1 + scale_mlp) + shift_mlp)
 
 

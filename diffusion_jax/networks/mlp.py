@@ -6,14 +6,16 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks import layers
-from diffusion_jax.types import Cond
+from diffusion_jax.networks.conditioning import VectorEmbedding, embed
+from diffusion_jax.types import Cond, Embedded
 
 
 class MLP(nnx.Module):
     """Residual MLP over the flattened example: h <- h + W_2 drop(act(W_1 norm(h) + E emb)), `num_layers` times.
 
-    `norm` is layer normalisation and emb = TimeEmbedding(c_noise), plus the label's embedding where there are classes.
+    `norm` is layer normalisation and emb = TimeEmbedding(c_noise), plus the embeddings of the conditions.
     [batch, *shape] -> [batch, *shape[:-1], out_channels].
 
     Args:
@@ -25,7 +27,8 @@ class MLP(nnx.Module):
         embedding: "fourier" or "positional"; see `layers.TimeEmbedding`.
         fourier_scale: standard deviation of the Fourier frequencies.
         dropout: rate.
-        num_classes: 0 for an unconditional network; else cond["label"] is in 0..num_classes, the last being null.
+        num_classes: of the condition "label", see `Conditions`; 0 for none.
+        vector_dim: of the condition "vector"; 0 for none.
         rngs: randomness of the initial parameters.
 
     Raises:
@@ -44,17 +47,19 @@ class MLP(nnx.Module):
         fourier_scale: float = 1.0,
         dropout: float = 0.0,
         num_classes: int = 0,
+        vector_dim: int = 0,
         rngs: nnx.Rngs,
     ):
         if not shape:
             raise ValueError("shape=() must name at least one axis, e.g. (2,).")
         self.shape = tuple(shape)
         self.out_shape = (*shape[:-1], out_channels or shape[-1])
-        self.num_classes = num_classes
+        self.conditions = Conditions(num_classes=num_classes, vector_dim=vector_dim)
         self.time_embedding = layers.TimeEmbedding(
             hidden // 2, hidden, embedding=embedding, fourier_scale=fourier_scale, rngs=rngs
         )
         self.class_embedding = nnx.Embed(num_classes + 1, hidden, rngs=rngs) if num_classes else None
+        self.add_embedding = VectorEmbedding(vector_dim, hidden, rngs=rngs) if vector_dim else None
         self.linear_in = layers.linear(math.prod(shape), hidden, rngs=rngs)
         self.blocks = nnx.List(
             [MLPBlock(hidden, activation=activation, dropout=dropout, rngs=rngs) for _ in range(num_layers)]
@@ -74,13 +79,16 @@ class MLP(nnx.Module):
             raise ValueError(f"x has shape {x.shape}; the MLP was built for [batch, *shape] with shape={self.shape}.")
         batch = x.shape[0]
         emb = self.time_embedding(c_noise, x.dtype)
-        if self.class_embedding is not None:
-            emb = emb + self.class_embedding(layers.label_of(cond, self.num_classes, batch))
-        emb = jax.nn.silu(emb)
+        vector = self.embed(cond, batch).vector
+        emb = jax.nn.silu(emb if vector is None else emb + vector)
         h = self.linear_in(x.reshape(batch, -1))
         for block in self.blocks:
             h = block(h, emb, rngs=rngs)
         return self.linear_out(self.norm_out(h)).reshape(batch, *self.out_shape)
+
+    def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
+        """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
+        return embed(cond, self.conditions, batch, label=self.class_embedding, vector=self.add_embedding)
 
 
 class MLPBlock(nnx.Module):

@@ -1,12 +1,16 @@
-"""The U-Net of DDPM (arXiv:2006.11239)."""
+"""The U-Net of DDPM (arXiv:2006.11239), with conditions of any kind."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks import layers
-from diffusion_jax.types import Cond
+from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, VectorEmbedding, embed
+from diffusion_jax.types import Cond, Embedded
+
+Context = tuple[Array, Array] | None  # what cross-attention looks at, and its mask
 
 
 class UNet(nnx.Module):
@@ -16,6 +20,9 @@ class UNet(nnx.Module):
     blocks of the levels named in `attention_resolutions`, and is always in the middle. The output convolution and the
     last layer of every residual branch start at zero. Attribute names follow UNet2DModel of diffusers. CIFAR-10's
     network of the paper has 35.7 M parameters: `channels=128, channel_mult=(1, 2, 2, 2), attention_resolutions=(16,)`.
+
+    Conditions are those of `Conditions`. Labels and vectors are added to the embedding of c_noise, tokens are read by
+    cross-attention after every self-attention, and an image, of the same size as x, is concatenated to x.
 
     Args:
         image_size: height and width that place the attention; x may have another size the levels divide.
@@ -32,8 +39,13 @@ class UNet(nnx.Module):
         resample_with_conv: whether a convolution follows nearest upsampling and replaces average pooling.
         embedding: "positional" (c_noise is a timestep in 0..999) or "fourier" (c_noise is log sigma, say).
         fourier_scale: standard deviation of the Fourier frequencies.
-        num_classes: 0 for an unconditional network, which ignores cond; else cond["label"] is in 0..num_classes, where
-            `num_classes` is the null label, meant also by cond=None.
+        num_classes: of the condition "label"; 0 for none. Without any condition cond is ignored; with some, cond=None
+            stands for none of them.
+        vector_dim: of the condition "vector"; 0 for none.
+        token_dim: width of the condition "tokens", or of what reads them if there is a `vocabulary`; 0 for none.
+        vocabulary: number of ids among "tokens", which a transformer reads; 0 where they are vectors with a "mask".
+        max_tokens: length of "tokens".
+        image_channels: of the condition "image"; 0 for none.
         attention_implementation: see `layers.attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
         rngs: randomness of the initial parameters.
@@ -61,13 +73,25 @@ class UNet(nnx.Module):
         embedding: str = "positional",
         fourier_scale: float = 16.0,
         num_classes: int = 0,
+        vector_dim: int = 0,
+        token_dim: int = 0,
+        vocabulary: int = 0,
+        max_tokens: int = 0,
+        image_channels: int = 0,
         attention_implementation: str | None = None,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
         self.in_channels = in_channels
         self.divisor = 2 ** (len(channel_mult) - 1)
-        self.num_classes = num_classes
+        self.conditions = Conditions(
+            num_classes=num_classes,
+            vector_dim=vector_dim,
+            token_dim=token_dim,
+            vocabulary=vocabulary,
+            max_tokens=max_tokens,
+            image_shape=(image_size, image_size, image_channels) if image_channels else (),
+        )
         self.remat = remat
         layers.check_divides("image_size", image_size, self.divisor)
         resolutions = [image_size // 2**level for level in range(len(channel_mult))]
@@ -80,22 +104,30 @@ class UNet(nnx.Module):
         def resnet(c_in: int, c_out: int) -> ResnetBlock:
             return ResnetBlock(c_in, c_out, 4 * channels, num_groups=num_groups, dropout=dropout, rngs=rngs)
 
-        def attention(c: int) -> layers.SelfAttention:
+        def heads(c: int) -> int:
             if head_dim is not None and (head_dim < 1 or c % head_dim):
                 raise ValueError(f"head_dim={head_dim} must be a positive divisor of the number of channels, {c}.")
+            return num_heads if head_dim is None else c // head_dim
+
+        def attention(c: int) -> layers.SelfAttention:
             return layers.SelfAttention(
-                c,
-                num_heads=num_heads if head_dim is None else c // head_dim,
-                num_groups=num_groups,
-                implementation=attention_implementation,
-                rngs=rngs,
+                c, num_heads=heads(c), num_groups=num_groups, implementation=attention_implementation, rngs=rngs
             )
+
+        def cross_attention(c: int) -> CrossAttention:
+            norm = layers.GroupNorm(c, num_groups=num_groups)
+            return CrossAttention(c, token_dim, num_heads=heads(c), norm=norm, rngs=rngs)
+
+        def attentions(c: int, count: int) -> tuple[list[layers.SelfAttention], list[CrossAttention]]:
+            return [attention(c) for _ in range(count)], [cross_attention(c) for _ in range(count if token_dim else 0)]
 
         self.time_embedding = layers.TimeEmbedding(
             channels, 4 * channels, embedding=embedding, fourier_scale=fourier_scale, rngs=rngs
         )
         self.class_embedding = nnx.Embed(num_classes + 1, 4 * channels, rngs=rngs) if num_classes else None
-        self.conv_in = layers.conv(in_channels, channels, rngs=rngs)
+        self.add_embedding = VectorEmbedding(vector_dim, 4 * channels, rngs=rngs) if vector_dim else None
+        self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
+        self.conv_in = layers.conv(in_channels + image_channels, channels, rngs=rngs)
 
         widths = [channels * mult for mult in channel_mult]
         skips = [channels]
@@ -107,14 +139,14 @@ class UNet(nnx.Module):
             down_blocks.append(
                 DownBlock(
                     [resnet(n, width) for n in c_in],
-                    [attention(width) for _ in c_in if resolution in attention_resolutions],
+                    *attentions(width, len(c_in) if resolution in attention_resolutions else 0),
                     [] if last else [Downsample(width, with_conv=resample_with_conv, rngs=rngs)],
                 )
             )
             skips += [width] * (num_res_blocks + (not last))
             c = width
         self.down_blocks = nnx.List(down_blocks)
-        self.mid_block = MidBlock([resnet(c, c), resnet(c, c)], [attention(c)])
+        self.mid_block = MidBlock([resnet(c, c), resnet(c, c)], *attentions(c, 1))
 
         up_blocks = []
         for width, resolution in zip(widths[::-1], resolutions[::-1], strict=True):
@@ -123,7 +155,7 @@ class UNet(nnx.Module):
             up_blocks.append(
                 UpBlock(
                     [resnet(n, width) for n in c_in],
-                    [attention(width) for _ in c_in if resolution in attention_resolutions],
+                    *attentions(width, len(c_in) if resolution in attention_resolutions else 0),
                     [] if last else [Upsample(width, with_conv=resample_with_conv, rngs=rngs)],
                 )
             )
@@ -145,41 +177,62 @@ class UNet(nnx.Module):
         layers.check_divides("the height of x", x.shape[1], self.divisor)
         layers.check_divides("the width of x", x.shape[2], self.divisor)
         emb = self.time_embedding(c_noise, x.dtype)
-        if self.class_embedding is not None:
-            emb = emb + self.class_embedding(layers.label_of(cond, self.num_classes, x.shape[0]))
-        emb = jax.nn.silu(emb)
+        cond = self.embed(cond, x.shape[0])
+        emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector)
+        context = None if cond.context is None else (cond.context, cond.mask)
 
-        h = self.conv_in(x)
+        h = self.conv_in(x if cond.image is None else jnp.concatenate([x, cond.image.astype(x.dtype)], -1))
         skips = [h]
         for block in self.down_blocks:
-            h, new = layers.call_block(block, h, emb, rngs=rngs, remat=self.remat)
+            h, new = layers.call_block(block, h, emb, context, rngs=rngs, remat=self.remat)
             skips += new
-        h = layers.call_block(self.mid_block, h, emb, rngs=rngs, remat=self.remat)
+        h = layers.call_block(self.mid_block, h, emb, context, rngs=rngs, remat=self.remat)
         for block in self.up_blocks:
             used = [skips.pop() for _ in block.resnets]
-            h = layers.call_block(block, h, used, emb, rngs=rngs, remat=self.remat)
+            h = layers.call_block(block, h, used, emb, context, rngs=rngs, remat=self.remat)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+
+    def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
+        """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
+        parts = dict(label=self.class_embedding, vector=self.add_embedding, tokens=self.token_encoder)
+        return embed(cond, self.conditions, batch, **parts)
 
 
 class ResnetBlock(nnx.Module):
-    """Residual block: x + conv2(drop(silu(norm2(conv1(silu(norm1(x))) + proj(emb))))), emb already activated."""
+    """Residual block: x + conv2(drop(silu(norm2(conv1(silu(norm1(x))) + proj(emb))))), emb already activated.
+
+    Without `emb_dim` there is no emb, as in autoencoders.
+    """
 
     def __init__(
-        self, in_channels: int, out_channels: int, emb_dim: int, *, num_groups: int, dropout: float, rngs: nnx.Rngs
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_dim: int | None,
+        *,
+        num_groups: int,
+        dropout: float,
+        rngs: nnx.Rngs,
     ):
         self.dropout = dropout
         self.norm1 = layers.GroupNorm(in_channels, num_groups=num_groups)
         self.conv1 = layers.conv(in_channels, out_channels, rngs=rngs)
-        self.time_emb_proj = layers.linear(emb_dim, out_channels, rngs=rngs)
+        self.time_emb_proj = None if emb_dim is None else layers.linear(emb_dim, out_channels, rngs=rngs)
         self.norm2 = layers.GroupNorm(out_channels, num_groups=num_groups)
         self.conv2 = layers.conv(out_channels, out_channels, scale=0.0, rngs=rngs)
         same = in_channels == out_channels
         self.conv_shortcut = None if same else layers.conv(in_channels, out_channels, 1, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch h w c"], emb: Float[Array, "batch emb"], *, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "batch h w c"],
+        emb: Float[Array, "batch emb"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w out"]:
-        h = self.conv1(jax.nn.silu(self.norm1(x))) + self.time_emb_proj(emb)[:, None, None, :]
+        h = self.conv1(jax.nn.silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            h = h + self.time_emb_proj(emb)[:, None, None, :]
         h = self.conv2(layers.dropout(jax.nn.silu(self.norm2(h)), self.dropout, rngs))
         return h + (x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -205,24 +258,40 @@ class Upsample(nnx.Module):
         return x if self.conv is None else self.conv(x)
 
 
+def attended(
+    block: nnx.Module, i: int, h: Float[Array, "batch h w c"], context: Context
+) -> Float[Array, "batch h w c"]:
+    """h after what attention follows residual block i of `block`: to itself, and to the context."""
+    h = block.attentions[i](h) if block.attentions else h
+    return block.cross_attentions[i](h, *context) if block.cross_attentions else h
+
+
 class DownBlock(nnx.Module):
     """One level on the way down; returns its output and all activations that the way up will read."""
 
     def __init__(
-        self, resnets: list[ResnetBlock], attentions: list[layers.SelfAttention], downsamplers: list[Downsample]
+        self,
+        resnets: list[ResnetBlock],
+        attentions: list[layers.SelfAttention],
+        cross_attentions: list[CrossAttention],
+        downsamplers: list[Downsample],
     ):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions)
+        self.cross_attentions = nnx.List(cross_attentions)
         self.downsamplers = nnx.List(downsamplers)
 
     def __call__(
-        self, h: Float[Array, "batch h w c"], emb: Float[Array, "batch emb"], *, rngs: nnx.Rngs | None = None
+        self,
+        h: Float[Array, "batch h w c"],
+        emb: Float[Array, "batch emb"],
+        context: Context = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "batch h2 w2 c2"], list[Array]]:
         skips = []
         for i, resnet in enumerate(self.resnets):
-            h = resnet(h, emb, rngs=rngs)
-            if self.attentions:
-                h = self.attentions[i](h)
+            h = attended(self, i, resnet(h, emb, rngs=rngs), context)
             skips.append(h)
         for downsample in self.downsamplers:
             h = downsample(h)
@@ -233,23 +302,41 @@ class DownBlock(nnx.Module):
 class MidBlock(nnx.Module):
     """Residual block, attention, residual block at the lowest resolution."""
 
-    def __init__(self, resnets: list[ResnetBlock], attentions: list[layers.SelfAttention]):
+    def __init__(
+        self,
+        resnets: list[ResnetBlock],
+        attentions: list[layers.SelfAttention],
+        cross_attentions: list[CrossAttention],
+    ):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions)
+        self.cross_attentions = nnx.List(cross_attentions)
 
     def __call__(
-        self, h: Float[Array, "batch h w c"], emb: Float[Array, "batch emb"], *, rngs: nnx.Rngs | None = None
+        self,
+        h: Float[Array, "batch h w c"],
+        emb: Float[Array, "batch emb"],
+        context: Context = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w c"]:
-        h = self.attentions[0](self.resnets[0](h, emb, rngs=rngs))
+        h = attended(self, 0, self.resnets[0](h, emb, rngs=rngs), context)
         return self.resnets[1](h, emb, rngs=rngs)
 
 
 class UpBlock(nnx.Module):
     """One level on the way up; each residual block reads one activation of the way down, latest first."""
 
-    def __init__(self, resnets: list[ResnetBlock], attentions: list[layers.SelfAttention], upsamplers: list[Upsample]):
+    def __init__(
+        self,
+        resnets: list[ResnetBlock],
+        attentions: list[layers.SelfAttention],
+        cross_attentions: list[CrossAttention],
+        upsamplers: list[Upsample],
+    ):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions)
+        self.cross_attentions = nnx.List(cross_attentions)
         self.upsamplers = nnx.List(upsamplers)
 
     def __call__(
@@ -257,13 +344,12 @@ class UpBlock(nnx.Module):
         h: Float[Array, "batch h w c"],
         skips: list[Array],
         emb: Float[Array, "batch emb"],
+        context: Context = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h2 w2 c2"]:
         for i, resnet in enumerate(self.resnets):
-            h = resnet(jnp.concatenate([h, skips[i]], -1), emb, rngs=rngs)
-            if self.attentions:
-                h = self.attentions[i](h)
+            h = attended(self, i, resnet(jnp.concatenate([h, skips[i]], -1), emb, rngs=rngs), context)
         for upsample in self.upsamplers:
             h = upsample(h)
         return h

@@ -85,5 +85,4 @@ class VariationalDequantization:
         return figures
 
     def _denoiser(self, params: Params, batch: dict[str, Array]):
-        cond = {"label": batch["label"]} if self.diffusion.num_classes else None
-        return self.diffusion.denoiser(params["frozen"]["diffusion"], cond)
+        return self.diffusion.denoiser(params["frozen"]["diffusion"], self.diffusion.conditions.of(batch))

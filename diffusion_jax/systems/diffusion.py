@@ -5,28 +5,34 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax import parameterizations, sampling
+from diffusion_jax.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.grids import Grid
-from diffusion_jax.guidance import clip
+from diffusion_jax.guidance import steering
+from diffusion_jax.guidance.steering import Guidance, Model
+from diffusion_jax.guidance.thresholding import Threshold
 from diffusion_jax.likelihood import Likelihood
 from diffusion_jax.losses.denoising import Loss
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes import prior
-from diffusion_jax.systems.rows import labelled_rows
+from diffusion_jax.systems.rows import conditioned_rows
 from diffusion_jax.times import Resampler
 from diffusion_jax.types import Apply, Cond, Denoiser, Params, Process, Solver, Train
+
+UNGUIDED = steering.none()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion:
     """Train a denoiser with `loss_fn`, sample it with `solver` on `grid`. See `diffusion_jax.types.System`.
 
-    Batches are {"x": [batch, *shape], ...}; what else they hold ("label") conditions the network. Parameters are
+    Batches are {"x": [batch, *shape], ...} with the `conditions` of the network by name. Parameters are
     {"network": ...}; with a `resampler`, whose state follows the losses seen, also {"frozen": {"resampler": ...}}.
     """
 
@@ -35,14 +41,16 @@ class Diffusion:
     process: Process
     param: Parameterization
     loss_fn: Loss
-    guidance: Callable[[Denoiser], Denoiser]
     solver: Solver
     grid: Grid
     steps: int
     shape: tuple[int, ...]
-    num_classes: int = 0  # of the network's condition; 0: unconditional
+    conditions: Conditions = NO_CONDITIONS  # that the network reads
+    cond_dropout: float = 0.0  # how often training replaces them by none
+    embed: Callable[[Params, Cond], Any] = lambda params, cond: cond  # reads conditions once per sample
+    guidance: Guidance = UNGUIDED
+    threshold: Threshold = lambda D: D  # keeps what solvers see of D in its range
     batch_size: int = 128  # of sampling
-    clip: bool = False  # limit D to [-1, 1] while sampling
     denoise: bool = False  # end with D at the last time, which removes the noise left there
     likelihood: Likelihood | None = None  # what `evaluate` computes beside the loss
     learned_variance: bool = False  # the network has a second output, see `parameterizations.LearnedVariance`
@@ -58,7 +66,11 @@ class Diffusion:
         arguments = {"train": train is not None}
         if self.resampler is not None:
             arguments["times"] = self.resampler.draw(params["frozen"]["resampler"])
-        loss, aux = self.loss_fn(params["network"], key, batch["x"], self._cond(batch), **arguments)
+        cond = self.conditions.of(batch)
+        if self.cond_dropout and train is not None:
+            key, drop_key = jax.random.split(key)
+            cond = self.conditions.dropped(drop_key, cond, self.cond_dropout)
+        loss, aux = self.loss_fn(params["network"], key, batch["x"], cond, **arguments)
         followed = (("t",) if self.resampler else ()) + (("vlb",) if self.learned_variance else ())
         return loss, {name: aux[name] for name in followed}
 
@@ -69,43 +81,64 @@ class Diffusion:
         seen = (metrics["t"].reshape(-1), metrics["vlb"].reshape(-1))
         return {**params, "frozen": {"resampler": self.resampler.update(params["frozen"]["resampler"], *seen)}}
 
-    def denoiser(self, params: Params, cond: Cond = None) -> Denoiser:
-        """D(x, t) as solvers see it: conditions bound, guidance applied."""
+    def model(self, params: Params, cond: Cond = None) -> Model:
+        """The network's denoiser and its condition, embedded, before guidance."""
         make = parameterizations.learned_variance_denoiser if self.learned_variance else parameterizations.denoiser
         D = make(lambda x, c_noise, cond: self.apply(params["network"], x, c_noise, cond), self.param, self.process)
-        D = self.guidance(D)
-        D = clip(D) if self.clip else D
-        return parameterizations.bound_to(D, cond)
+        embedded = self.embed(params["network"], self.conditions.of(cond))
+        null = self.embed(params["network"], self.conditions.null())
+        return Model(D=D, cond=embedded, null=null, given=cond, process=self.process)
+
+    def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
+        """D(x, t) as solvers see it: conditions bound, guidance applied, in its range.
+
+        `numbers` are those of the guidance, read by its `load` unless they are given.
+        """
+        numbers = self.guidance.load() if numbers is None else numbers
+        return self.threshold(self.guidance.steer(numbers, self.model(params, cond)))
 
     def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
-        """`num` samples under "samples", and their labels under "label" where the network takes any.
+        """`num` samples under "samples", and their conditions by name where the network or the guidance takes any.
 
         Sample i depends on fold_in(key, i) and cond[i] alone. Without `cond`, labels go round the classes.
         """
-        return labelled_rows(functools.partial(self._draw, params, key), num, self.batch_size, self.num_classes, cond)
+        draw = functools.partial(self._draw, params, key, numbers=self.guidance.load())
+        return conditioned_rows(draw, num, self.batch_size, self.steered, cond)
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """The loss of held-out examples, without dropout, and the figures of `likelihood`."""
+        """The loss of held-out examples, without dropout, and the figures of `likelihood`, both without guidance."""
         figures = {"loss": self.loss(params, key, batch, None)[0]}
         if self.likelihood:
-            D = self.denoiser(params, self._cond(batch))
+            D = self.unguided.denoiser(params, self.conditions.of(batch))
             figures |= self.likelihood(self.process, D, jax.random.fold_in(key, 1), batch["x"])
         return figures
 
     def draw(
-        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        ids: Int[Array, "batch"],
+        cond: Cond,
+        numbers: PyTree[Array] = None,
     ) -> Float[Array, "batch *shape"]:
         """The samples of `ids`, as a pure function for use under `jit`."""
         prior_key, noise_key = jax.random.split(key)
-        D = self.denoiser(params, cond)
+        D = self.denoiser(params, cond, numbers)
         x_T = prior(self.process, prior_key, (len(ids), *self.shape), ids=ids)
         times = self.grid(self.process, self.steps)
         x = sampling.sample(self.solver, self.process, D, noise_key, x_T, times, ids=ids)
         return D(x, times[-1]) if self.denoise else x
 
+    @property
+    def steered(self) -> Conditions:
+        """The conditions that samples are drawn under: those of the network and of the guidance."""
+        return self.conditions | self.guidance.conditions
+
+    @property
+    def unguided(self) -> Diffusion:
+        """The same model without guidance."""
+        return dataclasses.replace(self, guidance=UNGUIDED)
+
     @functools.cached_property
     def _draw(self) -> Callable[..., Float[Array, "batch *shape"]]:
         return jax.jit(self.draw)
-
-    def _cond(self, batch: dict[str, Array]) -> Cond:
-        return {"label": batch["label"]} if self.num_classes else None

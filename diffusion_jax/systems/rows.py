@@ -8,6 +8,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, PyTree
 
+from diffusion_jax.conditions import Conditions
 from diffusion_jax.types import Cond
 
 
@@ -37,16 +38,28 @@ def in_batches(
     return jax.tree.map(lambda *p: np.concatenate(p)[:num], *parts)
 
 
-def labelled_rows(
+def conditioned_rows(
     draw: Callable[[Int[Array, "batch"], Cond], Float[Array, "batch *shape"]],
     num: int,
     batch_size: int,
-    num_classes: int,
+    conditions: Conditions,
     cond: dict[str, Array | np.ndarray] | None,
 ) -> dict[str, np.ndarray]:
-    """`in_batches` as {"samples": ..., "label": ...}: without `cond`, the labels go round `num_classes` classes."""
-    if cond is None and num_classes:
-        cond = {"label": np.arange(num) % num_classes}
+    """`in_batches` as {"samples": ..., **cond}. Without `cond`, labels go round the classes, where there is no other
+    condition.
+
+    Raises ValueError for a missing condition, one of another shape, ids out of range, or another number of rows.
+    """
+    if cond is None and set(conditions.shapes) == {"label"}:
+        cond = {"label": np.arange(num) % conditions.num_classes}
+    if conditions.shapes:
+        cond = {name: np.asarray(value) for name, value in (conditions.of(cond or {}) or {}).items()}
+        conditions.check(cond)
+        short = [name for name, value in cond.items() if len(value) != num]
+        if short:
+            raise ValueError(f"condition {short[0]!r} has {len(cond[short[0]])} rows for {num} samples")
+    else:
+        cond = None
     return {"samples": in_batches(draw, num, batch_size, cond), **(cond or {})}
 
 

@@ -16,7 +16,7 @@ from diffusion_jax.dequantization import to_levels
 from diffusion_jax.losses import vdm
 from diffusion_jax.processes import LearnedVP, row_keys, row_normal
 from diffusion_jax.systems.diffusion import Diffusion
-from diffusion_jax.systems.rows import labelled_rows
+from diffusion_jax.systems.rows import conditioned_rows
 from diffusion_jax.types import Cond, Params, Train
 
 
@@ -65,8 +65,9 @@ class VDM:
         process, x_0 = self.process(params), self._on_levels(batch["x"])
         u, _ = times.low_discrepancy(t_min=0.0)(process, time_key, x_0.shape[0])
         eps = jax.random.normal(noise_key, x_0.shape, x_0.dtype)
+        cond = self.diffusion.conditions.of(batch)
         diffusion = self._diffusion_loss(
-            params["network"], process, diffusion_key, x_0, self._time(u), self._cond(batch), train=train is not None
+            params["network"], process, diffusion_key, x_0, self._time(u), cond, train=train is not None
         )
         parts = self._other_parts(process, eps, x_0) | {"diffusion": diffusion}
         return sum(parts.values()), parts | {"gamma_0": process.gamma_0, "gamma_1": process.gamma_1}
@@ -77,12 +78,12 @@ class VDM:
     def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
         """As `Diffusion.sample`, with the learned process."""
         draw = functools.partial(self._draw, params, key)
-        return labelled_rows(draw, num, self.diffusion.batch_size, self.diffusion.num_classes, cond)
+        return conditioned_rows(draw, num, self.diffusion.batch_size, self.diffusion.steered, cond)
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """`bits_per_dim` of held-out examples, an estimate of the bound with `num_times` evenly spread times for each,
         its parts `reconstruction`, `prior` and `diffusion`, and the figures of the diffusion's own `likelihood`."""
-        process, x_0, cond = self.process(params), self._on_levels(batch["x"]), self._cond(batch)
+        process, x_0, cond = self.process(params), self._on_levels(batch["x"]), self.diffusion.conditions.of(batch)
         keys = row_keys(key, jnp.arange(x_0.shape[0]))
 
         def row(key: Array, x: Array, cond: Cond) -> Array:
@@ -101,7 +102,7 @@ class VDM:
         parts["diffusion"] = jax.vmap(row)(keys, x_0, cond)
         figures = {"bits_per_dim": sum(parts.values()), **parts}
         if self.diffusion.likelihood:
-            D = self.at(params).denoiser(params, cond)
+            D = self.at(params).unguided.denoiser(params, cond)
             others = self.diffusion.likelihood(process, D, jax.random.fold_in(key, 1), batch["x"])
             figures |= {f"likelihood_{name}": value for name, value in others.items()}
         return figures
@@ -141,6 +142,3 @@ class VDM:
 
     def _on_levels(self, x: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         return 2 * to_levels(x, self.levels).astype(x.dtype) / (self.levels - 1) - 1
-
-    def _cond(self, batch: dict[str, Array]) -> Cond:
-        return {"label": batch["label"]} if self.diffusion.num_classes else None

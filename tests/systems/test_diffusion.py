@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import build
+from diffusion_jax.guidance import thresholding
 from diffusion_jax.types import System, Train
 from tests.runs import digits, toy
 
@@ -91,10 +92,11 @@ def test_denoise_ends_with_the_denoiser():
     assert np.abs(denoised - plain).max() > 1e-5
 
 
-def test_clip_limits_the_denoiser():
+def test_the_threshold_limits_the_denoiser():
     system, params = _system()
     x, t = 30 * jax.random.normal(jax.random.key(0), (16, 2)), jnp.float32(0.9)
-    free, limited = (dataclasses.replace(system, clip=c).denoiser(params)(x, t) for c in (False, True))
+    limits = (lambda D: D, thresholding.static())
+    free, limited = (dataclasses.replace(system, threshold=limit).denoiser(params)(x, t) for limit in limits)
     assert jnp.abs(free).max() > 1
     np.testing.assert_allclose(limited, jnp.clip(free, -1, 1), atol=1e-6)
 

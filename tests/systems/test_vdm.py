@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax import build, grids, processes, solvers, systems
+from diffusion_jax.conditions import Conditions
 from diffusion_jax.sections import ConfigError
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System
@@ -55,7 +56,6 @@ def gaussian(levels: int, **changes) -> systems.VDM:
         process=processes.learned_vp(-12.0, 12.0, hidden=4),
         param=PARAM,
         loss_fn=lambda params, key, x_0, cond=None: (jnp.zeros(len(x_0)), {}),
-        guidance=lambda D: D,
         solver=solvers.ddim(),
         grid=grids.uniform(t_min=0.0),
         steps=100,
@@ -153,7 +153,7 @@ def test_labels_reach_the_network():
     def apply(params, x, c_noise, cond, *, key=None):
         return jnp.zeros_like(x) + cond["label"][:, None]
 
-    diffusion = dataclasses.replace(gaussian(17).diffusion, apply=apply, num_classes=10, steps=1)
+    diffusion = dataclasses.replace(gaussian(17).diffusion, apply=apply, conditions=Conditions(num_classes=10), steps=1)
     system = systems.VDM(diffusion=diffusion, levels=17, num_times=1)
     params = jax.jit(system.init)(jax.random.key(0))
     batch = {"x": jnp.zeros((2, 2)), "label": jnp.array([0, 9])}

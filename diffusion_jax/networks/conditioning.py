@@ -1,0 +1,152 @@
+"""How networks read conditions: once per sample, apart from the trunk that runs at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from diffusion_jax.conditions import Conditions
+from diffusion_jax.networks import layers
+from diffusion_jax.types import Cond, Embedded
+
+
+def embed(
+    cond: Cond,
+    conditions: Conditions,
+    batch: int | None = None,
+    *,
+    label: Callable[[Array], Array] | None = None,
+    vector: Callable[[Array], Array] | None = None,
+    tokens: Callable[[Array], Array] | None = None,
+) -> Embedded:
+    """The conditions of a network, read by the functions it has for them; what is embedded already stays.
+
+    None stands for no condition in each of `batch` rows. `tokens` reads ids; without it they come with a mask.
+
+    Raises:
+        ValueError: if a condition is missing or of another shape.
+    """
+    if isinstance(cond, Embedded):
+        return cond
+    found = (conditions.null(batch) if cond is None else conditions.of(cond)) or {}
+    for name, array in found.items():
+        shape = conditions.shapes[name].shape
+        if array.shape[1:] != shape or (batch is not None and array.shape[0] != batch):
+            rows = "batch" if batch is None else batch
+            raise ValueError(f"cond[{name!r}] has shape {array.shape}; it must be {(rows, *shape)}.")
+    vectors = [f(found[name]) for name, f in (("label", label), ("vector", vector)) if name in found]
+    context, mask = found.get("tokens"), found.get("mask")
+    if context is not None and tokens is not None:
+        context, mask = tokens(context), context != 0
+    return Embedded(sum(vectors) if vectors else None, context, mask, found.get("image"))
+
+
+class VectorEmbedding(nnx.Module):
+    """Two dense layers from a vector of conditions to the embedding: [batch, dim] -> [batch, out_features]."""
+
+    def __init__(self, dim: int, out_features: int, *, rngs: nnx.Rngs):
+        self.linear_1 = layers.linear(dim, out_features, rngs=rngs)
+        self.linear_2 = layers.linear(out_features, out_features, rngs=rngs)
+
+    def __call__(self, vector: Float[Array, "batch c"]) -> Float[Array, "batch features"]:
+        return self.linear_2(jax.nn.silu(self.linear_1(vector)))
+
+
+class TokenEncoder(nnx.Module):
+    """A transformer over a sequence of ids, trained with the network: [batch, n] -> [batch, n, dim].
+
+    Learned positions, and `depth` blocks of attention and MLP with the normalisation before them; 0 is padding, which
+    nothing attends to. As the transformers of LDM's and GLIDE's text-conditional models (arXiv:2112.10752, appendix
+    E.2.1; arXiv:2112.10741, section 4).
+
+    Args:
+        vocabulary: number of ids, padding included.
+        max_tokens: length n of a sequence.
+        dim: width, a multiple of `num_heads`.
+        depth: number of blocks.
+        num_heads: attention heads.
+        rngs: randomness of the initial parameters.
+    """
+
+    def __init__(
+        self, vocabulary: int, max_tokens: int, dim: int, *, depth: int = 2, num_heads: int = 4, rngs: nnx.Rngs
+    ):
+        if dim % num_heads:
+            raise ValueError(f"token_dim={dim} must be a multiple of {num_heads}, the heads of the text encoder.")
+        init = nnx.initializers.normal(0.02)
+        self.token_embedding = nnx.Embed(vocabulary, dim, embedding_init=init, rngs=rngs)
+        self.position_embedding = nnx.Embed(max_tokens, dim, embedding_init=init, rngs=rngs)
+        self.blocks = nnx.List([TokenBlock(dim, num_heads, rngs=rngs) for _ in range(depth)])
+        self.norm = nnx.LayerNorm(dim, rngs=rngs)
+
+    def __call__(self, ids: Int[Array, "batch n"]) -> Float[Array, "batch n dim"]:
+        h = self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))
+        for block in self.blocks:
+            h = block(h, ids != 0)
+        return self.norm(h)
+
+
+class TokenBlock(nnx.Module):
+    """One block of `TokenEncoder`."""
+
+    def __init__(self, dim: int, num_heads: int, *, rngs: nnx.Rngs):
+        self.num_heads = num_heads
+        self.norm1 = nnx.LayerNorm(dim, rngs=rngs)
+        self.qkv = layers.linear(dim, 3 * dim, rngs=rngs)
+        self.proj = layers.linear(dim, dim, rngs=rngs)
+        self.norm2 = nnx.LayerNorm(dim, rngs=rngs)
+        self.fc1 = layers.linear(dim, 4 * dim, rngs=rngs)
+        self.fc2 = layers.linear(4 * dim, dim, rngs=rngs)
+
+    def __call__(self, h: Float[Array, "batch n c"], mask: Bool[Array, "batch n"]) -> Float[Array, "batch n c"]:
+        q, k, v = jnp.split(self.qkv(self.norm1(h)), 3, -1)
+        h = h + self.proj(masked_attention(q, k, v, mask, self.num_heads))
+        return h + self.fc2(jax.nn.gelu(self.fc1(self.norm2(h))))
+
+
+class CrossAttention(nnx.Module):
+    """Residual attention of all places of x to a context: x + out(attention(q(norm(x)), k(context), v(context))).
+
+    x is [batch, ..., channels]. It starts as the identity, and is the identity where the context is empty.
+
+    Args:
+        channels: of x.
+        context_dim: of the context.
+        num_heads: divides `channels`.
+        norm: normalises x for the queries.
+        rngs: randomness of the initial parameters.
+    """
+
+    def __init__(self, channels: int, context_dim: int, *, num_heads: int, norm: nnx.Module, rngs: nnx.Rngs):
+        if num_heads < 1 or channels % num_heads:
+            raise ValueError(f"num_heads={num_heads} must be a positive divisor of the number of channels, {channels}.")
+        self.num_heads = num_heads
+        self.norm = norm
+        self.to_q = layers.linear(channels, channels, rngs=rngs)
+        self.to_k = layers.linear(context_dim, channels, rngs=rngs)
+        self.to_v = layers.linear(context_dim, channels, rngs=rngs)
+        self.to_out = layers.linear(channels, channels, scale=0.0, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch *places c"], context: Float[Array, "batch n d"], mask: Bool[Array, "batch n"]
+    ) -> Float[Array, "batch *places c"]:
+        query = self.to_q(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+        found = masked_attention(query, self.to_k(context), self.to_v(context), mask, self.num_heads)
+        some = jnp.any(mask, axis=1)[:, None, None]
+        return x + jnp.where(some, self.to_out(found), 0).reshape(x.shape)
+
+
+def masked_attention(
+    query: Float[Array, "batch n c"],
+    key: Float[Array, "batch m c"],
+    value: Float[Array, "batch m c"],
+    mask: Bool[Array, "batch m"],
+    num_heads: int,
+) -> Float[Array, "batch n c"]:
+    """As `layers.attention`, to the places of `mask` only; finite and without meaning where there are none."""
+    split = [x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value)]
+    return jax.nn.dot_product_attention(*split, mask=mask[:, None, None, :]).reshape(query.shape)
