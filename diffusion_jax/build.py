@@ -23,6 +23,7 @@ from diffusion_jax import (
     data,
     dequantization,
     grids,
+    guides,
     judging,
     likelihood,
     losses,
@@ -37,6 +38,7 @@ from diffusion_jax.conditions import Conditions
 from diffusion_jax.data import toys
 from diffusion_jax.guidance import steering, thresholding
 from diffusion_jax.networks.dit import DiT
+from diffusion_jax.networks.encoder_unet import EncoderUNet
 from diffusion_jax.networks.functional import embedder, fourier_features, init_apply
 from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.ncsnpp import NCSNpp
@@ -114,6 +116,7 @@ NETWORKS = {
     "ncsnv2": NCSNv2,
     "ncsnpp": NCSNpp,
     "dit": DiT,
+    "encoder_unet": EncoderUNet,
 }
 PREDICTORS = {
     "ancestral": solvers.ancestral,
@@ -152,7 +155,12 @@ SOLVERS = {
     "unipc": solvers.unipc,
     "predictor_corrector": _predictor_corrector,
 }
-GUIDANCE = {"none": steering.none, "classifier_free": steering.classifier_free}
+GUIDANCE = {
+    "none": steering.none,
+    "classifier_free": steering.free,
+    "classifier": guides.classifier,
+    "autoguidance": guides.autoguidance,
+}
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": likelihood.ode, "bound": bounds.bound}
 
@@ -239,7 +247,7 @@ def _diffusion(config: ConfigDict, cond_dropout: float = 0.0) -> systems.Diffusi
         conditions=read,
         cond_dropout=cond_dropout,
         embed=embedding(config) if read.shapes else lambda params, cond: cond,
-        guidance=construct(GUIDANCE, "guidance", config.guidance),
+        guidance=construct(GUIDANCE, "guidance", config.guidance, config=config, trained=trained),
         threshold=construct(THRESHOLDS, "sampling.threshold", config.sampling.threshold),
         solver=construct(SOLVERS, "solver", config.solver, **total),
         grid=grid,
@@ -293,11 +301,34 @@ def _variational_dequantization(config: ConfigDict) -> systems.VariationalDequan
     return construct({config.system.name: systems.VariationalDequantization}, "system", section, **given)
 
 
+def _noisy_classifier(config: ConfigDict) -> systems.NoisyClassifier:
+    """Of the sections that describe a diffusion model `process`, `times`, `network` and what `parameterization` tells
+    the network are used."""
+    process = construct(PROCESSES, "process", config.process)
+    param = parameterization(config)
+    steps = {"num_steps": process.num_steps} if hasattr(process, "num_steps") else {}
+    draw_times = construct(TIMES, "times", config.times, **steps)
+    if isinstance(draw_times, times.Resampler):
+        raise ConfigError(f"config.times.name={config.times.name!r} follows the bound, which a classifier has not")
+    drawn, _ = jax.jit(draw_times, static_argnums=2)(process, jax.random.key(0), 4096)
+    checks.check_coefficients(config, process, param, np.asarray(drawn))
+    if config.network.name != "encoder_unet":
+        raise ConfigError(f"config.network.name={config.network.name!r} must be 'encoder_unet' for a classifier")
+    init, apply = network(config)
+    given = dict(init_network=init, apply=apply, process=process, param=param, times=draw_times)
+    return systems.NoisyClassifier(num_classes=config.network.get("num_classes", 0), **given)
+
+
 def _conditional_diffusion(config: ConfigDict) -> systems.Diffusion:
     return construct({"diffusion": functools.partial(_diffusion, config)}, "system", config.system)
 
 
-SYSTEMS = {"diffusion": _conditional_diffusion, "vdm": _vdm, "variational_dequantization": _variational_dequantization}
+SYSTEMS = {
+    "diffusion": _conditional_diffusion,
+    "noisy_classifier": _noisy_classifier,
+    "vdm": _vdm,
+    "variational_dequantization": _variational_dequantization,
+}
 # What a fresh start takes from other runs, by system.
 PRETRAINED = {
     "variational_dequantization": lambda config: {

@@ -17,7 +17,7 @@ from diffusion_jax.evaluation import sheets
 from diffusion_jax.evaluation.report import format_report, write_evaluation
 from diffusion_jax.job import Job, averaged, fresh_state, load_params, prepare
 from diffusion_jax.networks.functional import count_parameters
-from diffusion_jax.sections import refusal
+from diffusion_jax.sections import ConfigError, refusal
 from diffusion_jax.systems.rows import in_batches
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints
@@ -69,6 +69,8 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 params = averaged(job, state.params, state.ema)
                 num = min(config.sampling.num_samples, config.sampling.batch_size)
                 drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num)
+                if not drawn:
+                    return "saved; a classifier draws no samples"
                 if not _picture(job, params, drawn, path):
                     return "no picture of the samples, which are latents or not finite"
                 writer.images(step, {"samples": str(path)})
@@ -114,6 +116,11 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     with jax.set_mesh(job.mesh):
         began = time.monotonic()
         drawn = job.system.sample(params, jax.random.key(config.sampling.seed), config.sampling.num_samples)
+        if not drawn:
+            raise ConfigError(
+                f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate gives its figures, and "
+                "config.guidance steers a diffusion model with it"
+            )
         seconds = time.monotonic() - began
         path = directory / "samples" / f"{config.sampling.file}.npz"
         if jax.process_index() == 0:
@@ -140,7 +147,7 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
     num = config.evaluation.num_samples
     with jax.set_mesh(job.mesh):
         _say(f"evaluating step {step} with {num} samples ({_how(config)})")
-        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num)
+        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num) if metrics else {}
         figures = {"step": step, "solver": config.solver.name, "steps": config.sampling.steps}
         figures |= {"seed": config.sampling.seed, "num_samples": num, **_held_out(job, params, held_out)}
         for metric in metrics:

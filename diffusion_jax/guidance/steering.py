@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from diffusion_jax.conditions import NO_CONDITIONS, Conditions
-from diffusion_jax.guidance import classifier_free as free
 from diffusion_jax.guidance.classifier import LogLikelihood, classifier
+from diffusion_jax.guidance.classifier_free import autoguidance, check, classifier_free
 from diffusion_jax.parameterizations import bound_to
 from diffusion_jax.types import Cond, Denoiser, Params, Process
 
@@ -50,7 +50,7 @@ def none() -> Guidance:
     return Guidance(load=dict, steer=lambda numbers, model: bound_to(model.D, model.cond))
 
 
-def classifier_free(
+def free(
     scale: float = 1.0,
     schedule: str = "constant",
     interval: tuple[float, ...] = (),
@@ -61,35 +61,35 @@ def classifier_free(
     Raises ValueError for a schedule that is not in `SCHEDULES`, an empty interval, or `rescale` outside [0, 1].
     """
     factor, within = _schedule(schedule), tuple(interval) or None
-    free.check(within, rescale)
+    check(within, rescale)
 
     def steer(numbers: PyTree[Array], model: Model) -> Denoiser:
         if model.cond is None:
             return bound_to(model.D, None)
         w = lambda t: 1 + (numbers["scale"] - 1) * factor(t)  # noqa: E731
-        return bound_to(free.classifier_free(model.D, w, model.null, within, rescale), model.cond)
+        return bound_to(classifier_free(model.D, w, model.null, within, rescale), model.cond)
 
     return Guidance(load=lambda: {"scale": jnp.float32(scale)}, steer=steer)
 
 
-def autoguidance(
+def auto(
     weak: Callable[[Params, Cond], Denoiser],
     load_weak: Callable[[], Params],
     scale: float = 1.0,
     schedule: str = "constant",
     interval: tuple[float, ...] = (),
 ) -> Guidance:
-    """`guidance.autoguidance` by the model `weak(params, cond) -> D(x, t)`; w(t) as in `classifier_free`.
+    """`guidance.autoguidance` by the model `weak(params, cond) -> D(x, t)`; w(t) as in `free`.
 
     Raises ValueError for a schedule that is not in `SCHEDULES`, or an empty interval.
     """
     factor, within = _schedule(schedule), tuple(interval) or None
-    free.check(within, 0.0)
+    check(within, 0.0)
 
     def steer(numbers: PyTree[Array], model: Model) -> Denoiser:
         D_weak = weak(numbers["params"], model.given)
         w = lambda t: 1 + (numbers["scale"] - 1) * factor(t)  # noqa: E731
-        return free.autoguidance(bound_to(model.D, model.cond), lambda x, t, _: D_weak(x, t), w, within)
+        return autoguidance(bound_to(model.D, model.cond), lambda x, t, _: D_weak(x, t), w, within)
 
     return Guidance(load=lambda: {"scale": jnp.float32(scale), "params": load_weak()}, steer=steer)
 

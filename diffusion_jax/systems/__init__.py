@@ -2,6 +2,7 @@
 
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.noisy_classifier import NoisyClassifier
 from diffusion_jax.systems.vdm import VDM
 
-__all__ = ["VDM", "Diffusion", "VariationalDequantization"]
+__all__ = ["VDM", "Diffusion", "NoisyClassifier", "VariationalDequantization"]

@@ -1,0 +1,89 @@
+"""A classifier of noisy data, p(y | x_t, t), whose gradient steers a diffusion model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.conditions import Conditions
+from diffusion_jax.parameterizations import Parameterization
+from diffusion_jax.processes import bcast, perturb, row_keys, row_normal
+from diffusion_jax.times import Times
+from diffusion_jax.types import Apply, Cond, Params, Process, Train
+
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # times at which `evaluate` measures
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisyClassifier:
+    """Train log p(label | x_t, t) = log_softmax(F(c_in x_t, c_noise)) by cross-entropy at the times of training.
+
+    Batches are {"x": [batch, *shape], "label": [batch]}, parameters {"network": ...}. It draws no samples. See
+    `diffusion_jax.types.System`; arXiv:2105.05233, section 4; arXiv:2011.13456, appendix I.
+    """
+
+    init_network: Callable[[Key[Array, ""]], Params]
+    apply: Apply  # (params, x, c_noise, cond, *, key) -> logits [batch, num_classes]
+    process: Process
+    param: Parameterization  # whose c_in and c_noise the network is given
+    times: Times
+    num_classes: int
+
+    @property
+    def conditions(self) -> Conditions:
+        """What it steers towards."""
+        return Conditions(num_classes=self.num_classes)
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        return {"network": self.init_network(key)}
+
+    def logits(
+        self, params: Params, x: Float[Array, "batch *shape"], t: Array, key: Key[Array, ""] | None = None
+    ) -> Float[Array, "batch classes"]:
+        """Of x at time t, a scalar or [batch]; with `key`, dropout is active."""
+        c = self.param(self.process, jnp.broadcast_to(t, x.shape[:1]))
+        return self.apply(params["network"], bcast(c.c_in, x) * x, c.c_noise, None, key=key)
+
+    def log_prob(
+        self, params: Params, x: Float[Array, "batch *shape"], t: Array, cond: dict[str, Array]
+    ) -> Float[Array, "batch"]:
+        """log p(cond["label"] | x, t)."""
+        log_probs = jax.nn.log_softmax(self.logits(params, x, t))
+        return jnp.take_along_axis(log_probs, cond["label"][:, None], axis=1)[:, 0]
+
+    def loss(
+        self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
+    ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
+        """The cross-entropy in nats. The metric is `accuracy`, at the times that are drawn."""
+        time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        t, weight = self.times(self.process, time_key, batch["x"].shape[0])
+        x_t, _ = perturb(self.process, noise_key, batch["x"], t)
+        logits = self.logits(params, x_t, t, dropout_key if train is not None else None)
+        found = jax.nn.log_softmax(logits)
+        loss = -jnp.take_along_axis(found, batch["label"][:, None], axis=1)[:, 0]
+        return weight * loss, {"accuracy": (jnp.argmax(logits, 1) == batch["label"]).astype(jnp.float32)}
+
+    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
+        return params
+
+    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
+        """Nothing: a classifier draws no samples."""
+        return {}
+
+    def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
+        """The loss of held-out examples, and the accuracy at each of the times `LEVELS`, as `accuracy_t0.1`."""
+        loss, metrics = self.loss(params, key, batch, None)
+        figures = {"loss": loss, **metrics}
+        keys = row_keys(key, jnp.arange(len(batch["x"])))
+        for i, level in enumerate(LEVELS):
+            t = jnp.float32(level)
+            noise = row_normal(row_keys(keys, i), batch["x"])
+            x_t = self.process.alpha(t) * batch["x"] + self.process.sigma(t) * noise
+            right = jnp.argmax(self.logits(params, x_t, t), 1) == batch["label"]
+            figures[f"accuracy_t{level:g}"] = right.astype(jnp.float32)
+        return figures
