@@ -22,6 +22,7 @@ from diffusion_jax import (
     checks,
     data,
     dequantization,
+    first_stages,
     grids,
     guides,
     judging,
@@ -35,7 +36,7 @@ from diffusion_jax import (
     weightings,
 )
 from diffusion_jax.conditions import Conditions
-from diffusion_jax.data import toys
+from diffusion_jax.data import latents, toys
 from diffusion_jax.guidance import steering, thresholding
 from diffusion_jax.networks.dit import DiT
 from diffusion_jax.networks.encoder_unet import EncoderUNet
@@ -169,6 +170,9 @@ def data_shape(config: ConfigDict) -> tuple[int, ...]:
     """The shape of one example: [size, size, channels], or [2] for points in the plane."""
     if config.data.get("name") == "toy":
         return (2,)
+    if config.data.get("name") == "latents":
+        with refusal("config.data"):
+            return latents.read_header(config.data.get("path", ""), config.data.split).shape
     for key in ("image_size", "channels"):
         if not isinstance(config.data.get(key), int) or config.data[key] < 1:
             raise ConfigError(
@@ -329,8 +333,17 @@ SYSTEMS = {
     "vdm": _vdm,
     "variational_dequantization": _variational_dequantization,
 }
+SYSTEMS |= dict.fromkeys(
+    ("autoencoder_kl", "vqgan"), lambda config: first_stages.autoencoder(config, data_shape(config))
+)
+SYSTEMS["latent_diffusion"] = lambda config: first_stages.latent_diffusion(config, trained, system)
 # What a fresh start takes from other runs, by system.
 PRETRAINED = {
+    "autoencoder_kl": first_stages.pretrained,
+    "vqgan": first_stages.pretrained,
+    "latent_diffusion": lambda config: {
+        "frozen": {"first_stage": first_stages.first_stage_params(first_stages.first_stage_of(config, trained).load())}
+    },
     "variational_dequantization": lambda config: {
         "frozen": {"diffusion": trained(config.system.model, "config.system.model").load()}
     },

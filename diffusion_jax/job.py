@@ -75,10 +75,10 @@ def fresh_state(job: Job) -> TrainState:
         return init_state(job.system, job.optimizer, job.config.ema.rates, key)
 
     given = load_params(job, pathlib.Path(job.config.weights)) if job.config.weights else None
+    others = {} if given else build.pretrained(job.config)
     state = jax.jit(start, out_shardings=job.layout)(jax.random.key(job.config.seed))
     if given is None:
-        params = build.pretrained(job.config)
-        placed = jax.device_put(params, _part(job.layout.params, params))
+        placed = jax.device_put(others, _part(job.layout.params, others))
         return dataclasses.replace(state, params=_filled(state.params, placed))
     params, _ = given
     # The average is a copy, because the train step gives away every buffer of its state once.

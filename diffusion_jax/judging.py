@@ -29,6 +29,11 @@ def metrics(
     ConfigError for a metric that the data or the config cannot give.
     """
     found = [lookup(METRICS, "evaluation.metrics", name) for name in config.evaluation.metrics]
+    if found and config.data.name == "latents":
+        raise ConfigError(
+            f"config.evaluation.metrics={config.evaluation.metrics!r} are figures of images, which config.data.name="
+            "'latents' has not: train with config.evaluation.metrics=(), and evaluate with the data set of the images"
+        )
     images = len(source.shape) == 3
     if _classifier in found and not (images and source.num_classes):
         raise ConfigError("config.evaluation.metrics: 'classifier' needs images with labels; () asks for no metric")

@@ -84,7 +84,9 @@ class System(Protocol):
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
     ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
-        """Per-example loss and metrics. An adversarial system adds its losses with stop_gradient between groups."""
+        """Per-example loss and metrics. An adversarial system adds its losses with stop_gradient between groups.
+
+        The entry "followed" of the metrics, of any structure, is for `advance` alone and not logged."""
 
     def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
         """What changes without a gradient after each optimizer step: target networks, codebooks. Often nothing."""

@@ -48,6 +48,23 @@ STANDS_ON = {
     "dequantization:digits": ("system.model", "score_sde:digits_vp_likelihood"),
     "dequantization:mnist": ("system.model", "score_sde:mnist_vp_likelihood"),
     "dequantization:cifar10": ("system.model", "score_sde:cifar10_vp_ddpmpp_deep_likelihood"),
+    **{
+        f"latent_diffusion:{variant}": ("system.first_stage", run)
+        for variant, run in {
+            "digits": "autoencoder_kl:digits",
+            "digits_dit": "vqgan:digits",
+            "mnist": "autoencoder_kl:mnist",
+            "cifar10_f2": "autoencoder_kl:cifar10_f2",
+            "cifar10_f4": "autoencoder_kl:cifar10_f4",
+            "crawl_tiles_f4": "autoencoder_kl:crawl_tiles_f4",
+            "celebahq_ldm4": "vqgan:openimages_f4",
+            "ffhq_ldm4": "vqgan:openimages_f4",
+            "lsun_bedroom_ldm4": "vqgan:openimages_f4",
+            "lsun_church_ldm8": "autoencoder_kl:openimages_f8",
+            "imagenet_ldm4": "vqgan:openimages_f4",
+            "imagenet_dit_xl2": "autoencoder_kl:openimages_f8",
+        }.items()
+    },
 }
 
 

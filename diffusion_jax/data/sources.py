@@ -97,8 +97,9 @@ def load(
     """Open one split of a data set. The arguments are the keys of `config.data`.
 
     Args:
-        name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points), or
-            any TFDS image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
+        name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points),
+            "latents" (of `diffusion_jax.latents`; image_size and channels are then those of the images), or any TFDS
+            image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and
             "arrays" are taken after one fixed shuffle, because files are often sorted by class.
         eval_split: what `evaluation=True` reads in place of `split`.
@@ -129,6 +130,10 @@ def load(
         if image_size or channels or crop or flip or dequantize:
             raise ValueError("Toys have no pixels: image_size, channels, crop, flip and dequantize must stay unset.")
         return _toy(kind, split, num_examples, seed)
+    if name == "latents":
+        from diffusion_jax.data import latents
+
+        return latents.source(path or "", split, num_workers)
     if name in ("folder", "arrays") and not path:
         raise ValueError(f"data.path must be set for data.name = {name!r}.")
     if name == "arrays":

@@ -1,8 +1,10 @@
 """Systems: what the trainer drives. Each implements the Protocol `diffusion_jax.types.System`."""
 
+from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
 from diffusion_jax.systems.vdm import VDM
 
-__all__ = ["VDM", "Diffusion", "NoisyClassifier", "VariationalDequantization"]
+__all__ = ["VDM", "Autoencoder", "Diffusion", "LatentDiffusion", "NoisyClassifier", "VariationalDequantization"]

@@ -100,7 +100,8 @@ def make_train_step(
             ema=ema.update(state.ema, params, state.step, ema_rates, ema_warmup),
             opt_state=opt_state,
         )
-        metrics = {**jax.tree.map(jnp.mean, metrics), "grad_norm": optax.global_norm(grads)}
+        logged = {name: value for name, value in metrics.items() if name != "followed"}
+        metrics = {**jax.tree.map(jnp.mean, logged), "grad_norm": optax.global_norm(grads)}
         if isinstance(opt_state, optax.ApplyIfFiniteState):
             metrics["skipped_steps"] = opt_state.total_notfinite.astype(jnp.float32)
             metrics["skipped_in_a_row"] = opt_state.notfinite_count.astype(jnp.float32)

@@ -1,0 +1,68 @@
+"""What autoencoders are trained for: reconstruction, perceptual distance, a discriminator that is to be deceived."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PyTree
+
+RECONSTRUCTIONS = {"l1": jnp.abs, "l2": jnp.square}
+
+
+def reconstruction(
+    name: str,
+) -> Callable[[Float[Array, "batch *shape"], Float[Array, "batch *shape"]], Float[Array, "batch"]]:
+    """Mean of |x - y| ("l1") or (x - y)^2 ("l2") over all but the first axis. ValueError for another name."""
+    if name not in RECONSTRUCTIONS:
+        raise ValueError(f"reconstruction={name!r} is unknown; choose one of {', '.join(RECONSTRUCTIONS)}")
+    return lambda x, y: RECONSTRUCTIONS[name](x - y).mean(tuple(range(1, x.ndim)))
+
+
+def laplacian(x: Float[Array, "batch h w c"], y: Float[Array, "batch h w c"]) -> Float[Array, "batch"]:
+    """Distance of Laplacian pyramids, sum_j mean |L_j(x) - L_j(y)|: a perceptual distance without weights.
+
+    L_j are the levels of detail from fine to coarse: each is an image less its average over 2 x 2 pixels, which the
+    next level takes apart, down to where a side is odd or 1. Lost edges and contrast weigh more in it than in the mean
+    difference of pixels. It is Lap_1 of arXiv:1707.05776 (section 3), whose factor 4^j makes means of sums, with
+    averages over 2 x 2 pixels for the Gaussian filter.
+    """
+    total, rest = jnp.zeros(len(x)), x - y
+    while rest.shape[1] > 1 and not (rest.shape[1] % 2 or rest.shape[2] % 2):
+        batch, h, w, c = rest.shape
+        coarse = rest.reshape(batch, h // 2, 2, w // 2, 2, c).mean((2, 4))
+        detail = rest.reshape(batch, h // 2, 2, w // 2, 2, c) - coarse[:, :, None, :, None]
+        total, rest = total + jnp.abs(detail).mean((1, 2, 3, 4, 5)), coarse
+    return total + jnp.abs(rest).mean((1, 2, 3))
+
+
+def hinge(real: Float[Array, "batch *n"], fake: Float[Array, "batch *n"]) -> Float[Array, "batch"]:
+    """The discriminator's loss on logits, (relu(1 - real) + relu(1 + fake)) / 2 (arXiv:1705.02894)."""
+    axes = tuple(range(1, real.ndim))
+    return 0.5 * (jax.nn.relu(1 - real).mean(axes) + jax.nn.relu(1 + fake).mean(axes))
+
+
+def vanilla(real: Float[Array, "batch *n"], fake: Float[Array, "batch *n"]) -> Float[Array, "batch"]:
+    """The discriminator's loss on logits, (softplus(-real) + softplus(fake)) / 2 (arXiv:1406.2661)."""
+    axes = tuple(range(1, real.ndim))
+    return 0.5 * (jax.nn.softplus(-real).mean(axes) + jax.nn.softplus(fake).mean(axes))
+
+
+DISCRIMINATOR_LOSSES = {"hinge": hinge, "vanilla": vanilla}
+
+
+def deception(fake: Float[Array, "batch *n"]) -> Float[Array, "batch"]:
+    """The autoencoder's share, minus the mean logit of its reconstruction (arXiv:2012.09841)."""
+    return -fake.mean(tuple(range(1, fake.ndim)))
+
+
+def adaptive_weight(reconstruction_gradient: PyTree[Array], deception_gradient: PyTree[Array]) -> Float[Array, ""]:
+    """lambda = |grad L_rec| / (|grad L_GAN| + 1e-4), at most 1e4 (arXiv:2012.09841, eq. 7).
+
+    The gradients are those for the decoder's last layer. With it, neither loss drowns the other whatever their scales.
+    No gradient passes.
+    """
+    ratio = optax.global_norm(reconstruction_gradient) / (optax.global_norm(deception_gradient) + 1e-4)
+    return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))

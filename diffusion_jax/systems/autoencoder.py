@@ -1,0 +1,216 @@
+"""First stages: autoencoders whose latents diffusion models are trained on, with or without a discriminator."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from diffusion_jax.bottlenecks import Bottleneck
+from diffusion_jax.evaluation.reconstruction import psnr, ssim
+from diffusion_jax.losses.first_stage import adaptive_weight, deception
+from diffusion_jax.processes import row_keys
+from diffusion_jax.systems.rows import in_batches
+from diffusion_jax.types import Cond, Params, Train
+
+Pairwise = Callable[[Float[Array, "batch h w c"], Float[Array, "batch h w c"]], Float[Array, "batch"]]
+_MEMORY = 0.99  # of the average that the statistics of latents are
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Adversary:
+    """A discriminator: `init(key) -> params`, `judge(params, x) -> logits`, and how it takes part."""
+
+    init: Callable[[Key[Array, ""]], Params]
+    judge: Callable[[Params, Array], Array]
+    loss: Callable[[Array, Array], Float[Array, "batch"]]  # of (logits of real images, of reconstructions)
+    start: int = 0  # the step from which on it takes part
+    weight: float = 1.0  # of the deception, in reconstruction losses
+    adaptive: bool = True  # multiply it by `losses.first_stage.adaptive_weight`
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.weight < 0:
+            raise ValueError(f"start={self.start} and weight={self.weight} must be at least 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Perceptual:
+    """A distance of images, `distance(params, x, y) -> [batch]`. `init(key)` draws parameters, which stay frozen."""
+
+    init: Callable[[Key[Array, ""]], Params]
+    distance: Callable[[Params, Array, Array], Float[Array, "batch"]]
+    weight: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Autoencoder:
+    """Train `encode` and `decode` of a network to reconstruct images through a bottleneck. See `types.System`.
+
+    The loss of an image is its reconstruction and perceptual loss, the penalty of the bottleneck, and from step `start`
+    of the adversary on the deception of the discriminator and the discriminator's own loss (arXiv:2012.09841,
+    arXiv:2112.10752): a sum whose parts reach disjoint groups of parameters, so that one step trains both networks.
+
+    Parameters are {"network", "discriminator" (with an adversary), "frozen": {"bottleneck", "latents", "perceptual"}}.
+    `latents` are averages over training, mean and mean square per channel, by which `latents` and `decode_latents`
+    standardise what diffusion models see; `latent_scale` > 0 is a fixed factor in their place.
+    """
+
+    init_network: Callable[[Key[Array, ""]], Params]
+    encode: Callable[[Params, Array], Array]
+    decode: Callable[[Params, Array], Array]
+    bottleneck: Bottleneck
+    reconstruction: Pairwise
+    perceptual: Perceptual | None
+    adversary: Adversary | None
+    shape: tuple[int, ...]  # of an image
+    latent_shape: tuple[int, ...]  # of what the decoder takes
+    batch_size: int = 128  # of sampling
+    latent_scale: float = 0.0
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        keys = jax.random.split(key, 3)
+        network = self.init_network(keys[0])
+        channels = self.latent_shape[-1]
+        frozen = {
+            "bottleneck": self.bottleneck.init(network),
+            "latents": {"mean": jnp.zeros(channels), "square": jnp.ones(channels)},
+        }
+        if self.perceptual:
+            frozen["perceptual"] = self.perceptual.init(keys[1])
+        trained = {"discriminator": self.adversary.init(keys[2])} if self.adversary else {}
+        return {"network": network, **trained, "frozen": frozen}
+
+    def loss(
+        self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
+    ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
+        """The sum of all parts; without `train`, without the adversary and without randomness. Metrics are the parts.
+
+        The entry "followed" of the metrics is what `advance` needs.
+        """
+        x, network = batch["x"], params["network"]
+        h = self.encode(network, x)
+        z, penalty, metrics, told = self.bottleneck(
+            network, params["frozen"]["bottleneck"], None if train is None else key, h
+        )
+        metrics["penalty"] = penalty
+        distance = functools.partial(self._distance, params, x)
+        if train is None or self.adversary is None:
+            y = self.decode(network, z)
+            loss = distance(y)
+            metrics["reconstruction"] = loss
+        else:
+            # The derivative is taken for the last kernel alone: it costs one layer, not the decoder.
+            last = network["decoder"]["conv_out"]["kernel"]
+            y, pull = jax.vjp(lambda kernel: self.decode(_with_last(network, kernel), z), last)
+            loss = distance(y)
+            metrics["reconstruction"] = loss
+            adversarial, parts = self._adversarial(params, x, y, distance, pull, train)
+            loss, metrics = loss + adversarial, metrics | parts
+        if train is not None:
+            kept = jax.lax.stop_gradient(z)
+            latents = {"mean": kept.mean((0, 1, 2)), "square": jnp.square(kept).mean((0, 1, 2))}
+            metrics["followed"] = {"bottleneck": told, "latents": latents}
+        return loss + penalty, metrics
+
+    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
+        """The state of the bottleneck and the statistics of latents follow the batch."""
+        told, frozen = metrics["followed"], params["frozen"]
+        network, bottleneck = self.bottleneck.advance(params["network"], frozen["bottleneck"], told["bottleneck"])
+        # A running mean over the first steps, of which nothing is the initial value.
+        memory = jnp.minimum(_MEMORY, train.step / (train.step + 1))
+        # With gradients accumulated over parts of a batch, there is one row per part.
+        latents = {
+            name: old + (1 - memory) * (told["latents"][name].reshape(-1, len(old)).mean(0) - old)
+            for name, old in frozen["latents"].items()
+        }
+        return {**params, "network": network, "frozen": {**frozen, "bottleneck": bottleneck, "latents": latents}}
+
+    def latents(
+        self, params: Params, keys: Key[Array, "batch"] | None, h: Float[Array, "batch h w c"]
+    ) -> Float[Array, "batch h w z"]:
+        """Standardised latents of h, the output of `encode`: (z - shift) / scale. Without `keys` nothing is random."""
+        shift, scale = self.shift_and_scale(params)
+        return (self.bottleneck.latent(keys, h) - shift) / scale
+
+    def decode_latents(self, params: Params, z: Float[Array, "batch h w z"]) -> Float[Array, "batch h2 w2 c"]:
+        """The images of standardised latents."""
+        shift, scale = self.shift_and_scale(params)
+        return self.decode(params["network"], shift + scale * z)
+
+    def shift_and_scale(self, params: Params) -> tuple[Float[Array, "z"], Float[Array, "z"]]:
+        """Mean and standard deviation of each channel of the latents, or 0 and 1 / `latent_scale` where that is set."""
+        followed = params["frozen"]["latents"]
+        if self.latent_scale:
+            return jnp.zeros_like(followed["mean"]), jnp.full_like(followed["mean"], 1 / self.latent_scale)
+        variance = followed["square"] - jnp.square(followed["mean"])
+        return followed["mean"], jnp.sqrt(jnp.maximum(variance, 1e-12))
+
+    def reconstruct(self, params: Params, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        """decode(encode(x)) without randomness."""
+        return self.decode(params["network"], self.bottleneck.latent(None, self.encode(params["network"], x)))
+
+    def sample(
+        self, params: Params, key: Key[Array, ""], num: int, cond: dict[str, Array | np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Images under "samples". With images in cond["x"], which are then also under "original", their
+        reconstructions; else decoded draws from the bottleneck's prior."""
+        drawn = {"samples": in_batches(functools.partial(self._draw, params, key), num, self.batch_size, cond)}
+        return drawn if cond is None else {**drawn, "original": np.asarray(cond["x"])[:num]}
+
+    def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
+        """Of held-out images: the loss without the adversary and its parts, `psnr` in dB and `ssim`."""
+        loss, metrics = self.loss(params, key, batch, None)
+        parts = {name: value for name, value in metrics.items() if value.shape == loss.shape}
+        x, y = batch["x"], jnp.clip(self.reconstruct(params, batch["x"]), -1, 1)
+        return {"loss": loss, **parts, "psnr": psnr(x, y), "ssim": ssim(x, y)}
+
+    def draw(
+        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond
+    ) -> Float[Array, "batch *shape"]:
+        """The rows of `sample`, as a pure function for use under `jit`."""
+        if cond is not None and "x" in cond:
+            return self.reconstruct(params, cond["x"])
+        z = self.bottleneck.prior(params["network"], row_keys(key, ids), self.latent_shape)
+        return self.decode(params["network"], z)
+
+    @functools.cached_property
+    def _draw(self) -> Callable[..., Float[Array, "batch *shape"]]:
+        return jax.jit(self.draw)
+
+    def _distance(self, params: Params, x: Array, y: Array) -> Float[Array, "batch"]:
+        distance = self.reconstruction(x, y)
+        if self.perceptual:
+            given = params["frozen"]["perceptual"]
+            distance = distance + self.perceptual.weight * self.perceptual.distance(given, x, y)
+        return distance
+
+    def _adversarial(
+        self, params: Params, x: Array, y: Array, distance: Callable, pull: Callable, train: Train
+    ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
+        """What the discriminator adds to the loss. `pull` is the derivative of y for the decoder's last kernel."""
+        adversary, stop = self.adversary, jax.lax.stop_gradient
+        own = params["discriminator"]
+
+        def deceive(y: Array) -> Float[Array, "batch"]:
+            return deception(adversary.judge(stop(own), y))
+
+        weight = jnp.float32(1.0)
+        if adversary.adaptive:
+            gradients = [pull(jax.grad(lambda y, f=f: f(y).mean())(stop(y))) for f in (distance, deceive)]
+            weight = adaptive_weight(*gradients)
+        real, fake = adversary.judge(own, x), adversary.judge(own, stop(y))
+        deceived, told_apart = deceive(y), adversary.loss(real, fake)
+        active = train.step >= adversary.start
+        loss = jnp.where(active, adversary.weight * weight * deceived + told_apart, 0.0)
+        parts = {"deception": deceived, "discriminator": told_apart, "adaptive_weight": weight}
+        return loss, parts | {"logits_real": real.mean(), "logits_fake": fake.mean()}
+
+
+def _with_last(network: Params, kernel: Array) -> Params:
+    conv_out = {**network["decoder"]["conv_out"], "kernel": kernel}
+    return {**network, "decoder": {**network["decoder"], "conv_out": conv_out}}

@@ -1,0 +1,119 @@
+"""Latent diffusion: a diffusion model of the latents of a frozen first stage (arXiv:2112.10752)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from diffusion_jax.conditions import Conditions
+from diffusion_jax.processes import row_keys
+from diffusion_jax.systems.autoencoder import Autoencoder
+from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.rows import conditioned_rows
+from diffusion_jax.types import Cond, Params, Train
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentDiffusion:
+    """Train `diffusion` on the standardised latents of `first_stage`, and decode what it draws. See `types.System`.
+
+    Batches hold images, which are encoded on the way, or with `precomputed` what the encoder gave for them; both see
+    the same noise of the posterior for the same key. Parameters are those of `diffusion` and {"frozen": {"first_stage":
+    ...}}. A condition "image" of the images' size is averaged to that of the latents.
+    """
+
+    diffusion: Diffusion
+    first_stage: Autoencoder
+    precomputed: bool = False
+    decode_batch_size: int = 0  # images that are decoded at once on each device; 0: as many as are drawn
+
+    def __post_init__(self) -> None:
+        if self.decode_batch_size < 0:
+            raise ValueError(f"decode_batch_size={self.decode_batch_size} must be at least 0")
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        diffusion_key, stage_key = jax.random.split(key)
+        params, stage = self.diffusion.init(diffusion_key), first_stage_params(self.first_stage.init(stage_key))
+        return {**params, "frozen": {**params.get("frozen", {}), "first_stage": stage}}
+
+    @property
+    def conditions(self) -> Conditions:
+        """What batches of images are to hold."""
+        read = self.diffusion.conditions
+        if not read.image_shape or self.precomputed:
+            return read
+        return dataclasses.replace(read, image_shape=(*self.first_stage.shape[:2], read.image_shape[-1]))
+
+    @property
+    def steered(self) -> Conditions:
+        """What sampling takes: the conditions of the network and of the guidance."""
+        return self.conditions | self.diffusion.steered
+
+    def loss(
+        self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
+    ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
+        """The diffusion model's loss of the latents."""
+        latent_key, loss_key = jax.random.split(key)
+        return self.diffusion.loss(params, loss_key, self._latents(params, latent_key, batch), train)
+
+    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
+        after = self.diffusion.advance(params, train, metrics)
+        return {**after, "frozen": {**params["frozen"], **after["frozen"]}}
+
+    def sample(
+        self, params: Params, key: Key[Array, ""], num: int, cond: dict[str, Array | np.ndarray] | None = None
+    ) -> dict[str, np.ndarray]:
+        """As `Diffusion.sample`; the samples are decoded images."""
+        draw = functools.partial(self._draw, params, key, numbers=self.diffusion.guidance.load())
+        return conditioned_rows(draw, num, self.diffusion.batch_size, self.steered, cond)
+
+    def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
+        """The loss of held-out latents, without dropout."""
+        latent_key, loss_key = jax.random.split(key)
+        return self.diffusion.evaluate(params, loss_key, self._latents(params, latent_key, batch))
+
+    def draw(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        ids: Int[Array, "batch"],
+        cond: Cond,
+        numbers: PyTree[Array] = None,
+    ) -> Float[Array, "batch *shape"]:
+        """The images of `ids`, as a pure function for use under `jit`."""
+        z = self.diffusion.draw(params, key, ids, self._at_latents(cond), numbers)
+        decode = functools.partial(self.first_stage.decode_latents, params["frozen"]["first_stage"])
+        if not self.decode_batch_size or self.decode_batch_size >= len(ids):
+            return decode(z)
+        return jax.lax.map(lambda row: decode(row[None])[0], z, batch_size=self.decode_batch_size)
+
+    @functools.cached_property
+    def _draw(self) -> Callable[..., Float[Array, "batch *shape"]]:
+        return jax.jit(self.draw)
+
+    def _latents(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
+        """The batch with latents in the place of images."""
+        stage, x = params["frozen"]["first_stage"], batch["x"]
+        h = x if self.precomputed else self.first_stage.encode(stage["network"], x)
+        z = self.first_stage.latents(stage, row_keys(key, jnp.arange(len(x))), h)
+        return self._at_latents({**batch, "x": jax.lax.stop_gradient(z)})
+
+    def _at_latents(self, cond: Cond) -> Cond:
+        """`cond` with its image, if there is one, averaged to the size of the latents."""
+        if cond is None or "image" not in cond:
+            return cond
+        image, (h, w) = cond["image"], self.first_stage.latent_shape[:2]
+        batch, height, width, channels = image.shape
+        image = image.reshape(batch, h, height // h, w, width // w, channels).mean((2, 4))
+        return {**cond, "image": image}
+
+
+def first_stage_params(params: Params) -> Params:
+    """What encoding and decoding need of the parameters of an `Autoencoder`."""
+    return {"network": params["network"], "frozen": {"latents": params["frozen"]["latents"]}}

@@ -1,0 +1,201 @@
+"""Latent diffusion: what an exact first stage makes of it, what stays frozen, precomputed latents, and refusals."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax import bottlenecks, build, first_stages, job, latents, modes, systems, workdir
+from diffusion_jax.data import latents as files
+from diffusion_jax.losses import first_stage as losses
+from diffusion_jax.sections import ConfigError
+from diffusion_jax.training.step import init_state, make_train_step
+from diffusion_jax.types import System, Train
+from tests.runs import digits
+
+
+def exact_stage(matrix: np.ndarray) -> systems.Autoencoder:
+    """Images [8, 8, 1] as latents [8, 8, 1]: each column of pixels times an orthogonal matrix, without noise."""
+    kernel = jnp.float32(matrix)
+
+    def encode(params, x):
+        mean = jnp.einsum("bhwc,hk->bkwc", x, params["kernel"])
+        return jnp.concatenate([mean, jnp.full_like(mean, -30.0)], -1)
+
+    return systems.Autoencoder(
+        init_network=lambda key: {"kernel": kernel},
+        encode=encode,
+        decode=lambda params, z: jnp.einsum("bkwc,hk->bhwc", z, params["kernel"]),
+        bottleneck=bottlenecks.Gaussian(),
+        reconstruction=losses.reconstruction("l2"),
+        perceptual=None,
+        adversary=None,
+        shape=(8, 8, 1),
+        latent_shape=(8, 8, 1),
+    )
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """A pixel-space model of the digits with classes."""
+    return build.system(digits(network__num_classes=10, network__hidden=8))
+
+
+def batch(n=8):
+    random = np.random.default_rng(0)
+    x = jnp.float32(random.uniform(-1, 1, (n, 8, 8, 1)))
+    return {"x": x, "label": jnp.int32(random.integers(10, size=n))}
+
+
+def test_with_an_exact_first_stage_it_is_diffusion_of_rotated_pixels(pixels):
+    rotation, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))
+    stage = exact_stage(rotation)
+    system = systems.LatentDiffusion(diffusion=pixels, first_stage=stage)
+    assert isinstance(system, System)
+    params = jax.jit(system.init)(jax.random.key(0))
+    key, held = jax.random.key(1), batch()
+    rotated = {**held, "x": jnp.einsum("bhwc,hk->bkwc", held["x"], jnp.float32(rotation))}
+    ours = system.loss(params, key, held, None)[0]
+    theirs = pixels.loss(params, jax.random.split(key)[1], rotated, None)[0]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
+    samples = system.sample(params, key, 5)
+    drawn = pixels.sample(params, key, 5)
+    back = np.einsum("bkwc,hk->bhwc", drawn["samples"], rotation)
+    np.testing.assert_allclose(samples["samples"], back, rtol=1e-3, atol=1e-3)
+    np.testing.assert_array_equal(samples["label"], drawn["label"])
+    fewer = dataclasses.replace(system, decode_batch_size=2).sample(params, key, 5)
+    np.testing.assert_allclose(fewer["samples"], samples["samples"], rtol=1e-4, atol=1e-4)
+
+
+def test_precomputed_latents_are_those_on_the_way():
+    """Also with noise of the posterior, whose key is the same."""
+    stage = exact_stage(np.eye(8))
+    noisy = dataclasses.replace(stage, encode=lambda params, x: jnp.concatenate([2 * x, 0 * x - 1], -1))
+    diffusion = build.system(digits(network__hidden=8))
+    system = systems.LatentDiffusion(diffusion=diffusion, first_stage=noisy)
+    params, held = jax.jit(system.init)(jax.random.key(0)), batch()
+    h = noisy.encode(params["frozen"]["first_stage"]["network"], held["x"])
+    read = dataclasses.replace(system, precomputed=True)
+    for train in (None, Train(step=jnp.int32(0), num_steps=10)):
+        a = system.loss(params, jax.random.key(1), held, train)[0]
+        b = read.loss(params, jax.random.key(1), {**held, "x": h}, train)[0]
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def stage_config(**changes):
+    """A tiny autoencoder of the digits."""
+    config = digits(**changes)
+    config.system = ConfigDict(dict(name="autoencoder_kl"))
+    config.loss = ConfigDict(dict(name="l2"))
+    config.network = ConfigDict(
+        dict(
+            name="autoencoder_kl",
+            block_out_channels=(4, 4),
+            layers_per_block=1,
+            latent_channels=2,
+            norm_num_groups=2,
+            mid_block_add_attention=False,
+        )
+    )
+    return config
+
+
+def latent_config(stage, **changes):
+    config = digits(network__hidden=8, **changes)
+    config.system = ConfigDict(dict(name="latent_diffusion", first_stage=str(stage)))
+    return config
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("stage")
+    modes.train(stage_config(), directory)
+    return directory
+
+
+def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
+    """Train, interrupted and not; the first stage is in the checkpoint as it was; latents written once; decoded."""
+    modes.train(latent_config(stage), tmp_path / "run")
+    modes.train(latent_config(stage, training__num_steps=2), tmp_path / "broken")
+    modes.train(latent_config(stage), tmp_path / "broken")
+    made = job.prepare(latent_config(stage))
+    params, other = (job.load_params(made, tmp_path / name)[0] for name in ("run", "broken"))
+    jax.tree.map(np.testing.assert_array_equal, params, other)
+    run = build.trained(str(stage), "field")
+    jax.tree.map(
+        np.testing.assert_array_equal, params["frozen"]["first_stage"], first_stages.first_stage_params(run.load())
+    )
+    modes.sample(latent_config(stage), tmp_path / "run")
+    drawn = np.load(tmp_path / "run" / "samples" / "samples.npz")["samples"]
+    assert drawn.shape == (6, 8, 8, 1) and drawn.dtype == np.uint8
+
+    folder = tmp_path / "latents"
+    latents.main(["encode", f"--first_stage={stage}", f"--to={folder}"])
+    output = capsys.readouterr().out
+    assert "1297 latents of (4, 4, 4)" in output and "standardised" in output
+    header = files.read_header(folder, "train")
+    assert header.image_shape == (8, 8, 1) and header.num_classes == 10
+    source = files.source(folder, "train[:20]")
+    images = build.source(stage_config()).batch(files.files.select("train[:20]", 1297))
+    found = source.batch(np.arange(20))
+    np.testing.assert_array_equal(found["label"], images["label"])
+    h = run.system.encode(run.load()["network"], jnp.asarray(images["x"]))
+    np.testing.assert_allclose(found["x"], h, atol=1e-5)
+
+    read = latent_config(stage, data__name="latents", data__path=str(folder))
+    modes.train(read, tmp_path / "read")
+    assert json.loads((tmp_path / "read" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
+    latents.main(["decode", f"--first_stage={stage}", f"--from={folder}", f"--to={tmp_path / 'x.npz'}", "--num=10"])
+    decoded = np.load(tmp_path / "x.npz")["samples"]
+    whole = build.source(stage_config()).batch(np.arange(10))["x"]
+    expected = run.system.reconstruct(run.load(), jnp.asarray(whole))
+    np.testing.assert_allclose(decoded / 127.5 - 1, np.clip(expected, -1, 1), atol=0.005)
+    assert (tmp_path / "x.png").exists()
+
+
+def test_only_the_diffusion_model_is_trained(stage):
+    config = latent_config(stage)
+    config.network.num_classes = 10
+    system, (optimizer, _) = build.system(config), build.optimizer(config)
+    state = jax.jit(lambda key: init_state(system, optimizer, (0.9,), key))(jax.random.key(0))
+    step = jax.jit(make_train_step(system, optimizer, num_steps=4, ema_rates=(0.9,)))
+    after = state
+    for _ in range(3):
+        after, _ = step(after, batch())
+    jax.tree.map(np.testing.assert_array_equal, after.params["frozen"], state.params["frozen"])
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), after.params["network"], state.params["network"])
+    assert any(jax.tree.leaves(moved))
+    assert "frozen" not in after.ema["0.9"]
+
+
+def test_refuses_what_does_not_fit(stage, tmp_path):
+    def refused(match, config):
+        with pytest.raises(ConfigError, match=match):
+            job.prepare(config)
+
+    refused(r"config\.system\.first_stage='nowhere' must be.*This makes one: python -m", latent_config("nowhere"))
+    foreign = tmp_path / "foreign"
+    (foreign / "checkpoints").mkdir(parents=True)
+    workdir.write_config(foreign, digits())
+    refused(r"is a run of config\.system\.name='diffusion', no first stage", latent_config(foreign))
+    refused(r"is for images of \(8, 8, 1\); .* \(16, 16, 1\)", latent_config(stage, data__image_size=16))
+    refused(r"is for images of \(8, 8, 1\); .* \(8, 8, 3\)", latent_config(stage, data__channels=3))
+    odds = latent_config(stage)
+    odds.evaluation.likelihood = ConfigDict(dict(name="ode"))
+    refused(r"likelihood\.name='ode' must be 'none'", odds)
+    read = dict(data__name="latents", data__path=str(tmp_path))
+    refused(
+        r"train\.json does not describe latents .* python -m diffusion_jax\.latents encode",
+        latent_config(stage, **read),
+    )
+    rows = {"x": np.zeros((3, 4, 4, 4), np.float32)}
+    made = dict(shape=(4, 4, 4), image_shape=(8, 8, 1), num_classes=0)
+    files.write(tmp_path, "train", [rows], first_stage="0123456789abcdef", **made)
+    refused(r"from weights 0123456789abcdef; .* has weights .* Encode with it", latent_config(stage, **read))
+    with pytest.raises(ConfigError, match="figures of images"):
+        fit = latent_config(stage, **read, evaluation__metrics=("classifier",))
+        build.metrics(fit, files.source(tmp_path, "train"))
