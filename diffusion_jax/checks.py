@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import math
+import re
 import warnings
 from collections.abc import Callable
 
@@ -16,6 +18,7 @@ from diffusion_jax.sections import ConfigError, check_type, lookup, suggest
 from diffusion_jax.types import Process
 
 LEARNED_VARIANCE = ("hybrid", "vlb")  # losses of a network with a second output
+_FILE_NAME = re.compile(r"\w[\w.=+-]{0,199}")
 LOGGERS = {"jsonl": "json", "tensorboard": "tensorboardX", "wandb": "wandb"}  # and the module that each needs
 
 
@@ -65,6 +68,13 @@ def check_keys(config: ConfigDict) -> None:
         check_type(field, value, "int")
         if value < least:
             raise ConfigError(f"config.{field}={value!r} must be an integer of at least {least}")
+    if not 0 <= config.training.data_timeout < math.inf:
+        raise ConfigError(f"config.training.data_timeout={config.training.data_timeout} must be at least 0, in seconds")
+    if not _FILE_NAME.fullmatch(config.sampling.file):
+        raise ConfigError(
+            f"config.sampling.file={config.sampling.file!r} must be the name of a file in WORKDIR/samples without its "
+            "suffix: letters, digits, and . _ - = + after the first one"
+        )
     if config.training.batch_size % config.training.accumulate:
         raise ConfigError(
             f"config.training.accumulate={config.training.accumulate} must divide "

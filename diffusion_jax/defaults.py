@@ -34,6 +34,7 @@ def defaults() -> ConfigDict:
                 accumulate=1,
                 dtype="float32",
                 loggers=("jsonl",),
+                data_timeout=600.0,  # seconds that a batch may take to read; 0 for no limit
             ),
             optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=0, schedule="constant", clip_norm=1.0),
             ema=dict(rates=(0.9999,), warmup=True),

@@ -12,12 +12,14 @@ A config file is Python, with `get_config(variant=None)`; everything in it can b
 
 Training goes on where it stopped when the same command is run again. SIGTERM and Ctrl-C save first. On a cluster
 every process runs this command: SLURM, Open MPI and TPU pods are recognised, others give --coordinator=HOST:PORT,
---num_processes and --process_id; see docs/launch.md.
+--num_processes and --process_id; see docs/launch.md. The exit code is 0 for what is done or saved, 2 for what is
+refused, 1 for what failed on the way (docs/faults.md).
 """
 
 import os
 import pathlib
 import sys
+import traceback
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> None:
     if _MODE.value != "plan" and not _WORKDIR.value:
         _refuse(f"--mode={_MODE.value} needs --workdir=DIR")
     logging.set_verbosity(logging.WARNING)
-    from diffusion_jax import defaults, distributed, modes, sections
+    from diffusion_jax import defaults, distributed, faults, modes, sections
     from diffusion_jax.training.loop import NotFinite
 
     try:
@@ -82,13 +84,34 @@ def main(argv: list[str]) -> None:
             job(config, pathlib.Path(_WORKDIR.value).expanduser())
     except (sections.ConfigError, NotFinite) as error:
         _refuse(str(error))
+    except (faults.Fault, OSError) as error:
+        _refuse(str(error), code=1)
 
 
-def _refuse(message: str) -> NoReturn:
+def _refuse(message: str, code: int = 2) -> NoReturn:
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
+
+
+def _run() -> None:
+    """The command as a program. When it fails it ends at once, whatever its threads and other processes do.
+
+    Otherwise it would wait for a thread that hangs in a read, and for the other processes of the job to end too, which
+    in turn wait for this one to compute.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        app.run(main, flags_parser=parse)
+    except SystemExit as exit:
+        code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    app.run(main, flags_parser=parse)
+    _run()

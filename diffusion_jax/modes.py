@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import pathlib
 import time
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, data, workdir
+from diffusion_jax import build, data, faults, workdir
 from diffusion_jax.data import Source
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.evaluation.report import format_report, write_evaluation
@@ -45,6 +46,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
+        stack.enter_context(faults.explained(directory))
         start = checkpoints.latest_step() or 0
         if start:
             with refusal("checkpoint"):
@@ -68,7 +70,8 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 path = directory / "samples" / f"step_{step:08d}.png"
                 params = averaged(job, state.params, state.ema)
                 num = min(config.sampling.num_samples, config.sampling.batch_size)
-                drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num)
+                given = build.reconstructed(config, num)
+                drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, given)
                 if not drawn:
                     return "saved; a classifier draws no samples"
                 if not _picture(job, params, drawn, path):
@@ -80,7 +83,11 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 state,
                 jax.jit(_step(job), donate_argnums=0, out_shardings=(job.layout, None)),
                 batches,
-                functools.partial(data.device_batches, sharding=meshes.batch_sharding(job.mesh)),
+                functools.partial(
+                    data.device_batches,
+                    sharding=meshes.batch_sharding(job.mesh),
+                    timeout=settings.data_timeout,
+                ),
                 start=start,
                 num_steps=settings.num_steps,
                 batch_size=settings.batch_size,
@@ -115,7 +122,8 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     params, step = _params(job, directory)
     with jax.set_mesh(job.mesh):
         began = time.monotonic()
-        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), config.sampling.num_samples)
+        num = config.sampling.num_samples
+        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, build.reconstructed(config, num))
         if not drawn:
             raise ConfigError(
                 f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate gives its figures, and "
@@ -124,11 +132,11 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
         seconds = time.monotonic() - began
         path = directory / "samples" / f"{config.sampling.file}.npz"
         if jax.process_index() == 0:
-            path.parent.mkdir(parents=True, exist_ok=True)
             samples = drawn["samples"]
             with refusal("samples"):
                 arrays = {"samples": sheets.to_uint8(samples) if _is_image(samples) else samples}
-            np.savez(path, **arrays, **({"cond": drawn["label"]} if "label" in drawn else {}))
+            with faults.replacing(path) as file:
+                np.savez(file, **arrays, **({"cond": drawn["label"]} if "label" in drawn else {}))
         pictured = _picture(job, params, drawn, path.with_suffix(".png"))
     _say(
         f"{config.sampling.num_samples} samples of step {step} ({_how(config)}) in {seconds:.1f} s with compilation",
@@ -147,7 +155,8 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
     num = config.evaluation.num_samples
     with jax.set_mesh(job.mesh):
         _say(f"evaluating step {step} with {num} samples ({_how(config)})")
-        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num) if metrics else {}
+        given = build.reconstructed(config, num)
+        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, given) if metrics else {}
         figures = {"step": step, "solver": config.solver.name, "steps": config.sampling.steps}
         figures |= {"seed": config.sampling.seed, "num_samples": num, **_held_out(job, params, held_out)}
         for metric in metrics:
@@ -209,11 +218,16 @@ def _held_out(job: Job, params: Params, source: Source) -> dict[str, float]:
 
 def _picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
     """Whether `path` is now a picture of the samples: there is none of latents and of samples that are not finite."""
-    samples, labels = drawn["samples"], drawn.get("label")
+    samples, labels, columns = drawn["samples"], drawn.get("label"), None
+    if "original" in drawn:
+        # Pairs side by side, the original first.
+        samples = np.stack([drawn["original"], samples], axis=1).reshape(-1, *samples.shape[1:])
+        columns = 2 * math.ceil(math.sqrt(len(samples) / 4))
     if not np.isfinite(samples).all() or not (_is_image(samples) or samples.shape[1:] == (2,)):
         return False
     if jax.process_index() == 0 and _is_image(samples):
-        sheets.image_sheet(samples[:256], path=path, labels=None if labels is None else labels[:256].tolist())
+        shown = None if labels is None else labels[:256].tolist()
+        sheets.image_sheet(samples[:256], path=path, columns=columns, labels=shown)
     elif jax.process_index() == 0:
         sheets.scatter_sheet({"samples": samples}, path=path, **build.plane(job.config, job.system, params))
     return True

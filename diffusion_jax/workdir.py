@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from diffusion_jax.faults import replacing
 from diffusion_jax.sections import ConfigError
 
 # What decides the structure and the meaning of the parameters.
@@ -45,10 +46,8 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Write the resolved config as config.json, in one piece."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    part = workdir / f"config.json.{os.getpid()}"
-    part.write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-    part.replace(workdir / "config.json")
+    with replacing(workdir / "config.json", "w") as file:
+        file.write(json.dumps(config.to_dict(), indent=2) + "\n")
 
 
 def check_writable(workdir: pathlib.Path) -> None:

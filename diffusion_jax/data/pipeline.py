@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from diffusion_jax.data.sources import Source
+from diffusion_jax.faults import Fault, in_time
 
 _NUM_STEPS = 2**62  # "infinite" for Grain, which wants a length
 _READ_CHUNK = 256  # examples per task when a whole split is read
@@ -110,13 +111,23 @@ def arrays(source: Source, max_examples: int | None = None) -> dict[str, np.ndar
 
 
 def device_batches(
-    iterator: Iterator[dict[str, np.ndarray]], sharding: jax.sharding.Sharding
+    iterator: Iterator[dict[str, np.ndarray]], sharding: jax.sharding.Sharding, timeout: float = 0.0
 ) -> Iterator[dict[str, jax.Array]]:
     """Lay this process's batches out as global arrays over all devices, e.g. with NamedSharding(mesh, P("data")).
 
     It takes a batch from `iterator` only when asked for one, so the checkpointable state of `iterator` always counts
     exactly the batches that were received. Transfers still overlap with computation: both are dispatched
     asynchronously, and Grain's threads read ahead.
+
+    Raises:
+        Fault: a batch cannot be read, or does not come within `timeout` seconds (0: no limit).
     """
-    for batch in iterator:
+    batches = in_time(iterator, timeout, "the next batch of data")
+    while True:
+        try:
+            batch = next(batches, None)
+        except (ValueError, OSError) as error:
+            raise Fault(f"the data cannot be read: {str(error).rstrip('.')}") from error
+        if batch is None:
+            return
         yield {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}

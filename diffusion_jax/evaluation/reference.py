@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 
 import jax
@@ -16,6 +15,7 @@ from jaxtyping import Float64, UInt8
 from diffusion_jax.data import archives
 from diffusion_jax.evaluation.features import Features
 from diffusion_jax.evaluation.frechet import covariance
+from diffusion_jax.faults import replacing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,15 +102,8 @@ def write_statistics(
     path = pathlib.Path(path).expanduser()
     arrays = {name: value for name, value in dataclasses.asdict(statistics).items() if value is not None}
     arrays |= {} if images is None else {"arr_0": images}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".statistics", suffix=".npz", delete=False) as file:
-        try:
-            np.savez(file, **arrays, **notes)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(path) as file:
+        np.savez(file, **arrays, **notes)
 
 
 def cached_statistics(path: str | os.PathLike, key: str, compute: Callable[[], Statistics]) -> Statistics:

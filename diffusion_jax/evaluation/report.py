@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from diffusion_jax.faults import replacing
 
 
 def format_report(results: Mapping[str, Any]) -> str:
@@ -42,18 +43,9 @@ def write_evaluation(path: str | os.PathLike, results: Mapping[str, Any]) -> Non
     Raises:
       TypeError: a value is of a type that JSON has no form for.
     """
-    path = os.path.abspath(path)
     text = json.dumps(_plain(results), indent=2, allow_nan=False) + "\n"
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=os.path.dirname(path), prefix=".evaluation", delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+    with replacing(path, "w") as file:
+        file.write(text)
 
 
 def _plain(value: Any) -> Any:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Array, UInt8
 
+from diffusion_jax.faults import replacing
+
 _SHEET = 800  # pixels a sheet of small images aims at
 _TILE_MAX = 240  # no image is enlarged beyond this
 _CAPTION = 14  # pixels of a caption's line
@@ -187,5 +189,5 @@ def _captioned(sheet: np.ndarray, corners: list[tuple[int, int]], labels: Sequen
 def _save_png(sheet: np.ndarray, path: str | os.PathLike) -> None:
     from PIL import Image
 
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    Image.fromarray(sheet).save(path, format="PNG")
+    with replacing(path) as file:
+        Image.fromarray(sheet).save(file, format="PNG")

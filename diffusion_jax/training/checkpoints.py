@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
 import pathlib
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,26 +47,31 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *exception: Any) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
+        if kind is None:
+            self.close()
+        elif jax.process_count() == 1:
+            with contextlib.suppress(OSError):  # the exception that is on its way says more
+                self.close()
+        # Among several processes a save waits for all of them, some of which may be gone.
 
     def save(self, step: int, state: Any, data_iterator: Any, *, wait: bool = False) -> None:
         """Save in the background; a step that is already saved is left as it is.
 
         The state is copied before this returns, so its buffers may be donated. The state of the iterator
-        (`get_state`) must be the same on every process, and can be written as JSON. An error of the previous background
-        save is raised here. With `wait`, return when the checkpoint is complete.
+        (`get_state`) must be the same on every process, and can be written as JSON. With `wait`, return when the
+        checkpoint is complete.
+
+        Raises OSError if it, or the one whose background save is in progress, cannot be written.
         """
         stale = step in self._stale
         if stale or step not in self._steps():
             self._stale.discard(step)  # before the save, which asks what to preserve
-            self._checkpointer.save_checkpointables_async(
-                step,
-                {"state": state},
-                force=True,
-                overwrite=stale,
-                custom_metadata=_sealed({"checksums": checksums(state), "data": data_iterator.get_state()}),
-            )
+            record = _sealed({"checksums": checksums(state), "data": data_iterator.get_state()})
+            with self._writing():
+                self._checkpointer.save_checkpointables_async(
+                    step, {"state": state}, force=True, overwrite=stale, custom_metadata=record
+                )
         if wait:
             self.wait_until_finished()
 
@@ -102,14 +108,23 @@ class Checkpoints:
         return state, restored
 
     def wait_until_finished(self) -> None:
-        """Wait for the save in progress, if any; raises its error."""
+        """Wait for the save in progress, if any. Raises OSError if it cannot be written."""
         if self.directory.exists():
-            self._checkpointer.wait()
+            with self._writing():
+                self._checkpointer.wait()
 
     def close(self) -> None:
-        """Wait for the save in progress and release the threads."""
+        """Wait for the save in progress and release the threads. Raises OSError if it cannot be written."""
         if "_checkpointer" in self.__dict__:
-            self._checkpointer.close()
+            with self._writing():
+                self._checkpointer.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # storage errors come as many types
+            raise OSError(f"a checkpoint in {self.directory} cannot be written: {_root_cause(error)}") from error
 
     @functools.cached_property
     def _checkpointer(self) -> Any:

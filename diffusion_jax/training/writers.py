@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 import pathlib
 import uuid
 from collections.abc import Mapping, Sequence
@@ -12,6 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
+
+from diffusion_jax.faults import replacing
 
 Image = str | pathlib.Path | np.ndarray  # a PNG file, or uint8 [height, width, channels] with 1, 3 or 4 channels
 
@@ -63,18 +65,23 @@ class JsonlWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             _drop_after(path, resume_step)
+        self._path = path
         self._file = path.open("a", encoding="utf-8")
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         row = {"step": int(step)} | {name: _json_number(value) for name, value in values.items()}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"{self._path} cannot be written: {error.strerror}") from error
 
     def images(self, step: int, images: Mapping[str, Image]) -> None:
         del step, images
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of a line that could not be written, which has been reported
+            self._file.close()
 
 
 class TensorBoardWriter:
@@ -168,12 +175,8 @@ def _parse(path: str | pathlib.Path, number: int, line: str) -> dict[str, Any]:
 
 def _drop_after(path: pathlib.Path, step: int) -> None:
     rows = [row for row in read_metrics(path) if row["step"] <= step]
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", encoding="utf-8") as file:
+    with replacing(path, "w") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)  # atomic: a crash leaves either the old file or the new one
 
 
 def _json_number(value: Any) -> int | float | str | None:
