@@ -12,9 +12,9 @@ discriminator for the last third. Sheets and samples show reconstructions of hel
 configs/latent_diffusion.py trains a diffusion model on the latents.
 
 `mnist`, `cifar10_f2`, `cifar10_f4` and `crawl_tiles_f4` (folders of images) have small networks and the Laplacian
-pyramid in the place of LPIPS, which needs weights and larger images. `openimages_f4`, `_f8` and `_f16` are the paper's
-networks (table 8) with LPIPS: its files are those of torchvision's VGG-16 and of the linear layers of LPIPS. The authors
-report a Frechet distance of reconstructions of 0.27, 0.90 and 0.87.
+pyramid in the place of LPIPS, which needs weights and larger images. `openimages_f4`, `_f8` and `_f16` are the
+paper's networks (table 8) with LPIPS: its files are those of torchvision's VGG-16 and of the linear layers of LPIPS.
+The authors report a Frechet distance of reconstructions of 0.27, 0.90 and 0.87.
 """
 
 from typing import Any

@@ -13,8 +13,8 @@ Images are encoded as they are read. To encode them once:
         --config.data.name=latents --config.data.path=runs/latents --config.evaluation.metrics='()'
 
 Without a variant: the 8 x 8 digits of scikit-learn with their classes as 4 x 4 latents, a small U-Net; minutes on two
-CPU cores. `digits_dit` has a transformer in its place. `mnist`, `cifar10_f2`, `cifar10_f4` and `crawl_tiles_f4` stand on
-the variants of the same name of autoencoder_kl.py.
+CPU cores. `digits_dit` has a transformer in its place. `mnist`, `cifar10_f2`, `cifar10_f4` and `crawl_tiles_f4` stand
+on the variants of the same name of autoencoder_kl.py.
 
 `celebahq_ldm4`, `ffhq_ldm4`, `lsun_bedroom_ldm4` (on vqgan.py:openimages_f4), `lsun_church_ldm8` (on
 autoencoder_kl.py:openimages_f8) and `imagenet_ldm4`, with classes, are the paper's settings (tables 12 and 13) for

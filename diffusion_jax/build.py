@@ -443,6 +443,17 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
     return loaded
 
 
+def reconstructed(config: ConfigDict, num: int) -> dict[str, np.ndarray] | None:
+    """What an autoencoder's samples are reconstructions of: `num` held-out images, again from the first where they end.
+
+    None for other systems, and with config.sampling.cond="prior".
+    """
+    if config.system.name not in first_stages.NETWORKS or config.sampling.cond == "prior":
+        return None
+    found = source(config, evaluation=True)
+    return {"x": found.batch(np.arange(num) % len(found))["x"]}
+
+
 def writers(config: ConfigDict, directory: pathlib.Path, step: int) -> Writers:
     """The writers that config.training.loggers names; none on processes other than 0."""
     if jax.process_index():

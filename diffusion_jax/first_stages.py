@@ -102,8 +102,8 @@ def pretrained(config: ConfigDict) -> Params:
     files = {key: section.get(key, "") for key in ("vgg", "lin")}
     if not all(files.values()):
         raise ConfigError(
-            f"config.system.perceptual.vgg={files['vgg']!r} and lin={files['lin']!r} must be the files of torchvision's "
-            "VGG-16 and of the linear layers of LPIPS; config.system.perceptual.name=laplacian needs none"
+            f"config.system.perceptual.vgg={files['vgg']!r} and lin={files['lin']!r} must be the files of "
+            "torchvision's VGG-16 and of the linear layers of LPIPS; config.system.perceptual.name=laplacian needs none"
         )
     with refusal("config.system.perceptual"):
         given = load_lpips(**files)
