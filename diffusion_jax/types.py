@@ -83,12 +83,12 @@ class System(Protocol):
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
-    ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
+    ) -> tuple[Float[Array, "batch"], dict[str, PyTree[Array]]]:
         """Per-example loss and metrics. An adversarial system adds its losses with stop_gradient between groups.
 
         The entry "followed" of the metrics, of any structure, is for `advance` alone and not logged."""
 
-    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
+    def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
         """What changes without a gradient after each optimizer step: target networks, codebooks. Often nothing."""
 
     def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, Array]: ...

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.bottlenecks import Bottleneck
 from diffusion_jax.evaluation.reconstruction import psnr, ssim
@@ -87,7 +87,7 @@ class Autoencoder:
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
-    ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
+    ) -> tuple[Float[Array, "batch"], dict[str, PyTree[Array]]]:
         """The sum of all parts; without `train`, without the adversary and without randomness. Metrics are the parts.
 
         The entry "followed" of the metrics is what `advance` needs.
@@ -117,7 +117,7 @@ class Autoencoder:
             metrics["followed"] = {"bottleneck": told, "latents": latents}
         return loss + penalty, metrics
 
-    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
+    def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
         """The state of the bottleneck and the statistics of latents follow the batch."""
         told, frozen = metrics["followed"], params["frozen"]
         network, bottleneck = self.bottleneck.advance(params["network"], frozen["bottleneck"], told["bottleneck"])
