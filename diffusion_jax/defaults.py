@@ -60,6 +60,7 @@ def defaults() -> ConfigDict:
                 likelihood=dict(name="none"),
             ),
             mesh=dict(data=-1, fsdp=1, tensor=1),
+            profile=dict(after=10, steps=0),  # trace so many steps, leaving out the first `after` of the run
             weights="",
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from diffusion_jax import build, checks, workdir
 from diffusion_jax.pretrained import restore_averaged
 from diffusion_jax.sections import ConfigError, refusal
 from diffusion_jax.training import mesh as meshes
-from diffusion_jax.training.step import TrainState, init_state
+from diffusion_jax.training.step import TrainState, init_state, make_train_step
 from diffusion_jax.types import Params, System
 
 
@@ -28,7 +29,7 @@ class Job:
     system: System
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
-    mesh: jax.sharding.Mesh
+    mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
     state: TrainState  # abstract: shapes, dtypes and layout on the mesh
     batch: dict[str, jax.ShapeDtypeStruct]
 
@@ -37,11 +38,14 @@ class Job:
         return jax.tree.map(lambda x: x.sharding, self.state)
 
 
-def prepare(config: ConfigDict) -> Job:
-    """Build and check what `config` describes. Raises ConfigError, naming the field."""
+def prepare(config: ConfigDict, devices: int | None = None) -> Job:
+    """Build and check what `config` describes, for the devices there are, or for a plan on `devices` of them.
+
+    Raises ConfigError, naming the field.
+    """
     checks.check_keys(config)
     with refusal("config.mesh"):
-        mesh = meshes.make_mesh(**config.mesh)
+        mesh = meshes.make_mesh(**config.mesh, devices=devices)
     with refusal("config.training"):
         meshes.check_batch(mesh, config.training.batch_size // config.training.accumulate)
     system = build.system(config)
@@ -65,6 +69,18 @@ def prepare(config: ConfigDict) -> Job:
         mesh=mesh,
         state=state,
         batch=batch,
+    )
+
+
+def train_step(job: Job, accumulate: int | None = None) -> Callable:
+    """The step that trains `job`, see `make_train_step`; `accumulate` stands in for config.training.accumulate."""
+    return make_train_step(
+        job.system,
+        job.optimizer,
+        num_steps=job.config.training.num_steps,
+        ema_rates=job.config.ema.rates,
+        ema_warmup=job.config.ema.warmup,
+        accumulate=accumulate or job.config.training.accumulate,
     )
 
 

@@ -8,12 +8,12 @@ A config file is Python, with `get_config(variant=None)`; everything in it can b
   16 samples, DDIM, 50 steps   --mode=sample --config.solver.name=ddim --config.sampling.steps=50
                                --config.sampling.num_samples=16
   figures of a trained model   --mode=evaluate
-  size, memory and FLOPs only  --mode=plan
+  size, memory and FLOPs only  --mode=plan --devices=256 --config.mesh.fsdp=16
 
 Training goes on where it stopped when the same command is run again. SIGTERM and Ctrl-C save first. On a cluster
-every process runs this command: SLURM, Open MPI and TPU pods are recognised, others give --coordinator=HOST:PORT,
---num_processes and --process_id; see docs/launch.md. The exit code is 0 for what is done or saved, 2 for what is
-refused, 1 for what failed on the way (docs/faults.md).
+every process runs this command: SLURM and Open MPI are recognised, others give --coordinator=HOST:PORT,
+--num_processes and --process_id, or --coordinator=auto on TPU pods; see docs/launch.md. The exit code is 0 for what is
+done or saved, 2 for what is refused, 1 for what failed on the way (docs/faults.md).
 """
 
 import os
@@ -35,7 +35,10 @@ _MODE = flags.DEFINE_enum(
     ["train", "sample", "evaluate", "plan"],
     "train: train or go on; sample: draw samples of the newest checkpoint; evaluate: judge it; plan: print its size.",
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0, where there are several processes.")
+_DEVICES = flags.DEFINE_integer("devices", 0, "With --mode=plan: plan for so many devices instead of those there are.")
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "HOST:PORT of process 0 where there are several processes; auto: let JAX find it."
+)
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Number of processes, with --coordinator.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this process from 0, with --coordinator.")
 
@@ -62,6 +65,8 @@ def main(argv: list[str]) -> None:
         _refuse("--config=FILE.py is missing, for example --config=configs/ncsn.py; --help explains")
     if _MODE.value != "plan" and not _WORKDIR.value:
         _refuse(f"--mode={_MODE.value} needs --workdir=DIR")
+    if _DEVICES.value and (_MODE.value != "plan" or _DEVICES.value < 0):
+        _refuse(f"--devices={_DEVICES.value} must be positive, and goes with --mode=plan alone, not {_MODE.value}")
     logging.set_verbosity(logging.WARNING)
     from diffusion_jax import defaults, distributed, faults, modes, sections
     from diffusion_jax.training.loop import NotFinite
@@ -78,7 +83,7 @@ def main(argv: list[str]) -> None:
     try:
         sections.drop_replaced(config, original)
         if _MODE.value == "plan":
-            modes.plan(config)
+            modes.plan(config, _DEVICES.value or None)
         else:
             job = {"train": modes.train, "sample": modes.sample, "evaluate": modes.evaluate}[_MODE.value]
             job(config, pathlib.Path(_WORKDIR.value).expanduser())

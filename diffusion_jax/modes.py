@@ -12,18 +12,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, data, faults, workdir
+from diffusion_jax import build, data, faults, planning, workdir
 from diffusion_jax.data import Source
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.evaluation.report import format_report, write_evaluation
-from diffusion_jax.job import Job, averaged, fresh_state, load_params, prepare
+from diffusion_jax.job import Job, averaged, fresh_state, load_params, prepare, train_step
 from diffusion_jax.networks.functional import count_parameters
 from diffusion_jax.sections import ConfigError, refusal
 from diffusion_jax.systems.rows import in_batches
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.loop import Interrupt, train_loop
-from diffusion_jax.training.step import TrainState, make_train_step
+from diffusion_jax.training.profiling import Trace
+from diffusion_jax.training.step import TrainState
 from diffusion_jax.types import Params
 
 
@@ -39,12 +40,11 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
         checkpoints = stack.enter_context(
             Checkpoints(directory / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every)
         )
+        sharding = meshes.batch_sharding(job.mesh)
+        with refusal("config.mesh"):
+            share, shares = meshes.process_share(sharding, settings.batch_size)
         batches = data.batches(
-            source,
-            batch_size=settings.batch_size,
-            seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            source, batch_size=settings.batch_size, seed=config.seed, process_index=share, process_count=shares
         )
         stack.enter_context(faults.explained(directory))
         start = checkpoints.latest_step() or 0
@@ -60,10 +60,12 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 workdir.write_config(directory, config)
             writer = stack.enter_context(contextlib.closing(build.writers(config, directory, start)))
             stop = stack.enter_context(Interrupt())
+            trace = stack.enter_context(Trace(directory / "profile", start=start, **config.profile))
             _say(
                 f"training {count_parameters(job.state.params):,} parameters on {jax.device_count()} "
                 f"{jax.devices()[0].platform} device(s): {len(source):,} examples, batch {settings.batch_size}; "
-                "the first step compiles"
+                "the first step compiles",
+                planning.start(job),
             )
 
             def draw(state: TrainState, step: int) -> str:
@@ -81,13 +83,9 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
 
             state = train_loop(
                 state,
-                jax.jit(_step(job), donate_argnums=0, out_shardings=(job.layout, None)),
+                jax.jit(train_step(job), donate_argnums=0, out_shardings=(job.layout, None)),
                 batches,
-                functools.partial(
-                    data.device_batches,
-                    sharding=meshes.batch_sharding(job.mesh),
-                    timeout=settings.data_timeout,
-                ),
+                functools.partial(data.device_batches, sharding=sharding, timeout=settings.data_timeout),
                 start=start,
                 num_steps=settings.num_steps,
                 batch_size=settings.batch_size,
@@ -99,6 +97,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 learning_rate=job.learning_rate,
                 draw=draw,
                 stop=stop,
+                trace=trace,
                 skip_non_finite=config.optimizer.get("skip_non_finite", 0),
             )
             if stop.requested:
@@ -167,33 +166,9 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
     _say(format_report(figures), f"written to {directory / 'evaluation.json'}")
 
 
-def plan(config: ConfigDict) -> None:
-    """Print what the config takes on the devices there are, without allocating it."""
-    job = prepare(config)
-    leaves = [x for x in jax.tree.leaves(job.state) if not jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)]
-    whole = sum(x.size * x.dtype.itemsize for x in leaves)
-    share = sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in leaves)
-    with jax.set_mesh(job.mesh):
-        cost = jax.jit(_step(job)).lower(job.state, job.batch).cost_analysis() or {}
-    _say(
-        f"parameters      {count_parameters(job.state.params):,}",
-        f"train state     {whole / 2**20:,.1f} MiB, of which {share / 2**20:,.1f} MiB on each device",
-        f"mesh            {', '.join(f'{name} {size}' for name, size in job.mesh.shape.items())}"
-        f" ({jax.devices()[0].platform})",
-        f"batch           {config.training.batch_size} of shape {build.data_shape(config)}",
-        f"FLOPs per step  {cost.get('flops', float('nan')):.3g}",
-    )
-
-
-def _step(job: Job):
-    return make_train_step(
-        job.system,
-        job.optimizer,
-        num_steps=job.config.training.num_steps,
-        ema_rates=job.config.ema.rates,
-        ema_warmup=job.config.ema.warmup,
-        accumulate=job.config.training.accumulate,
-    )
+def plan(config: ConfigDict, devices: int | None = None) -> None:
+    """Print what the config takes on the devices there are, or on `devices` of them, without allocating it."""
+    _say(*planning.plan(prepare(config, devices)))
 
 
 def _params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:

@@ -28,6 +28,8 @@ SETTINGS = dict(training__num_steps=3000, training__checkpoint_every=1000, train
         ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
         ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, True),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, False),
+        ({"TPU_PROCESS_ADDRESSES": "10.0.0.1:8471,10.0.0.2:8471"}, True),
+        ({"MEGASCALE_COORDINATOR_ADDRESS": "10.0.0.1"}, True),
     ],
 )
 def test_a_cluster_is_recognised_by_its_environment(environment, expected):
@@ -35,7 +37,7 @@ def test_a_cluster_is_recognised_by_its_environment(environment, expected):
 
 
 @pytest.mark.parametrize(
-    "arguments", [("host:1", 2, -1), ("", 2, 0), ("host:1", 2, 2), ("host", 2, 0), ("host:1", 0, 0)]
+    "arguments", [("host:1", 2, -1), ("", 2, 0), ("host:1", 2, 2), ("host", 2, 0), ("host:1", 0, 0), ("auto", 2, 0)]
 )
 def test_half_a_cluster_is_refused(arguments):
     with pytest.raises(ConfigError, match="--coordinator="):

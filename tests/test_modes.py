@@ -1,12 +1,15 @@
 """What the modes write, on points and on images."""
 
 import json
+import re
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from diffusion_jax import modes
+from diffusion_jax.job import prepare
+from diffusion_jax.networks.functional import count_parameters
 from tests.runs import digits, toy
 
 CLASSES = dict(network__num_classes=10)
@@ -138,11 +141,32 @@ def test_latents_are_written_as_they_are(tmp_path):
     assert not list((tmp_path / "run").rglob("*.png"))
 
 
-def test_plan(capsys, tmp_path):
-    modes.plan(toy())
+def test_plan(capsys):
+    config = toy(network__hidden=128, training__accumulate=2)
+    modes.plan(config)
     output = capsys.readouterr().out
-    words = dict(line.split(maxsplit=1) for line in output.splitlines() if line.startswith(("parameters", "batch")))
-    assert words["batch"] == "16 of shape (2,)"
-    assert int(words["parameters"].replace(",", "")) > 1000
-    for part in ("MiB on each device", "data 1, fsdp 1, tensor 1", "FLOPs per step"):
-        assert part in output
+    count = int(re.search(r"^parameters +([\d,]+)$", output, re.MULTILINE)[1].replace(",", ""))
+    assert count == count_parameters(prepare(config).state.params) > 16_384
+    assert "batch           16 of x (2,)" in output and "in 2 part(s) of 8 per device" in output
+    assert "data 1, fsdp 1, tensor 1: 1 device(s)" in output
+
+    # The forward pass and the gradient take six operations per parameter and example.
+    flops = float(re.search(r"^FLOPs per step +(\S+),", output, re.MULTILINE)[1])
+    assert 0.8 < flops / (6 * 16 * count) < 1.5
+    kernel = [line for line in output.splitlines() if "128x128" in line]
+    assert kernel and all("whole" in line for line in kernel)
+
+
+def test_plan_for_devices_that_are_not_there(capsys):
+    sizes = {}
+    for devices in (1, 256):
+        modes.plan(toy(network__hidden=256, training__batch_size=512, mesh__fsdp=min(devices, 64)), devices)
+        output = capsys.readouterr().out
+        table = [line.replace(" MiB", "").rsplit(maxsplit=2) for line in output.splitlines() if line.count("MiB") == 2]
+        sizes[devices] = {name: (float(one), float(every)) for name, one, every in table}
+    assert set(sizes[256]) == {"parameters", "averages", "optimizer", "gradient", "activations", "sum"}
+    assert "data 4, fsdp 64, tensor 1: 256 device(s)" in output
+    for name in ("parameters", "averages", "optimizer"):
+        assert sizes[256][name][1] == sizes[1][name][1]
+        assert sizes[256][name][0] < 0.1 * sizes[1][name][0], "nearly all of it is in arrays that 64 divides"
+    np.testing.assert_allclose(sizes[256]["activations"][1], sizes[1]["activations"][1], rtol=0.05)

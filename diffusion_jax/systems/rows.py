@@ -5,10 +5,11 @@ from collections.abc import Callable
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int, PyTree
 
 from diffusion_jax.conditions import Conditions
+from diffusion_jax.training.mesh import batch_sharding
 from diffusion_jax.types import Cond
 
 
@@ -20,20 +21,19 @@ def in_batches(
 ) -> PyTree[np.ndarray]:
     """Rows 0..num-1 of `draw(ids, cond)`, which makes row r from ids[r] and cond[r] alone, as NumPy arrays.
 
-    Every call has the same shape, `batch_size` rounded up to a multiple of the devices of the current mesh (see
-    `jax.set_mesh`); the last is filled up and cut.
+    Every call has the same shape, `batch_size` rounded up to a multiple of the devices that the current mesh (see
+    `jax.set_mesh`) splits a batch over; the last is filled up and cut.
     """
     mesh = jax.sharding.get_mesh()
-    devices = max(mesh.size, 1)
-    size = -(-min(batch_size, num) // devices) * devices
+    shards = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-min(batch_size, num) // shards) * shards
     parts = []
     for start in range(0, num, size):
         ids = np.arange(start, start + size)
         rows = np.minimum(ids, num - 1)
         inputs = (ids, jax.tree.map(lambda c, rows=rows: np.asarray(c)[rows], cond))
         if not mesh.empty:
-            sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
-            inputs = jax.tree.map(lambda x, sharding=sharding: _put(x, sharding), inputs)
+            inputs = jax.tree.map(lambda x: _put(x, batch_sharding(mesh)), inputs)
         parts.append(jax.tree.map(_fetch, draw(*inputs)))
     return jax.tree.map(lambda *p: np.concatenate(p)[:num], *parts)
 

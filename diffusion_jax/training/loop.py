@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import math
 import os
 import signal
@@ -15,9 +16,12 @@ from jax.experimental import multihost_utils
 from jaxtyping import Array
 
 from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.profiling import Trace
 from diffusion_jax.training.progress import Progress
 from diffusion_jax.training.step import TrainState
 from diffusion_jax.training.writers import Writer
+
+AHEAD = 2  # steps that may wait for the devices, each with its batch there
 
 
 class NotFinite(RuntimeError):
@@ -74,6 +78,7 @@ def train_loop(
     learning_rate: Callable[[int], Any],
     draw: Callable[[TrainState, int], Any],
     stop: Interrupt,
+    trace: Trace,
     skip_non_finite: int = 0,
 ) -> TrainState:
     """Train from step `start` to `num_steps`, or until `stop.requested`; save at the end in either case.
@@ -83,6 +88,7 @@ def train_loop(
       draw: draw(state, step) makes a picture and returns a line about it. Called every `sample_every` steps (0: never)
         and after step `num_steps`, but not when `stop.requested`: the process may have seconds left.
       learning_rate: step -> rate, for the log.
+      trace: which steps are traced.
       skip_non_finite: how many steps in a row the optimizer skips where the gradient is not finite.
 
     Raises NotFinite when a logged or saved step has a loss or gradient that is not finite and was not skipped; nothing
@@ -90,9 +96,18 @@ def train_loop(
     """
     batches = to_devices(data)
     timer, timed_from, speed, loss = time.monotonic(), start, None, None
+    queued: collections.deque[Any] = collections.deque()
     with Progress(num_steps, start=start) as progress:
         for step in range(start + 1, num_steps + 1):
-            state, metrics = train_step(state, next(batches))
+            batch = next(batches)
+            trace.before(step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = train_step(state, batch)
+            if trace.after(step, metrics):
+                progress.message(f"step {step}: the trace is written")
+            queued.append(metrics)
+            if len(queued) > AHEAD:
+                jax.block_until_ready(queued.popleft())
             stopping = stop.after(step)
             last = step == num_steps or stopping
             log, save = step % log_every == 0 or last, step % checkpoint_every == 0 or last

@@ -8,21 +8,30 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 from jaxtyping import PyTree
 
 AXES = ("data", "fsdp", "tensor")
-Rules = Sequence[tuple[str, Sequence[Any]]]  # (regular expression, PartitionSpec or its entries)
+Rules = Sequence[tuple[str, Sequence[str | None]]]  # (regular expression, axes of the last dimensions)
+
+# Two layers in a row that only a pointwise function separates: the first is split over its outputs, the second over
+# its inputs, so that what lies between stays where it is and one sum follows the second (arXiv:1909.08053, section 3).
+RULES: Rules = (
+    (r"(qkv|to_[qkv]|fc1|conv1|linear_1)/kernel$", ("fsdp", "tensor")),
+    (r"(attn/proj|to_out|fc2|conv2|linear_2)/kernel$", ("tensor", "fsdp")),
+)
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None) -> Mesh | AbstractMesh:
     """A mesh over all devices with axes data, fsdp and tensor; one size may be -1: whatever is left.
 
-    A batch is split over data and fsdp; parameters are split over fsdp (and tensor, by rule).
+    A batch is split over data and fsdp, parameters over fsdp and tensor, see `state_sharding`. With `devices` it is the
+    abstract mesh of that many, none of which has to be there: shapes and layouts can be planned on it, not arrays.
+
     Raises ValueError unless the sizes multiply to the number of devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
-    devices = jax.device_count()
+    abstract, devices = devices is not None, devices or jax.device_count()
     for name, size in sizes.items():
         if size < 1 and size != -1:
             raise ValueError(f"mesh {name}={size}: must be at least 1, or -1 for all that is left")
@@ -34,20 +43,40 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         raise ValueError(f"mesh {sizes} does not fit: its sizes must multiply to the {devices} devices there are")
     shape = tuple(devices // fixed if size == -1 else size for size in sizes.values())
     # Explicit axes, the default, fail on convolutions whose kernels are split.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    types = (AxisType.Auto,) * len(AXES)
+    return AbstractMesh(shape, AXES, types) if abstract else jax.make_mesh(shape, AXES, axis_types=types)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The layout of a batch: its first dimension is split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The layout of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch(mesh: Mesh, batch_size: int) -> None:
+def process_share(sharding: Sharding, batch_size: int) -> tuple[int, int]:
+    """(i, n): this process reads the i-th of n equal parts of every batch that is laid out by `sharding`.
+
+    Processes that split parameters among them, and not the batch, hold the same rows and have the same part.
+
+    Raises ValueError if the rows of two processes overlap without being the same.
+    """
+    rows: dict[int, set[tuple[int, int]]] = {}
+    for device, (part, *_) in sharding.devices_indices_map((batch_size,)).items():
+        rows.setdefault(device.process_index, set()).add(part.indices(batch_size)[:2])
+    parts = sorted({tuple(sorted(held)) for held in rows.values()})
+    if sum(stop - start for part in parts for start, stop in part) != batch_size:
+        raise ValueError(
+            "the devices of a process hold a part of the rows of another one; choose mesh sizes of which one is a "
+            "multiple of the devices per process"
+        )
+    return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
+
+
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
     """Raises ValueError unless the global batch divides evenly over the data and fsdp axes."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size < 1 or batch_size % shards:
@@ -57,21 +86,25 @@ def check_batch(mesh: Mesh, batch_size: int) -> None:
         )
 
 
-def state_sharding(mesh: Mesh, abstract_state: Any, rules: Rules = (), min_size: int = 2**14) -> PyTree[NamedSharding]:
+def state_sharding(
+    mesh: Mesh | AbstractMesh, abstract_state: Any, rules: Rules = RULES, min_size: int = 2**14
+) -> PyTree[NamedSharding]:
     """The layout of a train state, as a tree of its own structure.
 
-    A parameter's path reads "group/block/kernel". The first rule whose regular expression is found in it gives the
-    PartitionSpec, for example `(r"attention/.*/kernel", (None, "tensor"))`. Without one, an array of at least
-    `min_size` elements has its largest dimension that is divisible by the fsdp axis split over it, and a smaller
-    array is replicated. An array elsewhere in the state whose path ends in a parameter's path and whose shape is
-    the same (averages, optimizer moments) is laid out like it; everything else is replicated.
+    A parameter's path reads "group/block/kernel". The first rule whose regular expression is found in it names the mesh
+    axes of its last dimensions, for example `("attention/.*/kernel", ("fsdp", "tensor"))`. Without one, the largest
+    dimension that the fsdp axis divides is split over it, and of the others the largest that the tensor axis divides
+    over that. An axis that does not divide its dimension splits nothing, and arrays of less than `min_size` elements
+    are replicated. An array elsewhere in the state whose path ends in a parameter's path and whose shape is the same
+    (averages, optimizer moments) is laid out like it; everything else is replicated.
 
     Args:
       mesh: from `make_mesh`.
       abstract_state: a pytree with an attribute `params`; leaves have shapes (`jax.eval_shape`).
+      rules: pairs of a regular expression and axes, None for a dimension that stays whole.
+      min_size: least number of elements of an array that is split.
 
-    Raises ValueError, naming the parameter, for a rule with more entries than dimensions, an unknown axis, or a
-    dimension that does not divide.
+    Raises ValueError, naming the parameter, for a rule with more axes than dimensions, or an unknown axis.
     """
     specs = {
         path: (leaf.shape, _parameter_spec(mesh, path, leaf.shape, rules, min_size))
@@ -94,28 +127,35 @@ def path_name(keys: tuple) -> str:
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
-def _parameter_spec(mesh: Mesh, path: str, shape: tuple[int, ...], rules: Rules, min_size: int) -> PartitionSpec:
-    for pattern, entries in rules:
-        if re.search(pattern, path):
-            _check_rule(mesh, path, shape, pattern, entries)
-            return PartitionSpec(*entries)
-    fsdp = mesh.shape["fsdp"]
-    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
-    if fsdp == 1 or math.prod(shape) < min_size or not divisible:
+def _parameter_spec(
+    mesh: Mesh | AbstractMesh, path: str, shape: tuple[int, ...], rules: Rules, min_size: int
+) -> PartitionSpec:
+    if math.prod(shape) < min_size:
         return PartitionSpec()
-    largest = max(divisible, key=lambda axis: shape[axis])
-    return PartitionSpec(*(None,) * largest, "fsdp")
+    axes = next((_of_rule(mesh, path, shape, *rule) for rule in rules if re.search(rule[0], path)), None)
+    if axes is None:
+        axes = [None] * len(shape)
+        for name in ("fsdp", "tensor"):
+            free = [i for i, size in enumerate(shape) if axes[i] is None and size % mesh.shape[name] == 0]
+            if free and mesh.shape[name] > 1:
+                axes[max(free, key=lambda i: shape[i])] = name
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
 
 
-def _check_rule(mesh: Mesh, path: str, shape: tuple[int, ...], pattern: str, entries: Sequence[Any]) -> None:
-    where = f"sharding rule {pattern!r} -> {tuple(entries)} for {path} of shape {shape}"
-    if len(entries) > len(shape):
-        raise ValueError(f"{where}: at most {len(shape)} entries fit")
-    for size, entry in zip(shape, entries, strict=False):
-        axes = () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
-        unknown = [axis for axis in axes if axis not in mesh.shape]
-        if unknown:
-            raise ValueError(f"{where}: unknown axis {unknown[0]!r}, allowed are {', '.join(mesh.shape)}")
-        parts = math.prod(mesh.shape[axis] for axis in axes)
-        if size % parts:
-            raise ValueError(f"{where}: a dimension of {size} does not divide over {parts} devices")
+def _of_rule(
+    mesh: Mesh | AbstractMesh, path: str, shape: tuple[int, ...], pattern: str, axes: Sequence[str | None]
+) -> list[str | None]:
+    where = f"sharding rule {pattern!r} -> {tuple(axes)} for {path} of shape {shape}"
+    if len(axes) > len(shape):
+        raise ValueError(f"{where}: at most {len(shape)} axes fit")
+    for name in axes:
+        if name is not None and name not in mesh.shape:
+            raise ValueError(f"{where}: unknown axis {name!r}, allowed are {', '.join(mesh.shape)}")
+    aligned = [None] * (len(shape) - len(axes)) + list(axes)
+    sizes = [mesh.shape[name] if name else 1 for name in aligned]
+    return [
+        name if parts > 1 and size % parts == 0 else None
+        for name, parts, size in zip(aligned, sizes, shape, strict=True)
+    ]

@@ -29,7 +29,7 @@ class TrainState:
     key: Leaf  # a typed key []
 
 
-def trained(params: Params) -> Params:
+def trained(params: dict[str, PyTree[Any]]) -> dict[str, PyTree[Any]]:
     """The groups that gradients reach."""
     return {group: tree for group, tree in params.items() if group != "frozen"}
 

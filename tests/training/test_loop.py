@@ -10,6 +10,7 @@ import pytest
 
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.loop import Interrupt, NotFinite, train_loop
+from diffusion_jax.training.profiling import Trace
 from diffusion_jax.training.step import TrainState
 
 
@@ -65,6 +66,7 @@ def _run(tmp_path, stop=None, bad=None, at=None, on_step=None, metrics=None, **s
         learning_rate=lambda step: 0.1 * step,
         draw=events.draw,
         stop=stop or Interrupt(),
+        trace=Trace(tmp_path),
         **{**defaults, **settings},
     )
     return final, events

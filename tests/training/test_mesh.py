@@ -76,8 +76,9 @@ def test_layouts_follow_rules_and_parameters():
             params = {
                 "net": {
                     "conv": {"kernel": jnp.zeros((3, 3, 64, 128)), "bias": jnp.zeros(128)},
-                    "attention": {"kernel": jnp.zeros((64, 96))},
+                    "attention": {"kernel": jnp.zeros((256, 96))},
                     "odd": jnp.zeros((301, 303)),
+                    "half": jnp.zeros((302, 303)),
                 },
                 "disc": {"conv": {"kernel": jnp.zeros((3, 3, 64, 128))}},
                 "frozen": {"kernel": jnp.zeros((512, 256))},
@@ -89,40 +90,46 @@ def test_layouts_follow_rules_and_parameters():
 
         mesh = mesh_lib.make_mesh(data=1, fsdp=4, tensor=2)
         abstract = jax.eval_shape(init)
-        rules = [("attention/kernel", (None, "tensor")), (r"^disc/", ())]
+        rules = [("attention/kernel", ("tensor", None)), (r"^disc/.*kernel", (None, "fsdp"))]
         layout = mesh_lib.state_sharding(mesh, abstract, rules)
         assert jax.tree.structure(layout) == jax.tree.structure(abstract)
 
         net = jax.tree.map(lambda s: s.spec, layout.params["net"])
-        assert net["conv"]["kernel"] == P(None, None, None, "fsdp")  # the largest dimension
+        assert net["conv"]["kernel"] == P(None, None, "tensor", "fsdp")  # the largest dimension, and the next
         assert net["conv"]["bias"] == P()  # small
-        assert net["attention"]["kernel"] == P(None, "tensor")
+        assert net["attention"]["kernel"] == P("tensor")
         assert net["odd"] == P()  # nothing divides
-        assert layout.params["disc"]["conv"]["kernel"].spec == P()
-        assert layout.params["frozen"]["kernel"].spec == P("fsdp")
+        assert net["half"] == P("tensor")  # 2 divides 302, and 4 does not
+        assert layout.params["disc"]["conv"]["kernel"].spec == P(None, None, None, "fsdp")
+        assert layout.params["frozen"]["kernel"].spec == P("fsdp", "tensor")
 
         same = lambda a, b: jax.tree.map(lambda x, y: x.spec == y.spec, a, b)
         assert jax.tree.all(same(layout.ema["0.9999"]["net"], layout.params["net"]))
         moments = {jax.tree_util.keystr(k, simple=True, separator="/"): s.spec
                    for k, s in jax.tree.leaves_with_path(layout.opt_state)}
         find = lambda *parts: [spec for path, spec in moments.items() if all(part in path for part in parts)]
-        assert find("/mu/net/conv/kernel") == find("/nu/net/conv/kernel") == [P(None, None, None, "fsdp")]
-        assert find("/mu/net/attention/kernel") == [P(None, "tensor")]
-        assert find("/mu/disc/conv/kernel") == [P()]
+        assert find("/mu/net/conv/kernel") == find("/nu/net/conv/kernel") == [P(None, None, "tensor", "fsdp")]
+        assert find("/mu/net/attention/kernel") == [P("tensor")]
+        assert find("/mu/disc/conv/kernel") == [P(None, None, None, "fsdp")]
         assert set(find("count")) == {P()}
         assert layout.step.spec == layout.key.spec == P()
 
         state = jax.jit(init, out_shardings=layout)()
-        assert state.params["net"]["conv"]["kernel"].addressable_shards[0].data.shape == (3, 3, 64, 32)
-        assert state.ema["0.9999"]["net"]["attention"]["kernel"].addressable_shards[0].data.shape == (64, 48)
+        assert state.params["net"]["conv"]["kernel"].addressable_shards[0].data.shape == (3, 3, 32, 32)
+        assert state.ema["0.9999"]["net"]["attention"]["kernel"].addressable_shards[0].data.shape == (128, 96)
 
         whole = mesh_lib.state_sharding(mesh_lib.make_mesh(), abstract)
         assert all(s.spec == P() for s in jax.tree.leaves(whole))
 
         bad = lambda *rule: refused(lambda: mesh_lib.state_sharding(mesh, abstract, [rule]))
-        assert "for net/odd of shape (301, 303): a dimension of 301" in bad("odd", ("fsdp",))
-        assert "at most 1 entries fit" in bad("bias", ("fsdp", None))
-        assert "unknown axis 'model', allowed are data, fsdp, tensor" in bad("bias", ("model",))
+        assert "for net/odd of shape (301, 303): at most 2 axes fit" in bad("odd", ("fsdp", None, None))
+        assert "unknown axis 'model', allowed are data, fsdp, tensor" in bad("odd", ("model",))
+
+        planned = mesh_lib.state_sharding(mesh_lib.make_mesh(data=1, fsdp=4, tensor=2, devices=8), abstract, rules)
+        assert jax.tree.all(same(planned, layout))
+        assert mesh_lib.make_mesh(fsdp=16, devices=1024).shape == {"data": 64, "fsdp": 16, "tensor": 1}
+        assert "multiply to the 12 devices" in refused(lambda: mesh_lib.make_mesh(fsdp=8, devices=12))
+        assert mesh_lib.process_share(mesh_lib.batch_sharding(mesh), 16) == (0, 1)
     """)
 
 
@@ -135,12 +142,13 @@ def test_a_checkpoint_moves_between_meshes(tmp_path):
         init = lambda: State(step=jnp.int32(3), params={{"net": {{"w": jnp.arange(2.0**16).reshape(256, 256)}}}},
                              ema={{}}, opt_state=(), key=jax.random.key(1))
         abstract = jax.eval_shape(init)
-        layouts = [mesh_lib.state_sharding(mesh_lib.make_mesh(fsdp=n), abstract) for n in (8, 2)]
+        meshes = [dict(fsdp=8), dict(fsdp=2), dict(fsdp=2, tensor=4)]
+        layouts = [mesh_lib.state_sharding(mesh_lib.make_mesh(**sizes), abstract) for sizes in meshes]
         place = lambda layout: jax.tree.map(
             lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, layout)
         with Checkpoints({str(tmp_path)!r}) as checkpoints:
             checkpoints.save(3, jax.jit(init, out_shardings=layouts[0])(), data)
-            for layout, shape in ((layouts[0], (32, 256)), (layouts[1], (128, 256))):
+            for layout, shape in zip(layouts, ((32, 256), (128, 256), (128, 64))):
                 state, _ = checkpoints.restore(place(layout), data)
                 assert state.params["net"]["w"].addressable_shards[0].data.shape == shape
                 np.testing.assert_array_equal(state.params["net"]["w"], init().params["net"]["w"])

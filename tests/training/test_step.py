@@ -13,6 +13,7 @@ import optax
 import pytest
 
 from diffusion_jax import job, modes
+from diffusion_jax.training import summary
 from diffusion_jax.training.optimizers import make_optimizer
 from diffusion_jax.training.step import init_state, make_train_step
 from tests.runs import ROOT, toy
@@ -165,6 +166,7 @@ def test_two_groups_have_two_optimizers():
 _ON_EIGHT_DEVICES = """
 import json, pathlib, sys, jax, numpy as np
 from diffusion_jax import job, modes
+from diffusion_jax.training import summary
 from tests.runs import toy
 folder = pathlib.Path(sys.argv[1])
 assert jax.device_count() == 8
@@ -236,3 +238,10 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_counted():
 
 def _without_counts(state, group):
     return state.params["net"] if group == "params" else state.opt_state.inner_state
+
+
+def test_activations_of_a_known_loss():
+    """The gradient of (2 w x - y)^2 needs the three numbers x and the error of every example, 4 bytes each."""
+    system = _Regression()
+    params, batch = jax.eval_shape(system.init, jax.random.key(0)), jax.eval_shape(_batch)
+    assert 4 * (3 + 1) <= summary.activation_bytes(system, params, batch) <= 4 * (3 + 3)

@@ -1,0 +1,258 @@
+"""What the training loop costs over the bare jitted step, what a save costs, and how long it takes to start.
+
+    python -m benchmarks.training                                            # three models, seconds each
+    python -m benchmarks.training --config configs/ddpm.py:cifar10 --set data.name=folder data.path=DIR
+    python -m benchmarks.training --startup                                  # with and without the compilation cache
+
+The loop is that of the command: it reads and shuffles the data, moves it to the devices, logs, shows its progress and
+saves. The bare step is the same compiled, donated function on one batch that is on the devices already. They are run in
+turn, A B A B ..., on the same state; the table shows the median of each and of the ratios, pair by pair. A second table
+shows how long a save holds up the loop and how long it takes in the background, a third the memory of the compiled
+step and, on a GPU or TPU, the share of its peak FLOPs that the bare step reaches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import functools
+import io
+import os
+import pathlib
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax import build, data, defaults, planning
+from diffusion_jax.job import Job, fresh_state, prepare, train_step
+from diffusion_jax.training import loop
+from diffusion_jax.training import mesh as meshes
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.profiling import Trace
+from diffusion_jax.training.writers import JsonlWriter
+
+DIGITS = ("data.name=digits", "data.eval_split=test")
+DEFAULT = {
+    "configs/toy2d.py": (),
+    "configs/ddpm.py": (),
+    "configs/ddpm.py:mnist": DIGITS,
+}
+# Dense bfloat16 FLOPs per second by jax.Device.device_kind, from the makers' data sheets.
+PEAK = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+}
+
+
+def read(name: str, settings: tuple[str, ...]) -> ConfigDict:
+    config = defaults.read(name)
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        with contextlib.suppress(SyntaxError, ValueError):
+            value = ast.literal_eval(value)
+        config.update_from_flattened_dict({key: value})
+    return config
+
+
+class Rows(JsonlWriter):
+    """Also notes when the last row was written: the devices have finished its step."""
+
+    def scalars(self, step: int, values: Any) -> None:
+        super().scalars(step, values)
+        self.at = time.perf_counter()
+
+
+class Saves(Checkpoints):
+    """Also notes how long each save held up its caller."""
+
+    held: tuple[float, ...] = ()
+
+    def save(self, *arguments: Any, **keywords: Any) -> None:
+        began = time.perf_counter()
+        super().save(*arguments, **keywords)
+        self.held = (*self.held, time.perf_counter() - began)
+
+
+class Loop:
+    """The loop of the command on a job, in pieces of some steps; the state goes from piece to piece."""
+
+    def __init__(self, job: Job, folder: pathlib.Path, log_every: int, checkpoint_every: int) -> None:
+        self.job, self.log_every, self.checkpoint_every = job, log_every, checkpoint_every
+        self.state, self.step = fresh_state(job), 0
+        self.compiled = jax.jit(train_step(job), donate_argnums=0, out_shardings=(job.layout, None))
+        self.batches = data.batches(
+            build.source(job.config), batch_size=job.config.training.batch_size, seed=job.config.seed
+        )
+        self.writer = Rows(folder / "metrics.jsonl")
+        self.checkpoints = Saves(folder / "checkpoints")
+
+    def run(self, num_steps: int) -> float:
+        """Seconds of `num_steps` steps of the loop, until the devices have finished the last one."""
+        placed = meshes.batch_sharding(self.job.mesh)
+        began = time.perf_counter()
+        with contextlib.redirect_stderr(io.StringIO()):
+            self.state = loop.train_loop(
+                self.state,
+                self.compiled,
+                self.batches,
+                functools.partial(data.device_batches, sharding=placed),
+                start=self.step,
+                num_steps=self.step + num_steps,
+                batch_size=self.job.config.training.batch_size,
+                log_every=self.log_every,
+                checkpoint_every=self.checkpoint_every,
+                sample_every=0,
+                checkpoints=self.checkpoints,
+                writer=self.writer,
+                learning_rate=self.job.learning_rate,
+                draw=lambda state, step: "",
+                stop=loop.Interrupt(),
+                trace=Trace(pathlib.Path()),
+            )
+        self.step += num_steps
+        return self.writer.at - began
+
+    def bare(self, num_steps: int, batch: dict[str, jax.Array]) -> float:
+        """Seconds of `num_steps` calls of the step on one batch."""
+        jax.block_until_ready(self.state)
+        began = time.perf_counter()
+        for _ in range(num_steps):
+            self.state, metrics = self.compiled(self.state, batch)
+        jax.block_until_ready((self.state, metrics))
+        return time.perf_counter() - began
+
+
+def compare(job: Job, folder: pathlib.Path, seconds: float, pairs: int, saves: bool) -> dict[str, Any]:
+    """Times of the loop and of the bare step, in `pairs` pairs of pieces that take about `seconds` each."""
+    running = Loop(job, folder, log_every=10**9, checkpoint_every=10**9)
+    batch = next(data.device_batches(running.batches, meshes.batch_sharding(job.mesh)))
+    began = time.perf_counter()
+    lowered = running.compiled.lower(running.state, batch)
+    traced = time.perf_counter()
+    memory = lowered.compile().memory_analysis()
+    compiled = time.perf_counter()
+    running.bare(3, batch)
+    steps = max(5, round(seconds / (running.bare(3, batch) / 3)))
+    # As often as the config asks for, in proportion to the length of a piece.
+    settings = job.config.training
+    running.log_every = min(settings.log_every, steps)
+    running.checkpoint_every = steps // 2 if saves else 10**9
+    running.run(steps)
+    times = [(running.run(steps), running.bare(steps, batch)) for _ in range(pairs)]
+    return dict(
+        steps=steps,
+        loop=statistics.median(a for a, _ in times) / steps,
+        bare=statistics.median(b for _, b in times) / steps,
+        cost=statistics.median(a / b for a, b in times) - 1,
+        spread=(min(a / b for a, b in times) - 1, max(a / b for a, b in times) - 1),
+        held=running.checkpoints.held,
+        trace_seconds=traced - began,
+        compile_seconds=compiled - traced,
+        memory=memory,
+        flops=planning.step_flops(job),
+    )
+
+
+def first_row(name: str, settings: tuple[str, ...], environment: dict[str, str]) -> float:
+    """Seconds from starting the command until its first step is logged; the command is then stopped."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = [f"--config.{setting}" for setting in (*settings, "training.log_every=1")]
+        began = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "diffusion_jax.main", f"--config={name}", f"--workdir={folder}", *flags],
+            env={**os.environ, **environment},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            while not (pathlib.Path(folder) / "metrics.jsonl").exists():
+                if process.poll() is not None:
+                    raise RuntimeError(f"the command on {name} ended with code {process.returncode}")
+                time.sleep(0.01)
+            return time.perf_counter() - began
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+
+def startup(configs: dict[str, tuple[str, ...]]) -> Iterator[str]:
+    yield "| config | no cache, s | empty cache, s | filled cache, s |\n|---|---|---|---|"
+    for name, settings in configs.items():
+        with tempfile.TemporaryDirectory() as cache:
+            on = {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+            off = {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+            seconds = [first_row(name, settings, environment) for environment in (off, on, on)]
+        yield f"| `{name}` | {' | '.join(f'{s:.1f}' for s in seconds)} |"
+
+
+def peak_flops(given: float) -> float:
+    kind = jax.devices()[0].device_kind
+    return given or next((flops for name, flops in PEAK.items() if kind.startswith(name)), 0.0)
+
+
+def show(lines: Iterator[str], out: Callable[[str], None] = print) -> None:
+    for line in lines:
+        out(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", help="FILE.py[:VARIANT]; three small models without")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the config")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of a piece")
+    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--saves", action="store_true", help="save twice in every piece")
+    parser.add_argument("--peak", type=float, default=0.0, help="FLOPs per second of one device")
+    parser.add_argument("--startup", action="store_true", help="only the time to the first step")
+    args = parser.parse_args()
+    configs = {args.config: tuple(args.set)} if args.config else DEFAULT
+    if args.startup:
+        return show(startup(configs))
+    device = jax.devices()[0]
+    print(f"jax {jax.__version__}, {jax.device_count()} x {device.device_kind} ({device.platform})\n")
+    found = {}
+    for name, settings in configs.items():
+        job = prepare(read(name, settings))
+        with tempfile.TemporaryDirectory() as folder, jax.set_mesh(job.mesh):
+            found[name] = job, compare(job, pathlib.Path(folder), args.seconds, args.pairs, args.saves)
+    print("| config | parameters | batch | bare step, ms | loop, ms | the loop costs (least - most) | examples/s |")
+    print("|---|---|---|---|---|---|---|")
+    for name, (job, r) in found.items():
+        count = sum(x.size for x in jax.tree.leaves(job.state.params))
+        size = job.config.training.batch_size
+        print(
+            f"| `{name}` | {count:,} | {size} | {1e3 * r['bare']:.1f} | {1e3 * r['loop']:.1f} | {r['cost']:.1%} "
+            f"({r['spread'][0]:.1%} - {r['spread'][1]:.1%}) | {size / r['loop']:.0f} |"
+        )
+    print("\n| config | trace, s | compile, s | arguments and temporaries per device | FLOPs per step | of peak |")
+    print("|---|---|---|---|---|---|")
+    for name, (_, r) in found.items():
+        peak = peak_flops(args.peak) * jax.device_count()
+        share = f"{r['flops'] / r['bare'] / peak:.1%}" if peak else "-"
+        sizes = (r["memory"].argument_size_in_bytes, r["memory"].temp_size_in_bytes)
+        memory = " + ".join(f"{size / 2**20:.0f}" for size in sizes)
+        print(
+            f"| `{name}` | {r['trace_seconds']:.1f} | {r['compile_seconds']:.1f} | {memory} MiB "
+            f"| {r['flops']:.2e} | {share} |"
+        )
+    print("\n| config | a save holds up the loop for, ms | bare step, ms |\n|---|---|---|")
+    for name, (_, r) in found.items():
+        print(f"| `{name}` | {1e3 * statistics.median(r['held']):.0f} | {1e3 * r['bare']:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
