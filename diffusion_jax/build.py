@@ -421,8 +421,14 @@ def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.S
 def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
     """The training split of the data set, or the split that evaluation compares with. Opens files; ConfigError."""
     section = {key: value for key, value in config.data.items() if value != ""}
-    name = section["name"]
-    loaded = construct({name: functools.partial(data.load, name=name)}, "data", section, evaluation=evaluation)
+    name, read = section["name"], conditions(config)
+    loaded = construct(
+        {name: functools.partial(data.load, name=name)},
+        "data",
+        section,
+        evaluation=evaluation,
+        max_tokens=read.max_tokens,
+    )
     if loaded.shape != data_shape(config):
         raise ConfigError(f"config.data: {name} holds examples of {loaded.shape}, not {data_shape(config)}")
     if config.system.name in ("vdm", "variational_dequantization"):
@@ -435,7 +441,15 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
             dequantization.check_levels(data.arrays(loaded, 256)["x"], data_levels(config))
         except ValueError as error:
             raise ConfigError(f"config.evaluation.likelihood ({config.evaluation.likelihood.name}): {error}") from error
-    num_classes = config.network.get("num_classes", 0)
+    example = loaded.batch(np.zeros(1, np.int64))
+    for condition, entry in read.shapes.items():
+        found = np.shape(example.get(condition))[1:]
+        if condition != "label" and (condition not in example or found != entry.shape):
+            raise ConfigError(
+                f"config.network needs the condition {condition!r} of shape {entry.shape}, which config.data.name="
+                f"{name!r} {'gives as ' + str(found) if condition in example else 'does not give'}"
+            )
+    num_classes = read.num_classes
     if (num_classes and loaded.num_classes > num_classes) or (num_classes and not loaded.num_classes):
         raise ConfigError(
             f"config.network.num_classes={num_classes} must be 0 or at least the {loaded.num_classes} classes of {name}"

@@ -102,7 +102,8 @@ def _classifier(
 ) -> dict[str, Any]:
     # Clipped as they are when saved.
     samples = np.clip(drawn["samples"], -1, 1)
-    return evaluation.classifier_metrics(samples, data.arrays(train), data.arrays(test), judge=judge and judge())
+    splits = (data.arrays(train), data.arrays(test))
+    return evaluation.classifier_metrics(samples, *splits, judge=judge and judge(), labels=drawn.get("label"))
 
 
 def _toy(drawn: dict[str, np.ndarray], train: data.Source, test: data.Source) -> dict[str, Any]:

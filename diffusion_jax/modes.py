@@ -7,12 +7,13 @@ import functools
 import math
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, data, faults, planning, workdir
+from diffusion_jax import build, data, faults, planning, requests, workdir
 from diffusion_jax.data import Source
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.evaluation.report import format_report, write_evaluation
@@ -32,7 +33,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
     """Train, or go on from the newest checkpoint in `directory`; then evaluate if the config says so."""
     job, settings = prepare(config), config.training
     source = build.source(config)
-    metrics = build.metrics(config, source, directory)
+    build.metrics(config, source, directory)  # refuse now what could not be evaluated after training
     workdir.check_writable(directory)
     differences = workdir.check_same_model(config, directory, resume=True)
     with contextlib.ExitStack() as stack:
@@ -72,8 +73,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 path = directory / "samples" / f"step_{step:08d}.png"
                 params = averaged(job, state.params, state.ema)
                 num = min(config.sampling.num_samples, config.sampling.batch_size)
-                given = build.reconstructed(config, num)
-                drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, given)
+                drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, _cond(job, num))
                 if not drawn:
                     return "saved; a classifier draws no samples"
                 if not _picture(job, params, drawn, path):
@@ -104,13 +104,14 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 _say(f"stopped; step {int(state.step)} is saved and the same command goes on from there")
                 return
         reached = int(state.step)
+    picture = directory / "samples" / f"step_{reached:08d}.png"
     _say(
         f"trained to step {reached}",
         f"  checkpoints  {directory / 'checkpoints'}",
         f"  metrics      {directory / 'metrics.jsonl'}",
-        f"  samples      {directory / 'samples' / f'step_{reached:08d}.png'}",
+        *([f"  samples      {picture}"] if picture.exists() else []),
     )
-    if config.evaluation.after_training and metrics:
+    if config.evaluation.after_training:
         evaluate(config, directory)
 
 
@@ -118,11 +119,12 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz and .png."""
     job = prepare(config)
     workdir.check_writable(directory)
+    num = config.sampling.num_samples
+    cond = _cond(job, num)
     params, step = _params(job, directory)
     with jax.set_mesh(job.mesh):
         began = time.monotonic()
-        num = config.sampling.num_samples
-        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, build.reconstructed(config, num))
+        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, cond)
         if not drawn:
             raise ConfigError(
                 f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate gives its figures, and "
@@ -135,10 +137,10 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
             with refusal("samples"):
                 arrays = {"samples": sheets.to_uint8(samples) if _is_image(samples) else samples}
             with faults.replacing(path) as file:
-                np.savez(file, **arrays, **({"cond": drawn["label"]} if "label" in drawn else {}))
+                np.savez(file, **arrays, **requests.recorded(_conditions_of(drawn)))
         pictured = _picture(job, params, drawn, path.with_suffix(".png"))
     _say(
-        f"{config.sampling.num_samples} samples of step {step} ({_how(config)}) in {seconds:.1f} s with compilation",
+        f"{num} samples of step {step} ({_how(config)}) in {seconds:.1f} s with compilation",
         f"  arrays   {path}",
         f"  picture  {path.with_suffix('.png') if pictured else 'none: they are latents or not finite'}",
     )
@@ -152,12 +154,17 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
     workdir.check_writable(directory)
     params, step = _params(job, directory)
     num = config.evaluation.num_samples
+    cond = _cond(job, num)
     with jax.set_mesh(job.mesh):
         _say(f"evaluating step {step} with {num} samples ({_how(config)})")
-        given = build.reconstructed(config, num)
-        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, given) if metrics else {}
+        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, cond) if metrics else {}
         figures = {"step": step, "solver": config.solver.name, "steps": config.sampling.steps}
-        figures |= {"seed": config.sampling.seed, "num_samples": num, **_held_out(job, params, held_out)}
+        figures |= {
+            "seed": config.sampling.seed,
+            "num_samples": num,
+            **_guidance(config),
+            **_held_out(job, params, held_out),
+        }
         for metric in metrics:
             with refusal("config.evaluation.metrics"):
                 figures |= metric(drawn, source, held_out)
@@ -191,9 +198,29 @@ def _held_out(job: Job, params: Params, source: Source) -> dict[str, float]:
     return {f"held_out_{name}": float(np.mean(values)) for name, values in figures.items()}
 
 
+def _cond(job: Job, num: int) -> dict[str, np.ndarray] | None:
+    """What `num` samples are made from: the images of a first stage, or the conditions of config.sampling.cond.
+
+    Without the latter those of held-out examples, or None for a model of classes, whose labels go round.
+    """
+    text, conditions = job.config.sampling.cond, getattr(job.system, "steered", None)
+    if conditions is None:
+        return build.reconstructed(job.config, num)
+    with refusal(f"config.sampling.cond={text!r}"):
+        cond = requests.requested(text, conditions, num)
+    if cond is None and set(conditions.shapes) - {"label"}:
+        examples = data.arrays(build.source(job.config, evaluation=True), num)
+        cond = requests.going_round(conditions.of(examples), num)
+    return cond
+
+
+def _conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: value for name, value in drawn.items() if name not in ("samples", "original")}
+
+
 def _picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
     """Whether `path` is now a picture of the samples: there is none of latents and of samples that are not finite."""
-    samples, labels, columns = drawn["samples"], drawn.get("label"), None
+    samples, labels, columns = drawn["samples"], requests.captions(_conditions_of(drawn)), None
     if "original" in drawn:
         # Pairs side by side, the original first.
         samples = np.stack([drawn["original"], samples], axis=1).reshape(-1, *samples.shape[1:])
@@ -201,7 +228,7 @@ def _picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathl
     if not np.isfinite(samples).all() or not (_is_image(samples) or samples.shape[1:] == (2,)):
         return False
     if jax.process_index() == 0 and _is_image(samples):
-        shown = None if labels is None else labels[:256].tolist()
+        shown = None if labels is None else labels[:256]
         sheets.image_sheet(samples[:256], path=path, columns=columns, labels=shown)
     elif jax.process_index() == 0:
         sheets.scatter_sheet({"samples": samples}, path=path, **build.plane(job.config, job.system, params))
@@ -213,7 +240,16 @@ def _is_image(samples: np.ndarray) -> bool:
 
 
 def _how(config: ConfigDict) -> str:
-    return f"{config.solver.name}, {config.sampling.steps} steps, seed {config.sampling.seed}"
+    guidance = [f"{key} {value}" for key, value in _guidance(config).items()]
+    solver = [config.solver.name, f"{config.sampling.steps} steps"]
+    return ", ".join([*solver, *guidance, f"seed {config.sampling.seed}"])
+
+
+def _guidance(config: ConfigDict) -> dict[str, Any]:
+    """What of config.guidance belongs beside a figure; nothing where there is none."""
+    if config.guidance.name == "none":
+        return {}
+    return {"guidance": config.guidance.name, "scale": config.guidance.get("scale", 1.0)}
 
 
 def _say(*lines: str) -> None:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import zipfile
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from diffusion_jax.data import archives, images
 
 _IMAGE_KEYS = ("images", "samples", "x", "arr_0")
 _LABEL_KEYS = ("labels", "label", "cond")
+CONDITION_KEYS = ("vector", "tokens", "mask", "image", "caption")  # of further conditions; captions are strings
 _SPLIT = re.compile(r"(?P<name>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 
@@ -98,19 +100,21 @@ def folder_images(path: pathlib.Path, split: str) -> images.Images:
 
 
 class Arrays(NamedTuple):
-    """Examples, with labels in 0..num_classes - 1 unless `label` is None."""
+    """Examples, with labels in 0..num_classes - 1 unless `label` is None, and other conditions [n, ...] by name."""
 
     x: Shaped[np.ndarray, "n ..."]
     label: Int32[np.ndarray, "n"] | None
     num_classes: int
+    others: Mapping[str, Shaped[np.ndarray, "n ..."]] = {}
 
 
 def read_arrays(path: pathlib.Path, split: str) -> Arrays:
     """Examples and labels of `path/<split>.npz` (or .npy, or the file `path` itself).
 
     An .npz file holds the examples under one of images, samples, x, arr_0, and optionally integer labels [n] under
-    one of labels, label, cond. Examples are uint8, or float in [-1, 1] and returned as float32; latents, which are
-    [n, height, width, channels] with neither 1 nor 3 channels, may be any finite numbers.
+    one of labels, label, cond, and further conditions under the names in `CONDITION_KEYS`. Examples are uint8, or float
+    in [-1, 1] and returned as float32; latents, which are [n, height, width, channels] with neither 1 nor 3 channels,
+    may be any finite numbers.
 
     Raises:
         ValueError: naming the file and the key, if it cannot be read or its shape, type or range is wrong.
@@ -120,6 +124,7 @@ def read_arrays(path: pathlib.Path, split: str) -> Arrays:
         if zipfile.is_zipfile(file):
             names = archives.npz_names(file)
             wanted = {next((key for key in keys if key in names), "") for keys in (_IMAGE_KEYS, _LABEL_KEYS)}
+            wanted |= set(CONDITION_KEYS)
             data = archives.read_npz(file, wanted)
         else:
             names, data = [], {"array": np.load(file, allow_pickle=False)}
@@ -151,10 +156,15 @@ def read_arrays(path: pathlib.Path, split: str) -> Arrays:
                 f"got {label.dtype} of shape {label.shape}."
             )
         label = label.astype(np.int32)
+    others = {key: data[key] for key in CONDITION_KEYS if key in data}
+    for name, value in others.items():
+        if value.shape[:1] != x.shape[:1]:
+            raise ValueError(f"{file}, key {name!r}: {len(x)} examples need as many conditions, got {value.shape}.")
     chosen = select(split, len(x))
+    others = {name: value[chosen] for name, value in others.items()}
     if label is None:
-        return Arrays(x[chosen], None, 0)
-    return Arrays(x[chosen], label[chosen], int(label.max()) + 1)
+        return Arrays(x[chosen], None, 0, others)
+    return Arrays(x[chosen], label[chosen], int(label.max()) + 1, others)
 
 
 def array_images(path: pathlib.Path, arrays: Arrays) -> images.Images:
@@ -163,7 +173,7 @@ def array_images(path: pathlib.Path, arrays: Arrays) -> images.Images:
     Raises:
         ValueError: another shape.
     """
-    x, label, num_classes = arrays
+    x, label, num_classes, _ = arrays
     if x.ndim != 3 and not (x.ndim == 4 and x.shape[-1] in (1, 3, 4)):
         raise ValueError(f"{path}: 8-bit images must be [n, height, width(, 1, 3 or 4)], got {x.shape}.")
     return images.Images(

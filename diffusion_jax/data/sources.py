@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Integer
 
+from diffusion_jax.data import captions as texts
 from diffusion_jax.data import files, images, toys
 
 
@@ -18,7 +19,8 @@ class Source:
     """One split of a data set, read by index.
 
     Attributes:
-        read: int [n] -> {"x": uint8 or float32 [n, *shape], "label": int32 [n] if there are labels}.
+        read: int [n] -> {"x": uint8 or float32 [n, *shape], "label": int32 [n] if there are labels, and other
+            conditions [n, ...] by name}.
         size: number of examples.
         shape: of one example, (height, width, channels) for images.
         num_classes: labels are 0..num_classes - 1; 0 if there are none.
@@ -93,6 +95,8 @@ def load(
     kind: str = "gaussian_mixture",
     num_examples: int = 65536,
     seed: int = 0,
+    captions: tuple[str, ...] = (),
+    max_tokens: int = 0,
 ) -> Source:
     """Open one split of a data set. The arguments are the keys of `config.data`.
 
@@ -116,6 +120,8 @@ def load(
         num_workers: threads that read ahead of training.
         cache_bytes: a data set whose decoded images are no larger stays in memory once read.
         kind, num_examples, seed: of a toy; its "test" split is a second independent draw.
+        captions: one text per class, which gives every example the condition "tokens".
+        max_tokens: length of "tokens", to which texts are cut or padded; see `data.captions`.
 
     Raises:
         ValueError: an argument is out of range, or the data is missing, empty or unreadable.
@@ -138,8 +144,11 @@ def load(
         raise ValueError(f"data.path must be set for data.name = {name!r}.")
     if name == "arrays":
         arrays = files.read_arrays(pathlib.Path(path), split)
+        if "image" in arrays.others and flip:
+            raise ValueError(f"data.flip: {path} holds images as conditions, which are not flipped with the examples.")
         if arrays.x.dtype != np.uint8:
-            return _float_source(path, arrays, image_size, channels, crop, flip, dequantize)
+            source = _float_source(path, arrays, image_size, channels, crop, flip, dequantize)
+            return _with_conditions(source, arrays.others, captions, max_tokens)
     if channels not in (None, 1, 3):
         raise ValueError(f"data.channels must be 1 or 3, got {channels}.")
     if name == "arrays":
@@ -151,7 +160,31 @@ def load(
 
         found = builders.tfds_images(name, split, path)
     source = _decoded(found, image_size, channels, crop, cache_bytes)
-    return dataclasses.replace(source, flip=flip, dequantize=dequantize, levels=levels, num_workers=num_workers)
+    source = dataclasses.replace(source, flip=flip, dequantize=dequantize, levels=levels, num_workers=num_workers)
+    return _with_conditions(source, arrays.others if name == "arrays" else {}, captions, max_tokens)
+
+
+def _with_conditions(
+    source: Source, others: Mapping[str, np.ndarray], captions: Sequence[str], max_tokens: int
+) -> Source:
+    """`source` whose examples have the conditions `others`, rows in the same order, and texts as tokens."""
+    if captions and len(captions) != source.num_classes:
+        raise ValueError(f"data.captions has {len(captions)} texts for {source.num_classes} classes.")
+    if (captions or "caption" in others) and max_tokens < 1:
+        raise ValueError("Captions need a network with config.network.max_tokens > 0, the length they are cut to.")
+    by_class = texts.tokens_of(captions, max_tokens) if captions else None
+    others = dict(others)
+    if "caption" in others:
+        others["tokens"] = texts.tokens_of([str(text) for text in others.pop("caption")], max_tokens)
+    if by_class is None and not others:
+        return source
+
+    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
+        batch = source.read(indices)
+        batch |= {} if by_class is None else {"tokens": by_class[batch["label"]]}
+        return batch | {name: value[indices] for name, value in others.items()}
+
+    return dataclasses.replace(source, read=read)
 
 
 def _in_memory(arrays: files.Arrays, flip: bool = False) -> Source:

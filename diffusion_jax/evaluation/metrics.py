@@ -27,6 +27,7 @@ def classifier_metrics(
     seed: int = 0,
     epochs: int | None = None,
     judge: classifiers.Classifier | None = None,
+    labels: np.ndarray | Array | None = None,
 ) -> dict[str, float | int]:
     """Judge image samples with a classifier that is trained here, on the training split, unless `judge` is given.
 
@@ -38,6 +39,7 @@ def classifier_metrics(
       train, test: real data, each `x: [m, h, w, c]` in [-1, 1] and `label: [m]`, integers from 0.
       seed: of the classifier and the subsets.
       epochs: of the classifier; see `train_classifier`.
+      labels: `[n]`, the classes that the samples were asked for.
 
     Returns:
       A dictionary with the keys
@@ -51,6 +53,7 @@ def classifier_metrics(
       - `nearest_train_distance` and `nearest_train_minimum`: see `nearest_neighbour_distance`; with `_real` for test
         images. A mean far below that of test images tells of memorised training images. Left out where the data are
         so many that it would take long.
+      - `condition_accuracy`: share of the samples that the classifier takes for what was asked for; with `labels`.
       - `num_samples`, and `num_frechet`, the number of samples and of test images that the Frechet distances use.
 
     Raises:
@@ -65,15 +68,15 @@ def classifier_metrics(
             )
         if len(x) < 2:
             raise ValueError(f"{name} must hold at least 2 images, got {len(x)}")
-    labels, test_labels = np.asarray(train["label"]), np.asarray(test["label"])
+    train_labels, test_labels = np.asarray(train["label"]), np.asarray(test["label"])
     if test_labels.shape != (len(x_test),):
         raise ValueError(f"test label must have shape ({len(x_test)},), got {test_labels.shape}")
-    num_classes = int(labels.max(initial=0)) + 1
+    num_classes = int(train_labels.max(initial=0)) + 1
     if num_classes < 2:
         raise ValueError("train label must hold at least 2 classes")
 
     if judge is None:
-        judge = classifiers.train_classifier(x_train, labels, num_classes=num_classes, seed=seed, epochs=epochs)
+        judge = classifiers.train_classifier(x_train, train_labels, num_classes=num_classes, seed=seed, epochs=epochs)
     predicted = classifiers.probabilities(judge, samples)
     predicted_real = classifiers.probabilities(judge, x_test)
     accuracy = float(np.mean(predicted_real.argmax(axis=1) == test_labels))
@@ -103,6 +106,8 @@ def classifier_metrics(
         "num_samples": len(samples),
         "num_frechet": count,
     }
+    if labels is not None:
+        results["condition_accuracy"] = float(np.mean(predicted.argmax(axis=1) == np.asarray(labels)))
     if (len(samples) + len(x_test)) * x_train.size <= MAX_DISTANCE_COST:
         nearest, nearest_real = (nearest_neighbour_distance(x, x_train) for x in (samples, x_test))
         results |= {

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import bounds, dequantization
+from diffusion_jax.conditions import Conditions
 from diffusion_jax.likelihood import Likelihood
 from diffusion_jax.processes import row_keys
 from diffusion_jax.systems.diffusion import Diffusion
@@ -41,6 +42,11 @@ class VariationalDequantization:
             raise ValueError(
                 f"num_layers={self.num_layers} and t_min={self.t_min}: they must be at least 1 and in (0, 1)"
             )
+
+    @property
+    def steered(self) -> Conditions:
+        """The conditions that samples are drawn under."""
+        return self.diffusion.steered
 
     def init(self, key: Key[Array, ""]) -> Params:
         network_key, frozen_key = jax.random.split(key)

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import times
+from diffusion_jax.conditions import Conditions
 from diffusion_jax.dequantization import to_levels
 from diffusion_jax.losses import vdm
 from diffusion_jax.processes import LearnedVP, row_keys, row_normal
@@ -110,6 +111,11 @@ class VDM:
     def at(self, params: Params) -> Diffusion:
         """The diffusion system with the process that has been learned."""
         return dataclasses.replace(self.diffusion, process=self.process(params))
+
+    @property
+    def steered(self) -> Conditions:
+        """The conditions that samples are drawn under."""
+        return self.diffusion.steered
 
     def draw(
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond
