@@ -7,7 +7,7 @@ WORKDIR ?= runs/ncsn
 run := $(VENV)/bin/python
 pip := $(run) -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint parity clean
+.PHONY: demo test lint parity audit clean
 
 demo: $(VENV)/.demo
 	$(run) -m diffusion_jax.main --config=configs/ncsn.py --workdir=$(WORKDIR)
@@ -22,6 +22,10 @@ lint: $(VENV)/.lint
 # Comparisons with the PyTorch originals, kept apart so that nobody needs torch for the rest.
 parity: $(VENV)/.parity
 	$(run) -m pytest -m parity tests/parity
+
+# Known vulnerabilities of the dependencies; says so where the service cannot be reached.
+audit: $(VENV)/.audit
+	$(run) .ci/audit.py
 
 $(run):
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "diffusion_jax needs Python 3.11 or later; set PYTHON"'
@@ -42,6 +46,10 @@ $(VENV)/.lint: setup.py | $(run)
 
 $(VENV)/.parity: setup.py | $(run)
 	$(pip) -e '.[test,parity]'
+	touch $@
+
+$(VENV)/.audit: setup.py | $(run)
+	$(pip) -e '.[audit]'
 	touch $@
 
 clean:

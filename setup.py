@@ -50,6 +50,7 @@ setuptools.setup(
             "ipykernel",
         ],
         "lint": ["ruff>=0.9"],
+        "audit": ["pip-audit>=2.7"],
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.17"],
         "parity": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5", "safetensors>=0.4", "torchmetrics>=1.4"],
