@@ -13,8 +13,11 @@ Images are encoded as they are read. To encode them once:
         --config.data.name=latents --config.data.path=runs/latents --config.evaluation.metrics='()'
 
 Without a variant: the 8 x 8 digits of scikit-learn with their classes as 4 x 4 latents, a small U-Net; minutes on two
-CPU cores. `digits_dit` has a transformer in its place. `mnist`, `cifar10_f2`, `cifar10_f4` and `crawl_tiles_f4` stand
-on the variants of the same name of autoencoder_kl.py.
+CPU cores. `digits_dit` has a transformer in its place, `digits_captions` is told the digits in words. `mnist`,
+`cifar10_f2`, `cifar10_f4` and `crawl_tiles_f4` stand on the variants of the same name of autoencoder_kl.py.
+`semantic_f4` and `layout_f4`, on crawl_tiles_f4 or what you train of your images, take a map [n, 32, 32, 8] and
+boxes as tokens [n, 16, 8] with a mask [n, 16] from .npz files that hold them as `image`, or as `tokens` and `mask`,
+beside `images`.
 
 `celebahq_ldm4`, `ffhq_ldm4`, `lsun_bedroom_ldm4` (on vqgan.py:openimages_f4), `lsun_church_ldm8` (on
 autoencoder_kl.py:openimages_f8) and `imagenet_ldm4`, with classes, are the paper's settings (tables 12 and 13) for
@@ -72,6 +75,16 @@ def digits_dit() -> ConfigDict:
     return digits(dict(name="dit", patch_size=1, hidden_size=96, depth=4, num_heads=4, num_classes=10))
 
 
+def digits_captions() -> ConfigDict:
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    config = digits()
+    with config.unlocked():
+        del config.network.num_classes
+        config.network.update(token_dim=64, vocabulary=257, max_tokens=8)
+        config.data.captions = words
+    return config
+
+
 def mnist() -> ConfigDict:
     return latent_diffusion(
         first_stage="runs/kl_mnist",
@@ -95,7 +108,15 @@ def mnist() -> ConfigDict:
     )
 
 
-def small(*, first_stage: str, image_size: int, resolution: int, mult: tuple[int, ...], **data: Any) -> ConfigDict:
+def small(
+    *,
+    first_stage: str,
+    image_size: int,
+    resolution: int,
+    mult: tuple[int, ...],
+    conditions: dict[str, int] | None = None,
+    **data: Any,
+) -> ConfigDict:
     """Small colour images from a folder. `resolution` is that of the attention, in latent pixels."""
     return latent_diffusion(
         first_stage=first_stage,
@@ -106,8 +127,10 @@ def small(*, first_stage: str, image_size: int, resolution: int, mult: tuple[int
             num_res_blocks=2,
             attention_resolutions=(resolution,),
             dropout=0.1,
+            **(conditions or {}),
         ),
-        data=dict(name="folder", image_size=image_size, channels=3, path="", **data),
+        cond_dropout=0.1 if conditions else 0.0,
+        data={"name": "folder", "image_size": image_size, "channels": 3, "path": "", **data},
         training=dict(num_steps=200_000, batch_size=128, checkpoint_every=5000, sample_every=10_000),
         optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0),
         ema=dict(rates=(0.9999,)),
@@ -128,6 +151,20 @@ def cifar10_f4() -> ConfigDict:
 def crawl_tiles_f4() -> ConfigDict:
     data = dict(split="train[:95%]", eval_split="train[95%:]", flip=False)
     return small(first_stage="runs/kl_tiles", image_size=32, resolution=8, mult=(1, 2), **data)
+
+
+def conditional(**conditions: int) -> ConfigDict:
+    data = dict(name="arrays", split="train[:95%]", eval_split="train[95%:]", flip=False)
+    stage = dict(first_stage="runs/kl_tiles", image_size=32, resolution=8, mult=(1, 2))
+    return small(conditions=conditions, **stage, **data)
+
+
+def semantic_f4() -> ConfigDict:
+    return conditional(image_channels=8)
+
+
+def layout_f4() -> ConfigDict:
+    return conditional(token_dim=8, max_tokens=16)
 
 
 def paper(
@@ -247,10 +284,13 @@ def imagenet_dit_xl2() -> ConfigDict:
 VARIANTS = {
     "digits": digits,
     "digits_dit": digits_dit,
+    "digits_captions": digits_captions,
     "mnist": mnist,
     "cifar10_f2": cifar10_f2,
     "cifar10_f4": cifar10_f4,
     "crawl_tiles_f4": crawl_tiles_f4,
+    "semantic_f4": semantic_f4,
+    "layout_f4": layout_f4,
     "celebahq_ldm4": celebahq_ldm4,
     "ffhq_ldm4": ffhq_ldm4,
     "lsun_bedroom_ldm4": lsun_bedroom_ldm4,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -199,6 +200,8 @@ def first_stage_of(config: ConfigDict, open_trained: Callable[[str, str], Traine
     try:
         run = open_trained(path, field)
     except ConfigError as error:
+        if path and (pathlib.Path(path) / "config.json").exists():
+            raise
         raise ConfigError(
             f"{error}. This makes one: python -m diffusion_jax.main --config=configs/autoencoder_kl.py "
             f"--workdir={path or 'DIR'}; configs/vqgan.py is another, and both have variants for other data"

@@ -5,7 +5,8 @@
 
 `encode` reads the data that the first stage was trained on (another folder or file with --path) and writes what its
 encoder gives as ArrayRecord files, for --config.data.name=latents --config.data.path=runs/latents. For a Gaussian
-these are mean and log variance, so that every epoch draws the latents anew. It prints mean and standard deviation of
+these are mean and log variance, so that every epoch draws the latents anew. Labels, captions (cut at --max_tokens) and
+other conditions of the data stay beside them. It prints mean and standard deviation of
 the standardised latents, which are near 0 and 1 if the data are those of training.
 
 `decode` takes such a folder, or an .npz or .npy file of standardised latents as a diffusion model draws them, and
@@ -37,7 +38,13 @@ _CALLS = 16  # batches that are in memory at once
 
 
 def encode(
-    first_stage: str, folder: pathlib.Path, *, split: str = "train", path: str = "", batch_size: int = 128
+    first_stage: str,
+    folder: pathlib.Path,
+    *,
+    split: str = "train",
+    path: str = "",
+    max_tokens: int = 0,
+    batch_size: int = 128,
 ) -> tuple[latents.Header, np.ndarray, np.ndarray]:
     """Write the latents of a split, see the module.
 
@@ -47,7 +54,8 @@ def encode(
     run, params = _open(first_stage)
     section = {**run.config.data.to_dict(), "split": split, **({"path": path} if path else {})}
     with refusal("the data of the first stage"):
-        source = data.load(**{key: value for key, value in section.items() if value != ""})
+        section = {key: value for key, value in section.items() if value != ""}
+        source = data.load(**section, max_tokens=max_tokens)
     if source.shape != run.system.shape:
         raise ConfigError(f"the images are of {source.shape}; {first_stage} was trained on {run.system.shape}")
     sums = np.zeros((3, run.system.latent_shape[-1]))
@@ -62,16 +70,14 @@ def encode(
             found = in_batches(encoded, len(rows["x"]), batch_size, {"x": rows["x"]})
             z = found["z"].astype(np.float64)
             sums[:] += np.stack([np.ones_like(z).sum((0, 1, 2)), z.sum((0, 1, 2)), np.square(z).sum((0, 1, 2))])
-            yield {**rows, "x": found["x"]}
+            yield {"x": found["x"], **{name: value for name, value in rows.items() if name != "x"}}
 
     name = split.partition("[")[0]
-    shape = jax.eval_shape(run.system.encode, params["network"], np.zeros((1, *source.shape), np.float32)).shape[1:]
     with jax.set_mesh(meshes.make_mesh()), refusal("--to"):
         header = latents.write(
             folder,
             name,
             batches(),
-            shape=shape,
             image_shape=source.shape,
             num_classes=source.num_classes,
             first_stage=first_stages.fingerprint(params),
@@ -134,13 +140,15 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--split", default="train")
         command.add_argument("--batch_size", type=int, default=128)
     commands.choices["encode"].add_argument("--path", default="", help="folder or file of the data")
+    commands.choices["encode"].add_argument("--max_tokens", type=int, default=0, help="length of captions, if any")
     commands.choices["decode"].add_argument("--from", dest="path", required=True, type=pathlib.Path)
     commands.choices["decode"].add_argument("--num", type=int, default=64)
     options = parser.parse_args(arguments)
     shared = dict(split=options.split, batch_size=options.batch_size)
     try:
         if options.command == "encode":
-            header, mean, std = encode(options.first_stage, options.to, path=options.path, **shared)
+            given = dict(path=options.path, max_tokens=options.max_tokens)
+            header, mean, std = encode(options.first_stage, options.to, **given, **shared)
             print(f"{header.num} latents of {header.shape} in {options.to}")
             print(f"standardised: mean {np.round(mean, 3)}, standard deviation {np.round(std, 3)}")
         else:

@@ -1,6 +1,10 @@
 """First stages: the parts of the loss and whom they reach, statistics of latents, training, and what is refused."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +19,7 @@ from diffusion_jax.sections import ConfigError
 from diffusion_jax.systems.autoencoder import Adversary
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System, Train
-from tests.runs import digits
+from tests.runs import ROOT, digits
 
 CHANNELS = 4
 TRAIN = Train(step=jnp.int32(5), num_steps=10)
@@ -219,3 +223,50 @@ def test_refuses_what_does_not_fit():
     refused(r"loss='wasserstein' is unknown; choose one of hinge, vanilla", system__discriminator__loss="wasserstein")
     refused(r"sides of at least 16 pixels", system__perceptual__name="lpips")
     refused(r"attention_levels=\(2,\) must be among the levels 0\.\.1", network__attention_levels=(2,))
+
+
+SHARDED = """
+    import dataclasses, jax, jax.numpy as jnp, numpy as np, optax
+    from jax.sharding import NamedSharding, PartitionSpec
+    from diffusion_jax import bottlenecks
+    from diffusion_jax.training import mesh as meshes
+    from diffusion_jax.training.step import init_state, make_train_step
+    from tests.systems.test_autoencoder import images, linear_autoencoder
+
+    made = linear_autoencoder()
+    table = {"quantize": {"embedding": {"embedding": jax.random.normal(jax.random.key(2), (8, 8))}}}
+    system = dataclasses.replace(
+        made,
+        init_network=lambda key: {**made.init_network(key), **table},
+        decode=lambda params, z: made.decode(params, z[..., :4]),
+        bottleneck=bottlenecks.Codebook(decay=0.5),
+        latent_shape=(2, 2, 8),
+    )
+    optimizer = optax.adam(1e-2)
+    step = make_train_step(system, optimizer, num_steps=9, ema_rates=(0.9,))
+    batches = [images(16, seed) for seed in range(8)]
+
+    def run(mesh):
+        state = jax.jit(lambda key: init_state(system, optimizer, (0.9,), key))(jax.random.key(0))
+        state = jax.device_put(state, meshes.state_sharding(mesh, state))
+        jitted, losses = jax.jit(step), []
+        for batch in batches:
+            state, metrics = jitted(state, jax.device_put(batch, meshes.batch_sharding(mesh)))
+            losses.append(float(metrics["loss"]))
+        return losses, jax.device_get((state.params, state.ema))
+
+    one = run(jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor")))
+    for sizes in (dict(), dict(fsdp=4)):
+        many = run(meshes.make_mesh(**sizes))
+        for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(many), strict=True):
+            np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5)
+"""
+
+
+def test_eight_devices_train_as_one():
+    """Loss curve, both networks, codebook and statistics, with the discriminator from step 5 on."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(SHARDED)], env=environment, cwd=ROOT, capture_output=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr.decode()

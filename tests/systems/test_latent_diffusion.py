@@ -193,7 +193,7 @@ def test_refuses_what_does_not_fit(stage, tmp_path):
         latent_config(stage, **read),
     )
     rows = {"x": np.zeros((3, 4, 4, 4), np.float32)}
-    made = dict(shape=(4, 4, 4), image_shape=(8, 8, 1), num_classes=0)
+    made = dict(image_shape=(8, 8, 1), num_classes=0)
     files.write(tmp_path, "train", [rows], first_stage="0123456789abcdef", **made)
     refused(r"from weights 0123456789abcdef; .* has weights .* Encode with it", latent_config(stage, **read))
     with pytest.raises(ConfigError, match="figures of images"):
