@@ -20,7 +20,7 @@ FILES = sorted(CONFIGS.glob("*.py"))
 # Tens of seconds of tracing each; of every network's CIFAR-10 variants one is kept.
 SLOW = re.compile(
     "_deep|256_|256$|1024|bedroom|church|celeba|subvp_ddpmpp|edm:(cifar10|afhqv2|ffhq)|flow:cifar10"
-    "|vdm:(cifar10|imagenet)"
+    "|vdm:(cifar10|imagenet)|_ldm[48]|dit_xl2|openimages|imagenet_f16|latent_diffusion:(mnist|cifar10_f2|crawl|semantic)"
 )
 
 
@@ -53,6 +53,9 @@ STANDS_ON = {
         for variant, run in {
             "digits": "autoencoder_kl:digits",
             "digits_dit": "vqgan:digits",
+            "digits_captions": "autoencoder_kl:digits",
+            "semantic_f4": "autoencoder_kl:crawl_tiles_f4",
+            "layout_f4": "vqgan:crawl_tiles_f4",
             "mnist": "autoencoder_kl:mnist",
             "cifar10_f2": "autoencoder_kl:cifar10_f2",
             "cifar10_f4": "autoencoder_kl:cifar10_f4",
