@@ -16,8 +16,10 @@ from diffusion_jax.conditions import Conditions
 from diffusion_jax.defaults import defaults
 from diffusion_jax.sections import ConfigError, check_type, lookup, suggest
 from diffusion_jax.types import Process
+from diffusion_jax.workdir import flatten
 
 LEARNED_VARIANCE = ("hybrid", "vlb")  # losses of a network with a second output
+_SECRET = re.compile(r"(.*[._])?(api_?key|secret|password|passwd|credentials?|token)", re.IGNORECASE)
 _FILE_NAME = re.compile(r"\w[\w.=+-]{0,199}")
 LOGGERS = {"jsonl": "json", "tensorboard": "tensorboardX", "wandb": "wandb"}  # and the module that each needs
 
@@ -27,6 +29,12 @@ def check_keys(config: ConfigDict) -> None:
 
     Raises ConfigError. Keys of named sections are checked when they are constructed.
     """
+    for key in flatten(config):
+        if _SECRET.fullmatch(key):
+            raise ConfigError(
+                f"config.{key} looks like a secret, which a config cannot hold: it is written to config.json. Loggers "
+                "read theirs from the environment, such as WANDB_API_KEY"
+            )
     known = defaults()
     for key in config:
         if key not in known:

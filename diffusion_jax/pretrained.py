@@ -53,10 +53,13 @@ def open_run(path: str, field: str, make_system: Callable[[ConfigDict], System])
     saved = workdir.read_config(directory)
     if saved is None:
         raise ConfigError(f"{field}={path!r} has no config.json, which says what its checkpoints are of")
-    config = ConfigDict(_with_tuples(saved))
-    with refusal(f"{field}={path!r}"):
+    try:
+        config = ConfigDict(_with_tuples(saved))
         checks.check_keys(config)
         return Trained(directory=directory, config=config, system=make_system(config), field=field)
+    except Exception as error:  # the file may come from anywhere, and hold anything that is JSON
+        cause = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{field}={path!r}: its config.json describes no model: {cause[:1000]}") from error
 
 
 def restore_averaged(

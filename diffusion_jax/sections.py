@@ -50,8 +50,8 @@ def construct(
         return constructor(**{**given, **{k: _plain(v) for k, v in arguments.items()}})
     except ConfigError:  # of a section within this one
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"config.{field} ({section['name']}): {error}") from error
+    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
+        raise ConfigError(f"config.{field} ({section['name']}): {str(error) or type(error).__name__}") from error
 
 
 def lookup(table: Mapping[str, Any], field: str, name: Any) -> Any:

@@ -34,14 +34,17 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """What config.json of `workdir` holds, or None. Raises ConfigError for a file that is not JSON."""
+    """What config.json of `workdir` holds, or None. Raises ConfigError for a file that is not a JSON object."""
     path = workdir / "config.json"
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        saved = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
+    if not isinstance(saved, dict):
+        raise ConfigError(f"{path} cannot be read: it holds a {type(saved).__name__}, not the sections of a config")
+    return saved
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:

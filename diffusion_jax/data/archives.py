@@ -29,7 +29,11 @@ def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[s
     with np.load(path, allow_pickle=False) as file:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array, not a collection of named ones")
-        return {key: file[key] for key in file.files if names is None or key in names}
+        found = {key: file[key] for key in file.files if names is None or key in names}
+    for key, value in found.items():
+        if not isinstance(value, np.ndarray):
+            raise ValueError(f"its member {key!r} is not an array")
+    return found
 
 
 def npz_names(path: pathlib.Path) -> list[str]:

@@ -56,6 +56,14 @@ def test_arrays_that_are_not_asked_for_are_not_read(tmp_path):
     assert len(data.load(name="arrays", path=str(tmp_path / "a.npz"))) == 2
 
 
+def test_a_member_that_is_no_array_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((2, 2)))
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("labels", b"1, 2")
+    with pytest.raises(ValueError, match=r"a\.npz: its member 'labels' is not an array"):
+        data.load(name="arrays", path=str(tmp_path / "a.npz"))
+
+
 def test_a_gzip_file_that_swells_is_refused(tmp_path, peak):
     with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
         for _ in range(64):
