@@ -341,9 +341,7 @@ SYSTEMS["latent_diffusion"] = lambda config: first_stages.latent_diffusion(confi
 PRETRAINED = {
     "autoencoder_kl": first_stages.pretrained,
     "vqgan": first_stages.pretrained,
-    "latent_diffusion": lambda config: {
-        "frozen": {"first_stage": first_stages.first_stage_params(first_stages.first_stage_of(config, trained).load())}
-    },
+    "latent_diffusion": lambda config: first_stages.pretrained_first_stage(config, trained),
     "variational_dequantization": lambda config: {
         "frozen": {"diffusion": trained(config.system.model, "config.system.model").load()}
     },

@@ -29,11 +29,9 @@ from diffusion_jax.training.checksums import checksums
 from diffusion_jax.types import Params
 from diffusion_jax.weights.lpips import load_lpips
 
-# By system: the network that it trains, and what is between its encoder and its decoder.
-NETWORKS = {"autoencoder_kl": AutoencoderKL, "vqgan": VQModel}
+# By system: what is between encoder and decoder, and the name of the network and the network that it trains.
 BOTTLENECKS = {"autoencoder_kl": bottlenecks.Gaussian, "vqgan": bottlenecks.Codebook}
-NETWORK_NAMES = {"autoencoder_kl": "autoencoder_kl", "vqgan": "vq_model"}
-__all__ = ["autoencoder", "first_stage_of", "first_stage_params", "fingerprint", "latent_diffusion", "pretrained"]
+NETWORKS = {"autoencoder_kl": {"autoencoder_kl": AutoencoderKL}, "vqgan": {"vq_model": VQModel}}
 _LPIPS_SIDE = 16  # pixels of the smallest image whose last features are not empty
 
 
@@ -45,10 +43,11 @@ def autoencoder(config: ConfigDict, shape: tuple[int, ...]) -> Autoencoder:
     kind = config.system.name
     if len(shape) != 3:
         raise ConfigError(f"config.system.name={kind!r} needs images, not points such as those of {config.data.name!r}")
-    name = NETWORK_NAMES[kind]
-    if config.network.get("name") != name:
+    name = config.network.get("name")
+    if name not in NETWORKS[kind]:
         raise ConfigError(
-            f"config.network.name={config.network.get('name')!r} must be {name!r} for config.system.name={kind!r}"
+            f"config.network.name={name!r} must be {', '.join(map(repr, NETWORKS[kind]))} for "
+            f"config.system.name={kind!r}"
         )
     dtype, section = config.training.dtype, config.system.to_dict()
     parts = {key: section.pop(key, {"name": "none"}) for key in ("perceptual", "discriminator")}
@@ -58,7 +57,7 @@ def autoencoder(config: ConfigDict, shape: tuple[int, ...]) -> Autoencoder:
 
     def make(rngs):
         given = dict(image_size=shape[0], in_channels=shape[-1], rngs=rngs)
-        return construct({name: NETWORKS[kind]}, "network", config.network, **given)
+        return construct(NETWORKS[kind], "network", config.network, **given)
 
     with refusal("config.training.dtype"):
         init, (encode, decode) = init_methods(make, ("encode", "decode"), dtype)
@@ -192,6 +191,11 @@ def latent_diffusion(
     inner.data = ConfigDict(dict(name="encoded", image_size=stage.latent_shape[0], channels=stage.latent_shape[-1]))
     given = dict(diffusion=make_diffusion(inner), first_stage=stage, precomputed=config.data.get("name") == "latents")
     return construct({own["name"]: systems.LatentDiffusion}, "system", own, **given)
+
+
+def pretrained_first_stage(config: ConfigDict, open_trained: Callable[[str, str], Trained]) -> Params:
+    """The first stage of a latent diffusion model, frozen. Raises ConfigError."""
+    return {"frozen": {"first_stage": first_stage_params(first_stage_of(config, open_trained).load())}}
 
 
 def first_stage_of(config: ConfigDict, open_trained: Callable[[str, str], Trained]) -> Trained:

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import bottlenecks, build, first_stages, job, latents, modes, systems, workdir
+from diffusion_jax import bottlenecks, build, job, latents, modes, systems, workdir
 from diffusion_jax.data import latents as files
 from diffusion_jax.losses import first_stage as losses
 from diffusion_jax.sections import ConfigError
+from diffusion_jax.systems.latent_diffusion import first_stage_params
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System, Train
 from tests.runs import digits
@@ -126,9 +127,7 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     params, other = (job.load_params(made, tmp_path / name)[0] for name in ("run", "broken"))
     jax.tree.map(np.testing.assert_array_equal, params, other)
     run = build.trained(str(stage), "field")
-    jax.tree.map(
-        np.testing.assert_array_equal, params["frozen"]["first_stage"], first_stages.first_stage_params(run.load())
-    )
+    jax.tree.map(np.testing.assert_array_equal, params["frozen"]["first_stage"], first_stage_params(run.load()))
     modes.sample(latent_config(stage), tmp_path / "run")
     drawn = np.load(tmp_path / "run" / "samples" / "samples.npz")["samples"]
     assert drawn.shape == (6, 8, 8, 1) and drawn.dtype == np.uint8
