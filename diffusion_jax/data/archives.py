@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import pathlib
+import sys
 import tarfile
 import zipfile
 from collections.abc import Collection
@@ -33,6 +34,10 @@ def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[s
     for key, value in found.items():
         if not isinstance(value, np.ndarray):
             raise ValueError(f"its member {key!r} is not an array")
+        if value.dtype.kind == "U" and value.dtype.itemsize:  # Python fails on such text when it is looked at
+            codes = np.ascontiguousarray(value).view(value.dtype.byteorder + "u4")
+            if (codes > sys.maxunicode).any():
+                raise ValueError(f"its member {key!r} holds text of characters that do not exist")
     return found
 
 

@@ -69,6 +69,9 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
                     f"{path}: {mean} must be [d] and {spread} [d, d], got {found[mean].shape} and {found[spread].shape}"
                 )
     num, extractor = found.pop("num", None), found.pop("extractor", None)
+    for name, value, kind in (("num", num, np.integer), ("extractor", extractor, np.str_)):
+        if value is not None and (value.shape or not np.issubdtype(value.dtype, kind)):
+            raise ValueError(f"{path}: {name} must be one {kind.__name__}, got {value.dtype} of shape {value.shape}")
     return Statistics(
         **found,
         num=None if num is None else int(num),

@@ -64,6 +64,20 @@ def test_a_member_that_is_no_array_is_refused(tmp_path):
         data.load(name="arrays", path=str(tmp_path / "a.npz"))
 
 
+def test_notes_in_statistics_are_one_number_and_one_text(tmp_path):
+    impossible = np.array(["ab"]).view("u4").copy()
+    impossible[0] = 2**31
+    for name, value, message in [
+        ("num", np.arange(3), "num must be one integer"),
+        ("num", np.float32(3), "num must be one integer"),
+        ("extractor", np.arange(3), "extractor must be one str_"),
+        ("extractor", impossible.view("U2"), "characters that do not exist"),
+    ]:
+        np.savez(tmp_path / "a.npz", mu=np.zeros(2), sigma=np.eye(2), **{name: value})
+        with pytest.raises(ValueError, match=rf"a\.npz.*{message}"):
+            read_statistics(tmp_path / "a.npz")
+
+
 def test_a_gzip_file_that_swells_is_refused(tmp_path, peak):
     with gzip.open(tmp_path / "train-images-idx3-ubyte.gz", "wb") as file:
         for _ in range(64):
