@@ -63,8 +63,8 @@ def digits(network: dict[str, Any] | None = None) -> ConfigDict:
         # Of so few latents little is left to predict at the ends of the paper's table.
         process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
         parameterization=dict(name="edm", sigma_data=1.0),
-        training=dict(num_steps=4000, batch_size=64, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
+        training=dict(num_steps=2000, batch_size=64, log_every=100),
+        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
         solver=dict(name="ddim"),
         sampling=dict(steps=100, batch_size=500),

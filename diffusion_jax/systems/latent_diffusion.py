@@ -108,10 +108,13 @@ class LatentDiffusion:
         """`cond` with its image, if there is one, averaged to the size of the latents."""
         if cond is None or "image" not in cond:
             return cond
-        image, (h, w) = cond["image"], self.first_stage.latent_shape[:2]
-        batch, height, width, channels = image.shape
-        image = image.reshape(batch, h, height // h, w, width // w, channels).mean((2, 4))
-        return {**cond, "image": image}
+        return {**cond, "image": averaged_to(cond["image"], self.first_stage.latent_shape[:2])}
+
+
+def averaged_to(image: Float[Array, "batch h w c"], size: tuple[int, int]) -> Float[Array, "batch h2 w2 c"]:
+    """Means over blocks of pixels, so that `size` of them remain: of a map of classes, the share of each class."""
+    batch, height, width, channels = image.shape
+    return image.reshape(batch, size[0], height // size[0], size[1], width // size[1], channels).mean((2, 4))
 
 
 def first_stage_params(params: Params) -> Params:

@@ -13,7 +13,7 @@ from diffusion_jax import bottlenecks, build, job, latents, modes, systems, work
 from diffusion_jax.data import latents as files
 from diffusion_jax.losses import first_stage as losses
 from diffusion_jax.sections import ConfigError
-from diffusion_jax.systems.latent_diffusion import first_stage_params
+from diffusion_jax.systems.latent_diffusion import averaged_to, first_stage_params
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System, Train
 from tests.runs import digits
@@ -87,6 +87,12 @@ def test_precomputed_latents_are_those_on_the_way():
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
+def test_a_map_of_classes_becomes_shares():
+    classes = jnp.array([[0, 0, 1, 1], [0, 1, 1, 1]])
+    shares = averaged_to(jax.nn.one_hot(classes, 2)[None], (1, 2))
+    np.testing.assert_allclose(shares, [[[[0.75, 0.25], [0.0, 1.0]]]])
+
+
 def stage_config(**changes):
     """A tiny autoencoder of the digits."""
     config = digits(**changes)
@@ -106,8 +112,9 @@ def stage_config(**changes):
 
 
 def latent_config(stage, **changes):
-    config = digits(network__hidden=8, **changes)
+    config = digits(network__hidden=8)
     config.system = ConfigDict(dict(name="latent_diffusion", first_stage=str(stage)))
+    config.update_from_flattened_dict({name.replace("__", "."): value for name, value in changes.items()})
     return config
 
 
@@ -142,7 +149,7 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     images = build.source(stage_config()).batch(files.files.select("train[:20]", 1297))
     found = source.batch(np.arange(20))
     np.testing.assert_array_equal(found["label"], images["label"])
-    h = run.system.encode(run.load()["network"], jnp.asarray(images["x"]))
+    h = jax.jit(run.system.encode)(run.load()["network"], jnp.asarray(images["x"]))
     np.testing.assert_allclose(found["x"], h, atol=1e-5)
 
     read = latent_config(stage, data__name="latents", data__path=str(folder))
@@ -151,7 +158,7 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     latents.main(["decode", f"--first_stage={stage}", f"--from={folder}", f"--to={tmp_path / 'x.npz'}", "--num=10"])
     decoded = np.load(tmp_path / "x.npz")["samples"]
     whole = build.source(stage_config()).batch(np.arange(10))["x"]
-    expected = run.system.reconstruct(run.load(), jnp.asarray(whole))
+    expected = jax.jit(run.system.reconstruct)(run.load(), jnp.asarray(whole))
     np.testing.assert_allclose(decoded / 127.5 - 1, np.clip(expected, -1, 1), atol=0.005)
     assert (tmp_path / "x.png").exists()
 
