@@ -57,6 +57,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
             state = fresh_state(job)
         if start < settings.num_steps:
             stack.enter_context(workdir.only_trainer(directory))
+            checkpoints.remove_unfinished()
             if jax.process_index() == 0:
                 workdir.write_config(directory, config)
             writer = stack.enter_context(contextlib.closing(build.writers(config, directory, start)))

@@ -1,15 +1,20 @@
 """Tiny runs of the command: configs that train in a second, and the command line without a new process."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 from typing import Any
 
+import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from diffusion_jax import defaults, main
+from diffusion_jax import build, data, defaults, main
+from diffusion_jax.job import prepare
+from diffusion_jax.training.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOY = str(ROOT / "tests" / "tiny_config.py")
@@ -41,13 +46,23 @@ def flag(config: str, **changes: Any) -> list[str]:
     return [f"--config={config}", *(f"--config.{name}={value}" for name, value in settings.items())]
 
 
-def command(monkeypatch: Any, *arguments: str) -> None:
-    """What `python -m diffusion_jax.main` does with `arguments`, in this process."""
+def forget_flags() -> None:
+    """Undo the parsing of a command line, so that another one can be parsed."""
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
     for name in ("config", "workdir", "mode"):
         flags.FLAGS[name].unparse()
+
+
+def given_config() -> ConfigDict:
+    """The config of the command line that was parsed last."""
+    return flags.FLAGS.config
+
+
+def command(monkeypatch: Any, *arguments: str) -> None:
+    """What `python -m diffusion_jax.main` does with `arguments`, in this process."""
+    forget_flags()
     monkeypatch.setattr(sys, "argv", ["main", *arguments])
     main.main(main.parse(sys.argv))
 
@@ -62,6 +77,24 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def logged_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; the last line may be unfinished."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().split("\n")[:-1]]
+
+
+def final_state(config: ConfigDict, folder: pathlib.Path) -> tuple[int, dict[str, np.ndarray], dict[str, int]]:
+    """Step, every array of the last train state (keys as integers) by its path, and the position in the data."""
+    job = prepare(config)
+    batches = data.batches(build.source(config), batch_size=config.training.batch_size, seed=config.seed)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        state, step = checkpoints.restore(job.state, batches)
+    raw = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state
+    )
+    arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(raw)}
+    return step, arrays, batches.get_state()
 
 
 def listing(folder: pathlib.Path) -> dict[str, tuple[int, int]]:

@@ -1,24 +1,16 @@
 """A run that is killed and interrupted equals one that is not, bit for bit."""
 
-import json
 import signal
 import time
 
-import jax
 import numpy as np
 import pytest
 
-from diffusion_jax import build, data, modes
-from diffusion_jax.job import prepare
-from diffusion_jax.training.checkpoints import Checkpoints
-from tests.runs import TOY, flag, start, toy
+from diffusion_jax import modes
+from tests.runs import TOY, final_state, flag, logged_rows, start, toy
+from tests.soak import soak
 
 SETTINGS = dict(training__num_steps=600, training__checkpoint_every=20, training__keep_last=2, network__dropout=0.1)
-
-
-def _rows(folder):
-    lines = (folder / "metrics.jsonl").read_text().split("\n")[:-1]
-    return {row["step"]: row for row in map(json.loads, lines)}, len(lines)
 
 
 def _interrupt(folder, number, after):
@@ -31,20 +23,6 @@ def _interrupt(folder, number, after):
     process.send_signal(number)
     output, _ = process.communicate(timeout=120)
     return process.returncode, output
-
-
-def _final(folder):
-    """Step, every array of the last train state as bytes, and the position of the data."""
-    config = toy(**SETTINGS)
-    job = prepare(config)
-    batches = data.batches(build.source(config), batch_size=config.training.batch_size, seed=config.seed)
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        state, step = checkpoints.restore(job.state, batches)
-    raw = jax.tree.map(
-        lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, state
-    )
-    arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(raw)}
-    return step, arrays, batches.get_state()
 
 
 @pytest.mark.slow
@@ -61,13 +39,13 @@ def test_killed_and_interrupted_runs_go_on_exactly(tmp_path):
         assert "the same command goes on" in output
         saved = max(int(path.name) for path in (broken / "checkpoints").iterdir() if path.name.isdigit())
         assert after <= saved < SETTINGS["training__num_steps"]
-        assert max(_rows(broken)[0]) == saved, "the last step is logged and saved"
+        assert logged_rows(broken)[-1]["step"] == saved, "the last step is logged and saved"
     process = start(*flag(TOY, **SETTINGS), f"--workdir={broken}")
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 0, output
 
-    step, whole, position = _final(tmp_path / "whole")
-    step_of_broken, arrays, position_of_broken = _final(broken)
+    step, whole, position = final_state(toy(**SETTINGS), tmp_path / "whole")
+    step_of_broken, arrays, position_of_broken = final_state(toy(**SETTINGS), broken)
     assert step == step_of_broken == SETTINGS["training__num_steps"]
     assert position == position_of_broken
     assert whole.keys() == arrays.keys()
@@ -76,8 +54,13 @@ def test_killed_and_interrupted_runs_go_on_exactly(tmp_path):
     for path in whole:
         np.testing.assert_array_equal(arrays[path], whole[path], err_msg=path)
 
-    (rows, count), (rows_of_broken, count_of_broken) = _rows(tmp_path / "whole"), _rows(broken)
-    assert count == count_of_broken == len(rows) == step, "every step is logged once"
-    for k, row in rows.items():
+    rows, rows_of_broken = logged_rows(tmp_path / "whole"), logged_rows(broken)
+    assert [row["step"] for row in rows] == [row["step"] for row in rows_of_broken] == list(range(1, step + 1))
+    for row, row_of_broken in zip(rows, rows_of_broken, strict=True):
         for name in ("loss", "grad_norm", "learning_rate"):
-            assert rows_of_broken[k][name] == row[name], (k, name)
+            assert row_of_broken[name] == row[name], (row["step"], name)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_leave_no_trace(tmp_path):
+    assert soak(tmp_path, kills=2).kills == 2

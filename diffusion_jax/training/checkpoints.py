@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -106,6 +107,12 @@ class Checkpoints:
         """
         state, _, restored = self._restore(abstract_state, step, partial=True)
         return state, restored
+
+    def remove_unfinished(self) -> None:
+        """Remove what saves have left behind that a kill or a full disk cut off. Only their owner may call it."""
+        if jax.process_index() == 0 and self.directory.exists():
+            for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(path, ignore_errors=True)
 
     def wait_until_finished(self) -> None:
         """Wait for the save in progress, if any. Raises OSError if it cannot be written."""

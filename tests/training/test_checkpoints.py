@@ -265,6 +265,15 @@ def test_an_unfinished_save_is_invisible_and_its_step_can_be_saved(tmp_path):
     _assert_same(state, _state(4))
 
 
+def test_what_a_kill_left_behind_is_removed(tmp_path):
+    _save(tmp_path, [2, 4])
+    (tmp_path / "4").rename(tmp_path / "4.orbax-checkpoint-tmp")
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.remove_unfinished()
+        assert [path.name for path in tmp_path.iterdir()] == ["2"]
+        assert checkpoints.restore(_abstract(), _iterator())[1] == 2
+
+
 def test_nothing_readable_is_one_error(tmp_path):
     _save(tmp_path, [2, 4])
     for step in ("2", "4"):
