@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import functools
 import io
 import os
 import pathlib
@@ -34,7 +33,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import build, data, defaults, planning
 from diffusion_jax.job import Job, fresh_state, prepare, train_step
-from diffusion_jax.training import loop
+from diffusion_jax.training import loop, summary
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.profiling import Trace
@@ -77,44 +76,49 @@ class Rows(JsonlWriter):
 
 
 class Saves(Checkpoints):
-    """Also notes how long each save held up its caller."""
+    """Saves once when it is `asked` to, and notes how long that held up the loop."""
 
-    held: tuple[float, ...] = ()
+    asked = False
+    held = 0.0
 
     def save(self, *arguments: Any, **keywords: Any) -> None:
-        began = time.perf_counter()
-        super().save(*arguments, **keywords)
-        self.held = (*self.held, time.perf_counter() - began)
+        if self.asked:
+            self.asked, began = False, time.perf_counter()
+            super().save(*arguments, **keywords)
+            self.held = time.perf_counter() - began
 
 
 class Loop:
     """The loop of the command on a job, in pieces of some steps; the state goes from piece to piece."""
 
-    def __init__(self, job: Job, folder: pathlib.Path, log_every: int, checkpoint_every: int) -> None:
-        self.job, self.log_every, self.checkpoint_every = job, log_every, checkpoint_every
-        self.state, self.step = fresh_state(job), 0
+    def __init__(self, job: Job, folder: pathlib.Path) -> None:
+        self.job, self.state, self.step = job, fresh_state(job), 0
         self.compiled = jax.jit(train_step(job), donate_argnums=0, out_shardings=(job.layout, None))
         self.batches = data.batches(
             build.source(job.config), batch_size=job.config.training.batch_size, seed=job.config.seed
         )
+        # One generator for all pieces: closing it would close what it reads from.
+        self.placed = data.device_batches(self.batches, meshes.batch_sharding(job.mesh))
         self.writer = Rows(folder / "metrics.jsonl")
         self.checkpoints = Saves(folder / "checkpoints")
 
     def run(self, num_steps: int) -> float:
-        """Seconds of `num_steps` steps of the loop, until the devices have finished the last one."""
-        placed = meshes.batch_sharding(self.job.mesh)
+        """Seconds of `num_steps` steps of the loop, until the devices have finished the last one.
+
+        A save that is asked for comes in the middle.
+        """
         began = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):
             self.state = loop.train_loop(
                 self.state,
                 self.compiled,
                 self.batches,
-                functools.partial(data.device_batches, sharding=placed),
+                lambda batches: self.placed,
                 start=self.step,
                 num_steps=self.step + num_steps,
                 batch_size=self.job.config.training.batch_size,
-                log_every=self.log_every,
-                checkpoint_every=self.checkpoint_every,
+                log_every=min(self.job.config.training.log_every, num_steps),
+                checkpoint_every=self.step + num_steps // 2,
                 sample_every=0,
                 checkpoints=self.checkpoints,
                 writer=self.writer,
@@ -136,10 +140,10 @@ class Loop:
         return time.perf_counter() - began
 
 
-def compare(job: Job, folder: pathlib.Path, seconds: float, pairs: int, saves: bool) -> dict[str, Any]:
+def compare(job: Job, folder: pathlib.Path, seconds: float, pairs: int) -> dict[str, Any]:
     """Times of the loop and of the bare step, in `pairs` pairs of pieces that take about `seconds` each."""
-    running = Loop(job, folder, log_every=10**9, checkpoint_every=10**9)
-    batch = next(data.device_batches(running.batches, meshes.batch_sharding(job.mesh)))
+    running = Loop(job, folder)
+    batch = next(running.placed)
     began = time.perf_counter()
     lowered = running.compiled.lower(running.state, batch)
     traced = time.perf_counter()
@@ -147,19 +151,20 @@ def compare(job: Job, folder: pathlib.Path, seconds: float, pairs: int, saves: b
     compiled = time.perf_counter()
     running.bare(3, batch)
     steps = max(5, round(seconds / (running.bare(3, batch) / 3)))
-    # As often as the config asks for, in proportion to the length of a piece.
-    settings = job.config.training
-    running.log_every = min(settings.log_every, steps)
-    running.checkpoint_every = steps // 2 if saves else 10**9
     running.run(steps)
     times = [(running.run(steps), running.bare(steps, batch)) for _ in range(pairs)]
+    saves = []
+    for _ in range(4):  # the first one imports and compiles what a save needs
+        running.checkpoints.asked = True
+        saves.append((running.run(steps) - statistics.median(a for a, _ in times), running.checkpoints.held))
     return dict(
         steps=steps,
         loop=statistics.median(a for a, _ in times) / steps,
         bare=statistics.median(b for _, b in times) / steps,
         cost=statistics.median(a / b for a, b in times) - 1,
         spread=(min(a / b for a, b in times) - 1, max(a / b for a, b in times) - 1),
-        held=running.checkpoints.held,
+        saves=saves[1:],
+        bytes=sum(whole for whole, _ in summary.state_bytes(job.state).values()),
         trace_seconds=traced - began,
         compile_seconds=compiled - traced,
         memory=memory,
@@ -215,7 +220,6 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="keys of the config")
     parser.add_argument("--seconds", type=float, default=3.0, help="of a piece")
     parser.add_argument("--pairs", type=int, default=10)
-    parser.add_argument("--saves", action="store_true", help="save twice in every piece")
     parser.add_argument("--peak", type=float, default=0.0, help="FLOPs per second of one device")
     parser.add_argument("--startup", action="store_true", help="only the time to the first step")
     args = parser.parse_args()
@@ -228,7 +232,7 @@ def main() -> None:
     for name, settings in configs.items():
         job = prepare(read(name, settings))
         with tempfile.TemporaryDirectory() as folder, jax.set_mesh(job.mesh):
-            found[name] = job, compare(job, pathlib.Path(folder), args.seconds, args.pairs, args.saves)
+            found[name] = job, compare(job, pathlib.Path(folder), args.seconds, args.pairs)
     print("| config | parameters | batch | bare step, ms | loop, ms | the loop costs (least - most) | examples/s |")
     print("|---|---|---|---|---|---|---|")
     for name, (job, r) in found.items():
@@ -249,9 +253,10 @@ def main() -> None:
             f"| `{name}` | {r['trace_seconds']:.1f} | {r['compile_seconds']:.1f} | {memory} MiB "
             f"| {r['flops']:.2e} | {share} |"
         )
-    print("\n| config | a save holds up the loop for, ms | bare step, ms |\n|---|---|---|")
+    print("\n| config | state, MiB | a save holds up the loop, ms | and costs it in all, ms |\n|---|---|---|---|")
     for name, (_, r) in found.items():
-        print(f"| `{name}` | {1e3 * statistics.median(r['held']):.0f} | {1e3 * r['bare']:.1f} |")
+        cost, held = (1e3 * statistics.median(column) for column in zip(*r["saves"], strict=True))
+        print(f"| `{name}` | {r['bytes'] / 2**20:.0f} | {held:.0f} | {cost:.0f} |")
 
 
 if __name__ == "__main__":

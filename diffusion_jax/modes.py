@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from diffusion_jax import build, data, faults, planning, requests, workdir
@@ -228,6 +229,8 @@ def _picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathl
         columns = 2 * math.ceil(math.sqrt(len(samples) / 4))
     if not np.isfinite(samples).all() or not (_is_image(samples) or samples.shape[1:] == (2,)):
         return False
+    if jax.process_count() > 1 and not _is_image(samples):
+        params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
     if jax.process_index() == 0 and _is_image(samples):
         shown = None if labels is None else labels[:256]
         sheets.image_sheet(samples[:256], path=path, columns=columns, labels=shown)

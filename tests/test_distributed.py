@@ -14,7 +14,13 @@ from diffusion_jax import distributed, modes
 from diffusion_jax.sections import ConfigError
 from tests.runs import ROOT, TOY, flag, toy
 
-SETTINGS = dict(training__num_steps=3000, training__checkpoint_every=1000, training__log_every=10)
+SETTINGS = dict(
+    network__hidden=128,
+    training__batch_size=12,
+    training__num_steps=2000,
+    training__checkpoint_every=1000,
+    training__log_every=10,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,36 +54,52 @@ def _rows(folder):
     return {row["step"]: row["loss"] for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
 
 
-@pytest.mark.slow
-def test_two_processes_train_like_one_stop_together_and_one_goes_on(tmp_path):
-    modes.train(toy(**SETTINGS), tmp_path / "one")
-    folder = tmp_path / "two"
+def _stopped_after(folder, number, rows, **mesh):
+    """Train as `number` processes, tell one of them to stop once `rows` more rows are logged; the step reached."""
+    before = len(_rows(folder)) if (folder / "metrics.jsonl").exists() else 0
     processes = subprocess.Popen(
-        ["launch/local_processes.sh", "2", *flag(TOY, **SETTINGS), f"--workdir={folder}"],
+        ["launch/local_processes.sh", str(number), *flag(TOY, **SETTINGS, **mesh), f"--workdir={folder}"],
         cwd=ROOT,
         env={**os.environ, "PYTHON": sys.executable},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
-    deadline = time.monotonic() + 120
-    while not (folder / "metrics.jsonl").exists() or len(_rows(folder)) < 3:
-        assert processes.poll() is None, processes.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    second = subprocess.run(
-        ["pgrep", "-P", str(processes.pid), "-f", "process_id=1"], capture_output=True, text=True, check=True
-    )
-    os.kill(int(second.stdout.split()[0]), signal.SIGTERM)  # one process is told; all stop after the same step
-    output, _ = processes.communicate(timeout=120)
+    deadline = time.monotonic() + 240
+    try:
+        while not (folder / "metrics.jsonl").exists() or len(_rows(folder)) < before + rows:
+            assert processes.poll() is None, processes.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        second = subprocess.run(
+            ["pgrep", "-P", str(processes.pid), "-f", "process_id=1"], capture_output=True, text=True, check=True
+        )
+        os.kill(int(second.stdout.split()[0]), signal.SIGTERM)  # one process is told; all stop after the same step
+        output, _ = processes.communicate(timeout=240)
+    finally:
+        if processes.poll() is None:
+            os.killpg(processes.pid, signal.SIGKILL)
     assert processes.returncode == 0, output
     assert output.count("the same command goes on from there") == 1, output
     stopped = max(_rows(folder))
-    assert 30 <= stopped < SETTINGS["training__num_steps"]
+    assert stopped < SETTINGS["training__num_steps"]
     assert (folder / "checkpoints" / str(stopped)).is_dir()
+    return stopped
 
-    modes.train(toy(**SETTINGS), folder)  # one process goes on from what two have saved
+
+@pytest.mark.slow
+def test_any_number_of_processes_trains_like_one_and_goes_on_from_the_others(tmp_path):
+    """Two processes that split the network, and read the same rows, then three that split the batch, then one.
+
+    A step that read other examples, or in another order, would have another loss.
+    """
+    modes.train(toy(**SETTINGS), tmp_path / "one")
+    folder = tmp_path / "many"
+    stops = [_stopped_after(folder, 2, 3, mesh__data=1, mesh__tensor=2), _stopped_after(folder, 3, 3)]
+    assert 30 <= stops[0] < stops[1]
+    modes.train(toy(**SETTINGS), folder)
     whole, broken = _rows(tmp_path / "one"), _rows(folder)
-    assert set(whole) == set(broken) - {stopped} | ({stopped} & set(whole))
+    assert set(whole) == set(broken) - set(stops) | (set(stops) & set(whole))
     for step, loss in whole.items():
         np.testing.assert_allclose(broken[step], loss, rtol=2e-3, err_msg=str(step))

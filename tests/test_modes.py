@@ -18,7 +18,7 @@ CLASSES = dict(network__num_classes=10)
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
     folder = tmp_path_factory.mktemp("points")
-    modes.train(toy(training__sample_every=2), folder)
+    modes.train(toy(training__sample_every=2, profile__after=1, profile__steps=1), folder)
     return folder
 
 
@@ -39,6 +39,7 @@ def test_train_writes_its_files(points):
         assert {"step", "loss", "grad_norm", "learning_rate", "examples_per_second"} <= row.keys()
         assert all(np.isfinite(value) for value in row.values())
     assert {path.name for path in (points / "checkpoints").iterdir()} >= {"2", "4"}
+    assert len(list((points / "profile").rglob("perfetto_trace.json.gz"))) == 1
     assert {path.name for path in (points / "samples").glob("step_*.png")} == {
         "step_00000002.png",
         "step_00000004.png",

@@ -1,0 +1,87 @@
+"""Bytes of parameters, averages and optimizer on each device, for full-size networks on 1 to 1024 devices.
+
+    python -m benchmarks.sharding
+
+By abstract evaluation: nothing is allocated. For every number of devices the table shows the mesh (fsdp, tensor), out
+of those that use all of them, which leaves least on each device: an axis splits an array only where it divides a
+dimension.
+"""
+
+import argparse
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax import defaults
+from diffusion_jax.job import Job, prepare
+from diffusion_jax.training import mesh as meshes
+from diffusion_jax.training import summary
+
+DEVICES = (1, 8, 64, 256, 1024)
+
+
+def unet_of_stable_diffusion() -> ConfigDict:
+    """A U-Net with the widths, levels and text condition of Stable Diffusion 1's, and this library's plainer blocks."""
+    config = defaults.read("configs/dit.py:imagenet256_xl2")
+    config.network = ConfigDict(
+        dict(
+            name="unet",
+            channels=320,
+            channel_mult=(1, 2, 4, 4),
+            num_res_blocks=2,
+            attention_resolutions=(64, 32, 16),
+            num_heads=8,
+            token_dim=768,
+            max_tokens=77,
+        )
+    )
+    config.data.image_size = 64
+    return config
+
+
+def layouts(job: Job) -> list[tuple[int, dict[str, int], dict[str, tuple[int, int]]]]:
+    """(devices, mesh, `state_bytes`) with least bytes on each device, for every number of `DEVICES`."""
+    plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), job.state)
+    found = []
+    for devices in DEVICES:
+        choices = []
+        for tensor in (2**k for k in range(devices.bit_length())):
+            mesh = meshes.make_mesh(data=1, fsdp=devices // tensor, tensor=tensor, devices=devices)
+            state = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                plain,
+                meshes.state_sharding(mesh, plain),
+            )
+            sizes = summary.state_bytes(state)
+            choices.append((sum(one for _, one in sizes.values()), tensor, dict(mesh.shape), sizes))
+        _, _, sizes_of_mesh, sizes = min(choices, key=lambda choice: choice[:2])
+        found.append((devices, sizes_of_mesh, sizes))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="", help="only those with this in their name")
+    args = parser.parse_args()
+    configs = {
+        "DiT-XL/2": defaults.read("configs/dit.py:imagenet256_xl2"),
+        "U-Net as wide as Stable Diffusion 1's": unet_of_stable_diffusion(),
+    }
+    print("| network | devices | fsdp x tensor | parameters, MiB | averages, MiB | optimizer, MiB | of all |")
+    print("|---|---|---|---|---|---|---|")
+    for name, config in configs.items():
+        if args.network and args.network not in name:
+            continue
+        config.training.batch_size = 1024
+        job = prepare(config, 1)
+        count = sum(x.size for x in jax.tree.leaves(job.state.params))
+        for devices, mesh, sizes in layouts(job):
+            parts = [one for _, one in sizes.values()]
+            share = sum(parts) / sum(whole for whole, _ in sizes.values())
+            title = f"{name}, {count / 1e6:.0f} M" if devices == 1 else ""
+            columns = " | ".join(f"{size / 2**20:,.1f}" for size in parts)
+            print(f"| {title} | {devices} | {mesh['fsdp']} x {mesh['tensor']} | {columns} | 1/{1 / share:.0f} |")
+
+
+if __name__ == "__main__":
+    main()
