@@ -45,7 +45,7 @@ def digits() -> ConfigDict:
         network=dict(
             name="encoder_unet",
             num_classes=10,
-            model_channels=32,
+            model_channels=16,
             channel_mult=(1, 2),
             num_res_blocks=1,
             attention_resolutions=(4,),
@@ -53,7 +53,7 @@ def digits() -> ConfigDict:
             num_groups=8,
             dropout=0.1,
         ),
-        training=dict(num_steps=3000, batch_size=128, log_every=100),
+        training=dict(num_steps=3000, batch_size=64, log_every=100),
         optimizer=dict(name="adamw", learning_rate=1e-3, weight_decay=0.05, schedule="cosine", warmup_steps=200),
     )
 
