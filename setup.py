@@ -47,6 +47,8 @@ setuptools.setup(
             "nbclient",
             "tensorboardX>=2.6",
             "nbformat",
+            "jsonschema>=4",
+            "pyyaml",
             "ipykernel",
         ],
         "lint": ["ruff>=0.9"],

@@ -51,7 +51,7 @@ def forget_flags() -> None:
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
-    for name in ("config", "workdir", "mode"):
+    for name in ("config", "workdir", "mode", "devices"):
         flags.FLAGS[name].unparse()
 
 

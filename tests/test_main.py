@@ -138,6 +138,12 @@ def test_refusals(monkeypatch, capsys, trained, arguments, words):
         "no config": (["--workdir=x"], ["--config=FILE.py"]),
         "no workdir": ([f"--config={TOY}"], ["--mode=train needs --workdir"]),
         "no workdir to sample": ([f"--config={TOY}", "--mode=sample"], ["--mode=sample needs --workdir"]),
+        "devices to train on": ([f"--config={TOY}", "--devices=8", "--workdir=x"], ["--devices=8", "--mode=plan"]),
+        "devices that do not fit": (
+            [f"--config={TOY}", "--mode=plan", "--devices=12", "--config.mesh.fsdp=8"],
+            ["config.mesh", "'fsdp': 8", "multiply to the 12 devices"],
+        ),
+        "a negative profile": ([f"--config={TOY}", "--config.profile.steps=-1", "--workdir=x"], ["profile.steps=-1"]),
         "stray argument": ([f"--config={TOY}", "--workdir=x", "y"], ["unexpected arguments: y"]),
         "depth": (
             [f"--config={DDPM}:mnist", "--config.data.image_size=30", "--workdir=x"],
