@@ -93,6 +93,8 @@ def check_keys(config: ConfigDict) -> None:
     for name in config.training.loggers:
         if importlib.util.find_spec(lookup(LOGGERS, "training.loggers", name)) is None:
             raise ConfigError(f"config.training.loggers: {name!r} needs pip install 'diffusion_jax[{name}]'")
+    for rate in config.ema.rates:
+        check_type("ema.rates", rate, "float")
     if config.ema.rates or config.sampling.ema_rate:
         ema_rate(config)
 

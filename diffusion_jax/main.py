@@ -56,6 +56,8 @@ def parse(argv: list[str]) -> list[str]:
     except flags.Error as error:
         # An error of the config file, such as an unknown variant, comes as the text of its traceback.
         _refuse(str(error).splitlines()[-1].removeprefix("ValueError: "))
+    except (TypeError, ValueError, AttributeError) as error:  # from ml_collections, for names that are no path of keys
+        _refuse(f"a --config.KEY=VALUE among the flags cannot be read: {(str(error) or repr(error)).splitlines()[0]}")
 
 
 def main(argv: list[str]) -> None:

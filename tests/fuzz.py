@@ -32,6 +32,7 @@ import zipfile
 from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import PIL.Image
@@ -147,7 +148,8 @@ def in_json(rng: random.Random, content: bytes) -> bytes:
 
 
 def _values() -> tuple[Any, ...]:
-    numbers = (0, 1, -1, 3, 7, 1000, 10**400, 0.5, -0.5, 1e308, 1e-308, float("nan"), float("inf"), -float("inf"))
+    # Nothing that makes a network of a thousand layers, which takes its time and is nobody's fault.
+    numbers = (0, 1, -1, 3, 7, 10**400, 0.5, -0.5, 1e308, 1e-308, float("nan"), float("inf"), -float("inf"))
     return (*numbers, None, True, False, "", "name", "..", "/", "x" * 1000, "\x00", "\ud800", [], [[]], [1, "a"], {})
 
 
@@ -259,7 +261,7 @@ def one_flag(rng: random.Random, content: bytes) -> bytes:
     for flag in chosen:
         name, _, value = flag.partition("=")
         if rng.random() < 0.2:
-            name = rng.choice((name[:-1], name + ".name", "--config", name.upper(), "--config.x.y", name + "."))
+            name = rng.choice((name[:-1], name + ".name", name.upper(), "--config.x.y", name + "."))
         value = rng.choice((value, value[::-1], *(str(v).replace("\x00", "") for v in _values())))
         result.append(f"{name}={value}".replace("\n", ""))
     return "\n".join(result).encode("utf-8", "surrogatepass")
@@ -268,8 +270,10 @@ def one_flag(rng: random.Random, content: bytes) -> bytes:
 def _parse_flags(path: pathlib.Path) -> None:
     runs.forget_flags()
     arguments = path.read_bytes().decode("utf-8", "surrogatepass").split("\n")
-    with contextlib.redirect_stderr(io.StringIO()):
-        main.parse(["main", f"--config={runs.TOY}", "--mode=plan", *arguments])
+    command = ["main", f"--config={runs.TOY}", "--mode=plan", *arguments]
+    # ml_collections looks up the keys of a config in the command line of the program.
+    with contextlib.redirect_stderr(io.StringIO()), mock.patch.object(sys, "argv", command):
+        main.parse(command)
     config = runs.given_config()
     sections.drop_replaced(config, read(runs.TOY))
     prepare_job(config)
