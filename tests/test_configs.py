@@ -13,6 +13,8 @@ import pytest
 
 from diffusion_jax import build, checks, data, defaults, judging, workdir
 from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.training import mesh as meshes
+from diffusion_jax.training import summary
 from diffusion_jax.training.step import init_state, make_train_step
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -189,3 +191,26 @@ def test_edm_average_forgets_half_in_half_a_million_images():
     (rate,) = config.ema.rates
     assert rate ** (500_000 / config.training.batch_size) == pytest.approx(0.5)
     assert config.training.num_steps * config.training.batch_size == pytest.approx(200e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "fsdp", "tensor", "least"),
+    [
+        case("ddpm:cifar10", 8, 1, 7.7),
+        case("ddpm:cifar10", 16, 4, 48),
+        case("dit:imagenet256_xl2", 8, 1, 7.9),
+        case("dit:imagenet256_xl2", 64, 1, 60),
+        case("dit:imagenet256_xl2", 128, 8, 560),
+    ],
+)
+def test_bytes_on_each_device_fall_with_the_mesh(name, fsdp, tensor, least):
+    """Small arrays stay whole, so that the last devices save less."""
+    state = built(name)[-1]
+    mesh = meshes.make_mesh(data=1, fsdp=fsdp, tensor=tensor, devices=fsdp * tensor)
+    placed = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        state,
+        meshes.state_sharding(mesh, state),
+    )
+    for whole, one in summary.state_bytes(placed).values():
+        assert least <= whole / one <= fsdp * tensor
