@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
 
@@ -21,7 +22,7 @@ class Embedded(NamedTuple):
 
 Params = PyTree[Array]
 # Named conditions of a batch, e.g. {"label": int[batch]}, or what a network has made of them, once per sample.
-Cond = dict[str, Array] | Embedded | None
+Cond = dict[str, Array | np.ndarray] | Embedded | None
 Denoiser = Callable[..., Float[Array, "batch *shape"]]  # D(x_t, t, cond=None) -> E[x_0 | x_t]
 Apply = Callable[..., Array]  # apply(params, x, c_noise, cond, *, key=None) -> array
 
