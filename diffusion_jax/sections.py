@@ -68,6 +68,10 @@ def check_type(field: str, value: Any, name: str) -> None:
     words, types = TYPES.get(name, ("", object))
     if not isinstance(value, types) or (isinstance(value, bool) and name in ("int", "float")):
         raise ConfigError(f"config.{field}={value!r} must be {words}")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ConfigError(
+            f"config.{field} must be {words or 'a number'} of at most 63 bits, not of {value.bit_length()}"
+        )
 
 
 def _declared_type(parameter: inspect.Parameter) -> str:

@@ -79,6 +79,7 @@ REFUSED = {
     "one sample to judge": (["--config.evaluation.num_samples=1"], ["config.evaluation.num_samples=1", "at least 2"]),
     "learning rate": (["--config.optimizer.learning_rate=-1.0"], ["learning_rate=-1.0", "positive"]),
     "average": (["--config.ema.rates=(1.5,)"], ["1.5", "[0, 1)"]),
+    "too large an integer": ([f"--config.network.num_layers={10**400}"], ["config.network.num_layers", "63 bits"]),
     "averages that are no numbers": (["--config.ema.rates=((1,),)"], ["config.ema.rates=(1,)", "a number"]),
     "a key below a text": (["--config.weights.x=1"], ["--config.KEY=VALUE", "string indices"]),
     "a key without an end": (["--config.weights.=1"], ["--config.KEY=VALUE", "'weights.'"]),
