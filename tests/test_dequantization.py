@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import norm
 
 from diffusion_jax import data, dequantization, processes
-from diffusion_jax.evaluation.density import density_baseline
+from diffusion_jax.evaluation.density import compressor, density_baseline
 from diffusion_jax.networks.functional import init_apply
 from diffusion_jax.networks.mlp import MLP
 
@@ -140,6 +140,14 @@ def test_a_trained_flow_has_a_density_and_tightens_the_bound():
     assert exact - bound.mean() < 0.25 * (exact - uniform.mean())
 
 
+def test_compressor_is_a_code():
+    """Not below the entropy of independent levels, close to it for many, and next to nothing for what is known."""
+    train, test = (on_levels(RNG.integers(0, 4, (n, 64)), 4) for n in (2000, 1000))
+    assert 2.0 < compressor(train, test, 4) < 2.4
+    assert compressor(train, train[:1000], 4) < 0.05
+    assert compressor(np.full((10, 64), -1.0), np.full((10, 64), -1.0), 256) < 0.5
+
+
 def test_bits_of_continuous_data():
     assert dequantization.bits_per_dim(jnp.array([-2.0 * np.log(2)]), 2)[0] == pytest.approx(1.0)
 
@@ -182,6 +190,7 @@ def test_baseline_of_levels_and_refusals():
     x = on_levels(np.concatenate([k, k], axis=1), 4)  # the second half repeats the first: 1 bit per dimension
     result = density_baseline(x[:200], x[200:], levels=4, components=(1,), regularizations=(1e-3, 1e-2))
     assert 1.0 < result["baseline_bits_per_dim"] < 2.0  # 2 bits is what independent uniform levels cost
+    assert "lzma_bits_per_dim" in result
     with pytest.raises(ValueError, match="none of the values"):
         density_baseline(x[:200] * 0.9, x[200:], levels=4)
     with pytest.raises(ValueError, match="at least 20 examples, got 10"):
