@@ -22,7 +22,7 @@ FILES = sorted(CONFIGS.glob("*.py"))
 # Tens of seconds of tracing each; of every network's CIFAR-10 variants one is kept.
 SLOW = re.compile(
     "_deep|256_|256$|1024|bedroom|church|celeba|subvp_ddpmpp|edm:(cifar10|afhqv2|ffhq)|flow:cifar10"
-    "|vdm:(cifar10|imagenet)|_ldm[48]|dit_xl2|openimages|imagenet_f16|latent_diffusion:(mnist|cifar10_f2|crawl|semantic)"
+    "|vdm:(cifar10|imagenet)|_ldm[48]|dit_xl2|openimages|imagenet_f16|latent_diffusion:(mnist|cifar10|crawl|semantic|layout)"
 )
 
 
