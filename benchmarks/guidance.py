@@ -25,8 +25,8 @@ from diffusion_jax.evaluation import metrics
 from diffusion_jax.systems.rows import conditioned_rows
 
 
-def opened(path: str, changes: dict[str, str], steps: int, solver: str) -> pretrained.Trained:
-    """The run in `path` with another config.guidance, number of steps and solver."""
+def opened(path: str, changes: dict[str, str], steps: int, solver: str, threshold: str) -> pretrained.Trained:
+    """The run in `path` with another config.guidance, number of steps, solver and threshold."""
 
     def make(config: ConfigDict):
         if changes:
@@ -34,6 +34,8 @@ def opened(path: str, changes: dict[str, str], steps: int, solver: str) -> pretr
         config.sampling.steps = steps or config.sampling.steps
         if solver:
             config.solver = ConfigDict({"name": solver})
+        if threshold:
+            config.sampling.threshold = ConfigDict({"name": threshold})
         return build.system(config)
 
     return pretrained.open_run(path, "--curve", make)
@@ -87,12 +89,13 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=500, help="samples at each scale")
     parser.add_argument("--steps", type=int, default=0, help="of the solver; 0: those of the run")
     parser.add_argument("--solver", default="", help="its name; empty: that of the run")
+    parser.add_argument("--threshold", default="", help="its name; empty: that of the run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=pathlib.Path, default=None)
     args = parser.parse_args()
     curves, judges = {}, {}
     for title, workdir, *pairs in args.curve:
-        run = opened(workdir, dict(pair.split("=", 1) for pair in pairs), args.steps, args.solver)
+        run = opened(workdir, dict(pair.split("=", 1) for pair in pairs), args.steps, args.solver, args.threshold)
         name = (run.config.data.name, run.config.data.image_size)
         if name not in judges:
             train, test = (data.arrays(build.source(run.config, evaluation=e)) for e in (False, True))

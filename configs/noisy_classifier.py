@@ -6,7 +6,8 @@
 Then, with a model of `ddpm.py` in runs/ddpm (`ddpm.py:mnist` for `mnist`):
 
     --config=configs/ddpm.py --workdir=runs/ddpm --mode=sample --config.guidance.name=classifier \\
-        --config.guidance.path=runs/classifier --config.guidance.scale=2.0 --config.sampling.cond=3
+        --config.guidance.path=runs/classifier --config.guidance.scale=3.0 --config.sampling.cond=3 \\
+        --config.sampling.threshold.name=static
 
 Without a variant: the classes of scikit-learn's digits under the noise of `ddpm.py`, in minutes on two CPU cores. The
 network is the encoder of ADM with attention pooling, small. For another model set config.process, config.data and
