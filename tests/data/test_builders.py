@@ -141,7 +141,7 @@ def test_importing_and_reading_needs_neither_tensorflow_nor_eager_imports(digits
 
 def idx(array):
     header = b"\x00\x00\x08" + bytes([array.ndim]) + np.array(array.shape, ">i4").tobytes()
-    return gzip.compress(header + array.astype(np.uint8).tobytes())
+    return gzip.compress(header + array.astype(np.uint8).tobytes(), mtime=0)
 
 
 def write_mnist(folder, num_train=7, num_test=3):
@@ -200,11 +200,11 @@ def test_prepares_binary_cifar10(tmp_path, packed):
         ("train-images-idx3-ubyte.gz", None, "Cannot read .*train-images"),
         ("train-images-idx3-ubyte.gz", b"not gzip", "Cannot read .*train-images"),
         ("train-images-idx3-ubyte.gz", idx(np.zeros((7, 28, 28)))[:-20], "Cannot read .*train-images"),
-        ("train-images-idx3-ubyte.gz", gzip.compress(b"\x00\x00\x0d\x01"), "not an IDX file"),
+        ("train-images-idx3-ubyte.gz", gzip.compress(b"\x00\x00\x0d\x01", mtime=0), "not an IDX file"),
         ("train-images-idx3-ubyte.gz", idx(np.zeros((7, 8, 8))), r"must be \[n, 28, 28\]"),
         ("t10k-labels-idx1-ubyte.gz", idx(np.zeros(4)), "t10k-labels"),
         ("t10k-labels-idx1-ubyte.gz", idx(np.full(3, 12)), "values 0..9"),
-        ("t10k-labels-idx1-ubyte.gz", gzip.compress(gzip.decompress(idx(np.zeros(3))) + b"0"), "announces"),
+        ("t10k-labels-idx1-ubyte.gz", gzip.compress(gzip.decompress(idx(np.zeros(3))) + b"0", mtime=0), "announces"),
     ],
 )
 def test_damaged_idx_files_are_named_and_nothing_is_written(tmp_path, capsys, file, content, message):
