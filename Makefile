@@ -13,7 +13,7 @@ demo: $(VENV)/.demo
 	$(run) -m diffusion_jax.main --config=configs/ncsn.py --workdir=$(WORKDIR)
 
 test: $(VENV)/.test
-	$(run) -m pytest -n 2 --dist loadfile
+	$(run) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.lint
 	$(run) -m ruff check .

@@ -13,3 +13,9 @@ def environment() -> None:
 
 
 environment()
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Files with slow tests come first, so that at the end no worker waits for the last of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -53,6 +53,7 @@ def test_starts_as_uniform_noise_with_the_runs_averaged_weights(model):
     assert (jnp.abs(noisy - x * 16 / LEVELS) <= 1 / LEVELS + 1e-6).all()  # within the cell of the level
 
 
+@pytest.mark.slow
 def test_trains_the_flow_alone_and_reports_both_bounds(model, tmp_path, capfd):
     modes.train(config(model), tmp_path)
     modes.evaluate(config(model), tmp_path)

@@ -125,6 +125,7 @@ def stage(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     """Train and go on; the first stage is in the checkpoint as it was; latents written once; decoded."""
     modes.train(latent_config(stage, training__num_steps=2), tmp_path / "run")
@@ -161,6 +162,7 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     assert (tmp_path / "x.png").exists()
 
 
+@pytest.mark.slow
 def test_only_the_diffusion_model_is_trained(stage):
     config = latent_config(stage)
     config.network.num_classes = 10

@@ -130,6 +130,7 @@ def guided(name, path, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_the_command_steers_with_a_classifier(runs):
     """Every sample depends on its class, at scale 0 on none; classes are recorded."""
     classifier, model = runs
