@@ -104,7 +104,7 @@ class TokenBlock(nnx.Module):
 
     def __call__(self, h: Float[Array, "batch n c"], mask: Bool[Array, "batch n"]) -> Float[Array, "batch n c"]:
         q, k, v = jnp.split(self.qkv(self.norm1(h)), 3, -1)
-        h = h + self.proj(masked_attention(q, k, v, mask, self.num_heads))
+        h = h + self.proj(layers.attention(q, k, v, self.num_heads, mask=mask))
         return h + self.fc2(jax.nn.gelu(self.fc1(self.norm2(h))))
 
 
@@ -135,18 +135,6 @@ class CrossAttention(nnx.Module):
         self, x: Float[Array, "batch *places c"], context: Float[Array, "batch n d"], mask: Bool[Array, "batch n"]
     ) -> Float[Array, "batch *places c"]:
         query = self.to_q(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
-        found = masked_attention(query, self.to_k(context), self.to_v(context), mask, self.num_heads)
+        found = layers.attention(query, self.to_k(context), self.to_v(context), self.num_heads, mask=mask)
         some = jnp.any(mask, axis=1)[:, None, None]
         return x + jnp.where(some, self.to_out(found), 0).reshape(x.shape)
-
-
-def masked_attention(
-    query: Float[Array, "batch n c"],
-    key: Float[Array, "batch m c"],
-    value: Float[Array, "batch m c"],
-    mask: Bool[Array, "batch m"],
-    num_heads: int,
-) -> Float[Array, "batch n c"]:
-    """As `layers.attention`, to the places of `mask` only; finite and without meaning where there are none."""
-    split = [x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value)]
-    return jax.nn.dot_product_attention(*split, mask=mask[:, None, None, :]).reshape(query.shape)

@@ -35,15 +35,21 @@ def init_apply(
 
 def init_methods(
     make: Callable[[nnx.Rngs], nnx.Module], names: tuple[str, ...], dtype: str = "float32"
-) -> tuple[Callable[[Key[Array, ""]], Params], tuple[Callable[[Params, Array], Array], ...]]:
-    """`init` as in `init_apply`, and for each of `names` the method of the module as a function (params, x) -> array.
+) -> tuple[Callable[[Key[Array, ""]], Params], tuple[Callable[..., PyTree[Array]], ...]]:
+    """`init` as in `init_apply`, and for each of `names` the method of the module as a function of params and arrays.
 
-    For modules that are no denoisers, such as autoencoders with the methods "encode" and "decode".
+    For modules that are no denoisers, such as autoencoders with the methods "encode" and "decode", or encoders of
+    token ids with "__call__". What a method returns has the dtype of the first array, or float32 where that holds
+    integers, which are not cast.
     """
     init, merge = _init_merge(make, dtype)
 
-    def method(name: str) -> Callable[[Params, Array], Array]:
-        return lambda params, x: getattr(merge(params), name)(x.astype(dtype)).astype(x.dtype)
+    def method(name: str) -> Callable[..., PyTree[Array]]:
+        def call(params: Params, x: Array, *others: Array) -> PyTree[Array]:
+            given = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
+            return _cast(getattr(merge(params), name)(*_cast((x, *others), dtype)), given)
+
+        return call
 
     return init, tuple(method(name) for name in names)
 
@@ -146,8 +152,9 @@ def _apply(merge: Callable[[Params], nnx.Module], dtype: str) -> Apply:
     return apply
 
 
-def _cast(cond: PyTree[Array], dtype: str) -> PyTree[Array]:
-    return jax.tree.map(lambda c: c.astype(dtype) if jnp.issubdtype(c.dtype, jnp.floating) else c, cond)
+def _cast(tree: PyTree[Array], dtype: str | jnp.dtype) -> PyTree[Array]:
+    """The floating-point arrays of `tree` in `dtype`."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
 
 
 def _with_string_keys(tree: Any) -> Any:

@@ -10,19 +10,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.types import Cond
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The pointwise nonlinearity called `name`: "silu", "relu", "elu", "gelu" or "gelu_tanh"."""
+    """The pointwise nonlinearity called `name`: "silu", "relu", "elu", "gelu", "gelu_tanh" or "quick_gelu".
+
+    The last, x sigmoid(1.702 x), is the approximation of arXiv:1606.08415, section 2.
+    """
     table = {
         "silu": jax.nn.silu,
         "relu": jax.nn.relu,
         "elu": jax.nn.elu,
         "gelu": lambda x: jax.nn.gelu(x, approximate=False),
         "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+        "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     }
     if name not in table:
         raise ValueError(f"activation={name!r} is unknown; choose one of {sorted(table)}.")
@@ -213,8 +217,13 @@ def attention(
     value: Float[Array, "batch m c"],
     num_heads: int,
     implementation: str | None = None,
+    *,
+    mask: Bool[Array, "batch m"] | None = None,
+    bias: Float[Array, "#batch #heads n m"] | None = None,
+    causal: bool = False,
+    scale: float | None = None,
 ) -> Float[Array, "batch n c"]:
-    """Multi-head attention, softmax(q k^T / sqrt(c / num_heads)) v, with the softmax in float32.
+    """Multi-head attention, softmax(scale q k^T + bias) v, with the softmax in float32.
 
     Args:
         query: projected queries, heads side by side in the channels; `key` and `value` likewise.
@@ -222,9 +231,17 @@ def attention(
         value: projected values.
         num_heads: number of heads; divides c.
         implementation: of `jax.nn.dot_product_attention`: None (automatic), "xla" or "cudnn" (GPU, bfloat16).
+        mask: the places that are attended to; the result is finite and without meaning where there are none.
+        bias: of the logits.
+        causal: attend to no later place.
+        scale: 1 / sqrt(c / num_heads) by default.
     """
     split = [x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value)]
-    return jax.nn.dot_product_attention(*split, implementation=implementation).reshape(query.shape)
+    mask = None if mask is None else mask[:, None, None, :]
+    found = jax.nn.dot_product_attention(
+        *split, bias=bias, mask=mask, scale=scale, is_causal=causal, implementation=implementation
+    )
+    return found.reshape(query.shape)
 
 
 class SelfAttention(nnx.Module):
@@ -282,3 +299,35 @@ def check_divides(field: str, size: int, divisor: int) -> None:
     """Raises ValueError, naming `field`, unless `size` is a positive multiple of `divisor`."""
     if size < divisor or size % divisor:
         raise ValueError(f"{field}={size} must be a multiple of {divisor}, which the network's levels divide it by.")
+
+
+def level_resolutions(image_size: int, num_levels: int, chosen: tuple[int, ...], field: str) -> list[int]:
+    """The resolution of every level, each half of the one before.
+
+    Raises:
+        ValueError: the levels do not divide the image's size, or one of `chosen`, which `field` names, is not among
+            them.
+    """
+    check_divides("image_size", image_size, 2 ** (num_levels - 1))
+    resolutions = [image_size // 2**level for level in range(num_levels)]
+    if not set(chosen) <= set(resolutions):
+        raise ValueError(
+            f"{field}={chosen} must be among the resolutions of the levels, {resolutions} for image_size={image_size} "
+            f"and {num_levels} levels."
+        )
+    return resolutions
+
+
+def head_count(channels: int, num_heads: int, head_channels: int | None, field: str) -> int:
+    """The number of attention heads: `num_heads`, or as many as have `head_channels`, which `field` names, if given.
+
+    Raises:
+        ValueError: if it does not divide `channels`.
+    """
+    if head_channels is not None:
+        if head_channels < 1 or channels % head_channels:
+            raise ValueError(f"{field}={head_channels} must be a positive divisor of the number of channels, {channels}.")
+        return channels // head_channels
+    if num_heads < 1 or channels % num_heads:
+        raise ValueError(f"num_heads={num_heads} must be a positive divisor of the number of channels, {channels}.")
+    return num_heads
