@@ -1,0 +1,297 @@
+"""From the names and shapes of PyTorch's state dicts to nested dictionaries of parameters, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from diffusion_jax.types import Params
+
+Rules = tuple[tuple[str, str], ...]  # (regular expression, replacement), applied one after the other with re.sub
+
+_LISTED = 8  # names of each kind in an error message
+_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How PyTorch names and shapes the parameters of a family of networks.
+
+    A parameter of ours has a module path ("down_blocks.0.attentions.0.to_out") and the name of a leaf ("kernel").
+    `rename` takes the path to theirs ("down_blocks.0.attentions.0.to_out.0"). The leaves "kernel", "scale" and
+    "embedding" become "weight", others keep their name. A kernel [*window, in, out] becomes a weight
+    [out, in, *window]; every other array stays as it is. What a family does otherwise:
+
+    Attributes:
+      rename: rules for module paths.
+      names: rules for their whole names, after `rename`, such as (r"^in_proj\\.weight$", "in_proj_weight").
+      kinds: (regular expression found in our dotted name, one of `KINDS`); the first that is found counts.
+      split: (expression that our module path matches from its start, their paths): what we keep as one layer, such as
+        "attn.qkv", they keep as several, whose outputs lie side by side in ours. The paths may refer to groups.
+      join: (expression, their path, i, n): what we keep as several layers is one of theirs, and this its i-th of n.
+      copies: (expression that matches a name of theirs, other names): the same tensor under further names. A "*" in
+        them stands for every number in its place among their names. Those that a file has must be equal; the first
+        may be missing where there is another.
+      aliases: rules for names of a file that are not expected, such as deprecated ones.
+      ignored: expressions found in names of a file that carry nothing, such as r"\\.position_ids$".
+      prefix: what all their names begin with; other names of the file are of no concern then.
+    """
+
+    rename: Rules = ()
+    names: Rules = ()
+    kinds: Rules = ()
+    split: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    join: tuple[tuple[str, str, int, int], ...] = ()
+    copies: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    aliases: Rules = ()
+    ignored: tuple[str, ...] = ()
+    prefix: str = ""
+
+
+# Kind -> (ours to theirs, theirs to ours), both views.
+KINDS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
+    "kernel": (
+        lambda a: a.transpose(a.ndim - 1, a.ndim - 2, *range(a.ndim - 2)),
+        lambda a: a.transpose(*range(2, a.ndim), 1, 0),
+    ),
+    "same": (lambda a: a, lambda a: a),
+    # A dense layer of ours which they write as a convolution over single pixels, and the other way round.
+    "dense_as_conv1d": (lambda a: a.T[:, :, None], lambda a: a[:, :, 0].T),
+    "dense_as_conv2d": (lambda a: a.T[:, :, None, None], lambda a: a[:, :, 0, 0].T),
+    "conv2d_as_dense": (lambda a: a[0, 0].T, lambda a: a.T[None, None]),
+    # One row more or less in front, as tables of positions have it.
+    "with_first_axis": (lambda a: a[None], lambda a: a[0]),
+    "without_first_axis": (lambda a: a[0], lambda a: a[None]),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Part `i` of `parts` of our leaf, along its outputs, is part `j` of `their_parts` of a tensor's first axis."""
+
+    path: tuple[str, ...]
+    kind: str
+    i: int = 0
+    parts: int = 1
+    j: int = 0
+    their_parts: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """A tensor of theirs: its shape, what of ours it is made of, and the name of the tensor that it repeats, or ""."""
+
+    shape: tuple[int, ...]
+    pieces: tuple[Piece, ...]
+    copy_of: str = ""
+
+
+def tensors(layout: Layout, abstract_params: PyTree[Any]) -> dict[str, Tensor]:
+    """Their name -> `Tensor`, for every tensor that a file of this network holds.
+
+    Raises ValueError for a table that gives two parameters the same place.
+    """
+    found: dict[str, Tensor] = {}
+    for path, leaf in _leaves(abstract_params):
+        kind = _kind(layout, path)
+        # An array of zeros without memory of its own, which has the shape alone.
+        theirs = KINDS[kind][0](np.broadcast_to(np.float32(0), leaf.shape)).shape
+        for name, piece in _places(layout, path, kind):
+            if piece.parts > 1 and theirs[0] % piece.parts:
+                raise ValueError(f"{'.'.join(path)} has {theirs[0]} outputs, which are not {piece.parts} equal parts")
+            shape = (theirs[0] // piece.parts * piece.their_parts, *theirs[1:]) if theirs else ()
+            before = found.get(name)
+            if before and (before.shape != shape or any(_overlap(piece, other) for other in before.pieces)):
+                other = ".".join(before.pieces[0].path)
+                raise ValueError(f"the layout gives {'.'.join(path)} and {other} the same name {name!r}")
+            found[name] = Tensor(shape=shape, pieces=(*(before.pieces if before else ()), piece))
+    for name, tensor in list(found.items()):
+        if len(tensor.pieces) != tensor.pieces[0].their_parts:
+            raise ValueError(
+                f"the layout makes {name!r} of {len(tensor.pieces)} of {tensor.pieces[0].their_parts} parts"
+            )
+        for pattern, templates in layout.copies:
+            match = re.fullmatch(pattern, name)
+            for template in templates if match else ():
+                for copy in _numbered(match.expand(template), found):
+                    if copy != name:
+                        found[copy] = dataclasses.replace(tensor, copy_of=name)
+    return {layout.prefix + name: _prefixed(layout.prefix, tensor) for name, tensor in found.items()}
+
+
+def import_params(
+    layout: Layout, source: Mapping[str, Any], abstract_params: PyTree[Any], *, what: str = "the file"
+) -> Params:
+    """The parameters in `source`, as arrays with the dtypes and shardings of `abstract_params`.
+
+    Tensors are read one after the other, and each process reads them for the devices that it has: at most one leaf
+    lies in the host's memory beside those that are done. Without a sharding a leaf goes to the default device.
+
+    Args:
+      layout: the names and shapes of `source`.
+      source: names -> arrays, or what has `shape` and `dtype` and becomes an array when it is read.
+      abstract_params: nested dictionary of `jax.ShapeDtypeStruct`, or of arrays.
+      what: the source in the words of an error message.
+
+    Raises:
+      ValueError: tensors are missing, unexpected, of another shape or no floating-point numbers; copies differ. All of
+        them are counted, and the first of each kind named; nothing has been read then.
+    """
+    expected = tensors(layout, abstract_params)
+    names = _names(layout, source, expected)
+    _check(names, source, expected, what)
+    wanted: dict[tuple[str, ...], list[tuple[int, str, Piece]]] = {}
+    for name, tensor in expected.items():
+        if not tensor.copy_of:
+            copies = (name, *(n for n, other in expected.items() if other.copy_of == name))
+            held = [names[n] for n in copies if n in names]
+            for other in held[1:]:
+                if not np.array_equal(np.asarray(source[held[0]]), np.asarray(source[other])):
+                    raise ValueError(f"{what}: {held[0]} and {other} must be equal and are not")
+            for piece in tensor.pieces:
+                wanted.setdefault(piece.path, []).append((piece.i, held[0], piece))
+    params: dict[str, Any] = {}
+    for path, leaf in _leaves(abstract_params):
+        parts = [_part(np.asarray(source[name]), p.j, p.their_parts) for _, name, p in sorted(wanted[path], key=_first)]
+        ours = KINDS[wanted[path][0][2].kind][1](parts[0] if len(parts) == 1 else np.concatenate(parts))
+        node = params
+        for key in path[:-1]:
+            node = node.setdefault(key, {})
+        node[path[-1]] = _placed(ours, leaf)
+    return params
+
+
+def export_params(layout: Layout, params: PyTree[Any]) -> dict[str, np.ndarray]:
+    """Their names -> arrays in their shapes and our dtypes, some of them views of `params`."""
+    leaves = dict(_leaves(params))
+    exported: dict[str, np.ndarray] = {}
+    for name, tensor in tensors(layout, params).items():
+        parts = [
+            _part(KINDS[piece.kind][0](np.asarray(leaves[piece.path])), piece.i, piece.parts)
+            for piece in sorted(tensor.pieces, key=lambda piece: piece.j)
+        ]
+        exported[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return exported
+
+
+def listing(problems: Mapping[str, list[str]]) -> str:
+    """ "3 missing: a, b, c; 9 unexpected: ..." with at most 8 names of each kind."""
+    return "; ".join(
+        f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
+        for kind, names in problems.items()
+        if names
+    )
+
+
+def _leaves(tree: PyTree[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, node in tree.items():
+        if isinstance(node, Mapping):
+            yield from _leaves(node, (*path, key))
+        else:
+            yield (*path, key), node
+
+
+def _kind(layout: Layout, path: tuple[str, ...]) -> str:
+    name = ".".join(path)
+    default = "kernel" if path[-1] == "kernel" else "same"
+    return next((kind for pattern, kind in layout.kinds if re.search(pattern, name)), default)
+
+
+def _places(layout: Layout, path: tuple[str, ...], kind: str) -> Iterator[tuple[str, Piece]]:
+    """Where a leaf of ours lies among their tensors."""
+    module, leaf = ".".join(path[:-1]), _LEAVES.get(path[-1], path[-1])
+
+    def named(place: str) -> str:
+        return _renamed(layout.names, f"{place}.{leaf}" if place else leaf)
+
+    for pattern, templates in layout.split:
+        if match := re.match(pattern, module):
+            for i, template in enumerate(templates):
+                yield named(match.expand(template)), Piece(path=path, kind=kind, i=i, parts=len(templates))
+            return
+    for pattern, template, j, parts in layout.join:
+        if match := re.match(pattern, module):
+            yield named(match.expand(template)), Piece(path=path, kind=kind, j=j, their_parts=parts)
+            return
+    yield named(_renamed(layout.rename, module)), Piece(path=path, kind=kind)
+
+
+def _renamed(rules: Rules, name: str) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _overlap(one: Piece, other: Piece) -> bool:
+    return one.their_parts != other.their_parts or one.j == other.j
+
+
+def _numbered(template: str, names: Mapping[str, Tensor]) -> list[str]:
+    """`template` with every number in the place of "*" that occurs there in `names`."""
+    before, star, after = template.partition("*")
+    if not star:
+        return [template]
+    numbers = {match[1] for name in names if (match := re.match(re.escape(before) + r"(\d+)(?=\.|$)", name))}
+    return [before + number + after for number in sorted(numbers, key=int)]
+
+
+def _prefixed(prefix: str, tensor: Tensor) -> Tensor:
+    return dataclasses.replace(tensor, copy_of=prefix + tensor.copy_of if tensor.copy_of else "")
+
+
+def _names(layout: Layout, source: Mapping[str, Any], expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """Their name as it should be -> as it is in the file; what is ignored is left out."""
+    names = {}
+    for name in source:
+        ignored = any(re.search(pattern, name) for pattern in layout.ignored)
+        if name in expected:
+            names[name] = name
+        elif name.startswith(layout.prefix) and not ignored:
+            alias = layout.prefix + _renamed(layout.aliases, name.removeprefix(layout.prefix))
+            names.setdefault(alias if alias in expected and alias not in source else name, name)
+    return names
+
+
+def _check(names: Mapping[str, str], source: Mapping[str, Any], expected: Mapping[str, Tensor], what: str) -> None:
+    copied = {tensor.copy_of for name, tensor in expected.items() if tensor.copy_of and name in names}
+    problems: dict[str, list[str]] = {
+        "missing": [n for n, t in expected.items() if n not in names and not t.copy_of and n not in copied],
+        "unexpected": [name for name in names if name not in expected],
+        "of another shape": [],
+        "not of floating-point numbers": [],
+    }
+    for name in expected.keys() & names.keys():
+        array = source[names[name]]
+        if tuple(array.shape) != expected[name].shape:
+            shape, wanted = (tuple(map(int, s)) for s in (array.shape, expected[name].shape))
+            problems["of another shape"].append(f"{names[name]} {shape} for {wanted}")
+        elif "float" not in str(array.dtype):
+            problems["not of floating-point numbers"].append(f"{names[name]} {array.dtype}")
+    if any(problems.values()):
+        problems = {kind: sorted(found) for kind, found in problems.items()}
+        raise ValueError(f"{what} does not hold the weights of this network ({listing(problems)})")
+
+
+def _first(entry: tuple[int, str, Piece]) -> int:
+    return entry[0]
+
+
+def _part(array: np.ndarray, i: int, parts: int) -> np.ndarray:
+    if parts == 1:
+        return array
+    size = len(array) // parts
+    return array[i * size : (i + 1) * size]
+
+
+def _placed(array: np.ndarray, leaf: Any) -> jax.Array:
+    """A copy of `array` with the dtype and sharding of `leaf`, which has arrived when this returns."""
+    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: np.array(array[index], leaf.dtype, order="C")
+    ).block_until_ready()
