@@ -46,7 +46,7 @@ def init_methods(
 
     def method(name: str) -> Callable[..., PyTree[Array]]:
         def call(params: Params, x: Array, *others: Array) -> PyTree[Array]:
-            given = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
+            given = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else "float32"
             return _cast(getattr(merge(params), name)(*_cast((x, *others), dtype)), given)
 
         return call
