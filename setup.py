@@ -33,6 +33,7 @@ setuptools.setup(
         "jaxtyping>=0.3",
         "numpy>=2.0",
         "ml_dtypes",  # bfloat16 in weights of PyTorch
+        "safetensors>=0.8",  # reads bfloat16 into NumPy
         "pillow>=10",
         "scikit-learn>=1.5",  # its digits are the embedded data set of every default config
         "matplotlib>=3.8",
@@ -55,7 +56,7 @@ setuptools.setup(
         "audit": ["pip-audit>=2.7"],
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.17"],
-        "parity": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5", "safetensors>=0.4", "torchmetrics>=1.4"],
+        "parity": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5", "torchmetrics>=1.4"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "colab": ["ipywidgets"],

@@ -44,6 +44,7 @@ from diffusion_jax.evaluation.reference import read_statistics
 from diffusion_jax.job import load_params
 from diffusion_jax.job import prepare as prepare_job
 from diffusion_jax.training.writers import read_metrics
+from diffusion_jax.weights.files import open_weights, write_weights
 from diffusion_jax.weights.torch_file import read_torch_file
 from tests import conftest, runs
 from tests.weights import write_legacy, write_zip
@@ -159,6 +160,31 @@ def _torch(write: Callable) -> Callable[[pathlib.Path], list[bytes]]:
         return [write(folder / "seed", arrays).read_bytes()]
 
     return seeds
+
+
+def _safetensors(folder: pathlib.Path) -> list[bytes]:
+    arrays = {"a.weight": np.ones((3, 4), np.float32), "b": np.arange(5), "c": np.zeros(2, np.float16)}
+    (file,) = write_weights(folder, arrays)
+    return [file.read_bytes()]
+
+
+def in_header(rng: random.Random, content: bytes) -> bytes:
+    """The description in front of a file of safetensors damaged, its length made right again."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = rng.choice((damaged, in_json))(rng, content[8:end])
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def _weights_index(folder: pathlib.Path) -> list[bytes]:
+    """The files lie beside the inputs, which are in the folder above `folder`."""
+    arrays = {"a.weight": np.ones((3, 4), np.float32), "b": np.arange(50.0)}
+    *_, index = write_weights(folder.parent, arrays, max_bytes=10)
+    return [index.read_bytes()]
+
+
+def _read_all(path: pathlib.Path) -> None:
+    for tensor in open_weights(path).values():
+        np.asarray(tensor)
 
 
 def _npz(**arrays: np.ndarray) -> bytes:
@@ -282,6 +308,14 @@ def _parse_flags(path: pathlib.Path) -> None:
 TARGETS = {
     "torch_zip": Target(seeds=_torch(write_zip), mutations=(damaged, in_zip), read=read_torch_file),
     "torch_legacy": Target(seeds=_torch(write_legacy), mutations=(damaged,), read=read_torch_file),
+    "safetensors": Target(seeds=_safetensors, mutations=(damaged, in_header), read=_read_all, name="input.safetensors"),
+    "weights_index": Target(
+        seeds=_weights_index,
+        mutations=(damaged, in_json, in_json),
+        read=_read_all,
+        refusals=(ValueError, FileNotFoundError),
+        name="input.index.json",
+    ),
     "arrays": Target(
         seeds=_array_files,
         mutations=(damaged, lambda rng, content: (in_zip if content[:2] == b"PK" else damaged)(rng, content)),

@@ -1,0 +1,203 @@
+"""Files of weights: opened lazily whatever their format, and written as `.safetensors`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from diffusion_jax.faults import replacing
+from diffusion_jax.weights.torch_file import read_torch_file
+
+MAX_SHARD_BYTES = 10**10  # what diffusers splits its files at
+INDEX = ".index.json"
+_MAX_JSON_BYTES = 2**24
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+# What training scripts call the weights in a file of several things; averages come first.
+_WRAPPERS = ("ema", "ema_state_dict", "model_ema", "state_dict", "model_state_dict", "model", "params_ema", "params")
+_LFS = b"version https://git-lfs"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LazyArray:
+    """An array that is read when NumPy asks for it, each time anew. A dtype that NumPy has not is a string."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype | str
+    read: Callable[[], np.ndarray]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.read(), dtype)
+
+
+def open_weights(path: str | os.PathLike) -> Mapping[str, Any]:
+    """The tensors in a file: names -> what has `shape` and `dtype`, and is read when it becomes an array.
+
+    By its name `path` is a file of safetensors (`*.safetensors`), the index of several (`*.index.json`, whose files lie
+    beside it), or otherwise one of `torch.save` (`.bin`, `.pt`, `.pth`, `.ckpt`), see `read_torch_file`. Of a training
+    checkpoint of PyTorch the averaged weights are taken, or else the weights.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it is cut off, damaged, of another kind, names files outside of its folder, or holds anything but
+        tensors, such as code, which is not run.
+    """
+    path = pathlib.Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is no file")
+    with path.open("rb") as file:
+        if file.read(len(_LFS)) == _LFS:
+            raise ValueError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
+    if path.name.endswith(INDEX):
+        return _open_index(path)
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _state_dict(path, read_torch_file(path))
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises FileNotFoundError, and ValueError for anything else in it."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist or is no file")
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f"it has more than {_MAX_JSON_BYTES} bytes")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {str(error)[:200]}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
+def write_weights(
+    folder: str | os.PathLike,
+    arrays: Mapping[str, Any],
+    *,
+    stem: str = "diffusion_pytorch_model",
+    max_bytes: int = MAX_SHARD_BYTES,
+) -> list[pathlib.Path]:
+    """Write `arrays` to `folder`/`stem`.safetensors, or to several files and their index, as diffusers reads them.
+
+    No file is larger than about `max_bytes`, unless a single tensor is. Each appears under its name when it is
+    complete, the index last. Arrays are read file by file. transformers' files have the stem "model".
+
+    Returns the files. Raises OSError when they cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, array in arrays.items():
+        nbytes = int(np.prod(array.shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
+        if shards[-1] and size + nbytes > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    if len(shards) == 1:
+        return [_write(folder / f"{stem}.safetensors", arrays, shards[0])]
+    files = [f"{stem}-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    written = [_write(folder / file, arrays, names) for file, names in zip(files, shards, strict=True)]
+    total = sum(path.stat().st_size for path in written)
+    placed = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
+    return [*written, write_json(folder / f"{stem}.safetensors{INDEX}", index)]
+
+
+def write_json(path: pathlib.Path, value: dict[str, Any]) -> pathlib.Path:
+    """Write `value` to `path`, in one piece."""
+    with replacing(path, "w") as file:
+        file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    return path
+
+
+def _open_safetensors(path: pathlib.Path) -> dict[str, LazyArray]:
+    try:
+        file = safe_open(path, "np")
+        entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+    except (SafetensorError, OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is cut off, damaged or not a file of safetensors: {str(error)[:200]}") from error
+
+    def lazy(name: str, entry: Any) -> LazyArray:
+        dtype = entry.get_dtype()
+        return LazyArray(
+            shape=tuple(entry.get_shape()), dtype=_DTYPES.get(dtype, dtype), read=lambda: file.get_tensor(name)
+        )
+
+    return {name: lazy(name, entry) for name, entry in entries.items()}
+
+
+def _open_index(path: pathlib.Path) -> dict[str, Any]:
+    placed = read_json(path).get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(file, str) for file in placed.values()) or not placed:
+        raise ValueError(f"{path} has no weight_map from the names of tensors to those of files")
+    outside = sorted({file for file in placed.values() if pathlib.PurePath(file).name != file or "\\" in file})
+    if outside:
+        raise ValueError(f"{path} names {outside[0][:200]!r}, which is no file of its own folder")
+    tensors: dict[str, Any] = {}
+    for file in sorted(set(placed.values())):
+        if file.endswith(INDEX):
+            raise ValueError(f"{path} names the index {file!r} as a file of weights")
+        if not os.path.isfile(path.parent / file):  # also for names that no system allows
+            raise FileNotFoundError(f"{path} names {file[:200]!r}, which is missing")
+        held = open_weights(path.parent / file)
+        absent = [name for name, where in placed.items() if where == file and name not in held]
+        if absent:
+            raise ValueError(f"{path} places {len(absent)} tensors in {file!r} that it lacks: {absent[0][:200]!r}")
+        tensors |= held
+    return tensors
+
+
+def _state_dict(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
+    """The tensors by name in what `torch.save` has written."""
+    found = _unwrapped(content)
+    if found is None:
+        described = f"a dictionary of {', '.join(map(str, content))}" if isinstance(content, dict) else "no dictionary"
+        raise ValueError(f"{path} holds no state dict, names and tensors, but {described[:300]}")
+    return {name: array for name, array in found.items() if isinstance(name, str) and isinstance(array, np.ndarray)}
+
+
+def _unwrapped(content: Any) -> dict[str, Any] | None:
+    if not isinstance(content, dict):
+        return None
+    for key in _WRAPPERS:
+        inner = _unwrapped(content.get(key))
+        if inner is not None:
+            return inner
+    return content if any(isinstance(value, np.ndarray) and value.ndim for value in content.values()) else None
+
+
+def _write(path: pathlib.Path, arrays: Mapping[str, Any], names: list[str]) -> pathlib.Path:
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        # What writes the file takes the memory of an array as it is, whatever its strides.
+        contiguous = {name: np.asarray(arrays[name], order="C") for name in names}
+        save_file(contiguous, part, {"format": "pt"})  # PyTorch's readers ask for this entry
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return path

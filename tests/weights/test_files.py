@@ -1,0 +1,185 @@
+"""Files of weights: what is read and written, and what is refused."""
+
+import json
+import pickle
+import struct
+import tracemalloc
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+
+from diffusion_jax.weights.files import open_weights, write_weights
+from diffusion_jax.weights.layout import Layout, import_params
+from tests.weights import state_dict, text, write_legacy, write_zip
+
+RNG = np.random.default_rng(0)
+ARRAYS = {
+    "a.weight": RNG.standard_normal((3, 4)).astype(np.float32),
+    "b.weight": RNG.standard_normal((2, 3)).astype(ml_dtypes.bfloat16),
+    "c.bias": RNG.standard_normal(5).astype(np.float16),
+    "d.ids": np.arange(6),
+    "e": np.zeros((), np.float32),
+}
+
+
+def same(found, expected=ARRAYS):
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert tuple(found[name].shape) == array.shape and found[name].dtype == array.dtype
+        np.testing.assert_array_equal(np.asarray(found[name]), array)
+
+
+def test_every_format(tmp_path):
+    (file,) = write_weights(tmp_path, ARRAYS)
+    assert file == tmp_path / "diffusion_pytorch_model.safetensors"
+    same(open_weights(file))
+    same(open_weights(write_zip(tmp_path / "weights.bin", ARRAYS)))
+    same(open_weights(write_legacy(tmp_path / "weights.pth", ARRAYS)))
+
+
+def test_transposed_arrays_are_written_as_what_they_hold(tmp_path):
+    arrays = {"a": ARRAYS["a.weight"].T, "b": ARRAYS["a.weight"][:, ::2]}
+    same(open_weights(*write_weights(tmp_path, arrays)), arrays)
+
+
+def test_large_models_are_written_as_several_files_and_their_index(tmp_path):
+    files = write_weights(tmp_path, ARRAYS, stem="model", max_bytes=60)
+    shards = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert [file.name for file in files] == [*shards, "model.safetensors.index.json"]
+    assert all(len(open_weights(file)) for file in files)
+    same(open_weights(files[-1]))
+    assert not list(tmp_path.glob(".*"))
+    index = json.loads(files[-1].read_text())
+    assert set(index["weight_map"]) == set(ARRAYS)
+    assert set(index["weight_map"].values()) == {file.name for file in files[:-1]}
+
+
+def test_index_of_files_of_torch(tmp_path):
+    names = list(ARRAYS)
+    for i, part in enumerate((names[:2], names[2:])):
+        write_zip(tmp_path / f"{i}.bin", {name: ARRAYS[name] for name in part})
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": {name: f"{int(i > 1)}.bin" for i, name in enumerate(names)}}))
+    same(open_weights(index))
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"a": "../up.safetensors"}}, r"names '\.\./up\.safetensors', which is no file of its own"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "which is no file of its own folder"),
+        ({"weight_map": {"a": "sub/x.safetensors"}}, "which is no file of its own folder"),
+        ({"weight_map": {"a": ""}}, "'', which is no|which is missing"),
+        ({"weight_map": {"a": "model.safetensors.index.json"}}, "names the index"),
+        ({"weight_map": {"a": "x.safetensors", "zz": "x.safetensors"}}, r"places 1 tensors in .* lacks: 'zz'"),
+        ({"weight_map": {"a": 3}}, "no weight_map"),
+        ({"weight_map": {}}, "no weight_map"),
+        ({}, "no weight_map"),
+        ([1], "holds a list, not a JSON object"),
+    ],
+)
+def test_indices_that_are_refused(tmp_path, index, message):
+    write_weights(tmp_path, {"a": np.ones(2, np.float32)}, stem="x")
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_weights(path)
+
+
+def test_an_index_whose_file_is_missing(tmp_path):
+    path = tmp_path / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": {"a": "gone.safetensors"}}))
+    with pytest.raises(FileNotFoundError, match=r"names 'gone\.safetensors', which is missing"):
+        open_weights(path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        open_weights(path)
+
+
+def header(entries):
+    content = json.dumps(entries).encode()
+    return struct.pack("<Q", len(content)) + content
+
+
+LIES = {
+    "empty": b"",
+    "no header": b"\x00" * 4,
+    "long header": struct.pack("<Q", 2**62) + b"{}",
+    "no JSON": struct.pack("<Q", 4) + b"oops",
+    "another size": header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8]}}) + bytes(8),
+    "beyond the end": header({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}}) + bytes(8),
+    "overlap": header(
+        {n: {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} for n in "ab"}
+    ) + bytes(8),
+    "negative": header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}) + bytes(8),
+    "huge": header({"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 8]}}) + bytes(8),
+    "more behind": header({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}) + bytes(80),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LIES)
+def test_headers_that_lie(tmp_path, case):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(LIES[case])
+    with pytest.raises(ValueError, match=r"x\.safetensors is cut off, damaged or not a file of safetensors"):
+        open_weights(path)
+
+
+def test_files_that_are_cut_off(tmp_path):
+    (file,) = write_weights(tmp_path, ARRAYS)
+    content = file.read_bytes()
+    for length in (4, 100, len(content) - 1):
+        file.write_bytes(content[:length])
+        with pytest.raises(ValueError, match="is cut off, damaged"):
+            open_weights(file)
+
+
+def test_what_is_no_file_of_weights(tmp_path):
+    with pytest.raises(FileNotFoundError, match="does not exist or is no file"):
+        open_weights(tmp_path / "x.safetensors")
+    pointer = tmp_path / "x.bin"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 123\n")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        open_weights(pointer)
+    nothing = write_zip(tmp_path / "y.pt", {}, pickled=pickle.dumps({"epoch": 3, "best": 0.5}, protocol=2))
+    with pytest.raises(ValueError, match=r"holds no state dict, .* a dictionary of epoch, best"):
+        open_weights(nothing)
+
+
+class Code:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_code_in_a_pickle_is_quoted_and_not_run(tmp_path, capsys):
+    path = write_zip(tmp_path / "x.ckpt", {}, pickled=pickle.dumps({"state_dict": Code()}, protocol=2))
+    with pytest.raises(ValueError, match=r"x\.ckpt: it names \S*builtin\S*print"):
+        open_weights(path)
+    assert "run" not in capsys.readouterr().out
+
+
+def test_the_weights_of_a_training_checkpoint(tmp_path):
+    inner = state_dict({"a": ARRAYS["a.weight"]})[2:-1]  # without the version before it and the end behind it
+    path = tmp_path / "x.pt"
+    for wrapper in ("state_dict", "model", "ema"):
+        pickled = b"\x80\x02}(" + text("epoch") + b"K\x05" + text(wrapper) + inner + b"u."
+        same(open_weights(write_zip(path, {"a": ARRAYS["a.weight"]}, pickled)), {"a": ARRAYS["a.weight"]})
+
+
+def test_host_memory_of_a_file_is_the_model_and_one_tensor(tmp_path):
+    count, side = 16, 256
+    arrays = {f"{i}.weight": np.full((side, side), i, np.float16) for i in range(count)}
+    shapes = {str(i): {"kernel": jax.ShapeDtypeStruct((side, side), np.float32)} for i in range(count)}
+    model, file_size, largest = 4 * count * side**2, 2 * count * side**2, 6 * side**2
+    for path in (*write_weights(tmp_path, arrays), write_zip(tmp_path / "x.bin", arrays)):
+        import_params(Layout(), open_weights(path), shapes)  # what is made once
+        tracemalloc.start()
+        try:
+            params = import_params(Layout(), open_weights(path), shapes)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        np.testing.assert_array_equal(params["7"]["kernel"], 7)
+        assert peak < model + 2 * largest < model + file_size
