@@ -38,6 +38,8 @@ class DiT(nnx.Module):
         vocabulary: number of ids among "tokens", which a transformer reads; 0 where they are vectors with a "mask".
         max_tokens: length of "tokens".
         learn_sigma: whether the output also holds the channels of the variance.
+        freq_shift: `downscale_freq_shift` of `layers.sinusoidal_embedding`. diffusers' port has 1, unlike the authors.
+        mlp_norm_eps: epsilon of the layer norm before each MLP. diffusers' port has 1e-5 by default.
         attention_implementation: see `layers.attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
         rngs: randomness of the initial parameters.
@@ -63,6 +65,8 @@ class DiT(nnx.Module):
         vocabulary: int = 0,
         max_tokens: int = 0,
         learn_sigma: bool = False,
+        freq_shift: float = 0.0,
+        mlp_norm_eps: float = 1e-6,
         attention_implementation: str | None = None,
         remat: bool = False,
         rngs: nnx.Rngs,
@@ -83,12 +87,14 @@ class DiT(nnx.Module):
         )
         self.remat = remat
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size, rngs=rngs)
-        self.t_embedder = TimestepEmbedder(hidden_size, rngs=rngs)
+        self.t_embedder = TimestepEmbedder(hidden_size, freq_shift, rngs=rngs)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, rngs=rngs) if num_classes else None
         self.add_embedding = VectorEmbedding(vector_dim, hidden_size, rngs=rngs) if vector_dim else None
         self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
         sizes = (hidden_size, num_heads, int(hidden_size * mlp_ratio), token_dim)
-        self.blocks = nnx.List([DiTBlock(*sizes, attention_implementation, rngs=rngs) for _ in range(depth)])
+        self.blocks = nnx.List(
+            [DiTBlock(*sizes, mlp_norm_eps, attention_implementation, rngs=rngs) for _ in range(depth)]
+        )
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels, rngs=rngs)
 
     def __call__(
@@ -156,13 +162,14 @@ class TimestepEmbedder(nnx.Module):
 
     frequency_embedding_size = 256
 
-    def __init__(self, hidden_size: int, *, rngs: nnx.Rngs):
+    def __init__(self, hidden_size: int, freq_shift: float, *, rngs: nnx.Rngs):
         init = nnx.initializers.normal(0.02)
+        self.freq_shift = freq_shift
         self.mlp = Mlp(self.frequency_embedding_size, hidden_size, hidden_size, "silu", init, rngs=rngs)
 
     def __call__(self, c_noise: Float[Array, "batch"], dtype: jnp.dtype) -> Float[Array, "batch hidden"]:
         emb = layers.sinusoidal_embedding(
-            c_noise, self.frequency_embedding_size, flip_sin_to_cos=True, downscale_freq_shift=0.0
+            c_noise, self.frequency_embedding_size, flip_sin_to_cos=True, downscale_freq_shift=self.freq_shift
         )
         return self.mlp(emb.astype(dtype))
 
@@ -225,6 +232,7 @@ class DiTBlock(nnx.Module):
         num_heads: int,
         mlp_hidden: int,
         token_dim: int,
+        mlp_norm_eps: float,
         implementation: str | None,
         *,
         rngs: nnx.Rngs,
@@ -233,7 +241,7 @@ class DiTBlock(nnx.Module):
         self.attn = Attention(hidden_size, num_heads, implementation, rngs=rngs)
         cross = dict(num_heads=num_heads, norm=_layer_norm(hidden_size, rngs), rngs=rngs)
         self.cross_attn = CrossAttention(hidden_size, token_dim, **cross) if token_dim else None
-        self.norm2 = _layer_norm(hidden_size, rngs)
+        self.norm2 = _layer_norm(hidden_size, rngs, mlp_norm_eps)
         self.mlp = Mlp(hidden_size, mlp_hidden, hidden_size, "gelu_tanh", layers.fan_avg_uniform(), rngs=rngs)
         self.adaLN_modulation = layers.linear(hidden_size, 6 * hidden_size, scale=0.0, rngs=rngs)
 
@@ -265,5 +273,5 @@ class FinalLayer(nnx.Module):
         return self.linear(self.norm_final(x) * (1 + scale) + shift)
 
 
-def _layer_norm(features: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    return nnx.LayerNorm(features, epsilon=1e-6, use_bias=False, use_scale=False, rngs=rngs)
+def _layer_norm(features: int, rngs: nnx.Rngs, epsilon: float = 1e-6) -> nnx.LayerNorm:
+    return nnx.LayerNorm(features, epsilon=epsilon, use_bias=False, use_scale=False, rngs=rngs)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from diffusion_jax.networks.streams import streams
 from diffusion_jax.types import Cond
 
 
@@ -49,11 +50,12 @@ def conv(
     dilation: int = 1,
     scale: float = 1.0,
     use_bias: bool = True,
+    padding: str | int = "SAME",
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A two-dimensional convolution with padding "SAME", DDPM's initialiser times `scale`, and a zero bias.
+    """A two-dimensional convolution with DDPM's initialiser times `scale`, and a zero bias.
 
-    With stride 2 on even sizes, "SAME" pads the bottom and the right only, as DDPM does.
+    With stride 2 on even sizes, the padding "SAME" is at the bottom and the right only, as in DDPM; 1 is on all sides.
     """
     return nnx.Conv(
         in_channels,
@@ -61,16 +63,18 @@ def conv(
         (kernel_size, kernel_size),
         strides=stride,
         kernel_dilation=dilation,
-        padding="SAME",
+        padding=padding,
         use_bias=use_bias,
         kernel_init=fan_avg_uniform(scale),
         rngs=rngs,
     )
 
 
-def linear(in_features: int, out_features: int, *, scale: float = 1.0, rngs: nnx.Rngs) -> nnx.Linear:
+def linear(
+    in_features: int, out_features: int, *, scale: float = 1.0, use_bias: bool = True, rngs: nnx.Rngs
+) -> nnx.Linear:
     """A dense layer with DDPM's initialiser times `scale` and a zero bias."""
-    return nnx.Linear(in_features, out_features, kernel_init=fan_avg_uniform(scale), rngs=rngs)
+    return nnx.Linear(in_features, out_features, use_bias=use_bias, kernel_init=fan_avg_uniform(scale), rngs=rngs)
 
 
 class GroupNorm(nnx.Module):
@@ -168,23 +172,39 @@ class TimeEmbedding(nnx.Module):
         out_features: size of the result.
         embedding: "positional" (c_noise is a timestep in 0..999) or "fourier" (c_noise is of order 1, e.g. log sigma).
         fourier_scale: standard deviation of the Fourier frequencies.
+        flip_sin_to_cos: of the positional embedding, see `sinusoidal_embedding`.
+        downscale_freq_shift: likewise.
         rngs: randomness of the initial parameters.
 
     Raises:
         ValueError: if `embedding` is unknown.
     """
 
-    def __init__(self, dim: int, out_features: int, *, embedding: str, fourier_scale: float = 16.0, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        dim: int,
+        out_features: int,
+        *,
+        embedding: str,
+        fourier_scale: float = 16.0,
+        flip_sin_to_cos: bool = False,
+        downscale_freq_shift: float = 1.0,
+        rngs: nnx.Rngs,
+    ):
         if embedding not in ("positional", "fourier"):
             raise ValueError(f"embedding={embedding!r} is unknown; choose 'positional' or 'fourier'.")
         fourier = embedding == "fourier"
         self.dim = dim
+        self.waves = dict(flip_sin_to_cos=flip_sin_to_cos, downscale_freq_shift=downscale_freq_shift)
         self.time_proj = FourierEmbedding(dim, scale=fourier_scale, rngs=rngs) if fourier else None
         self.linear_1 = linear(2 * dim if fourier else dim, out_features, rngs=rngs)
         self.linear_2 = linear(out_features, out_features, rngs=rngs)
 
     def __call__(self, c_noise: Float[Array, "batch"], dtype: jnp.dtype) -> Float[Array, "batch features"]:
-        emb = sinusoidal_embedding(c_noise, self.dim) if self.time_proj is None else self.time_proj(c_noise)
+        if self.time_proj is None:
+            emb = sinusoidal_embedding(c_noise, self.dim, **self.waves)
+        else:
+            emb = self.time_proj(c_noise)
         return self.linear_2(jax.nn.silu(self.linear_1(emb.astype(dtype))))
 
 
@@ -209,6 +229,11 @@ def upsample_nearest(x: Float[Array, "batch h w c"], factor: int = 2) -> Float[A
     batch, h, w, c = x.shape
     x = jnp.broadcast_to(x[:, :, None, :, None], (batch, h, factor, w, factor, c))
     return x.reshape(batch, h * factor, w * factor, c)
+
+
+def average_2x2(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
+    """Halve the resolution by averages over 2 x 2 pixels."""
+    return nnx.avg_pool(x, (2, 2), (2, 2))
 
 
 def attention(
@@ -251,6 +276,7 @@ class SelfAttention(nnx.Module):
         channels: channels of the input and the output.
         num_heads: number of heads; divides `channels`.
         num_groups: groups of the normalisation.
+        epsilon: of the normalisation.
         scale: of the initialiser of the output projection; 0 makes the layer start as the identity.
         implementation: see `attention`.
         rngs: randomness of the initial parameters.
@@ -262,6 +288,7 @@ class SelfAttention(nnx.Module):
         *,
         num_heads: int = 1,
         num_groups: int = 32,
+        epsilon: float = 1e-6,
         scale: float = 0.0,
         implementation: str | None = None,
         rngs: nnx.Rngs,
@@ -270,7 +297,7 @@ class SelfAttention(nnx.Module):
             raise ValueError(f"num_heads={num_heads} must be a positive divisor of the number of channels, {channels}.")
         self.num_heads = num_heads
         self.implementation = implementation
-        self.group_norm = GroupNorm(channels, num_groups=num_groups)
+        self.group_norm = GroupNorm(channels, num_groups=num_groups, epsilon=epsilon)
         self.to_q = linear(channels, channels, rngs=rngs)
         self.to_k = linear(channels, channels, rngs=rngs)
         self.to_v = linear(channels, channels, rngs=rngs)
@@ -290,7 +317,7 @@ def call_block(block: Callable[..., Any], *args: Any, rngs: nnx.Rngs | None, rem
 
     def run(key: Array | None, *args: Any) -> Any:
         # The stream is built inside, since NNX forbids to advance an outer one within a transformed function.
-        return block(*args, rngs=None if key is None else nnx.Rngs(dropout=key))
+        return block(*args, rngs=None if key is None else streams(dropout=key))
 
     return jax.checkpoint(run)(key, *args)
 
@@ -326,7 +353,9 @@ def head_count(channels: int, num_heads: int, head_channels: int | None, field: 
     """
     if head_channels is not None:
         if head_channels < 1 or channels % head_channels:
-            raise ValueError(f"{field}={head_channels} must be a positive divisor of the number of channels, {channels}.")
+            raise ValueError(
+                f"{field}={head_channels} must be a positive divisor of the number of channels, {channels}."
+            )
         return channels // head_channels
     if num_heads < 1 or channels % num_heads:
         raise ValueError(f"num_heads={num_heads} must be a positive divisor of the number of channels, {channels}.")

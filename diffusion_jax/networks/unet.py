@@ -1,5 +1,7 @@
 """The U-Net of DDPM (arXiv:2006.11239), with conditions of any kind."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -10,16 +12,18 @@ from diffusion_jax.networks import layers
 from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, VectorEmbedding, embed
 from diffusion_jax.types import Cond, Embedded
 
-Context = tuple[Array, Array] | None  # what cross-attention looks at, and its mask
+Context = tuple[Array, Array | None] | None  # what cross-attention looks at, and its mask
 
 
 class UNet(nnx.Module):
     """The U-Net of DDPM (arXiv:2006.11239, appendix B): [batch, h, w, in_channels] -> [batch, h, w, out_channels].
 
     Level i has `channels * channel_mult[i]` channels at resolution `image_size / 2^i`. Attention follows the residual
-    blocks of the levels named in `attention_resolutions`, and is always in the middle. The output convolution and the
-    last layer of every residual branch start at zero. Attribute names follow UNet2DModel of diffusers. CIFAR-10's
+    blocks of the levels named in `attention_resolutions`, and the first one of the middle. The output convolution and
+    the last layer of every residual branch start at zero. Attribute names follow UNet2DModel of diffusers. CIFAR-10's
     network of the paper has 35.7 M parameters: `channels=128, channel_mult=(1, 2, 2, 2), attention_resolutions=(16,)`.
+    Unconditional latent diffusion (arXiv:2112.10752) has `norm_eps=1e-5, downsample_padding=1, flip_sin_to_cos=True,
+    freq_shift=0.0`, as have networks that diffusers makes without further options.
 
     Conditions are those of `Conditions`. Labels and vectors are added to the embedding of c_noise, tokens are read by
     cross-attention after every self-attention, and an image, of the same size as x, is concatenated to x.
@@ -29,16 +33,21 @@ class UNet(nnx.Module):
         in_channels: channels of x.
         out_channels: channels of the output; None stands for `in_channels`.
         channels: channels of the first level.
-        channel_mult: one factor per level.
+        channel_mult: one factor per level, which gives whole numbers of channels.
         num_res_blocks: residual blocks per level on the way down; the way up has one more.
         attention_resolutions: resolutions with self-attention.
+        mid_block_add_attention: whether the middle has attention.
         num_heads: attention heads, where `head_dim` is None.
         head_dim: channels per head; decides the number of heads if given.
         num_groups: groups of every GroupNorm.
+        norm_eps: their epsilon.
         dropout: rate, before the last convolution of each residual block.
         resample_with_conv: whether a convolution follows nearest upsampling and replaces average pooling.
         embedding: "positional" (c_noise is a timestep in 0..999) or "fourier" (c_noise is log sigma, say).
         fourier_scale: standard deviation of the Fourier frequencies.
+        flip_sin_to_cos: of the positional embedding, see `layers.sinusoidal_embedding`.
+        freq_shift: likewise, its `downscale_freq_shift`.
+        downsample_padding: of the convolutions that halve the resolution: 0 pads the bottom and the right, 1 all sides.
         num_classes: of the condition "label"; 0 for none. Without any condition cond is ignored; with some, cond=None
             stands for none of them.
         vector_dim: of the condition "vector"; 0 for none.
@@ -62,16 +71,21 @@ class UNet(nnx.Module):
         in_channels: int = 3,
         out_channels: int | None = None,
         channels: int = 128,
-        channel_mult: tuple[int, ...] = (1, 2, 2, 2),
+        channel_mult: tuple[float | int, ...] = (1, 2, 2, 2),
         num_res_blocks: int = 2,
         attention_resolutions: tuple[int, ...] = (16,),
+        mid_block_add_attention: bool = True,
         num_heads: int = 1,
         head_dim: int | None = None,
         num_groups: int = 32,
+        norm_eps: float = 1e-6,
         dropout: float = 0.0,
         resample_with_conv: bool = True,
         embedding: str = "positional",
         fourier_scale: float = 16.0,
+        flip_sin_to_cos: bool = False,
+        freq_shift: float = 1.0,
+        downsample_padding: int = 0,
         num_classes: int = 0,
         vector_dim: int = 0,
         token_dim: int = 0,
@@ -93,43 +107,52 @@ class UNet(nnx.Module):
             image_shape=(image_size, image_size, image_channels) if image_channels else (),
         )
         self.remat = remat
-        layers.check_divides("image_size", image_size, self.divisor)
-        resolutions = [image_size // 2**level for level in range(len(channel_mult))]
-        if not set(attention_resolutions) <= set(resolutions):
-            raise ValueError(
-                f"attention_resolutions={attention_resolutions} must be among the resolutions of the levels, "
-                f"{resolutions} for image_size={image_size} and {len(channel_mult)} levels."
-            )
+        resolutions = layers.level_resolutions(
+            image_size, len(channel_mult), attention_resolutions, "attention_resolutions"
+        )
 
         def resnet(c_in: int, c_out: int) -> ResnetBlock:
-            return ResnetBlock(c_in, c_out, 4 * channels, num_groups=num_groups, dropout=dropout, rngs=rngs)
+            options = dict(num_groups=num_groups, dropout=dropout, epsilon=norm_eps)
+            return ResnetBlock(c_in, c_out, 4 * channels, **options, rngs=rngs)
 
         def heads(c: int) -> int:
-            if head_dim is not None and (head_dim < 1 or c % head_dim):
-                raise ValueError(f"head_dim={head_dim} must be a positive divisor of the number of channels, {c}.")
-            return num_heads if head_dim is None else c // head_dim
+            return layers.head_count(c, num_heads, head_dim, "head_dim")
 
         def attention(c: int) -> layers.SelfAttention:
             return layers.SelfAttention(
-                c, num_heads=heads(c), num_groups=num_groups, implementation=attention_implementation, rngs=rngs
+                c,
+                num_heads=heads(c),
+                num_groups=num_groups,
+                epsilon=norm_eps,
+                implementation=attention_implementation,
+                rngs=rngs,
             )
 
         def cross_attention(c: int) -> CrossAttention:
-            norm = layers.GroupNorm(c, num_groups=num_groups)
+            norm = layers.GroupNorm(c, num_groups=num_groups, epsilon=norm_eps)
             return CrossAttention(c, token_dim, num_heads=heads(c), norm=norm, rngs=rngs)
 
         def attentions(c: int, count: int) -> tuple[list[layers.SelfAttention], list[CrossAttention]]:
             return [attention(c) for _ in range(count)], [cross_attention(c) for _ in range(count if token_dim else 0)]
 
         self.time_embedding = layers.TimeEmbedding(
-            channels, 4 * channels, embedding=embedding, fourier_scale=fourier_scale, rngs=rngs
+            channels,
+            4 * channels,
+            embedding=embedding,
+            fourier_scale=fourier_scale,
+            flip_sin_to_cos=flip_sin_to_cos,
+            downscale_freq_shift=freq_shift,
+            rngs=rngs,
         )
         self.class_embedding = nnx.Embed(num_classes + 1, 4 * channels, rngs=rngs) if num_classes else None
         self.add_embedding = VectorEmbedding(vector_dim, 4 * channels, rngs=rngs) if vector_dim else None
         self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
         self.conv_in = layers.conv(in_channels + image_channels, channels, rngs=rngs)
 
-        widths = [channels * mult for mult in channel_mult]
+        if downsample_padding not in (0, 1):
+            raise ValueError(f"downsample_padding={downsample_padding} must be 0 or 1.")
+        downsample = dict(with_conv=resample_with_conv, padding="SAME" if downsample_padding == 0 else 1)
+        widths = [round(channels * mult) for mult in channel_mult]
         skips = [channels]
         c = channels
         down_blocks = []
@@ -140,13 +163,13 @@ class UNet(nnx.Module):
                 DownBlock(
                     [resnet(n, width) for n in c_in],
                     *attentions(width, len(c_in) if resolution in attention_resolutions else 0),
-                    [] if last else [Downsample(width, with_conv=resample_with_conv, rngs=rngs)],
+                    [] if last else [Downsample(width, **downsample, rngs=rngs)],
                 )
             )
             skips += [width] * (num_res_blocks + (not last))
             c = width
         self.down_blocks = nnx.List(down_blocks)
-        self.mid_block = MidBlock([resnet(c, c), resnet(c, c)], *attentions(c, 1))
+        self.mid_block = MidBlock([resnet(c, c), resnet(c, c)], *attentions(c, int(mid_block_add_attention)))
 
         up_blocks = []
         for width, resolution in zip(widths[::-1], resolutions[::-1], strict=True):
@@ -161,7 +184,7 @@ class UNet(nnx.Module):
             )
             c = width
         self.up_blocks = nnx.List(up_blocks)
-        self.conv_norm_out = layers.GroupNorm(c, num_groups=num_groups)
+        self.conv_norm_out = layers.GroupNorm(c, num_groups=num_groups, epsilon=norm_eps)
         self.conv_out = layers.conv(c, out_channels or in_channels, scale=0.0, rngs=rngs)
 
     def __call__(
@@ -212,13 +235,14 @@ class ResnetBlock(nnx.Module):
         *,
         num_groups: int,
         dropout: float,
+        epsilon: float = 1e-6,
         rngs: nnx.Rngs,
     ):
         self.dropout = dropout
-        self.norm1 = layers.GroupNorm(in_channels, num_groups=num_groups)
+        self.norm1 = layers.GroupNorm(in_channels, num_groups=num_groups, epsilon=epsilon)
         self.conv1 = layers.conv(in_channels, out_channels, rngs=rngs)
         self.time_emb_proj = None if emb_dim is None else layers.linear(emb_dim, out_channels, rngs=rngs)
-        self.norm2 = layers.GroupNorm(out_channels, num_groups=num_groups)
+        self.norm2 = layers.GroupNorm(out_channels, num_groups=num_groups, epsilon=epsilon)
         self.conv2 = layers.conv(out_channels, out_channels, scale=0.0, rngs=rngs)
         same = in_channels == out_channels
         self.conv_shortcut = None if same else layers.conv(in_channels, out_channels, 1, rngs=rngs)
@@ -238,13 +262,13 @@ class ResnetBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halve the resolution, by a convolution of stride 2 or by average pooling."""
+    """Halve the resolution, by a convolution of stride 2 (see `layers.conv` for its padding) or by average pooling."""
 
-    def __init__(self, channels: int, *, with_conv: bool, rngs: nnx.Rngs):
-        self.conv = layers.conv(channels, channels, stride=2, rngs=rngs) if with_conv else None
+    def __init__(self, channels: int, *, with_conv: bool, padding: str | int = "SAME", rngs: nnx.Rngs):
+        self.conv = layers.conv(channels, channels, stride=2, padding=padding, rngs=rngs) if with_conv else None
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
-        return nnx.avg_pool(x, (2, 2), (2, 2)) if self.conv is None else self.conv(x)
+        return layers.average_2x2(x) if self.conv is None else self.conv(x)
 
 
 class Upsample(nnx.Module):
@@ -272,8 +296,8 @@ class DownBlock(nnx.Module):
     def __init__(
         self,
         resnets: list[ResnetBlock],
-        attentions: list[layers.SelfAttention],
-        cross_attentions: list[CrossAttention],
+        attentions: Sequence[layers.SelfAttention],
+        cross_attentions: Sequence[nnx.Module],
         downsamplers: list[Downsample],
     ):
         self.resnets = nnx.List(resnets)
@@ -305,8 +329,8 @@ class MidBlock(nnx.Module):
     def __init__(
         self,
         resnets: list[ResnetBlock],
-        attentions: list[layers.SelfAttention],
-        cross_attentions: list[CrossAttention],
+        attentions: Sequence[layers.SelfAttention],
+        cross_attentions: Sequence[nnx.Module],
     ):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions)
@@ -330,8 +354,8 @@ class UpBlock(nnx.Module):
     def __init__(
         self,
         resnets: list[ResnetBlock],
-        attentions: list[layers.SelfAttention],
-        cross_attentions: list[CrossAttention],
+        attentions: Sequence[layers.SelfAttention],
+        cross_attentions: Sequence[nnx.Module],
         upsamplers: list[Upsample],
     ):
         self.resnets = nnx.List(resnets)

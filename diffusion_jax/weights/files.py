@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,7 +20,6 @@ from diffusion_jax.faults import replacing
 from diffusion_jax.weights.torch_file import read_torch_file
 
 MAX_SHARD_BYTES = 10**10  # what diffusers splits its files at
-INDEX = ".index.json"
 _MAX_JSON_BYTES = 2**24
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -68,7 +68,7 @@ def open_weights(path: str | os.PathLike) -> Mapping[str, Any]:
     with path.open("rb") as file:
         if file.read(len(_LFS)) == _LFS:
             raise ValueError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
-    if path.name.endswith(INDEX):
+    if _is_index(path.name):
         return _open_index(path)
     return _open_safetensors(path) if path.suffix == ".safetensors" else _state_dict(path, read_torch_file(path))
 
@@ -120,7 +120,7 @@ def write_weights(
     total = sum(path.stat().st_size for path in written)
     placed = {name: file for file, names in zip(files, shards, strict=True) for name in names}
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(placed.items()))}
-    return [*written, write_json(folder / f"{stem}.safetensors{INDEX}", index)]
+    return [*written, write_json(folder / f"{stem}.safetensors.index.json", index)]
 
 
 def write_json(path: pathlib.Path, value: dict[str, Any]) -> pathlib.Path:
@@ -128,6 +128,10 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> pathlib.Path:
     with replacing(path, "w") as file:
         file.write(json.dumps(value, indent=2, sort_keys=True) + "\n")
     return path
+
+
+def _is_index(name: str) -> bool:
+    return re.search(r"\.index(\.\w+)?\.json$", name) is not None  # with the variant of the weights, or without
 
 
 def _open_safetensors(path: pathlib.Path) -> dict[str, LazyArray]:
@@ -155,7 +159,7 @@ def _open_index(path: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{path} names {outside[0][:200]!r}, which is no file of its own folder")
     tensors: dict[str, Any] = {}
     for file in sorted(set(placed.values())):
-        if file.endswith(INDEX):
+        if _is_index(file):
             raise ValueError(f"{path} names the index {file!r} as a file of weights")
         if not os.path.isfile(path.parent / file):  # also for names that no system allows
             raise FileNotFoundError(f"{path} names {file[:200]!r}, which is missing")

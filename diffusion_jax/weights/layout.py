@@ -15,6 +15,14 @@ from diffusion_jax.types import Params
 
 Rules = tuple[tuple[str, str], ...]  # (regular expression, replacement), applied one after the other with re.sub
 
+# What diffusers called the parts of attention before its version 0.15; its files of that time still do.
+DEPRECATED_ATTENTION: Rules = (
+    (r"\.query\.(?=(weight|bias)$)", ".to_q."),
+    (r"\.key\.(?=(weight|bias)$)", ".to_k."),
+    (r"\.value\.(?=(weight|bias)$)", ".to_v."),
+    (r"\.proj_attn\.(?=(weight|bias)$)", ".to_out.0."),
+)
+
 _LISTED = 8  # names of each kind in an error message
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 
@@ -178,6 +186,14 @@ def export_params(layout: Layout, params: PyTree[Any]) -> dict[str, np.ndarray]:
         ]
         exported[name] = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return exported
+
+
+def mismatches(layout: Layout, source: Mapping[str, Any], abstract_params: PyTree[Any]) -> int:
+    """How many names are missing or unexpected: by it the layout of a file is told from others of its network."""
+    expected = tensors(layout, abstract_params)
+    return len(
+        {name for name, tensor in expected.items() if not tensor.copy_of} ^ _names(layout, source, expected).keys()
+    )
 
 
 def listing(problems: Mapping[str, list[str]]) -> str:

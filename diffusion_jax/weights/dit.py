@@ -1,0 +1,110 @@
+"""DiT: the authors' own files, and diffusers' DiTTransformer2DModel, which was Transformer2DModel formerly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion_jax.networks.dit import DiT
+from diffusion_jax.weights.layout import Layout
+from diffusion_jax.weights.options import options, refuse_changed, square, with_defaults
+
+LAYOUT = Layout(
+    rename=(
+        (r"^x_embedder\.", "pos_embed."),
+        (r"^t_embedder\.mlp\.fc([12])$", r"transformer_blocks.0.norm1.emb.timestep_embedder.linear_\1"),
+        (r"^y_embedder\.", "transformer_blocks.0.norm1.emb.class_embedder."),
+        (r"^blocks\.(\d+)\.adaLN_modulation$", r"transformer_blocks.\1.norm1.linear"),
+        (r"^blocks\.(\d+)\.attn\.proj$", r"transformer_blocks.\1.attn1.to_out.0"),
+        (r"^blocks\.(\d+)\.mlp\.fc1$", r"transformer_blocks.\1.ff.net.0.proj"),
+        (r"^blocks\.(\d+)\.mlp\.fc2$", r"transformer_blocks.\1.ff.net.2"),
+        (r"^final_layer\.adaLN_modulation$", "proj_out_1"),
+        (r"^final_layer\.linear$", "proj_out_2"),
+    ),
+    split=((r"^blocks\.(\d+)\.attn\.qkv$", tuple(rf"transformer_blocks.\1.attn1.to_{name}" for name in "qkv")),),
+    # Every block embeds the timestep and the label with weights of its own, which are the same.
+    copies=((r"transformer_blocks\.0\.norm1\.emb\.(.*)", (r"transformer_blocks.*.norm1.emb.\1",)),),
+    ignored=(r"^pos_embed\.pos_embed$",),  # the fixed table of positions
+)
+ORIGINAL = Layout(
+    rename=(
+        (r"^t_embedder\.mlp\.fc1$", "t_embedder.mlp.0"),
+        (r"^t_embedder\.mlp\.fc2$", "t_embedder.mlp.2"),
+        (r"adaLN_modulation$", "adaLN_modulation.1"),
+    ),
+    ignored=(r"^pos_embed$",),
+)
+_DEFAULTS: dict[str, Any] = dict(
+    num_attention_heads=16,
+    attention_head_dim=72,
+    in_channels=4,
+    out_channels=None,
+    num_layers=28,
+    sample_size=32,
+    patch_size=2,
+    num_embeds_ada_norm=1000,
+    norm_eps=1e-5,
+)
+_FIXED: dict[str, tuple[Any, ...]] = dict(
+    activation_fn=("gelu-approximate",),
+    attention_bias=(True,),
+    norm_type=("ada_norm_zero",),
+    norm_elementwise_affine=(False,),
+    dropout=(0.0,),
+    norm_num_groups=(32, None),
+    attention_type=("default",),
+    upcast_attention=(False, True),
+)
+
+
+def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of our `DiT` that the config.json of diffusers' transformer stands for.
+
+    diffusers computes other frequencies of the timestep than the authors, and another epsilon before the MLPs; these
+    arguments are diffusers'. Raises ValueError for an option that our network has not.
+    """
+    found = options(config, _DEFAULTS, _FIXED, "DiT")
+    channels = found["in_channels"]
+    out_channels = found["out_channels"] or channels
+    if out_channels not in (channels, 2 * channels):
+        raise ValueError(
+            f"config.json: out_channels={out_channels} must be in_channels={channels} or twice as many for our DiT"
+        )
+    return dict(
+        image_size=square(found["sample_size"]),
+        in_channels=channels,
+        patch_size=found["patch_size"],
+        hidden_size=found["num_attention_heads"] * found["attention_head_dim"],
+        depth=found["num_layers"],
+        num_heads=found["num_attention_heads"],
+        num_classes=found["num_embeds_ada_norm"],
+        learn_sigma=out_channels != channels,
+        freq_shift=1.0,
+        mlp_norm_eps=float(found["norm_eps"]),
+    )
+
+
+def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of DiTTransformer2DModel that `arguments` of our `DiT` stand for, up to `freq_shift`.
+
+    Raises ValueError for an argument that diffusers has no option for.
+    """
+    given = with_defaults(DiT, arguments)
+    theirs = "DiTTransformer2DModel of diffusers"
+    refuse_changed(given, dict(mlp_ratio=4.0, vector_dim=0, token_dim=0), theirs)
+    if not given["num_classes"]:
+        raise ValueError(f"num_classes=0: {theirs} is always conditional")
+    return dict(
+        _class_name="DiTTransformer2DModel",
+        num_attention_heads=given["num_heads"],
+        attention_head_dim=given["hidden_size"] // given["num_heads"],
+        in_channels=given["in_channels"],
+        out_channels=given["in_channels"] * (2 if given["learn_sigma"] else 1),
+        num_layers=given["depth"],
+        sample_size=given["image_size"],
+        patch_size=given["patch_size"],
+        num_embeds_ada_norm=given["num_classes"],
+        norm_eps=given["mlp_norm_eps"],
+        norm_type="ada_norm_zero",
+        norm_elementwise_affine=False,
+    )

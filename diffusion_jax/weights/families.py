@@ -1,0 +1,134 @@
+"""Which public networks there are: the literal table from their classes to ours, and their layouts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from flax import nnx
+from jaxtyping import PyTree
+
+from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
+from diffusion_jax.networks.dit import DiT
+from diffusion_jax.networks.functional import init_apply
+from diffusion_jax.networks.ncsnpp import NCSNpp
+from diffusion_jax.networks.unet import UNet
+from diffusion_jax.networks.vq_model import VQModel
+from diffusion_jax.types import Params
+from diffusion_jax.weights import autoencoders, dit, unet_2d
+from diffusion_jax.weights.layout import Layout, import_params, mismatches
+from diffusion_jax.weights.options import with_defaults
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """A network of ours and the files that there are of it.
+
+    Attributes:
+      name: of the network in `config.network.name`.
+      network: its class.
+      layouts: from its arguments to how files write it; the first layout is that of `class_names`, if there are any.
+      class_names: of the same network in diffusers or transformers, today's name first.
+      arguments: config.json -> arguments of `network`.
+      config_of: arguments of `network` -> config.json.
+      stem: of the files of weights in its folder.
+      free: options of config.json in which weights do not differ.
+    """
+
+    name: str
+    network: type[nnx.Module]
+    layouts: Callable[[Mapping[str, Any]], tuple[Layout, ...]]
+    class_names: tuple[str, ...] = ()
+    arguments: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    config_of: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    stem: str = "diffusion_pytorch_model"
+    free: tuple[str, ...] = ("sample_size", "dropout")
+
+
+FAMILIES = (
+    Family(
+        name="unet",
+        network=UNet,
+        layouts=lambda arguments: (unet_2d.LAYOUT,),
+        class_names=("UNet2DModel",),
+        arguments=unet_2d.arguments,
+        config_of=unet_2d.config_of,
+    ),
+    Family(
+        name="ncsnpp",
+        network=NCSNpp,
+        layouts=lambda arguments: (unet_2d.ncsnpp_layout(len(arguments["ch_mult"])),),
+        class_names=("UNet2DModel",),
+        arguments=unet_2d.ncsnpp_arguments,
+        config_of=unet_2d.ncsnpp_config_of,
+    ),
+    Family(
+        name="autoencoder_kl",
+        network=AutoencoderKL,
+        layouts=lambda arguments: (autoencoders.LAYOUT, *autoencoders.originals(arguments)),
+        class_names=("AutoencoderKL",),
+        arguments=autoencoders.kl_arguments,
+        config_of=autoencoders.kl_config,
+    ),
+    Family(
+        name="vq_model",
+        network=VQModel,
+        layouts=lambda arguments: (autoencoders.LAYOUT, *autoencoders.originals(arguments)),
+        class_names=("VQModel",),
+        arguments=autoencoders.vq_arguments,
+        config_of=autoencoders.vq_config,
+    ),
+    Family(
+        name="dit",
+        network=DiT,
+        layouts=lambda arguments: (dit.LAYOUT, dit.ORIGINAL),
+        class_names=("DiTTransformer2DModel", "Transformer2DModel"),
+        arguments=dit.arguments,
+        config_of=dit.config_of,
+        # The authors' network, which diffusers' computes a little differently, has the same weights.
+        free=("sample_size", "dropout", "norm_eps"),
+    ),
+)
+
+
+def family_of(config: Mapping[str, Any], what: str) -> Family:
+    """The family of a config.json. Raises ValueError, with `what` it belongs to, for a class that is not known here."""
+    name = config.get("_class_name") or next(iter(config.get("architectures") or ()), None)
+    found = [family for family in FAMILIES if name in family.class_names]
+    if not found:
+        known = ", ".join(sorted({name for family in FAMILIES for name in family.class_names}))
+        raise ValueError(f"{what} is a {str(name)[:100]!r}; there are networks for {known}")
+    if len(found) > 1:
+        return found[1] if unet_2d.is_ncsnpp(config) else found[0]
+    return found[0]
+
+
+def named(name: str) -> Family:
+    """The family of the network that configs call `name`. Raises ValueError where there are no public files of it."""
+    found = next((family for family in FAMILIES if family.name == name), None)
+    if found is None:
+        known = ", ".join(family.name for family in FAMILIES)
+        raise ValueError(f"there is no layout of files for the network {name!r}; there are some for {known}")
+    return found
+
+
+def abstract(family: Family, arguments: Mapping[str, Any]) -> PyTree[jax.ShapeDtypeStruct]:
+    """The shapes of the network's parameters. Raises ValueError for arguments that do not fit together."""
+    init, _ = init_apply(lambda rngs: family.network(**arguments, rngs=rngs))
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def load(
+    family: Family,
+    arguments: Mapping[str, Any],
+    source: Mapping[str, Any],
+    abstract_params: PyTree[Any],
+    *,
+    what: str = "the file",
+) -> Params:
+    """Parameters from `source` in that layout of the family that fits it best; see `layout.import_params`."""
+    layouts = family.layouts(with_defaults(family.network, arguments))
+    best = min(layouts, key=lambda layout: mismatches(layout, source, abstract_params))
+    return import_params(best, source, abstract_params, what=what)

@@ -1,0 +1,203 @@
+"""Folders of diffusers and back: the network of the folder computes the same here, and our folder loads there."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax.networks.functional import init_apply, init_methods
+from diffusion_jax.weights.folders import open_component, write_component
+from tests.parity import relative_error
+
+pytestmark = pytest.mark.parity
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+TOLERANCE = 2e-5
+
+DDPM = dict(
+    sample_size=8,
+    block_out_channels=(16, 32),
+    down_block_types=("AttnDownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "AttnUpBlock2D"),
+    layers_per_block=1,
+    downsample_padding=0,
+    flip_sin_to_cos=False,
+    freq_shift=1,
+    attention_head_dim=None,
+    norm_num_groups=4,
+    norm_eps=1e-6,
+)
+# As config.json of unconditional latent diffusion has it, with widths that are no multiples of the first.
+LDM = dict(
+    sample_size=8,
+    block_out_channels=(16, 24),
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+    up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    layers_per_block=1,
+    attention_head_dim=8,
+    norm_num_groups=4,
+)
+NCSNPP = dict(
+    sample_size=8,
+    block_out_channels=(128, 128),
+    down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+    up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+    layers_per_block=1,
+    time_embedding_type="fourier",
+    mid_block_scale_factor=2**0.5,
+    norm_eps=1e-6,
+    norm_num_groups=None,
+    attention_head_dim=None,
+)
+FIRST_STAGE = dict(sample_size=16, block_out_channels=(16, 24), layers_per_block=1, norm_num_groups=4)
+KL = FIRST_STAGE | dict(
+    down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.13025
+)
+VQ = FIRST_STAGE | dict(
+    down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    num_vq_embeddings=32,
+    vq_embed_dim=3,
+    latent_channels=4,
+)
+DIT = dict(
+    num_attention_heads=2,
+    attention_head_dim=8,
+    in_channels=3,
+    out_channels=6,
+    num_layers=11,
+    sample_size=8,
+    patch_size=2,
+    num_embeds_ada_norm=4,
+)
+DENOISERS = {
+    "ddpm": ("UNet2DModel", DDPM),
+    "ldm": ("UNet2DModel", LDM),
+    "labels": ("UNet2DModel", LDM | dict(num_class_embeds=5, add_attention=False)),
+    "ncsnpp": ("UNet2DModel", NCSNPP),
+    "dit": ("DiTTransformer2DModel", DIT),
+}
+
+
+def random_model(name, options):
+    torch.manual_seed(0)
+    model = getattr(diffusers, name)(**options)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+        embeddings = [block.norm1.emb for block in getattr(model, "transformer_blocks", ())]
+        for embedding in embeddings[1:]:  # copies of one in every public file
+            embedding.load_state_dict(embeddings[0].state_dict())
+    return model.eval()
+
+
+def nchw(x):
+    return torch.tensor(np.ascontiguousarray(np.asarray(x).transpose(0, 3, 1, 2)))
+
+
+def nhwc(x):
+    return x.detach().numpy().transpose(0, 2, 3, 1)
+
+
+def rewritten(model, component, params, folder):
+    """The model that diffusers makes of the folder we write."""
+    extra = {"scaling_factor": component.config["scaling_factor"]} if "scaling_factor" in component.config else {}
+    write_component(folder, component.family, component.arguments, params, max_bytes=2**14, extra=extra)
+    assert (folder / "diffusion_pytorch_model.safetensors.index.json").exists()
+    again = type(model).from_pretrained(folder, low_cpu_mem_usage=False).eval()
+    changed = {
+        key: (value, again.config[key])
+        for key, value in model.config.items()
+        if not key.startswith("_") and again.config[key] != value and again.config[key] != list(value or ())
+    }
+    assert not changed
+    for name, tensor in model.state_dict().items():
+        np.testing.assert_array_equal(again.state_dict()[name].numpy(), tensor.numpy())
+    model.load_state_dict(again.state_dict(), strict=True)
+    return again
+
+
+@pytest.mark.parametrize("case", DENOISERS)
+def test_denoisers(tmp_path, case):
+    name, options = DENOISERS[case]
+    model = random_model(name, options)
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="20KB" if case == "ldm" else "10GB")
+    component = open_component(tmp_path / "theirs")
+    params = component.load()
+    _, apply = init_apply(lambda rngs: component.family.network(**component.arguments, rngs=rngs))
+
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 3)).astype(np.float32)
+    c_noise = np.array([0.4, 3.7] if case == "ncsnpp" else [3.0, 871.0], np.float32)
+    labels = np.array([2, 4]) if case in ("labels", "dit") else None
+
+    def run(model):
+        given = {} if labels is None else {"class_labels": torch.tensor(labels)}
+        y = nhwc(model(nchw(x), torch.tensor(c_noise), **given).sample)
+        # There UNet2DModel divides by sigma, which here is the parameterization's part.
+        return y * c_noise[:, None, None, None] if case == "ncsnpp" else y
+
+    cond = None if labels is None else {"label": jnp.asarray(labels)}
+    c = jnp.log(c_noise) if case == "ncsnpp" else jnp.asarray(c_noise)
+    y = jax.jit(apply)(params, jnp.asarray(x), c, cond)
+    assert relative_error(y, run(model)) < TOLERANCE
+    np.testing.assert_array_equal(run(rewritten(model, component, params, tmp_path / "ours")), run(model))
+
+
+@pytest.mark.parametrize(("name", "options"), [("AutoencoderKL", KL), ("VQModel", VQ)])
+def test_first_stages(tmp_path, name, options):
+    model = random_model(name, options)
+    model.save_pretrained(tmp_path / "theirs")
+    component = open_component(tmp_path / "theirs")
+    params = component.load()
+    make = lambda rngs: component.family.network(**component.arguments, rngs=rngs)
+    _, (encode, decode) = init_methods(make, ("encode", "decode"))
+    x = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+
+    def run(model):
+        h = model.quant_conv(model.encoder(nchw(x)))
+        return nhwc(h), nhwc(model.decode(h[:, :4]).sample)
+
+    h, y = run(model)
+    found = jax.jit(lambda params, x: encode(params, x))(params, x)
+    assert relative_error(found, h) < TOLERANCE
+    assert relative_error(jax.jit(decode)(params, h[..., :4]), y) < TOLERANCE
+    again = run(rewritten(model, component, params, tmp_path / "ours"))
+    np.testing.assert_array_equal(again[1], y)
+
+
+def test_half_precision_and_names_of_old_files(tmp_path):
+    model = random_model("UNet2DModel", LDM)
+    model.half().save_pretrained(tmp_path / "half", variant="fp16")
+    component = open_component(tmp_path / "half")
+    assert str(component.tensors["conv_in.weight"].dtype) == "float16"
+    params = component.load()
+    assert params["conv_in"]["kernel"].dtype == jnp.float32
+    weight = model.conv_in.weight.detach().float().numpy()
+    np.testing.assert_array_equal(params["conv_in"]["kernel"], weight.transpose(2, 3, 1, 0))
+    with pytest.raises(FileNotFoundError, match="holds no weights variant 'bf16'"):
+        open_component(tmp_path / "half", "bf16")
+
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    state = model.float().state_dict()
+    for new, former in old.items():
+        state = {name.replace(new, former): tensor for name, tensor in state.items()}
+    folder = tmp_path / "old"
+    folder.mkdir()
+    torch.save(state, folder / "diffusion_pytorch_model.bin")
+    (folder / "config.json").write_text((tmp_path / "half" / "config.json").read_text())
+    jax.tree.map(np.testing.assert_array_equal, open_component(folder).load(), params)
+
+
+def test_the_class_that_dit_had_formerly(tmp_path):
+    """Transformer2DModel, which the public folder names."""
+    options = DIT | dict(num_layers=2)
+    model = random_model("DiTTransformer2DModel", options)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    more = dict(cross_attention_dim=None, num_vector_embeds=None, only_cross_attention=False)
+    path.write_text(json.dumps(config | more | {"_class_name": "Transformer2DModel", "use_linear_projection": False}))
+    component = open_component(tmp_path)
+    assert component.family.name == "dit" and component.arguments["depth"] == 2
