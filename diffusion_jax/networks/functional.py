@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
+from diffusion_jax.networks.streams import streams
 from diffusion_jax.types import Apply, Cond, Params
 
 
@@ -124,10 +125,10 @@ def _init_merge(
     """(init, merge) with merge(params) -> the module with its parameters cast to `dtype`."""
     if dtype not in ("float32", "bfloat16", "float16", "float64"):
         raise ValueError(f"dtype={dtype!r} is unknown; choose float32, bfloat16, float16 or float64.")
-    graphdef, keep = _abstract(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
+    graphdef, keep = _abstract(nnx.eval_shape(lambda: make(streams(default=0))))
 
     def init(key: Key[Array, ""]) -> Params:
-        return _with_string_keys(nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key)))))
+        return _with_string_keys(nnx.to_pure_dict(nnx.state(make(streams(default=key)))))
 
     return init, functools.partial(_merge, graphdef, keep, dtype)
 
@@ -146,7 +147,7 @@ def _apply(merge: Callable[[Params], nnx.Module], dtype: str) -> Apply:
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch *out"]:
-        rngs = None if key is None else nnx.Rngs(dropout=key)
+        rngs = None if key is None else streams(dropout=key)
         return merge(params)(x.astype(dtype), c_noise, _cast(cond, dtype), rngs=rngs).astype(x.dtype)
 
     return apply
