@@ -6,9 +6,10 @@
 
 The loop is that of the command: it reads and shuffles the data, moves it to the devices, logs, shows its progress and
 saves. The bare step is the same compiled, donated function on one batch that is on the devices already. They are run in
-turn, A B A B ..., on the same state; the table shows the median of each and of the ratios, pair by pair. A second table
-shows how long a save holds up the loop and how long it takes in the background, a third the memory of the compiled
-step and, on a GPU or TPU, the share of its peak FLOPs that the bare step reaches.
+turn, A B A B ..., on the same state; the table shows the median of each and of the ratios, pair by pair, of the time on
+the clock and of that on all processors, which other programs disturb less. A piece has at least as many steps as lie
+between two logged ones. A second table shows how long a save holds up the loop and how long it takes in the background,
+a third the memory of the compiled step and, on a GPU or TPU, the share of its peak FLOPs that the bare step reaches.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import ConfigDict
@@ -88,6 +89,11 @@ class Saves(Checkpoints):
             self.held = time.perf_counter() - began
 
 
+class Took(NamedTuple):
+    seconds: float  # on the clock
+    cpu: float  # on all processors
+
+
 class Loop:
     """The loop of the command on a job, in pieces of some steps; the state goes from piece to piece."""
 
@@ -98,16 +104,16 @@ class Loop:
             build.source(job.config), batch_size=job.config.training.batch_size, seed=job.config.seed
         )
         # One generator for all pieces: closing it would close what it reads from.
-        self.placed = data.device_batches(self.batches, meshes.batch_sharding(job.mesh))
+        self.placed = data.device_batches(self.batches, meshes.batch_sharding(job.mesh), names=tuple(job.batch))
         self.writer = Rows(folder / "metrics.jsonl")
         self.checkpoints = Saves(folder / "checkpoints")
 
-    def run(self, num_steps: int) -> float:
-        """Seconds of `num_steps` steps of the loop, until the devices have finished the last one.
+    def run(self, num_steps: int) -> Took:
+        """What `num_steps` steps of the loop take, until the devices have finished the last one.
 
         A save that is asked for comes in the middle.
         """
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         with contextlib.redirect_stderr(io.StringIO()):
             self.state = loop.train_loop(
                 self.state,
@@ -117,7 +123,7 @@ class Loop:
                 start=self.step,
                 num_steps=self.step + num_steps,
                 batch_size=self.job.config.training.batch_size,
-                log_every=min(self.job.config.training.log_every, num_steps),
+                log_every=self.job.config.training.log_every,
                 checkpoint_every=self.step + num_steps // 2,
                 sample_every=0,
                 checkpoints=self.checkpoints,
@@ -128,16 +134,16 @@ class Loop:
                 trace=Trace(pathlib.Path()),
             )
         self.step += num_steps
-        return self.writer.at - began
+        return Took(self.writer.at - began, time.process_time() - cpu)
 
-    def bare(self, num_steps: int, batch: dict[str, jax.Array]) -> float:
-        """Seconds of `num_steps` calls of the step on one batch."""
+    def bare(self, num_steps: int, batch: dict[str, jax.Array]) -> Took:
+        """What `num_steps` calls of the step on one batch take."""
         jax.block_until_ready(self.state)
-        began = time.perf_counter()
+        began, cpu = time.perf_counter(), time.process_time()
         for _ in range(num_steps):
             self.state, metrics = self.compiled(self.state, batch)
         jax.block_until_ready((self.state, metrics))
-        return time.perf_counter() - began
+        return Took(time.perf_counter() - began, time.process_time() - cpu)
 
 
 def compare(job: Job, folder: pathlib.Path, seconds: float, pairs: int) -> dict[str, Any]:
@@ -150,19 +156,20 @@ def compare(job: Job, folder: pathlib.Path, seconds: float, pairs: int) -> dict[
     memory = lowered.compile().memory_analysis()
     compiled = time.perf_counter()
     running.bare(3, batch)
-    steps = max(5, round(seconds / (running.bare(3, batch) / 3)))
+    steps = max(job.config.training.log_every, round(seconds / (running.bare(3, batch).seconds / 3)))
     running.run(steps)
     times = [(running.run(steps), running.bare(steps, batch)) for _ in range(pairs)]
     saves = []
     for _ in range(4):  # the first one imports and compiles what a save needs
         running.checkpoints.asked = True
-        saves.append((running.run(steps) - statistics.median(a for a, _ in times), running.checkpoints.held))
+        usual = statistics.median(a.seconds for a, _ in times)
+        saves.append((running.run(steps).seconds - usual, running.checkpoints.held))
     return dict(
         steps=steps,
-        loop=statistics.median(a for a, _ in times) / steps,
-        bare=statistics.median(b for _, b in times) / steps,
-        cost=statistics.median(a / b for a, b in times) - 1,
-        spread=(min(a / b for a, b in times) - 1, max(a / b for a, b in times) - 1),
+        loop=statistics.median(a.seconds for a, _ in times) / steps,
+        bare=statistics.median(b.seconds for _, b in times) / steps,
+        cost=[a.seconds / b.seconds - 1 for a, b in times],
+        cpu_cost=[a.cpu / b.cpu - 1 for a, b in times],
         saves=saves[1:],
         bytes=sum(whole for whole, _ in summary.state_bytes(job.state).values()),
         trace_seconds=traced - began,
@@ -209,6 +216,11 @@ def peak_flops(given: float) -> float:
     return given or next((flops for name, flops in PEAK.items() if kind.startswith(name)), 0.0)
 
 
+def spread(costs: list[float]) -> str:
+    low, median, high = statistics.quantiles(costs)
+    return f"{median:.1%} ({low:.1%} - {high:.1%})"
+
+
 def show(lines: Iterator[str], out: Callable[[str], None] = print) -> None:
     for line in lines:
         out(line)
@@ -233,14 +245,16 @@ def main() -> None:
         job = prepare(read(name, settings))
         with tempfile.TemporaryDirectory() as folder, jax.set_mesh(job.mesh):
             found[name] = job, compare(job, pathlib.Path(folder), args.seconds, args.pairs)
-    print("| config | parameters | batch | bare step, ms | loop, ms | the loop costs (least - most) | examples/s |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| config | parameters | batch | bare step, ms | loop, ms | it costs (quartiles) | in processor time | examples/s |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for name, (job, r) in found.items():
         count = sum(x.size for x in jax.tree.leaves(job.state.params))
         size = job.config.training.batch_size
         print(
-            f"| `{name}` | {count:,} | {size} | {1e3 * r['bare']:.1f} | {1e3 * r['loop']:.1f} | {r['cost']:.1%} "
-            f"({r['spread'][0]:.1%} - {r['spread'][1]:.1%}) | {size / r['loop']:.0f} |"
+            f"| `{name}` | {count:,} | {size} | {1e3 * r['bare']:.1f} | {1e3 * r['loop']:.1f} | {spread(r['cost'])} "
+            f"| {spread(r['cpu_cost'])} | {size / r['loop']:.0f} |"
         )
     print("\n| config | trace, s | compile, s | arguments and temporaries per device | FLOPs per step | of peak |")
     print("|---|---|---|---|---|---|")

@@ -87,7 +87,9 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 state,
                 jax.jit(train_step(job), donate_argnums=0, out_shardings=(job.layout, None)),
                 batches,
-                functools.partial(data.device_batches, sharding=sharding, timeout=settings.data_timeout),
+                functools.partial(
+                    data.device_batches, sharding=sharding, timeout=settings.data_timeout, names=tuple(job.batch)
+                ),
                 start=start,
                 num_steps=settings.num_steps,
                 batch_size=settings.batch_size,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent import futures
 
 import jax
@@ -111,10 +111,14 @@ def arrays(source: Source, max_examples: int | None = None) -> dict[str, np.ndar
 
 
 def device_batches(
-    iterator: Iterator[dict[str, np.ndarray]], sharding: jax.sharding.Sharding, timeout: float = 0.0
+    iterator: Iterator[dict[str, np.ndarray]],
+    sharding: jax.sharding.Sharding,
+    timeout: float = 0.0,
+    names: Collection[str] | None = None,
 ) -> Iterator[dict[str, jax.Array]]:
     """Lay this process's batches out as global arrays over all devices, e.g. with NamedSharding(mesh, P("data")).
 
+    Entries that are not among `names` (None: all are) stay behind; a transfer can cost as much as a small network.
     It takes a batch from `iterator` only when asked for one, so the checkpointable state of `iterator` always counts
     exactly the batches that were received. Transfers still overlap with computation: both are dispatched
     asynchronously, and Grain's threads read ahead.
@@ -130,4 +134,7 @@ def device_batches(
             raise Fault(f"the data cannot be read: {str(error).rstrip('.')}") from error
         if batch is None:
             return
-        yield {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+        yield {
+            name: jax.make_array_from_process_local_data(sharding, batch[name])
+            for name in (batch if names is None else names)
+        }

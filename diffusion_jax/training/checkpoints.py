@@ -11,6 +11,7 @@ import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import jax
@@ -27,7 +28,9 @@ class Checkpoints:
     Both are those of the job as a whole, so that another mesh or number of processes can go on from them.
 
     A save runs in the background and becomes visible under its step's name only when it is complete, so a killed
-    process leaves the previous checkpoints usable. Old ones are removed after a new one is complete: the last
+    process leaves the previous checkpoints usable. One process copies the state to the host, without waiting for the
+    steps that are queued, and a thread does the rest; several processes take part in a save together, and go on when
+    their shards have been copied. Old ones are removed after a new one is complete: the last
     `keep_last` remain, and those whose step is a multiple of `keep_every` (0: none).
 
     Restoring a step makes the steps beyond it stale (they could not be read, or belong to an abandoned
@@ -44,6 +47,8 @@ class Checkpoints:
         self.directory = pathlib.Path(directory).absolute()
         self._stale: set[int] = set()
         self._policy = _Preservation(keep_last=keep_last, keep_every=keep_every, stale=self._stale)
+        self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._begun: futures.Future[None] | None = None  # the save that the thread begins
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -57,22 +62,23 @@ class Checkpoints:
         # Among several processes a save waits for all of them, some of which may be gone.
 
     def save(self, step: int, state: Any, data_iterator: Any, *, wait: bool = False) -> None:
-        """Save in the background; a step that is already saved is left as it is.
+        """Save in the background, after the save in progress if there is one; a saved step is left as it is.
 
-        The state is copied before this returns, so its buffers may be donated. The state of the iterator
+        The buffers of the state may be donated when this returns. The state of the iterator
         (`get_state`) must be the same on every process, and can be written as JSON. With `wait`, return when the
         checkpoint is complete.
 
         Raises OSError if it, or the one whose background save is in progress, cannot be written.
         """
+        self.wait_until_finished()
         stale = step in self._stale
         if stale or step not in self._steps():
             self._stale.discard(step)  # before the save, which asks what to preserve
-            record = _sealed({"checksums": checksums(state), "data": data_iterator.get_state()})
-            with self._writing():
-                self._checkpointer.save_checkpointables_async(
-                    step, {"state": state}, force=True, overwrite=stale, custom_metadata=record
-                )
+            begin = functools.partial(self._begin, step, position=data_iterator.get_state(), overwrite=stale)
+            if jax.process_count() == 1:
+                self._begun = self._thread.submit(begin, _on_host(state))
+            else:
+                begin(state)
         if wait:
             self.wait_until_finished()
 
@@ -116,15 +122,29 @@ class Checkpoints:
 
     def wait_until_finished(self) -> None:
         """Wait for the save in progress, if any. Raises OSError if it cannot be written."""
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun.result()
         if self.directory.exists():
             with self._writing():
                 self._checkpointer.wait()
 
     def close(self) -> None:
         """Wait for the save in progress and release the threads. Raises OSError if it cannot be written."""
-        if "_checkpointer" in self.__dict__:
-            with self._writing():
-                self._checkpointer.close()
+        try:
+            self.wait_until_finished()
+        finally:
+            self._thread.shutdown()
+            if "_checkpointer" in self.__dict__:
+                with self._writing():
+                    self._checkpointer.close()
+
+    def _begin(self, step: int, state: Any, *, position: Any, overwrite: bool) -> None:
+        record = _sealed({"checksums": checksums(state), "data": position})
+        with self._writing():
+            self._checkpointer.save_checkpointables_async(
+                step, {"state": state}, force=True, overwrite=overwrite, custom_metadata=record
+            )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -214,6 +234,12 @@ def _load(path: pathlib.Path, abstract_state: Any, partial: bool, expected: Mapp
     if changed:
         raise ValueError(f"its bytes are not those that were saved: {_listing(changed)}")
     return state
+
+
+def _on_host(state: Any) -> Any:
+    """A copy in the host's memory, begun but not awaited; JAX keeps the buffers until then, donated or not."""
+    host = jax.local_devices(backend="cpu")[0]
+    return jax.tree.map(lambda x: jax.device_put(x, host, may_alias=False), state)
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:

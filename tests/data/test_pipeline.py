@@ -112,6 +112,16 @@ def test_device_batches_are_global_arrays():
     np.testing.assert_array_equal(batch["label"], data.epoch_indices(1, 0, 10, 4))
 
 
+def test_device_batches_hold_what_is_named():
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    both, x = (
+        next(data.device_batches(data.batches(counting_source(), batch_size=4, seed=1), sharding, names=names))
+        for names in (None, ("x",))
+    )
+    assert list(x) == ["x"]
+    np.testing.assert_array_equal(x["x"], both["x"])
+
+
 def test_batches_is_a_checkpointable_grain_iterator():
     assert isinstance(data.batches(counting_source(), batch_size=4, seed=1), grain.DatasetIterator)
 

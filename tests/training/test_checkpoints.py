@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from diffusion_jax.training import checksums as sums
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.ema import init as ema_init
 from diffusion_jax.training.optimizers import make_optimizer
@@ -115,6 +116,33 @@ def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
         )
         restored, _ = checkpoints.restore(_abstract(512), _iterator())
     _assert_same(restored, _state(1, width=512))
+
+
+def test_a_save_does_not_wait_for_the_steps_before_it(tmp_path):
+    slow = jax.jit(lambda x: jax.lax.fori_loop(0, 600, lambda _, x: x @ x / len(x), x))
+    x = slow(jnp.ones((512, 512)))
+    with Checkpoints(tmp_path) as checkpoints:
+        jax.block_until_ready(x)
+        checkpoints.save(1, {"x": x}, _iterator(), wait=True)  # the first one imports what it needs
+        x = slow(x)
+        checkpoints.save(2, {"x": x}, _iterator())
+        assert not x.is_ready()
+        x = jax.jit(jnp.zeros_like, donate_argnums=0)(x)
+        assert checkpoints.latest_step() == 2
+        state, _ = checkpoints.restore_state({"x": jax.ShapeDtypeStruct(x.shape, x.dtype)})
+    np.testing.assert_array_equal(state["x"], np.ones(x.shape))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int8", "bool", "complex64", "uint32"])
+def test_checksums_are_the_same_on_host_and_device(monkeypatch, dtype):
+    with jax.enable_x64(dtype == "float64"):
+        x = (50 * jax.random.normal(jax.random.key(0), (3, 7, 5))).astype(dtype)
+        tree = {"x": x, "none": x[:0], "one": x[1, 2, 3], "key": jax.random.key(3)}
+        monkeypatch.setattr(sums, "_CHUNK", 16)
+        host = sums.checksums(tree)
+        monkeypatch.setattr(sums, "_on_host", lambda x: False)
+        assert host == sums.checksums(tree)
+    assert host["x"] != host["one"] != 0
 
 
 def test_part_of_the_state_without_the_iterator(tmp_path):
