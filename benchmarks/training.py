@@ -246,7 +246,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder, jax.set_mesh(job.mesh):
             found[name] = job, compare(job, pathlib.Path(folder), args.seconds, args.pairs)
     print(
-        "| config | parameters | batch | bare step, ms | loop, ms | it costs (quartiles) | in processor time | examples/s |"
+        "| config | parameters | batch | bare step, ms | loop, ms | it costs (quartiles) | in processor time "
+        "| examples/s |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for name, (job, r) in found.items():
