@@ -11,9 +11,10 @@ Without a variant: the 8 x 8 digits of scikit-learn as 4 x 4 latents of 2 channe
 discriminator for the last third. Sheets and samples show reconstructions of held-out digits beside the originals.
 configs/latent_diffusion.py trains a diffusion model on the latents.
 
-`mnist`, `cifar10_f2`, `cifar10_f4` and `crawl_tiles_f4` (folders of images) have small networks and the Laplacian
-pyramid in the place of LPIPS, which needs weights and larger images. `openimages_f4`, `_f8` and `_f16` are the
-paper's networks (table 8) with LPIPS: its files are those of torchvision's VGG-16 and of the linear layers of LPIPS.
+`mnist`, `cifar10_f2`, `cifar10_f4`, `crawl_tiles_f4` (folders of images) and `emoji_f4` (an .npz file of images, a
+twentieth of them held out) have small networks and the Laplacian pyramid in the place of LPIPS, which needs weights
+and larger images. `openimages_f4`, `_f8` and `_f16` are the paper's networks (table 8) with LPIPS: its files are those
+of torchvision's VGG-16 and of the linear layers of LPIPS.
 The authors report a Frechet distance of reconstructions of 0.27, 0.90 and 0.87.
 """
 
@@ -109,6 +110,13 @@ def crawl_tiles_f4() -> ConfigDict:
     return folder(64, 128, 128, image_size=32, latent_channels=4, **data)
 
 
+def emoji_f4() -> ConfigDict:
+    data = dict(split="train[:95%]", eval_split="train[95%:]")
+    config = folder(32, 64, 64, image_size=32, latent_channels=4, **data)
+    config.data.name = "arrays"
+    return config
+
+
 def openimages(*block_out_channels: int, latent_channels: int, num_steps: int, **network: Any) -> ConfigDict:
     """The paper's autoencoders of 256 x 256 images (table 8); numbers of training as in the authors' code and list."""
     return autoencoder(
@@ -149,6 +157,7 @@ VARIANTS = {
     "cifar10_f2": cifar10_f2,
     "cifar10_f4": cifar10_f4,
     "crawl_tiles_f4": crawl_tiles_f4,
+    "emoji_f4": emoji_f4,
     "openimages_f4": openimages_f4,
     "openimages_f8": openimages_f8,
     "openimages_f16": openimages_f16,

@@ -17,7 +17,7 @@ CPU cores. `digits_dit` has a transformer in its place, `digits_captions` is tol
 `cifar10_f2`, `cifar10_f4` and `crawl_tiles_f4` stand on the variants of the same name of autoencoder_kl.py.
 `semantic_f4` and `layout_f4`, on crawl_tiles_f4 or what you train of your images, take a map [n, 32, 32, 8] and
 boxes as tokens [n, 16, 8] with a mask [n, 16] from .npz files that hold them as `image`, or as `tokens` and `mask`,
-beside `images`.
+beside `images`. `emoji_f4` draws pictures from their names, see classifier_free.py:emoji.
 
 `celebahq_ldm4`, `ffhq_ldm4`, `lsun_bedroom_ldm4` (on vqgan.py:openimages_f4), `lsun_church_ldm8` (on
 autoencoder_kl.py:openimages_f8) and `imagenet_ldm4`, with classes, are the paper's settings (tables 12 and 13) for
@@ -167,6 +167,42 @@ def layout_f4() -> ConfigDict:
     return conditional(token_dim=8, max_tokens=16)
 
 
+def emoji_f4() -> ConfigDict:
+    return latent_diffusion(
+        first_stage="runs/kl_emoji",
+        cond_dropout=0.1,
+        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
+        parameterization=dict(name="edm", sigma_data=1.0),
+        network=dict(
+            name="dit",
+            patch_size=1,
+            hidden_size=256,
+            depth=6,
+            num_heads=4,
+            token_dim=128,
+            vocabulary=257,
+            max_tokens=48,
+        ),
+        data=dict(
+            name="arrays",
+            split="train[:95%]",
+            eval_split="train[95%:]",
+            image_size=32,
+            channels=3,
+            path="",
+            caption_key="names",
+            label_key="groups",
+        ),
+        training=dict(num_steps=20_000, batch_size=64, log_every=100, checkpoint_every=500),
+        optimizer=dict(name="adam", learning_rate=5e-4, schedule="cosine", warmup_steps=500, clip_norm=1.0),
+        ema=dict(rates=(0.999,)),
+        guidance=dict(name="classifier_free", scale=3.0),
+        solver=dict(name="ddim"),
+        sampling=dict(steps=50),
+        evaluation=dict(metrics=("retrieval",), num_samples=180),
+    )
+
+
 def paper(
     *,
     first_stage: str,
@@ -291,6 +327,7 @@ VARIANTS = {
     "crawl_tiles_f4": crawl_tiles_f4,
     "semantic_f4": semantic_f4,
     "layout_f4": layout_f4,
+    "emoji_f4": emoji_f4,
     "celebahq_ldm4": celebahq_ldm4,
     "ffhq_ldm4": ffhq_ldm4,
     "lsun_bedroom_ldm4": lsun_bedroom_ldm4,

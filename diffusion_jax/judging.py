@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.evaluation import classifier as classifiers
-from diffusion_jax.evaluation import density, features, suite
+from diffusion_jax.evaluation import density, features, retrieval, suite
 from diffusion_jax.evaluation import metrics as evaluation
 from diffusion_jax.sections import ConfigError, lookup
 
@@ -37,6 +37,11 @@ def metrics(
     images = len(source.shape) == 3
     if _classifier in found and not (images and source.num_classes):
         raise ConfigError("config.evaluation.metrics: 'classifier' needs images with labels; () asks for no metric")
+    if _retrieval in found and not (images and "tokens" in source.batch(np.zeros(1, np.int64))):
+        raise ConfigError(
+            "config.evaluation.metrics: 'retrieval' needs images with captions that the network reads; () asks for no "
+            "metric"
+        )
     if _toy in found and images:
         raise ConfigError("config.evaluation.metrics: 'toy' needs points in the plane; () asks for no metric")
     found = [functools.partial(metric, levels=levels) if metric is _density_baseline else metric for metric in found]
@@ -106,6 +111,11 @@ def _classifier(
     return evaluation.classifier_metrics(samples, *splits, judge=judge and judge(), labels=drawn.get("label"))
 
 
+def _retrieval(drawn: dict[str, np.ndarray], train: data.Source, test: data.Source) -> dict[str, Any]:
+    splits = (data.arrays(train), data.arrays(test))
+    return retrieval.retrieval(np.clip(drawn["samples"], -1, 1), drawn["tokens"], splits[0], test=splits[1])
+
+
 def _toy(drawn: dict[str, np.ndarray], train: data.Source, test: data.Source) -> dict[str, Any]:
     return evaluation.toy_metrics(drawn["samples"], data.arrays(test, 2 * len(drawn["samples"]))["x"])
 
@@ -118,4 +128,10 @@ def _density_baseline(
     return density.density_baseline(data.arrays(train)["x"], x_test, levels=levels)
 
 
-METRICS = {"classifier": _classifier, "toy": _toy, "density_baseline": _density_baseline, **suite.METRICS}
+METRICS = {
+    "classifier": _classifier,
+    "retrieval": _retrieval,
+    "toy": _toy,
+    "density_baseline": _density_baseline,
+    **suite.METRICS,
+}

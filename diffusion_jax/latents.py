@@ -5,9 +5,10 @@
 
 `encode` reads the data that the first stage was trained on (another folder or file with --path) and writes what its
 encoder gives as ArrayRecord files, for --config.data.name=latents --config.data.path=runs/latents. For a Gaussian
-these are mean and log variance, so that every epoch draws the latents anew. Labels, captions (cut at --max_tokens) and
-other conditions of the data stay beside them. It prints mean and standard deviation of
-the standardised latents, which are near 0 and 1 if the data are those of training.
+these are mean and log variance, so that every epoch draws the latents anew. Labels, captions (cut at --max_tokens;
+--caption_key says where they are, see `data.load`) and other conditions of the data stay beside them. A slice such as
+train[:95%] holds the same examples of the latents as of the data. It prints mean and standard deviation of the
+standardised latents, which are near 0 and 1 if the data are those of training.
 
 `decode` takes such a folder, or an .npz or .npy file of standardised latents as a diffusion model draws them, and
 writes images as an array and a PNG.
@@ -43,6 +44,7 @@ def encode(
     *,
     split: str = "train",
     path: str = "",
+    caption_key: str = "",
     max_tokens: int = 0,
     batch_size: int = 128,
 ) -> tuple[latents.Header, np.ndarray, np.ndarray]:
@@ -52,7 +54,8 @@ def encode(
     Raises ConfigError: no first stage, no such data, or images of another size.
     """
     run, params = _open(first_stage)
-    section = {**run.config.data.to_dict(), "split": split, **({"path": path} if path else {})}
+    changed = {"split": split, "path": path, "caption_key": caption_key}
+    section = run.config.data.to_dict() | {key: value for key, value in changed.items() if value}
     with refusal("the data of the first stage"):
         section = {key: value for key, value in section.items() if value != ""}
         source = data.load(**section, max_tokens=max_tokens)
@@ -140,6 +143,7 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--split", default="train")
         command.add_argument("--batch_size", type=int, default=128)
     commands.choices["encode"].add_argument("--path", default="", help="folder or file of the data")
+    commands.choices["encode"].add_argument("--caption_key", default="", help="where the captions are, if any")
     commands.choices["encode"].add_argument("--max_tokens", type=int, default=0, help="length of captions, if any")
     commands.choices["decode"].add_argument("--from", dest="path", required=True, type=pathlib.Path)
     commands.choices["decode"].add_argument("--num", type=int, default=64)
@@ -147,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     shared = dict(split=options.split, batch_size=options.batch_size)
     try:
         if options.command == "encode":
-            given = dict(path=options.path, max_tokens=options.max_tokens)
+            given = dict(path=options.path, caption_key=options.caption_key, max_tokens=options.max_tokens)
             header, mean, std = encode(options.first_stage, options.to, **given, **shared)
             print(f"{header.num} latents of {header.shape} in {options.to}")
             print(f"standardised: mean {np.round(mean, 3)}, standard deviation {np.round(std, 3)}")

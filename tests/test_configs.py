@@ -22,7 +22,7 @@ FILES = sorted(CONFIGS.glob("*.py"))
 # Tens of seconds of tracing each; of every network's CIFAR-10 variants one is kept.
 SLOW = re.compile(
     "_deep|256_|256$|1024|bedroom|church|celeba|subvp_ddpmpp|edm:(cifar10|afhqv2|ffhq)|flow:cifar10"
-    "|vdm:(cifar10|imagenet)|_ldm[48]|dit_xl2|openimages|imagenet_f16|latent_diffusion:(mnist|cifar10|crawl|semantic|layout)"
+    "|vdm:(cifar10|imagenet)|_ldm[48]|dit_xl2|openimages|imagenet_f16|latent_diffusion:(mnist|cifar10|crawl|semantic|layout)|emoji"
 )
 
 # Built, initialised and called once, but not stepped: another variant steps the same network, smaller or as large.
@@ -65,6 +65,7 @@ STANDS_ON = {
             "semantic_f4": "autoencoder_kl:crawl_tiles_f4",
             "layout_f4": "vqgan:crawl_tiles_f4",
             "mnist": "autoencoder_kl:mnist",
+            "emoji_f4": "autoencoder_kl:emoji_f4",
             "cifar10_f2": "autoencoder_kl:cifar10_f2",
             "cifar10_f4": "autoencoder_kl:cifar10_f4",
             "crawl_tiles_f4": "autoencoder_kl:crawl_tiles_f4",
@@ -140,7 +141,7 @@ def test_data_section(name):
     assert set(config.evaluation.metrics) <= set(judging.METRICS)
     if ":digits" in name:
         assert config.data.name == "digits" and config.training.num_steps <= 20_000
-    small = config.data.name in ("digits", "mnist", "toy")
+    small = config.data.name in ("digits", "mnist", "toy") or "retrieval" in config.evaluation.metrics
     assert config.evaluation.after_training == small
     assert bool(config.evaluation.metrics) == (small and config.system.name != "noisy_classifier")
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32, Int64, Shaped
 
-from diffusion_jax.data import archives, images
+from diffusion_jax.data import archives, images, metadata
 
 _IMAGE_KEYS = ("images", "samples", "x", "arr_0")
 _LABEL_KEYS = ("labels", "label", "cond")
@@ -67,14 +67,15 @@ def _locate(path: pathlib.Path, split: str, suffixes: tuple[str, ...]) -> pathli
     return path
 
 
-def folder_images(path: pathlib.Path, split: str) -> images.Images:
+def folder_images(path: pathlib.Path, split: str, caption_key: str = "", label_key: str = "") -> images.Images:
     """All image files below `path/<split>` (or `path`), sorted by path.
 
     If every image is in a sub-folder, the sorted names of the first level of sub-folders are the classes. Files
-    without the suffix of an image format that PIL reads, and hidden ones, are ignored.
+    without the suffix of an image format that PIL reads, and hidden ones, are ignored. For captions and for other
+    classes see `metadata.values`.
 
     Raises:
-        ValueError: no such path or split, or no image in it.
+        ValueError: no such path or split, or no image in it, or no caption or class for one.
     """
     root = _locate(path, split, ("",))
     suffixes = images.readable_suffixes()
@@ -87,16 +88,34 @@ def folder_images(path: pathlib.Path, split: str) -> images.Images:
     if not paths:
         raise ValueError(f"No image file in {root}.")
     parts = [path.relative_to(root).parts for path in paths]
-    classes = sorted({part[0] for part in parts}) if all(len(part) > 1 for part in parts) else []
+    labels, num_classes = np.full(len(paths), -1), 0
+    if label_key:
+        labels, num_classes = class_ids(np.array(metadata.values(root, paths, label_key)), f"{root}, {label_key!r}:")
+    elif all(len(part) > 1 for part in parts):
+        labels, num_classes = class_ids(np.array([part[0] for part in parts]), str(root))
+    captions = metadata.captions(root, paths, caption_key) if caption_key else ()
     chosen = select(split, len(paths))
-    paths = [paths[i] for i in chosen]
-    labels = [classes.index(parts[i][0]) if classes else -1 for i in chosen]
+    paths, labels = [paths[i] for i in chosen], labels[chosen]
     return images.Images(
-        get=lambda i: (images.read_image(paths[i]), labels[i]),
+        get=lambda i: (images.read_image(paths[i]), int(labels[i])),
         size=len(paths),
-        num_classes=len(classes),
+        num_classes=num_classes,
         describe=lambda i: str(paths[i]),
+        captions=tuple(captions[i] for i in chosen) if captions else (),
     )
+
+
+def class_ids(values: Shaped[np.ndarray, "n"], where: str) -> tuple[Int32[np.ndarray, "n"], int]:
+    """Labels and the number of classes: integers are labels already; of strings, which are sorted, their places.
+
+    Raises:
+        ValueError: naming `where` they come from, for anything else.
+    """
+    if values.dtype.kind == "U":
+        values = np.unique(values, return_inverse=True)[1]
+    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
+        raise ValueError(f"{where} labels must be integers >= 0 or strings, got {values.dtype}.")
+    return values.astype(np.int32), int(values.max()) + 1
 
 
 class Arrays(NamedTuple):
@@ -108,23 +127,24 @@ class Arrays(NamedTuple):
     others: Mapping[str, Shaped[np.ndarray, "n ..."]] = {}
 
 
-def read_arrays(path: pathlib.Path, split: str) -> Arrays:
+def read_arrays(path: pathlib.Path, split: str, caption_key: str = "caption", label_key: str = "") -> Arrays:
     """Examples and labels of `path/<split>.npz` (or .npy, or the file `path` itself).
 
-    An .npz file holds the examples under one of images, samples, x, arr_0, and optionally integer labels [n] under
-    one of labels, label, cond, and further conditions under the names in `CONDITION_KEYS`. Examples are uint8, or float
-    in [-1, 1] and returned as float32; latents, which are [n, height, width, channels] with neither 1 nor 3 channels,
-    may be any finite numbers.
+    An .npz file holds the examples under one of images, samples, x, arr_0, and optionally labels [n], integers or
+    strings, under `label_key`, or one of labels, label, cond, and further conditions under the names in
+    `CONDITION_KEYS`, captions under `caption_key`. Examples are uint8, or float in [-1, 1] and returned as float32;
+    latents, which are [n, height, width, channels] with neither 1 nor 3 channels, may be any finite numbers.
 
     Raises:
         ValueError: naming the file and the key, if it cannot be read or its shape, type or range is wrong.
     """
     file = _locate(path, split, (".npz", ".npy"))
+    label_keys = (label_key,) if label_key else _LABEL_KEYS
     try:
         if zipfile.is_zipfile(file):
             names = archives.npz_names(file)
-            wanted = {next((key for key in keys if key in names), "") for keys in (_IMAGE_KEYS, _LABEL_KEYS)}
-            wanted |= set(CONDITION_KEYS)
+            wanted = {next((key for key in keys if key in names), "") for keys in (_IMAGE_KEYS, label_keys)}
+            wanted |= {*CONDITION_KEYS, caption_key}
             data = archives.read_npz(file, wanted)
         else:
             names, data = [], {"array": np.load(file, allow_pickle=False)}
@@ -147,24 +167,26 @@ def read_arrays(path: pathlib.Path, split: str) -> Arrays:
         x = x.astype(np.float32)
     elif x.dtype != np.uint8:
         raise ValueError(f"{where} must be uint8 or floating point, got {x.dtype}.")
-    label_key = next((key for key in _LABEL_KEYS if key in data), None)
-    label = None if label_key is None else data[label_key]
-    if label is not None:
-        if label.shape != x.shape[:1] or not np.issubdtype(label.dtype, np.integer) or label.min() < 0:
-            raise ValueError(
-                f"{file}, key {label_key!r}: labels must be integers >= 0 of shape {x.shape[:1]}, "
-                f"got {label.dtype} of shape {label.shape}."
-            )
-        label = label.astype(np.int32)
+    for wanted in filter(None, (label_key, caption_key if caption_key != "caption" else "")):
+        if wanted not in data:
+            raise ValueError(f"{file} has the keys {sorted(names)}, and no {wanted!r}.")
+    label, num_classes = None, 0
+    if found := next((key for key in label_keys if key in data), None):
+        where = f"{file}, key {found!r}:"
+        if data[found].shape != x.shape[:1]:
+            raise ValueError(f"{where} labels must be of shape {x.shape[:1]}, got {data[found].shape}.")
+        label, num_classes = class_ids(data[found], where)
     others = {key: data[key] for key in CONDITION_KEYS if key in data}
+    if caption_key in data:
+        others["caption"] = data[caption_key]
+        if others["caption"].dtype.kind != "U":
+            raise ValueError(f"{file}, key {caption_key!r}: captions must be strings, got {data[caption_key].dtype}.")
     for name, value in others.items():
         if value.shape[:1] != x.shape[:1]:
             raise ValueError(f"{file}, key {name!r}: {len(x)} examples need as many conditions, got {value.shape}.")
     chosen = select(split, len(x))
     others = {name: value[chosen] for name, value in others.items()}
-    if label is None:
-        return Arrays(x[chosen], None, 0, others)
-    return Arrays(x[chosen], label[chosen], int(label.max()) + 1, others)
+    return Arrays(x[chosen], None if label is None else label[chosen], num_classes, others)
 
 
 def array_images(path: pathlib.Path, arrays: Arrays) -> images.Images:

@@ -19,13 +19,15 @@ _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 class Images(NamedTuple):
     """Images as they are stored, before conversion.
 
-    `get(i)` returns image i and its label (-1 if `num_classes` is 0); `describe(i)` names it in error messages.
+    `get(i)` returns image i and its label (-1 if `num_classes` is 0); `describe(i)` names it in error messages;
+    `captions` has the text of each image, if there are any.
     """
 
     get: Callable[[int], tuple[PIL.Image.Image, int]]
     size: int
     num_classes: int
     describe: Callable[[int], str]
+    captions: tuple[str, ...] = ()
 
 
 def readable_formats() -> tuple[str, ...]:

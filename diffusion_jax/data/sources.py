@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Integer
+from jaxtyping import Int32, Integer
 
 from diffusion_jax.data import captions as texts
 from diffusion_jax.data import files, images, toys
+
+Tokenize = Callable[[Sequence[str]], Int32[np.ndarray, "n max_tokens"]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,10 @@ def load(
     num_examples: int = 65536,
     seed: int = 0,
     captions: tuple[str, ...] = (),
+    caption_key: str = "",
+    label_key: str = "",
     max_tokens: int = 0,
+    tokenize: Tokenize | None = None,
 ) -> Source:
     """Open one split of a data set. The arguments are the keys of `config.data`.
 
@@ -121,7 +127,13 @@ def load(
         cache_bytes: a data set whose decoded images are no larger stays in memory once read.
         kind, num_examples, seed: of a toy; its "test" split is a second independent draw.
         captions: one text per class, which gives every example the condition "tokens".
+        caption_key: where the text of each example is, which gives it that condition. For "arrays" the name of an
+            array of strings ("caption" needs no asking for). For "folder" a field of the file metadata.jsonl, such as
+            "text", or the suffix of text files beside the images, such as ".txt"; see `data.metadata`.
+        label_key: where the class of each example is, a number or a string; strings are sorted. For "arrays" the name
+            of an array ("labels", "label" and "cond" need no asking for), for "folder" a field of metadata.jsonl.
         max_tokens: length of "tokens", to which texts are cut or padded; see `data.captions`.
+        tokenize: texts -> their tokens; by default the bytes of each, see `data.captions`.
 
     Raises:
         ValueError: an argument is out of range, or the data is missing, empty or unreadable.
@@ -136,6 +148,10 @@ def load(
         if image_size or channels or crop or flip or dequantize:
             raise ValueError("Toys have no pixels: image_size, channels, crop, flip and dequantize must stay unset.")
         return _toy(kind, split, num_examples, seed)
+    if (caption_key or label_key) and name not in ("folder", "arrays"):
+        raise ValueError(f"data.caption_key and data.label_key are for 'folder' and 'arrays', not for {name!r}.")
+    if tokenize is None:
+        tokenize = functools.partial(texts.tokens_of, max_tokens=max_tokens)
     if name == "latents":
         from diffusion_jax.data import latents
 
@@ -143,45 +159,53 @@ def load(
     if name in ("folder", "arrays") and not path:
         raise ValueError(f"data.path must be set for data.name = {name!r}.")
     if name == "arrays":
-        arrays = files.read_arrays(pathlib.Path(path), split)
+        arrays = files.read_arrays(pathlib.Path(path), split, caption_key or "caption", label_key)
         if "image" in arrays.others and flip:
             raise ValueError(f"data.flip: {path} holds images as conditions, which are not flipped with the examples.")
         if arrays.x.dtype != np.uint8:
             source = _float_source(path, arrays, image_size, channels, crop, flip, dequantize)
-            return _with_conditions(source, arrays.others, captions, max_tokens)
+            return _with_conditions(source, arrays.others, captions, max_tokens, tokenize)
     if channels not in (None, 1, 3):
         raise ValueError(f"data.channels must be 1 or 3, got {channels}.")
     if name == "arrays":
         found = files.array_images(pathlib.Path(path), arrays)
     elif name == "folder":
-        found = files.folder_images(pathlib.Path(path), split)
+        found = files.folder_images(pathlib.Path(path), split, caption_key, label_key)
     else:
         from diffusion_jax.data import builders
 
         found = builders.tfds_images(name, split, path)
     source = _decoded(found, image_size, channels, crop, cache_bytes)
     source = dataclasses.replace(source, flip=flip, dequantize=dequantize, levels=levels, num_workers=num_workers)
-    return _with_conditions(source, arrays.others if name == "arrays" else {}, captions, max_tokens)
+    others = arrays.others if name == "arrays" else {"caption": found.captions} if found.captions else {}
+    return _with_conditions(source, others, captions, max_tokens, tokenize)
 
 
 def _with_conditions(
-    source: Source, others: Mapping[str, np.ndarray], captions: Sequence[str], max_tokens: int
+    source: Source,
+    others: Mapping[str, np.ndarray | Sequence[str]],
+    captions: Sequence[str],
+    max_tokens: int,
+    tokenize: Tokenize,
 ) -> Source:
     """`source` whose examples have the conditions `others`, rows in the same order, and texts as tokens."""
     if captions and len(captions) != source.num_classes:
         raise ValueError(f"data.captions has {len(captions)} texts for {source.num_classes} classes.")
-    if (captions or "caption" in others) and max_tokens < 1:
+    if captions and max_tokens < 1:
         raise ValueError("Captions need a network with config.network.max_tokens > 0, the length they are cut to.")
-    by_class = texts.tokens_of(captions, max_tokens) if captions else None
+    by_class = tokenize(captions) if captions else None
     others = dict(others)
-    if "caption" in others:
-        others["tokens"] = texts.tokens_of([str(text) for text in others.pop("caption")], max_tokens)
-    if by_class is None and not others:
+    by_example = others.pop("caption", None)
+    by_example = by_example if max_tokens else None  # a model that reads no text has no use for them
+    if by_class is None and by_example is None and not others:
         return source
 
     def read(indices: np.ndarray) -> dict[str, np.ndarray]:
         batch = source.read(indices)
-        batch |= {} if by_class is None else {"tokens": by_class[batch["label"]]}
+        if by_example is not None:
+            batch |= {"tokens": tokenize([str(by_example[i]) for i in indices])}
+        elif by_class is not None:
+            batch |= {"tokens": by_class[batch["label"]]}
         return batch | {name: value[indices] for name, value in others.items()}
 
     return dataclasses.replace(source, read=read)

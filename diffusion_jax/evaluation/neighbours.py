@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Array, Float64
+from jaxtyping import Array, Float64, Int64
 
 _BLOCK = 2048  # training examples compared at once
 _ENTRIES = 2**25  # of a block of distances
@@ -76,7 +76,16 @@ def density_coverage(real: np.ndarray | Array, samples: np.ndarray | Array, *, k
 
 
 def nearest_distances(samples: np.ndarray | Array, train: np.ndarray | Array) -> Float64[np.ndarray, "n"]:
-    """min_j |samples_i - train_j| / sqrt(d) for every sample, over the d values of an example; 0 for an exact copy.
+    """The distances of `nearest`."""
+    return nearest(samples, train)[0]
+
+
+def nearest(
+    samples: np.ndarray | Array, train: np.ndarray | Array
+) -> tuple[Float64[np.ndarray, "n"], Int64[np.ndarray, "n"]]:
+    """min_j |samples_i - train_j| / sqrt(d) for every sample, over the d values of an example, and that j.
+
+    The distance is 0 for an exact copy; of equal distances the first j counts.
 
     Args:
       samples, train: images or features, `[n, *shape]` and `[m, *shape]`.
@@ -88,15 +97,15 @@ def nearest_distances(samples: np.ndarray | Array, train: np.ndarray | Array) ->
     if samples.shape[1:] != train.shape[1:]:
         raise ValueError(f"samples and train must have the same shape, got {samples.shape[1:]} and {train.shape[1:]}")
     samples, train = samples.reshape(len(samples), -1), train.reshape(len(train), -1)
-    best, nearest = np.full(len(samples), np.inf), np.zeros(len(samples), int)
+    best, found = np.full(len(samples), np.inf), np.zeros(len(samples), np.int64)
     for start in range(0, len(train), _BLOCK):
         block = train[start : start + _BLOCK]
         squared = np.sum(block**2, axis=1) - 2 * samples @ block.T  # less |sample|^2, the same for all neighbours
         column = squared.argmin(axis=1)
         value = squared[np.arange(len(samples)), column]
-        nearest, best = np.where(value < best, start + column, nearest), np.minimum(value, best)
+        found, best = np.where(value < best, start + column, found), np.minimum(value, best)
     # The squares above cancel in float32 for near copies, so only the choice of neighbour is theirs.
-    return np.sqrt(np.mean((samples - train[nearest]) ** 2, axis=1, dtype=np.float64))
+    return np.sqrt(np.mean((samples - train[found]) ** 2, axis=1, dtype=np.float64)), found
 
 
 def nearest_neighbour_distance(samples: np.ndarray | Array, train: np.ndarray | Array) -> NearestNeighbour:

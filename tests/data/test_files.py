@@ -6,6 +6,7 @@ import pytest
 
 from diffusion_jax import data
 from diffusion_jax.data import files
+from diffusion_jax.data.captions import texts_of
 
 
 def save_gray(path, value, size=(4, 4)):
@@ -185,3 +186,70 @@ def test_damaged_array_file_is_named(tmp_path):
         (tmp_path / "b.npz").write_bytes(damaged)
         with pytest.raises(ValueError, match=r"Cannot read arrays from .*b\.npz"):
             data.load(name="arrays", path=str(tmp_path / "b.npz"))
+
+
+def test_classes_and_captions_of_arrays_have_the_names_asked_for(tmp_path):
+    """Transparent pixels are white, names are captions, groups are sorted into classes."""
+    images = np.zeros((4, 2, 2, 4), np.uint8)
+    images[2:, ..., 3] = 255
+    options = save_npz(
+        tmp_path / "a.npz", images=images, names=np.array(["red", "é", "red", ""]), groups=np.array(["b", "a", "", "b"])
+    )
+    keys = dict(caption_key="names", label_key="groups", image_size=2, channels=3)
+    source = data.load(**options, **keys, max_tokens=3)
+    batch = data.arrays(source)
+    assert source.num_classes == 3 and batch["label"].tolist() == [2, 1, 0, 2]
+    assert texts_of(batch["tokens"]) == ["red", "é", "red", ""]
+    np.testing.assert_array_equal(batch["x"][:, 0, 0, 0], [1, 1, -1, -1])
+    assert "tokens" not in data.arrays(data.load(**options, **keys))
+    part = data.arrays(data.load(**options, **keys, max_tokens=3, split="train[:50%]"))
+    chosen = files.select("train[:50%]", 4)
+    np.testing.assert_array_equal(part["label"], batch["label"][chosen])
+    np.testing.assert_array_equal(part["tokens"], batch["tokens"][chosen])
+    upper = data.load(**options, **keys, max_tokens=1, tokenize=lambda texts: np.array([[len(text)] for text in texts]))
+    assert data.arrays(upper)["tokens"].tolist() == [[3], [1], [3], [0]]
+    for wrong, message in (
+        (dict(caption_key="title"), "no 'title'"),
+        (dict(caption_key="images"), "captions must be strings"),
+        (dict(label_key="kind"), "no 'kind'"),
+    ):
+        with pytest.raises(ValueError, match=rf"a\.npz.*{message}"):
+            data.load(**options, **wrong, max_tokens=3)
+
+
+def test_folder_with_captions(tmp_path):
+    for i, name in enumerate(["b.png", "sub/a.png"]):
+        save_gray(tmp_path / name, 10 * i)
+        (tmp_path / name).with_suffix(".txt").write_text(f"text {i}\nmore\n")
+    lines = [
+        '{"file_name": "sub/a.png", "text": "first", "kind": "y"}',
+        "",
+        '{"file_name": "b.png", "text": "second", "kind": "x", "extra": 1}',
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    options = dict(name="folder", path=str(tmp_path), max_tokens=8)
+    found = data.arrays(data.load(**options, caption_key="text", label_key="kind"))
+    assert texts_of(found["tokens"]) == ["second", "first"] and found["label"].tolist() == [0, 1]
+    assert texts_of(data.arrays(data.load(**options, caption_key=".txt"))["tokens"]) == ["text 0", "text 1"]
+    assert "tokens" not in data.arrays(data.load(**options))
+    one = data.load(**options, caption_key="text", split="train[:1]")
+    assert texts_of(data.arrays(one)["tokens"]) == [["second", "first"][files.select("train[:1]", 2)[0]]]
+
+    for wrong, message in (
+        (dict(caption_key="title"), r"no field 'title' for the image b\.png; it has extra, file_name, kind, text"),
+        (dict(caption_key=".caption"), r"Cannot read .*b\.caption"),
+        (dict(caption_key="text", name="digits"), "are for 'folder' and 'arrays', not for 'digits'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            data.load(**(options | wrong))
+    for line, message in (
+        ("{", r"metadata\.jsonl, line 1: "),
+        ('["b.png"]', 'line 1: it must be an object with the string "file_name"'),
+        ('{"file_name": "b.png", "text": 3}', r"no line for the image sub/a\.png"),
+    ):
+        (tmp_path / "metadata.jsonl").write_text(line)
+        with pytest.raises(ValueError, match=message):
+            data.load(**options, caption_key="text")
+    (tmp_path / "sub" / "a.png").unlink()
+    with pytest.raises(ValueError, match=r"'text' of b\.png must be a string, got 3"):
+        data.load(**options, caption_key="text")

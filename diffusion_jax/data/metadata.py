@@ -1,0 +1,70 @@
+"""What is known of the images of a folder: fields of a file metadata.jsonl, or a text file beside each of them.
+
+The first is the convention of Hugging Face's imagefolder: one JSON object per line, whose `file_name` is the path of an
+image relative to the folder. The second is that of many training scripts: 0001.png and 0001.txt.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+FILE = "metadata.jsonl"
+
+
+def captions(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[str]:
+    """The text of each image: the first line of the file beside it for a suffix such as ".txt", else a field's.
+
+    Raises:
+        ValueError: naming the image or the line, where there is no text, or something else.
+    """
+    if not key.startswith("."):
+        found = values(root, paths, key)
+        for path, text in zip(paths, found, strict=True):
+            if not isinstance(text, str):
+                raise ValueError(f"{root / FILE}: {key!r} of {path.name} must be a string, got {text!r}.")
+        return found
+    return [_first_line(path.with_suffix(key)) for path in paths]
+
+
+def values(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[Any]:
+    """The field `key` of each image in `root`/metadata.jsonl.
+
+    Raises:
+        ValueError: naming the file, and the image or the line, that is missing or cannot be read.
+    """
+    file = root / FILE
+    entries = {}
+    for number, line in enumerate(_text(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}, line {number}: {error}.") from error
+        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+            raise ValueError(f'{file}, line {number}: it must be an object with the string "file_name".')
+        entries[pathlib.PurePosixPath(entry["file_name"])] = entry
+    found = []
+    for path in paths:
+        name = pathlib.PurePosixPath(path.relative_to(root).as_posix())
+        if name not in entries:
+            raise ValueError(f"{file} has no line for the image {name}.")
+        if key not in entries[name]:
+            known = ", ".join(sorted(entries[name]))
+            raise ValueError(f"{file} has no field {key!r} for the image {name}; it has {known}.")
+        found.append(entries[name][key])
+    return found
+
+
+def _first_line(file: pathlib.Path) -> str:
+    return next(iter(_text(file).strip().splitlines()), "").strip()
+
+
+def _text(file: pathlib.Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"Cannot read {file}: {error}.") from error
