@@ -98,13 +98,7 @@ class NCSNpp(nnx.Module):
         self.rescale = math.sqrt(0.5) if skip_rescale else 1.0
         self.fir_kernel = tuple(fir_kernel) if fir else None
         self.remat = remat
-        layers.check_divides("image_size", image_size, self.divisor)
-        resolutions = [image_size // 2**level for level in range(len(ch_mult))]
-        if not set(attn_resolutions) <= set(resolutions):
-            raise ValueError(
-                f"attn_resolutions={attn_resolutions} must be among the resolutions of the levels, "
-                f"{resolutions} for image_size={image_size} and {len(ch_mult)} levels."
-            )
+        resolutions = layers.level_resolutions(image_size, len(ch_mult), attn_resolutions, "attn_resolutions")
         out_channels = out_channels or in_channels
         emb_dim = 4 * nf if conditional or num_classes else 0
 
@@ -385,7 +379,7 @@ def downsample(
     x: Float[Array, "batch h w c"], fir_kernel: tuple[float | int, ...] | None
 ) -> Float[Array, "batch h2 w2 c"]:
     """Halve the resolution, by averages over 2 x 2 pixels if there is no filter."""
-    return nnx.avg_pool(x, (2, 2), (2, 2)) if fir_kernel is None else resample.downsample_2d(x, fir_kernel)
+    return layers.average_2x2(x) if fir_kernel is None else resample.downsample_2d(x, fir_kernel)
 
 
 def num_groups(channels: int) -> int:

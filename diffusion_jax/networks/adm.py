@@ -1,0 +1,399 @@
+"""The U-Net of guided diffusion, ADM (arXiv:2105.05233), whose half is the noisy classifier in `encoder_unet`."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from diffusion_jax.conditions import Conditions
+from diffusion_jax.networks import layers
+from diffusion_jax.networks.conditioning import TokenEncoder, VectorEmbedding, embed
+from diffusion_jax.networks.transformer_2d import Transformer2DModel
+from diffusion_jax.networks.unet import Context, Upsample
+from diffusion_jax.types import Cond, Embedded
+
+EPSILON = 1e-5  # of every normalisation
+
+
+class ADM(nnx.Module):
+    """ADM's U-Net (arXiv:2105.05233, section 3): [batch, h, w, in_channels] -> [batch, h, w, out_channels].
+
+    Level i has `model_channels * channel_mult[i]` channels at resolution `image_size / 2^i`. c_noise is a timestep in
+    0..999; residual blocks read its embedding by adaptive group normalisation. The output convolution and the last
+    layer of every residual branch start at zero. Attribute names are those of the authors' UNetModel, whose Sequentials
+    are lists here. The defaults are the authors' network for ImageNet at 64 x 64, less its classes. Other networks of
+    this family are
+
+    - improved DDPM's (arXiv:2102.09672): `resblock_updown=False, num_head_channels=None`;
+    - LDM's (arXiv:2112.10752): `resblock_updown=False, use_scale_shift_norm=False, num_head_channels=32`, and with a
+      `token_dim`, or a `class_token_dim`, where it is conditional;
+    - that of consistency models (arXiv:2303.01469): `use_new_attention_order=True`;
+    - upsamplers: `image_channels=3, low_res=64`, for a condition of 64 x 64 pixels.
+
+    Conditions are those of `Conditions`. Labels and vectors are added to the embedding of c_noise, and the label
+    `num_classes`, which stands for none, adds nothing. Tokens are read by cross-attention: transformers stand in the
+    place of self-attention then. An image is concatenated to x.
+
+    Args:
+        image_size: height and width that place the attention; x may have another size the levels divide.
+        in_channels: channels of x.
+        out_channels: channels of the output, twice those of x where variances are learned; None: `in_channels`.
+        model_channels: channels of the first level before its factor, and of the positional embedding.
+        channel_mult: one factor per level.
+        num_res_blocks: residual blocks per level on the way down; the way up has one more.
+        attention_resolutions: resolutions with self-attention; the middle always has it.
+        num_heads: attention heads, where `num_head_channels` is None.
+        num_head_channels: channels per head; decides the number of heads if given.
+        use_new_attention_order: whether the channels that attention reads are all queries, all keys, all values, and
+            not the query, key and value of head after head. It matters for weights that exist already.
+        use_scale_shift_norm: whether the embedding scales and shifts normalised activations, or is added.
+        resblock_updown: whether residual blocks change the resolution, or layers between them.
+        conv_resample: whether those layers have a convolution.
+        num_groups: groups of every normalisation.
+        dropout: rate, before the last convolution of each residual block.
+        num_classes: of the condition "label"; 0 for none.
+        class_token_dim: width of the one token that a label becomes, in the place of being added to the embedding, as
+            in LDM's network for ImageNet; 0 for no token. The label `num_classes` is a token of its own.
+        vector_dim: of the condition "vector"; 0 for none.
+        token_dim: width of the condition "tokens", or of what reads them if there is a `vocabulary`; 0 for none.
+        vocabulary: number of ids among "tokens", which a transformer reads; 0 where they are vectors with a "mask".
+        max_tokens: length of "tokens".
+        transformer_depth: blocks of every transformer, where there are tokens.
+        image_channels: of the condition "image"; 0 for none.
+        low_res: height and width of that image, which is brought to the size of x by bilinear interpolation; 0 stands
+            for the size of x.
+        attention_implementation: see `layers.attention`.
+        remat: compute the activations of a block again in the backward pass instead of storing them.
+        rngs: randomness of the initial parameters.
+
+    Raises:
+        ValueError: if the levels do not divide the image's size, a resolution with attention is that of no level, or
+            the groups or heads do not divide the channels, or labels become tokens beside vectors or other tokens.
+    """
+
+    def __init__(
+        self,
+        *,
+        image_size: int,
+        in_channels: int = 3,
+        out_channels: int | None = None,
+        model_channels: int = 192,
+        channel_mult: tuple[int | float, ...] = (1, 2, 3, 4),
+        num_res_blocks: int = 3,
+        attention_resolutions: tuple[int, ...] = (32, 16, 8),
+        num_heads: int = 4,
+        num_head_channels: int | None = 64,
+        use_new_attention_order: bool = False,
+        use_scale_shift_norm: bool = True,
+        resblock_updown: bool = True,
+        conv_resample: bool = True,
+        num_groups: int = 32,
+        dropout: float = 0.0,
+        num_classes: int = 0,
+        class_token_dim: int = 0,
+        vector_dim: int = 0,
+        token_dim: int = 0,
+        vocabulary: int = 0,
+        max_tokens: int = 0,
+        transformer_depth: int = 1,
+        image_channels: int = 0,
+        low_res: int = 0,
+        attention_implementation: str | None = None,
+        remat: bool = False,
+        rngs: nnx.Rngs,
+    ):
+        if class_token_dim and (vector_dim or token_dim or not num_classes):
+            raise ValueError(
+                f"class_token_dim={class_token_dim} needs num_classes > 0, and goes with no vector_dim or token_dim; "
+                f"they are {num_classes}, {vector_dim} and {token_dim}."
+            )
+        side = low_res or image_size
+        self.in_channels = in_channels
+        self.model_channels = model_channels
+        self.divisor = 2 ** (len(channel_mult) - 1)
+        self.conditions = Conditions(
+            num_classes=num_classes,
+            vector_dim=vector_dim,
+            token_dim=token_dim,
+            vocabulary=vocabulary,
+            max_tokens=max_tokens,
+            image_shape=(side, side, image_channels) if image_channels else (),
+        )
+        self.class_token = bool(class_token_dim)
+        self.remat = remat
+        field = "attention_resolutions"
+        resolutions = layers.level_resolutions(image_size, len(channel_mult), attention_resolutions, field)
+        widths = [int(mult * model_channels) for mult in channel_mult]
+        emb_dim = 4 * model_channels
+
+        def block(c_in: int, c_out: int, resampling: str = "none") -> ResBlock:
+            return ResBlock(
+                c_in,
+                c_out,
+                emb_dim,
+                resampling=resampling,
+                dropout=dropout,
+                use_scale_shift_norm=use_scale_shift_norm,
+                num_groups=num_groups,
+                rngs=rngs,
+            )
+
+        def attention(c: int) -> AttentionBlock | Transformer2DModel:
+            heads = layers.head_count(c, num_heads, num_head_channels, "num_head_channels")
+            options = dict(num_groups=num_groups, implementation=attention_implementation, rngs=rngs)
+            if token_dim or class_token_dim:
+                context_dim = token_dim or class_token_dim
+                return Transformer2DModel(c, context_dim, depth=transformer_depth, num_heads=heads, **options)
+            return AttentionBlock(c, heads, order="3hc" if use_new_attention_order else "h3c", **options)
+
+        def down(c: int) -> nnx.Module:
+            return block(c, c, "down") if resblock_updown else Down(c, with_conv=conv_resample, rngs=rngs)
+
+        def up(c: int) -> nnx.Module:
+            return block(c, c, "up") if resblock_updown else Upsample(c, with_conv=conv_resample, rngs=rngs)
+
+        self.time_embed = time_embed(model_channels, rngs=rngs)
+        rows, label_dim = (num_classes + 1, class_token_dim) if class_token_dim else (num_classes, emb_dim)
+        self.label_emb = nnx.Embed(rows, label_dim, rngs=rngs) if num_classes else None
+        self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
+        self.add_embedding = VectorEmbedding(vector_dim, emb_dim, rngs=rngs) if vector_dim else None
+        levels = [(w, r, r in attention_resolutions) for w, r in zip(widths, resolutions, strict=True)]
+        self.input_blocks, skips = way_down(
+            in_channels + image_channels, levels, num_res_blocks, block=block, attention=attention, down=down, rngs=rngs
+        )
+        c = widths[-1]
+        self.middle_block = nnx.List([block(c, c), attention(c), block(c, c)])
+        output_blocks = []
+        for width, resolution, attends in reversed(levels):
+            for i in range(num_res_blocks + 1):
+                parts = [block(c + skips.pop(), width)]
+                c = width
+                if attends:
+                    parts.append(attention(c))
+                if i == num_res_blocks and resolution != resolutions[0]:
+                    parts.append(up(c))
+                output_blocks.append(nnx.List(parts))
+        self.output_blocks = nnx.List(output_blocks)
+        norm = layers.GroupNorm(c, num_groups=num_groups, epsilon=EPSILON)
+        self.out = nnx.List([norm, jax.nn.silu, layers.conv(c, out_channels or in_channels, scale=0.0, rngs=rngs)])
+
+    def __call__(
+        self,
+        x: Float[Array, "batch h w c"],
+        c_noise: Float[Array, "batch"],
+        cond: Cond = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "batch h w out"]:
+        if x.shape[-1] != self.in_channels:
+            raise ValueError(f"x has shape {x.shape}; the last axis must be in_channels={self.in_channels}.")
+        layers.check_divides("the height of x", x.shape[1], self.divisor)
+        layers.check_divides("the width of x", x.shape[2], self.divisor)
+
+        def call(parts: nnx.List, h: Array) -> Array:
+            return layers.call_block(functools.partial(run, parts), h, emb, context, rngs=rngs, remat=self.remat)
+
+        cond = self.embed(cond, x.shape[0])
+        emb = embed_time(self.time_embed, c_noise, self.model_channels, x.dtype)
+        emb = emb if cond.vector is None else emb + cond.vector
+        context = None if cond.context is None else (cond.context, cond.mask)
+        h = x
+        if cond.image is not None:
+            image = cond.image.astype(x.dtype)
+            if image.shape[1:3] != x.shape[1:3]:
+                image = jax.image.resize(image, (*x.shape[:3], image.shape[-1]), "bilinear")
+            h = jnp.concatenate([x, image], -1)
+        skips = []
+        for parts in self.input_blocks:
+            h = call(parts, h)
+            skips.append(h)
+        h = call(self.middle_block, h)
+        for parts in self.output_blocks:
+            h = call(parts, jnp.concatenate([h, skips.pop()], -1))
+        for layer in self.out:
+            h = layer(h)
+        return h
+
+    def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
+        """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
+        parts = dict(label=self._embed_label, vector=self.add_embedding, tokens=self.token_encoder)
+        embedded = embed(cond, self.conditions, batch, **parts)
+        if not self.class_token or embedded.context is not None:
+            return embedded
+        return Embedded(context=embedded.vector[:, None], image=embedded.image)
+
+    def _embed_label(self, label: Int[Array, "batch"]) -> Float[Array, "batch emb"]:
+        return self.label_emb.embedding[...].at[label].get(mode="fill", fill_value=0)
+
+
+def time_embed(model_channels: int, *, rngs: nnx.Rngs) -> nnx.List:
+    """The layers on the positional embedding of c_noise, [batch, model_channels] -> [batch, 4 model_channels]."""
+    emb_dim = 4 * model_channels
+    first, last = layers.linear(model_channels, emb_dim, rngs=rngs), layers.linear(emb_dim, emb_dim, rngs=rngs)
+    return nnx.List([first, jax.nn.silu, last])
+
+
+def embed_time(
+    modules: nnx.List, c_noise: Float[Array, "batch"], model_channels: int, dtype: jnp.dtype
+) -> Float[Array, "batch emb"]:
+    """`modules`, those of `time_embed`, on the positional embedding of c_noise, cosines first."""
+    emb = layers.sinusoidal_embedding(c_noise, model_channels, flip_sin_to_cos=True, downscale_freq_shift=0.0)
+    emb = emb.astype(dtype)
+    for layer in modules:
+        emb = layer(emb)
+    return emb
+
+
+def way_down(
+    in_channels: int,
+    levels: list[tuple[int, int, bool]],
+    num_res_blocks: int,
+    *,
+    block: Callable[[int, int], nnx.Module],
+    attention: Callable[[int], nnx.Module],
+    down: Callable[[int], nnx.Module],
+    rngs: nnx.Rngs,
+) -> tuple[nnx.List, list[int]]:
+    """The blocks on the way down, from (channels, resolution, whether there is attention) of every level.
+
+    And the number of channels that each of them gives. `block`, `attention` and `down` make modules.
+    """
+    c = levels[0][0]
+    blocks, channels = [nnx.List([layers.conv(in_channels, c, rngs=rngs)])], [c]
+    for width, resolution, attends in levels:
+        for _ in range(num_res_blocks):
+            blocks.append(nnx.List([block(c, width), *([attention(width)] if attends else [])]))
+            c = width
+            channels.append(c)
+        if resolution != levels[-1][1]:
+            blocks.append(nnx.List([down(c)]))
+            channels.append(c)
+    return nnx.List(blocks), channels
+
+
+def run(
+    parts: nnx.List,
+    h: Float[Array, "batch h w c"],
+    emb: Float[Array, "batch emb"],
+    context: Context = None,
+    *,
+    rngs: nnx.Rngs | None = None,
+) -> Float[Array, "batch h2 w2 out"]:
+    """h after the modules of one block, of which residual blocks read the embedding and transformers the context."""
+    for part in parts:
+        if isinstance(part, ResBlock):
+            h = part(h, emb, rngs=rngs)
+        elif isinstance(part, Transformer2DModel):
+            h = part(h, *context)
+        else:
+            h = part(h)
+    return h
+
+
+class ResBlock(nnx.Module):
+    """Residual block: skip(x) + out(norm(conv(r(silu(norm(x))))) (1 + scale) + shift), scale and shift from emb.
+
+    r resamples by `resampling`, "none", "up" (by repetition) or "down" (by averages), also x on the way to the sum.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_dim: int,
+        *,
+        resampling: str,
+        dropout: float,
+        use_scale_shift_norm: bool,
+        num_groups: int,
+        rngs: nnx.Rngs,
+    ):
+        self.resampling = resampling
+        self.dropout = dropout
+        self.use_scale_shift_norm = use_scale_shift_norm
+        norms = [layers.GroupNorm(c, num_groups=num_groups, epsilon=EPSILON) for c in (in_channels, out_channels)]
+        emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
+        last = layers.conv(out_channels, out_channels, scale=0.0, rngs=rngs)
+        self.in_layers = nnx.List([norms[0], jax.nn.silu, layers.conv(in_channels, out_channels, rngs=rngs)])
+        self.emb_layers = nnx.List([jax.nn.silu, layers.linear(emb_dim, emb_out, rngs=rngs)])
+        self.out_layers = nnx.List([norms[1], jax.nn.silu, layers.dropout, last])
+        same = in_channels == out_channels
+        self.skip_connection = None if same else layers.conv(in_channels, out_channels, 1, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch h w c"], emb: Float[Array, "batch emb"], *, rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "batch h2 w2 out"]:
+        norm, act, conv = self.in_layers
+        h = act(norm(x))
+        if self.resampling != "none":
+            change = layers.upsample_nearest if self.resampling == "up" else layers.average_2x2
+            h, x = change(h), change(x)
+        h = conv(h)
+        act, project = self.emb_layers
+        emb = project(act(emb))[:, None, None, :]
+        norm, act, drop, conv = self.out_layers
+        if self.use_scale_shift_norm:
+            scale, shift = jnp.split(emb, 2, -1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + emb)
+        h = conv(drop(act(h), self.dropout, rngs))
+        return h + (x if self.skip_connection is None else self.skip_connection(x))
+
+
+class Down(nnx.Module):
+    """Halve the resolution by a convolution of stride 2, padded by one place on all sides, or by averages."""
+
+    def __init__(self, channels: int, *, with_conv: bool = True, rngs: nnx.Rngs):
+        init = layers.fan_avg_uniform()
+        one = ((1, 1), (1, 1))
+        conv = nnx.Conv(channels, channels, (3, 3), 2, padding=one, kernel_init=init, rngs=rngs) if with_conv else None
+        self.op = conv
+
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
+        return layers.average_2x2(x) if self.op is None else self.op(x)
+
+
+class AttentionBlock(nnx.Module):
+    """Residual self-attention over all places, x + proj_out(attention(qkv(norm(x)))); see `split_qkv` for `order`."""
+
+    def __init__(
+        self,
+        channels: int,
+        num_heads: int,
+        *,
+        order: str = "h3c",
+        num_groups: int,
+        implementation: str | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.num_heads = num_heads
+        self.order = order
+        self.implementation = implementation
+        self.norm = layers.GroupNorm(channels, num_groups=num_groups, epsilon=EPSILON)
+        self.qkv = layers.linear(channels, 3 * channels, rngs=rngs)
+        self.proj_out = layers.linear(channels, channels, scale=0.0, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        qkv = self.qkv(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
+        found = layers.attention(*split_qkv(qkv, self.num_heads, self.order), self.num_heads, self.implementation)
+        return x + self.proj_out(found).reshape(x.shape)
+
+
+def split_qkv(
+    qkv: Float[Array, "batch n c3"], num_heads: int, order: str
+) -> tuple[Float[Array, "batch n c"], Float[Array, "batch n c"], Float[Array, "batch n c"]]:
+    """Queries, keys and values, heads side by side in the channels, from the output of one layer.
+
+    `order` says how its channels are counted, the slowest index first: "3" is that of query, key and value, "h" that of
+    the heads and "c" that of the channels of one. "h3c" is ADM's, "3hc" its "new" order, "hc3" that of EDM's networks.
+    """
+    batch, n, c3 = qkv.shape
+    sizes = {"3": 3, "h": num_heads, "c": c3 // (3 * num_heads)}
+    parts = qkv.reshape(batch, n, *(sizes[axis] for axis in order))
+    parts = jnp.transpose(parts, [2 + order.index("3"), 0, 1, 2 + order.index("h"), 2 + order.index("c")])
+    query, key, value = parts.reshape(3, batch, n, c3 // 3)
+    return query, key, value
