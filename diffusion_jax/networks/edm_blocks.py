@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -213,7 +214,7 @@ def check_input(x: Float[Array, "batch h w c"], in_channels: int, divisor: int) 
 def _symmetric(limit: float) -> nnx.Initializer:
     """U(-limit, limit)."""
 
-    def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Key[Array, ""], shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
         return jax.random.uniform(key, shape, dtype, -limit, limit)
 
     return init
