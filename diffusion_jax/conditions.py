@@ -22,12 +22,15 @@ class Conditions:
     |---|---|---|---|
     | `label` | int [batch], in 0..num_classes - 1 | class | num_classes |
     | `vector` | float [batch, vector_dim] | numbers | zeros |
+    | `sizes` | int [batch, num_sizes] | whole numbers, such as the size and crop of an image | zeros |
     | `tokens` | int [batch, max_tokens], in 1..vocabulary - 1, 0 is padding | text, read by the network | padding |
     | `tokens`, `mask` | float [batch, max_tokens, token_dim], bool [batch, max_tokens] | text or boxes that another \
 network has read | empty mask |
     | `image` | float [batch, *image_shape] | concatenated to x: a semantic map, a smaller image | zeros |
+    | `control` | float [batch, *control_shape] | image that a ControlNet reads | zeros |
 
     With a `vocabulary`, tokens are of the third kind and `token_dim` is the width of the network that reads them.
+    Where they are `unmasked`, vectors have no mask: every place counts, and zeros stand for none.
 
     Raises:
         ValueError: a negative number, or tokens without a length.
@@ -35,13 +38,16 @@ network has read | empty mask |
 
     num_classes: int = 0
     vector_dim: int = 0
+    num_sizes: int = 0
     token_dim: int = 0
     vocabulary: int = 0
     max_tokens: int = 0
+    unmasked: bool = False
     image_shape: tuple[int, ...] = ()
+    control_shape: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for field in ("num_classes", "vector_dim", "token_dim", "vocabulary", "max_tokens"):
+        for field in ("num_classes", "vector_dim", "num_sizes", "token_dim", "vocabulary", "max_tokens"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} must be at least 0, for no such condition")
         if bool(self.token_dim) != bool(self.max_tokens) or (self.vocabulary and not self.token_dim):
@@ -64,13 +70,18 @@ network has read | empty mask |
             shapes["label"] = given((), np.int32)
         if self.vector_dim:
             shapes["vector"] = given((self.vector_dim,), np.float32)
+        if self.num_sizes:
+            shapes["sizes"] = given((self.num_sizes,), np.int32)
         if self.vocabulary:
             shapes["tokens"] = given((self.max_tokens,), np.int32)
         elif self.token_dim:
             shapes["tokens"] = given((self.max_tokens, self.token_dim), np.float32)
-            shapes["mask"] = given((self.max_tokens,), np.bool_)
+            if not self.unmasked:
+                shapes["mask"] = given((self.max_tokens,), np.bool_)
         if self.image_shape:
             shapes["image"] = given(self.image_shape, np.float32)
+        if self.control_shape:
+            shapes["control"] = given(self.control_shape, np.float32)
         return shapes
 
     def of(self, batch: Mapping[str, Any] | None) -> dict[str, Any] | None:

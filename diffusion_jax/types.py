@@ -16,13 +16,22 @@ class Embedded(NamedTuple):
 
     vector: Float[Array, "batch emb"] | None = None  # added to the embedding of c_noise
     context: Float[Array, "batch n c"] | None = None  # what cross-attention looks at
-    mask: Bool[Array, "batch n"] | None = None  # which places of `context` there are
-    image: Float[Array, "batch h w c"] | None = None  # concatenated to x
+    mask: Bool[Array, "batch n"] | None = None  # which places of `context` there are; None: all
+    image: Float[Array, "batch h w c"] | None = None  # concatenated to x; by a ControlNet added to its activations
+    # Added to the activations that the way up of a U-Net reads, in their order, the last to those in the middle.
+    residuals: tuple[Float[Array, "batch _ _ _"], ...] = ()
+
+
+class Controlled(NamedTuple):
+    """Conditions as a U-Net with a ControlNet takes them."""
+
+    unet: Embedded
+    controlnet: Embedded
 
 
 Params = PyTree[Array]
 # Named conditions of a batch, e.g. {"label": int[batch]}, or what a network has made of them, once per sample.
-Cond = dict[str, Array | np.ndarray] | Embedded | None
+Cond = dict[str, Array | np.ndarray] | Embedded | Controlled | None
 Denoiser = Callable[..., Float[Array, "batch *shape"]]  # D(x_t, t, cond=None) -> E[x_0 | x_t]
 Apply = Callable[..., Array]  # apply(params, x, c_noise, cond, *, key=None) -> array
 

@@ -20,12 +20,13 @@ def embed(
     batch: int | None = None,
     *,
     label: Callable[[Array], Array] | None = None,
-    vector: Callable[[Array], Array] | None = None,
+    vector: Callable[..., Array] | None = None,
     tokens: Callable[[Array], Array] | None = None,
 ) -> Embedded:
     """The conditions of a network, read by the functions it has for them; what is embedded already stays.
 
-    None stands for no condition in each of `batch` rows. `tokens` reads ids; without it they come with a mask.
+    None stands for no condition in each of `batch` rows. `vector` reads "vector", and "sizes" where there are any;
+    `tokens` reads ids, and without it tokens are vectors.
 
     Raises:
         ValueError: if a condition is missing or of another shape.
@@ -38,7 +39,9 @@ def embed(
         if array.shape[1:] != shape or (batch is not None and array.shape[0] != batch):
             rows = "batch" if batch is None else batch
             raise ValueError(f"cond[{name!r}] has shape {array.shape}; it must be {(rows, *shape)}.")
-    vectors = [f(found[name]) for name, f in (("label", label), ("vector", vector)) if name in found]
+    vectors = [label(found["label"])] if "label" in found else []
+    numbers = [found[name] for name in ("vector", "sizes") if name in found]
+    vectors += [vector(*numbers)] if numbers else []
     context, mask = found.get("tokens"), found.get("mask")
     if context is not None and tokens is not None:
         context, mask = tokens(context), context != 0

@@ -1,0 +1,206 @@
+"""The weights of text-to-image U-Nets and ControlNets in the layout of diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusion_jax.networks.controlnet import ControlNetModel
+from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.weights.layout import Layout
+from diffusion_jax.weights.options import options, refuse_changed, square, with_defaults
+
+# UNet2DConditionModel and ControlNetModel of diffusers.
+LAYOUT = Layout(
+    rename=(
+        (r"^encoder\.", ""),
+        (r"\.cross_attentions\.", ".attentions."),
+        (r"\.to_out$", ".to_out.0"),
+        (r"\.ff\.proj_in$", ".ff.net.0.proj"),
+        (r"\.ff\.proj_out$", ".ff.net.2"),
+    )
+)
+
+NUM_SIZES = 6  # numbers that SDXL is told: height and width, top and left of the crop, height and width of the target
+_PLAIN, _CROSS = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+_PASSED = ("block_out_channels", "layers_per_block", "use_linear_projection", "norm_num_groups")  # as they are
+# Options of both classes that are read here, with diffusers' defaults.
+_SHARED: dict[str, Any] = dict(
+    in_channels=4,
+    block_out_channels=(320, 640, 1280, 1280),
+    layers_per_block=2,
+    use_linear_projection=False,
+    norm_num_groups=32,
+    cross_attention_dim=1280,
+    down_block_types=(_CROSS[0],) * 3 + (_PLAIN[0],),
+    num_class_embeds=None,
+    addition_embed_type="",
+    addition_time_embed_dim=None,
+    projection_class_embeddings_input_dim=None,
+)
+_UNET: dict[str, Any] = _SHARED | dict(
+    sample_size=None, out_channels=4, dropout=0.0, up_block_types=(_PLAIN[1],) + (_CROSS[1],) * 3
+)
+_CONTROLNET: dict[str, Any] = _SHARED | dict(
+    conditioning_channels=3, conditioning_embedding_out_channels=(16, 32, 96, 256)
+)
+_BY_LEVEL = dict(only_cross_attention=False, transformer_layers_per_block=1, attention_head_dim=8)
+_FIXED: dict[str, tuple[Any, ...]] = dict(
+    act_fn=("silu",),
+    addition_embed_type_num_heads=(64,),
+    attention_type=("default",),
+    controlnet_conditioning_channel_order=("rgb",),
+    conv_in_kernel=(3,),
+    conv_out_kernel=(3,),
+    downsample_padding=(1,),
+    flip_sin_to_cos=(True,),
+    freq_shift=(0,),
+    mid_block_scale_factor=(1,),
+    mid_block_type=("UNetMidBlock2DCrossAttn",),
+    norm_eps=(1e-5,),
+    resnet_out_scale_factor=(1.0,),
+    resnet_time_scale_shift=("default",),
+    time_embedding_type=("positional",),
+    upcast_attention=(False, True, None),  # the softmax is in float32 anyway
+)
+
+
+def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `UNet2DConditionModel` that the config.json of a diffusers U-Net stands for.
+
+    `image_size` is missing where the file does not say it. Channels beyond those of the output are the condition
+    "image", and the last of its classes stands for no label.
+
+    Raises:
+        ValueError: an option that `UNet2DConditionModel` has not, named.
+    """
+    found, given = _shared_arguments(config, _UNET, "UNet2DConditionModel")
+    mirrored = tuple(_CROSS[1] if depth else _PLAIN[1] for depth in reversed(given["transformer_layers"]))
+    if found["up_block_types"] != mirrored:
+        raise ValueError(
+            f"config.json: up_block_types={found['up_block_types']} must mirror down_block_types, which makes them "
+            f"{mirrored}"
+        )
+    channels = found["out_channels"]
+    if not 0 < channels <= found["in_channels"]:
+        raise ValueError(f"config.json: out_channels={channels} must be in 1..{found['in_channels']}, the in_channels")
+    given |= {"in_channels": channels, "image_channels": found["in_channels"] - channels, "dropout": found["dropout"]}
+    return given | ({"image_size": square(found["sample_size"])} if found["sample_size"] else {})
+
+
+def controlnet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """As `arguments`, of `ControlNetModel`."""
+    found, given = _shared_arguments(config, _CONTROLNET, "ControlNetModel")
+    return given | {
+        "in_channels": found["in_channels"],
+        "control_channels": found["conditioning_channels"],
+        "hint_channels": found["conditioning_embedding_out_channels"],
+    }
+
+
+def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json that `arguments` reads these from. ValueError: diffusers has no such network."""
+    given = with_defaults(UNet2DConditionModel, arguments)
+    in_channels = given["in_channels"] + given["image_channels"]
+    if given["out_channels"] not in (None, given["in_channels"]):
+        raise ValueError(f"out_channels={given['out_channels']} must be in_channels={given['in_channels']} or None")
+    return _shared_config(given, "UNet2DConditionModel") | {
+        "in_channels": in_channels,
+        "out_channels": given["in_channels"],
+        "up_block_types": [_CROSS[1] if depth else _PLAIN[1] for depth in reversed(given["transformer_layers"])],
+        "dropout": given["dropout"],
+        "sample_size": given["image_size"],
+    }
+
+
+def controlnet_config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """As `config_of`, of `ControlNetModel`."""
+    given = with_defaults(ControlNetModel, arguments)
+    return _shared_config(given, "ControlNetModel") | {
+        "in_channels": given["in_channels"],
+        "conditioning_channels": given["control_channels"],
+        "conditioning_embedding_out_channels": list(given["hint_channels"]),
+    }
+
+
+def _shared_arguments(
+    config: Mapping[str, Any], defaults: Mapping[str, Any], network: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the options in `defaults`, arguments that U-Net and ControlNet share)."""
+    plain = {name: value for name, value in config.items() if name not in _BY_LEVEL and value is not None}
+    found = options(plain, defaults, _FIXED, network)
+    down, levels = found["down_block_types"], len(found["block_out_channels"])
+    if not set(down) <= {_PLAIN[0], _CROSS[0]} or len(down) != levels:
+        raise ValueError(
+            f"config.json: down_block_types={down} must be {_PLAIN[0]!r} or {_CROSS[0]!r} for each of the {levels} "
+            "levels of block_out_channels"
+        )
+    by_level = {name: _by_level(config, name, levels) for name in _BY_LEVEL}
+    depths = by_level["transformer_layers_per_block"]
+    classes, given = found["num_class_embeds"], {name: found[name] for name in _PASSED}
+    return found, given | _numbers(found) | {
+        "transformer_layers": tuple(
+            depth if kind == _CROSS[0] else 0 for depth, kind in zip(depths, down, strict=True)
+        ),
+        "mid_transformer_layers": depths[-1],
+        # What diffusers calls the dimension of a head is the number of heads.
+        "num_attention_heads": by_level["attention_head_dim"],
+        "only_cross_attention": by_level["only_cross_attention"],
+        "token_dim": found["cross_attention_dim"],
+        "num_classes": classes - 1 if classes else 0,
+    }
+
+
+def _by_level(config: Mapping[str, Any], name: str, levels: int) -> tuple[Any, ...]:
+    default, value = _BY_LEVEL[name], config.get(name)
+    value = default if value is None else value
+    values = tuple(value) if isinstance(value, list | tuple) else (value,) * levels
+    good = len(values) == levels and all(type(entry) is type(default) for entry in values)
+    if not good or (default and min(values) < 1):
+        raise ValueError(f"config.json: {name}={str(value)[:100]} must be like {default!r}, or one of these per level")
+    return values
+
+
+def _numbers(found: Mapping[str, Any]) -> dict[str, int]:
+    if not found["addition_embed_type"]:
+        return {}
+    kind, waves = found["addition_embed_type"], found["addition_time_embed_dim"]
+    whole = found["projection_class_embeddings_input_dim"]
+    if kind != "text_time" or not waves or not whole or whole <= NUM_SIZES * waves:
+        raise ValueError(
+            f"config.json: addition_embed_type={kind!r} must be 'text_time' or null, and then projection_class_"
+            f"embeddings_input_dim={whole!r} more than {NUM_SIZES} times addition_time_embed_dim={waves!r}"
+        )
+    return {"vector_dim": whole - NUM_SIZES * waves, "num_sizes": NUM_SIZES, "sizes_dim": waves}
+
+
+def _shared_config(given: Mapping[str, Any], name: str) -> dict[str, Any]:
+    depths, mid = given["transformer_layers"], given["mid_transformer_layers"]
+    mid = next((depth for depth in reversed(depths) if depth), 1) if mid is None else mid
+    if depths[-1] not in (0, mid) or mid < 1:
+        raise ValueError(f"mid_transformer_layers={mid} must be the last of transformer_layers={depths}, or that 0")
+    refuse_changed(given, {"masked_tokens": False}, f"{name} of diffusers")
+    vector, sizes, classes = given["vector_dim"], given["num_sizes"], given["num_classes"]
+    if (vector or sizes) and (sizes != NUM_SIZES or not vector):
+        raise ValueError(f"num_sizes={sizes} must be {NUM_SIZES} beside vector_dim={vector}, or both must be 0")
+    config = {key: _list(given[key]) for key in _PASSED} | {
+        "_class_name": name,
+        "down_block_types": [_CROSS[0] if depth else _PLAIN[0] for depth in depths],
+        # Levels without a transformer have a number all the same, and the last is also that of the middle.
+        "transformer_layers_per_block": [*(depth or 1 for depth in depths[:-1]), mid],
+        "attention_head_dim": _list(given["num_attention_heads"]),
+        "only_cross_attention": _list(given["only_cross_attention"]),
+        "cross_attention_dim": given["token_dim"],
+        "num_class_embeds": classes + 1 if classes else None,
+    }
+    if vector:
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": given["sizes_dim"],
+            "projection_class_embeddings_input_dim": vector + sizes * given["sizes_dim"],
+        }
+    return config
+
+
+def _list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

@@ -1,0 +1,103 @@
+"""Text-to-image U-Net and ControlNet: what holds without PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from diffusion_jax.networks.controlnet import ControlledUNet, ControlNetModel
+from diffusion_jax.networks.functional import embedder, init_apply
+from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.types import Embedded
+from diffusion_jax.weights import unet_2d_condition as weights
+from tests.networks import random_params
+
+TINY = dict(
+    image_size=2,
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    transformer_layers=(1, 0),
+    num_attention_heads=2,
+    norm_num_groups=4,
+    token_dim=6,
+    max_tokens=3,
+)
+ONE_LEVEL = TINY | dict(block_out_channels=(8,), transformer_layers=(1,))
+
+
+def controlled(rngs):
+    controlnet = ControlNetModel(**ONE_LEVEL, hint_channels=(4, 8), rngs=rngs)
+    return ControlledUNet(UNet2DConditionModel(**ONE_LEVEL, rngs=rngs), controlnet)
+
+
+def test_an_untrained_controlnet_leaves_the_unet_exactly_as_it_is():
+    """Its last layers are zero, the others and the whole U-Net are random."""
+    init, apply = init_apply(controlled)
+    params = random_params(init)
+    keep = ("controlnet_down_blocks", "controlnet_mid_block")
+    net = params["controlnet"]
+    params["controlnet"] = net | {name: jax.tree.map(jnp.zeros_like, net[name]) for name in keep}
+    _, base = init_apply(lambda rngs: UNet2DConditionModel(**ONE_LEVEL, rngs=rngs))
+    normal = np.random.default_rng(0).standard_normal
+    x, c_noise = jnp.asarray(normal((2, 2, 2, 4), np.float32)), jnp.array([3.0, 800.0])
+    cond = {"tokens": jnp.asarray(normal((2, 3, 6), np.float32))}
+    hint = {"control": jnp.asarray(normal((2, 4, 4, 3), np.float32))}
+    run = jax.jit(apply)
+    expected = jax.jit(base)(params["unet"], x, c_noise, cond)
+    np.testing.assert_array_equal(run(params, x, c_noise, cond | hint), expected)
+    params["controlnet"]["controlnet_mid_block"]["bias"] += 1.0
+    assert not np.allclose(run(params, x, c_noise, cond | hint), expected)
+    embedded = jax.eval_shape(embedder(controlled), params, cond | hint)
+    assert embedded.controlnet.image.shape == (2, 2, 2, 8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_product_is_computed_in_the_dtype(dtype):
+    """Without a condition too, whose zeros are of another dtype."""
+    init, apply = init_apply(lambda rngs: UNet2DConditionModel(**TINY, num_classes=3, rngs=rngs), dtype)
+    params = jax.eval_shape(init, jax.random.key(0))
+    x, c_noise = jax.ShapeDtypeStruct((1, 2, 2, 4), np.float32), jax.ShapeDtypeStruct((1,), np.float32)
+    program = jax.make_jaxpr(apply)(params, x, c_noise)
+    used = [e for e in program.eqns if e.primitive.name in ("dot_general", "conv_general_dilated")]
+    assert used and {str(e.invars[1].aval.dtype) for e in used} == {dtype}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(transformer_layers=(1,)), "transformer_layers=.* has 1 entries; .* 2 levels"),
+        (dict(num_attention_heads=3), "num_heads=3 must be a positive divisor"),
+        (dict(image_size=3), "image_size=3 must be a multiple of 2"),
+        (dict(transformer_layers=(-1, 0)), "must be at least 0"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        nnx.eval_shape(lambda: UNet2DConditionModel(**TINY | changes, rngs=nnx.Rngs(0)))
+
+
+def test_residuals_of_another_network_are_refused():
+    init, apply = init_apply(lambda rngs: UNet2DConditionModel(**TINY, rngs=rngs))
+    params = jax.eval_shape(init, jax.random.key(0))
+    one = jnp.zeros((1, 2, 2, 8))
+    cond = Embedded(context=jnp.zeros((1, 3, 6)), residuals=(one, one))
+    with pytest.raises(ValueError, match="has 2 arrays; this network needs 5"):
+        jax.eval_shape(apply, params, jnp.zeros((1, 2, 2, 4)), jnp.zeros(1), cond)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(mid_block_type="UNetMidBlock2D"), "mid_block_type='UNetMidBlock2D' must be 'UNetMidBlock2DCrossAttn'"),
+        (dict(encoder_hid_dim=32), "encoder_hid_dim='?32'? is an option that our"),
+        (dict(down_block_types=["DownBlock2D"]), "for each of the 4 levels"),
+        (dict(up_block_types=["UpBlock2D"] * 4), "must mirror down_block_types"),
+        (dict(transformer_layers_per_block=[1, 2]), "transformer_layers_per_block=.* one of these per level"),
+        (dict(addition_embed_type="text"), "must be 'text_time' or null"),
+        (dict(in_channels=3), "out_channels=4 must be in 1..3"),
+    ],
+)
+def test_options_of_other_unets_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        weights.arguments({"_class_name": "UNet2DConditionModel", **changes})
