@@ -23,6 +23,9 @@ class Bottleneck(Protocol):
     def init(self, network: Params) -> Params:
         """The state of step 0."""
 
+    def adopt(self, network: Params) -> Params:
+        """The state of step 0 for a network that has been trained elsewhere."""
+
     def __call__(
         self, network: Params, state: Params, key: Key[Array, ""] | None, h: Float[Array, "batch h w c"]
     ) -> tuple[Float[Array, "batch h w z"], Float[Array, "batch"], dict[str, Array], dict[str, Array]]:
@@ -59,6 +62,9 @@ class Gaussian:
     def init(self, network: Params) -> Params:
         return {}
 
+    def adopt(self, network: Params) -> Params:
+        return {}
+
     def __call__(
         self, network: Params, state: Params, key: Key[Array, ""] | None, h: Float[Array, "batch h w c"]
     ) -> tuple[Float[Array, "batch h w z"], Float[Array, "batch"], dict[str, Array], dict[str, Array]]:
@@ -88,7 +94,8 @@ class Codebook:
     to fewer than `restart_below` vectors of a batch on average begin anew as random vectors of it, 0 never, and all do
     in the first step. The decoder's own quantiser does the lookup, so what this gives it is h.
 
-    State: `size` [k], the average number of vectors per batch, and with `decay` their average sum, `total` [k, d].
+    State: `size` [k], the average number of vectors per batch, and with `decay` their average sum, `total` [k, d]. A
+    codebook from elsewhere counts as if each entry had been one vector, so that none begins anew in the first step.
     """
 
     codebook_weight: float = 1.0
@@ -108,6 +115,11 @@ class Codebook:
         embedding = network["quantize"]["embedding"]["embedding"]
         size = jnp.zeros(len(embedding))
         return {"size": size, "total": jnp.zeros(embedding.shape)} if self.decay else {"size": size}
+
+    def adopt(self, network: Params) -> Params:
+        embedding = network["quantize"]["embedding"]["embedding"]
+        size = jnp.ones(len(embedding))
+        return {"size": size, "total": jnp.array(embedding)} if self.decay else {"size": size}
 
     def __call__(
         self, network: Params, state: Params, key: Key[Array, ""] | None, h: Float[Array, "batch h w d"]

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, checks, workdir
+from diffusion_jax import build, checks, public, workdir
 from diffusion_jax.pretrained import restore_averaged
 from diffusion_jax.sections import ConfigError, refusal
 from diffusion_jax.training import mesh as meshes
@@ -113,12 +113,34 @@ def averaged(job: Job, params: Params, ema: dict[str, Params]) -> Params:
 def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     """The averaged parameters of the newest checkpoint in the work directory `directory`, and its step.
 
+    `directory` may also be a public checkpoint, see `public`: the network comes from it, everything else from a fresh
+    start, and the step is 0.
+
     Raises ConfigError if there is none or it is of another model.
     """
+    if public.is_public(directory):
+        return _public_params(job, directory), 0
     if not (directory / "checkpoints").is_dir():
-        raise ConfigError(f"{directory} holds no checkpoint; train first, or give its --workdir or config.weights")
+        raise ConfigError(
+            f"{directory} holds no checkpoint; train first, or give its --workdir, or as config.weights that of another"
+            " run, a folder of diffusers or a file of weights"
+        )
     workdir.check_same_model(job.config, directory, resume=False)
     return restore_averaged(directory, job.config, job.state.params, job.state.ema)
+
+
+def _public_params(job: Job, path: pathlib.Path) -> Params:
+    """Those of a fresh start, with the network from a public checkpoint; both parts are laid out on the mesh."""
+    abstract, layout = job.state.params, job.layout.params
+    given = getattr(job.system, "diffusion", job.system)  # of latents, where there is a first stage
+    with refusal("config.weights"):
+        section = job.config.network.to_dict()
+        network = public.load_network(path, section, given.shape, abstract["network"])
+        others = build.pretrained(job.config)
+        rest = {group: layout[group] for group in layout if group != "network"}
+        start = jax.jit(lambda key: _part(job.system.init(key), rest), out_shardings=rest)
+        rest = _filled(start(jax.random.key(job.config.seed)), jax.device_put(others, _part(layout, others)))
+        return public.completed(job.system, network, rest)
 
 
 def _part(tree: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def write_component(
     folder: str | os.PathLike,
     family: Family,
     arguments: Mapping[str, Any],
-    params: Params,
+    params: PyTree[Any],
     *,
     dtype: str = "float32",
     max_bytes: int = MAX_SHARD_BYTES,

@@ -1,0 +1,92 @@
+"""Public checkpoints as what a run starts or samples from: folders of diffusers, and files of other projects."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+
+from diffusion_jax.systems import Autoencoder
+from diffusion_jax.types import Params, System
+from diffusion_jax.weights import families, folders
+from diffusion_jax.weights.files import open_weights
+from diffusion_jax.weights.layout import listing
+
+
+def is_public(path: pathlib.Path) -> bool:
+    """Whether `path` is a file, or a folder of diffusers or transformers, rather than a work directory."""
+    return path.is_file() or folders.is_pipeline(path) or folders.is_component(path)
+
+
+def load_network(
+    path: pathlib.Path, section: Mapping[str, Any], shape: tuple[int, ...], abstract_params: PyTree[Any]
+) -> Params:
+    """The parameters of the network that `section` of a config describes, from the public checkpoint `path`.
+
+    Args:
+      path: a file of weights, the folder of a component, or of a pipeline with one component of this kind.
+      section: the name of the network and its arguments.
+      shape: of what the network takes.
+      abstract_params: where they go, see `layout.import_params`.
+
+    Raises:
+      FileNotFoundError: something is missing in the folder, which is named.
+      ValueError: no public files are known for this network; they cannot be read; or they are of another network:
+        the options of its config.json that differ are named with both values, or the tensors.
+    """
+    name, arguments = section["name"], {key: value for key, value in section.items() if key != "name"}
+    family = families.named(name)
+    if arguments.pop("fourier", ()):
+        raise ValueError("config.network.fourier must be empty: no public network has such features")
+    if len(shape) == 3:
+        arguments = {"image_size": shape[0], "in_channels": shape[-1], **arguments}
+    if path.is_file():
+        return families.load(family, arguments, open_weights(path), abstract_params, what=str(path))
+    component = folders.open_component(_component_of(path, family))
+    if component.family is not family:
+        raise ValueError(
+            f"{component.folder} is a {component.config.get('_class_name')}, our {component.family.name!r}; "
+            f"config.network.name is {name!r}"
+        )
+    _check_same(component, family, arguments)
+    return component.load(abstract_params)
+
+
+def completed(system: System, network: Params, rest: Params) -> Params:
+    """The parameters of `system` with this network, and `rest` for all others; a first stage adopts its codebook."""
+    params = {**rest, "network": network}
+    if isinstance(system, Autoencoder):
+        params["frozen"] = {**params["frozen"], "bottleneck": jax.jit(system.bottleneck.adopt)(network)}
+    return params
+
+
+def _component_of(path: pathlib.Path, family: families.Family) -> pathlib.Path:
+    """The folder of the one component of a pipeline that is of this family; any other folder itself."""
+    if not folders.is_pipeline(path):
+        return path
+    found = folders.components(path)
+    fitting = [name for name, class_name in found.items() if class_name in family.class_names]
+    if len(fitting) != 1:
+        described = ", ".join(f"{name} ({class_name})" for name, class_name in found.items())
+        raise ValueError(
+            f"{path} has {len(fitting)} components for the network {family.name!r}, {' or '.join(family.class_names)}; "
+            f"it has {described or 'none'}"
+        )
+    return path / fitting[0]
+
+
+def _check_same(component: folders.Component, family: families.Family, arguments: Mapping[str, Any]) -> None:
+    there, here = family.config_of(component.arguments), family.config_of(arguments)
+    different = [
+        f"{key} is {there.get(key)!r} there and {here.get(key)!r} here"
+        for key in sorted(there.keys() | here.keys())
+        if there.get(key) != here.get(key) and not key.startswith("_") and key not in family.free
+    ]
+    if different:
+        raise ValueError(
+            f"{component.folder} holds another {family.name!r} than config.network and config.data describe: "
+            f"{listing({'options differ': different})}"
+        )
