@@ -12,6 +12,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from diffusion_jax import checks, workdir
+from diffusion_jax.defaults import defaults, replace
 from diffusion_jax.sections import ConfigError, refusal
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training import mesh as meshes
@@ -54,7 +55,7 @@ def open_run(path: str, field: str, make_system: Callable[[ConfigDict], System])
     if saved is None:
         raise ConfigError(f"{field}={path!r} has no config.json, which says what its checkpoints are of")
     try:
-        config = ConfigDict(_with_tuples(saved))
+        config = replace(defaults(), **_with_tuples(saved))  # the file may be older than a key of the defaults
         checks.check_keys(config)
         return Trained(directory=directory, config=config, system=make_system(config), field=field)
     except Exception as error:  # the file may come from anywhere, and hold anything that is JSON
