@@ -34,6 +34,7 @@ setuptools.setup(
         "numpy>=2.0",
         "ml_dtypes",  # bfloat16 in weights of PyTorch
         "safetensors>=0.8",  # reads bfloat16 into NumPy
+        "tokenizers>=0.20",  # prompts of public text encoders
         "pillow>=10",
         "scikit-learn>=1.5",  # its digits are the embedded data set of every default config
         "matplotlib>=3.8",
@@ -59,6 +60,7 @@ setuptools.setup(
         "parity": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5", "torchmetrics>=1.4"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        "hub": ["huggingface_hub>=0.30"],
         "colab": ["ipywidgets"],
     },
     classifiers=[

@@ -9,10 +9,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.weights.layout import Layout
+from diffusion_jax.weights.transformers_config import read
 
 TEXT = Layout(
     rename=(
@@ -53,7 +55,14 @@ OPENCLIP_TEXT = Layout(
         (r"^(positional_embedding|text_projection)\.weight$", r"\1"),
     ),
     kinds=((r"^text_projection\.kernel$", "same"),),
-    ignored=(r"^logit_scale$", r"^attn_mask$", r"^visual\."),
+    ignored=(r"\blogit_scale$", r"\battn_mask$", r"\bvisual\."),
+)
+# Where the original checkpoints of Stable Diffusion 1, 2 and XL have theirs. That of 2 holds all 24 layers.
+ORIGINAL_TEXT = (
+    dataclasses.replace(TEXT, prefix="cond_stage_model.transformer."),
+    dataclasses.replace(OPENCLIP_TEXT, prefix="cond_stage_model.model."),
+    dataclasses.replace(TEXT, prefix="conditioner.embedders.0.transformer."),
+    dataclasses.replace(OPENCLIP_TEXT, prefix="conditioner.embedders.1.model."),
 )
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -109,13 +118,7 @@ def vision_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _arguments(config: Mapping[str, Any], kind: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     whole = config.get("model_type") == "clip"
     given = config.get(f"{kind}_config") or {} if whole else config
-    found = given.get("model_type", f"clip_{kind}_model")
-    if found != f"clip_{kind}_model":
-        raise ValueError(f"config.json: model_type={found!r} must be 'clip_{kind}_model' for CLIP's {kind} encoder")
-    arguments = {name: given.get(name, default) for name, default in defaults.items()}
-    for name, value in arguments.items():
-        if isinstance(value, bool) or not isinstance(value, type(defaults[name])):
-            raise ValueError(f"config.json: {name}={value!r} must be of type {type(defaults[name]).__name__}")
+    arguments = read(given, defaults, f"clip_{kind}_model")
     act = given.get("hidden_act", "quick_gelu")
     if act not in _ACTIVATIONS:
         raise ValueError(f"config.json: hidden_act={act!r} is unknown; choose one of {', '.join(_ACTIVATIONS)}")
@@ -127,7 +130,9 @@ def _arguments(config: Mapping[str, Any], kind: str, defaults: Mapping[str, Any]
 def _config(arguments: Mapping[str, Any], kind: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     projection = arguments.get("projection_dim")
     config = {name: arguments[name] for name in defaults if name in arguments}
-    config["hidden_act"] = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[arguments["hidden_act"]]
+    config["hidden_act"] = {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[
+        arguments.get("hidden_act", "quick_gelu")
+    ]
     return config | {
         "architectures": [f"CLIP{kind}Model{'WithProjection' if projection else ''}"],
         "model_type": f"clip_{kind.lower()}_model",

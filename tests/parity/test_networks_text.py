@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 from jax.flatten_util import ravel_pytree
 
-from diffusion_jax.networks import clip
+from diffusion_jax.networks import clip, ldm_bert, t5
 from diffusion_jax.networks.functional import count_parameters, init_methods
 from diffusion_jax.weights import clip as clip_weights
+from diffusion_jax.weights import ldm_bert as bert_weights
+from diffusion_jax.weights import t5 as t5_weights
 from diffusion_jax.weights.layout import export_params, import_params
 from tests.parity import relative_error
 
@@ -156,6 +158,9 @@ def test_openclips_own_names():
     with torch.no_grad():
         expected = model(torch.tensor(texts(98))).text_embeds
     assert relative_error(call(params, texts(98)).pooled, expected.numpy()) < TOLERANCE
+    prefixed = {f"conditioner.embedders.1.model.{name}": array for name, array in source.items()} | {"model.x": source}
+    again = import_params(clip_weights.ORIGINAL_TEXT[3], prefixed, params)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
     exported = export_params(clip_weights.OPENCLIP_TEXT, params)
     assert exported.keys() == source.keys() - {"logit_scale"}
     for name, array in exported.items():
@@ -220,3 +225,91 @@ def test_full_size_image_encoder():
 def check_size(network, arguments, model):
     abstract = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: network(**arguments, rngs=nnx.Rngs(0)))))
     assert count_parameters(abstract) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("kind", ["relu", "gated-gelu"])
+def test_t5(kind, tmp_path):
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        vocab_size=100,
+        d_model=16,
+        d_kv=4,
+        d_ff=24,
+        num_layers=2,
+        num_heads=3,
+        feed_forward_proj=kind,
+        relative_attention_num_buckets=8,
+        relative_attention_max_distance=12,
+    )
+    model = shaken(transformers.T5EncoderModel(config), torch)
+    arguments = t5_weights.arguments(config.to_dict())
+    layout = t5_weights.layout(kind)
+    call, params = ours(t5.T5Encoder, arguments, layout, state(model))
+    ids = np.random.default_rng(0).integers(2, 100, (3, 20))
+    mask = np.arange(20)[None] < np.array([[20], [7], [1]])
+    with torch.no_grad():
+        expected = model(torch.tensor(ids)).last_hidden_state
+        masked = model(torch.tensor(ids), attention_mask=torch.tensor(mask)).last_hidden_state
+    assert relative_error(call(params, ids), expected.numpy()) < TOLERANCE
+    assert relative_error(np.asarray(call(params, ids, mask))[mask], masked.numpy()[mask]) < TOLERANCE
+    assert relative_error(masked, expected.numpy()) > 0.01, "the mask counts"
+    reopened(model, arguments, t5_weights.config_of, layout, params, tmp_path)
+
+
+def test_buckets_of_distances():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    model = transformers.T5EncoderModel(transformers.T5Config(d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+    attention = model.encoder.block[0].layer[0].SelfAttention
+    for num, most in ((32, 128), (8, 12), (16, 1000)):
+        offset = torch.arange(600)[None] - torch.arange(600)[:, None]
+        expected = attention._relative_position_bucket(offset, num_buckets=num, max_distance=most)
+        np.testing.assert_array_equal(t5.buckets(600, num, most), expected)
+
+
+def test_ldm_bert(tmp_path):
+    torch = pytest.importorskip("torch")
+    theirs = pytest.importorskip("diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion")
+    sizes = dict(vocab_size=100, max_position_embeddings=9, d_model=16, encoder_layers=2, encoder_ffn_dim=24)
+    config = theirs.LDMBertConfig(**sizes, encoder_attention_heads=3, head_dim=4)
+    model = shaken(theirs.LDMBertModel(config), torch)
+    arguments = bert_weights.arguments(config.to_dict())
+    call, params = ours(ldm_bert.LDMBert, arguments, bert_weights.LAYOUT, state(model))
+    ids = np.random.default_rng(0).integers(0, 100, (3, 9))
+    with torch.no_grad():
+        expected = model(torch.tensor(ids), return_dict=True).last_hidden_state
+    assert relative_error(call(params, ids), expected.numpy()) < TOLERANCE
+    reopened(model, arguments, bert_weights.config_of, bert_weights.LAYOUT, params, tmp_path)
+
+    prefix, source = "cond_stage_model.transformer.", {}
+    for name, array in state(model).items():
+        place, _, rest = name.removeprefix("model.").removeprefix("layers.").partition(".")
+        simple = {"embed_tokens": "token_emb.", "embed_positions": "pos_emb.emb.", "layer_norm": "norm."}
+        inner = {
+            "self_attn.q_proj": "0.1.to_q",
+            "self_attn.k_proj": "0.1.to_k",
+            "self_attn.v_proj": "0.1.to_v",
+            "self_attn.out_proj": "0.1.to_out",
+            "self_attn_layer_norm": "0.0",
+            "final_layer_norm": "1.0",
+            "fc1": "1.1.net.0.0",
+            "fc2": "1.1.net.2",
+        }
+        if place.isdecimal():
+            module, _, leaf = rest.rpartition(".")
+            half, _, module = inner[module].partition(".")
+            source[f"{prefix}attn_layers.layers.{2 * int(place) + int(half)}.{module}.{leaf}"] = array
+        else:
+            source[prefix + simple.get(place, f"{place}.") + rest] = array
+    again = import_params(bert_weights.original(2), source | {"first_stage_model.x": np.zeros(1)}, params)
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_full_size_t5_and_ldm_bert():
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    theirs = pytest.importorskip("diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion")
+    sizes = dict(d_model=4096, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu")
+    config = transformers.T5Config(**sizes)
+    with torch.device("meta"):
+        xxl, bert = transformers.T5EncoderModel(config), theirs.LDMBertModel(theirs.LDMBertConfig())
+    check_size(t5.T5Encoder, t5_weights.arguments(config.to_dict()), xxl)
+    check_size(ldm_bert.LDMBert, bert_weights.arguments(bert.config.to_dict()), bert)

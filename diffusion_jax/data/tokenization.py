@@ -1,0 +1,181 @@
+"""Token ids of public text encoders: CLIP's byte-pair encoding, BERT's word pieces, and what a tokenizer.json says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int32
+from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
+
+CLIP_TOKENS = 77  # that CLIP's encoders read
+START, END = "<|startoftext|>", "<|endoftext|>"
+_LONGEST = 2**20  # a greater model_max_length in tokenizer_config.json stands for none
+# Special tokens, contractions, words, single digits, and runs of anything else that is no space.
+_CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokenizer:
+    """Texts to ids [n, max_tokens], each with its start and end, cut and padded.
+
+    Attributes:
+        backend: makes ids of one text, with start and end, cut at `max_tokens`.
+        max_tokens: length of a row.
+        pad_id: what fills it.
+    """
+
+    backend: tokenizers.Tokenizer
+    max_tokens: int
+    pad_id: int
+
+    def __call__(self, texts: Any) -> Int32[np.ndarray, "n max_tokens"]:
+        """The ids of a sequence of strings. Raises ValueError, see `check_texts`, for anything else."""
+        check_texts(texts)
+        rows = np.full((len(texts), self.max_tokens), self.pad_id, np.int32)
+        for row, encoding in zip(rows, self.backend.encode_batch_fast(list(texts)), strict=True):
+            row[: len(encoding.ids)] = encoding.ids
+        return rows
+
+
+def check_texts(texts: Any) -> None:
+    """Raises ValueError, naming what is none, unless `texts` is a sequence of strings that can be written as UTF-8."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence | np.ndarray):
+        raise ValueError(f"prompts must be a sequence of strings, got {type(texts).__name__}: {str(texts)[:80]!r}.")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ValueError(f"prompt {i} must be a string, got {type(text).__name__}: {str(text)[:80]!r}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"prompt {i} holds the code point {text[error.start]!r}, half of a character.") from error
+
+
+def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
+    """The tokenizer in a folder such as the tokenizer/ of a pipeline of diffusers.
+
+    | files | tokenizer |
+    |---|---|
+    | vocab.json, merges.txt | CLIP's: NFC, white space and capitals evened out, byte-pair encoding of words |
+    | tokenizer.json | what it says; of T5, for instance |
+    | vocab.txt | BERT's, without capitals and accents |
+
+    The padding is the `pad_token` of special_tokens_map.json or tokenizer_config.json; without them CLIP's is the end
+    of the text. (Stable Diffusion 1 pads with that, OpenCLIP's encoders with "!", id 0.) As in transformers, special
+    tokens in a text, the padding among them, are taken as such.
+
+    Args:
+        folder: with these files.
+        max_tokens: length of a row; by default the `model_max_length` of tokenizer_config.json, or CLIP's 77.
+
+    Raises:
+        ValueError: files are missing or damaged, or say nothing of the length.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    said = {**_json(folder / "tokenizer_config.json", {}), **_json(folder / "special_tokens_map.json", {})}
+    clip = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
+    length = max_tokens or said.get("model_max_length", CLIP_TOKENS if clip else None)
+    if not isinstance(length, int) or not 2 <= length <= _LONGEST:
+        raise ValueError(
+            f"{folder} does not say how many tokens the encoder reads (model_max_length); give max_tokens."
+        )
+    try:
+        if clip:
+            backend = _clip(_json(folder / "vocab.json"), (folder / "merges.txt").read_text(encoding="utf-8"), said)
+        elif (folder / "tokenizer.json").is_file():
+            backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        elif (folder / "vocab.txt").is_file():
+            backend = _bert((folder / "vocab.txt").read_text(encoding="utf-8"), said)
+        else:
+            raise ValueError("there must be vocab.json and merges.txt, tokenizer.json or vocab.txt")
+        pad = _pad(backend, said, END if clip else None)
+        backend.no_padding()
+        backend.enable_truncation(length)
+    except Exception as error:  # the library of tokenizers raises Exception itself
+        raise ValueError(f"{folder} holds no tokenizer that can be read: {error}.") from error
+    return Tokenizer(backend=backend, max_tokens=length, pad_id=pad)
+
+
+def _clip(vocabulary: Mapping[str, Any], merges: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    pairs = [tuple(line.split()) for line in merges.splitlines() if line.strip() and not line.startswith("#version")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("a line of merges.txt is no pair")
+    for token in (START, END):
+        if token not in vocabulary:
+            raise ValueError(f"vocab.json has no {token}")
+    backend = tokenizers.Tokenizer(
+        models.BPE(
+            vocab=dict(vocabulary),
+            merges=pairs,
+            continuing_subword_prefix="",
+            end_of_word_suffix="</w>",
+            unk_token=END,
+        )
+    )
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_CLIP_WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    backend.post_processor = processors.RobertaProcessing(
+        (END, vocabulary[END]), (START, vocabulary[START]), trim_offsets=False, add_prefix_space=False
+    )
+    backend.add_special_tokens([_added(said, "bos_token", START), _added(said, "eos_token", END)])
+    backend.add_special_tokens([_added(said, "pad_token", END)])
+    return backend
+
+
+def _bert(vocabulary: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    ids = {token: i for i, token in enumerate(vocabulary.splitlines())}
+    for token in ("[UNK]", "[CLS]", "[SEP]"):
+        if token not in ids:
+            raise ValueError(f"vocab.txt has no {token}")
+    backend = tokenizers.Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=bool(said.get("do_lower_case", True)))
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.post_processor = processors.BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    backend.add_special_tokens([token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in ids])
+    return backend
+
+
+def _pad(backend: tokenizers.Tokenizer, said: Mapping[str, Any], default: str | None) -> int:
+    named = _added(said, "pad_token", default or "").content
+    for token in (named, "<pad>", "[PAD]"):
+        found = backend.token_to_id(token) if token else None
+        if found is not None:
+            return found
+    raise ValueError(f"the vocabulary has no token {named or '<pad>'!r} to pad with")
+
+
+def _added(said: Mapping[str, Any], name: str, default: str) -> AddedToken:
+    """A special token as the JSON files describe it: a string, or an object with flags."""
+    value = said.get(name) or default
+    if isinstance(value, str):
+        return AddedToken(value, special=True, normalized=False)
+    if not isinstance(value, dict) or not isinstance(value.get("content"), str):
+        raise ValueError(f"{name} must be a string or an object with the string 'content', got {value!r}")
+    flags = {flag: bool(value[flag]) for flag in ("single_word", "lstrip", "rstrip", "normalized") if flag in value}
+    return AddedToken(value["content"], special=True, **flags)
+
+
+def _json(path: pathlib.Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The object in a file; `default`, if there is one, where there is no file. Raises ValueError."""
+    if default is not None and not path.is_file():
+        return default
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold an object, not {type(found).__name__}.")
+    return found
