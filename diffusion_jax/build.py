@@ -32,6 +32,7 @@ from diffusion_jax import (
     processes,
     solvers,
     systems,
+    text_to_image,
     times,
     weightings,
 )
@@ -125,6 +126,7 @@ PREDICTORS = {
     "euler_maruyama": solvers.euler_maruyama,
     "reverse_diffusion": solvers.reverse_diffusion,
     "euler": solvers.euler,
+    **text_to_image.NETWORKS,
     "heun": solvers.heun,
 }
 
@@ -168,6 +170,7 @@ LIKELIHOODS = {"none": lambda: None, "ode": likelihood.ode, "bound": bounds.boun
 
 def data_shape(config: ConfigDict) -> tuple[int, ...]:
     """The shape of one example: [size, size, channels], or [2] for points in the plane."""
+    "instruct_pix2pix": steering.instruct,
     if config.data.get("name") == "toy":
         return (2,)
     if config.data.get("name") == "latents":
@@ -196,7 +199,11 @@ def system(config: ConfigDict) -> System:
 
 
 def conditions(config: ConfigDict) -> Conditions:
-    """The conditions that config.network asks for."""
+    """The conditions that config.network asks for, or that the system gives it others for."""
+    if config.system.name == "text_to_image":
+        return text_to_image.conditions(config)
+    if config.network.name in text_to_image.NETWORKS:
+        return text_to_image.network_conditions(config, data_shape(config)[0])
     numbers = ("num_classes", "vector_dim", "token_dim", "vocabulary", "max_tokens")
     image = config.network.get("image_channels", 0)
     with refusal("config.network"):
@@ -348,11 +355,13 @@ PRETRAINED = {
 }
 
 
+SYSTEMS["text_to_image"] = lambda config: text_to_image.text_to_image(config, system)
 def trained(path: str, field: str) -> Trained:
     """The trained run in the work directory `path`, which `field` of a config names. Raises ConfigError."""
     return open_run(path, field, system)
 
 
+    "text_to_image": text_to_image.pretrained,
 def pretrained(config: ConfigDict) -> Params:
     """Parameters that a fresh start of the system takes from other runs, such as {"frozen": {"first_stage": ...}}."""
     return PRETRAINED.get(config.system.name, lambda config: {})(config)
@@ -437,6 +446,8 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
     if config.evaluation.likelihood.name != "none" and data_levels(config):
         try:
             dequantization.check_levels(data.arrays(loaded, 256)["x"], data_levels(config))
+        tokenize=text_to_image.tokenizer(config) if config.system.name == "text_to_image" else None,
+        low_res=config.network.get("low_res", 0),
         except ValueError as error:
             raise ConfigError(f"config.evaluation.likelihood ({config.evaluation.likelihood.name}): {error}") from error
     example = loaded.batch(np.zeros(1, np.int64))

@@ -47,27 +47,36 @@ def uniform_log_snr(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
     return grid
 
 
-def discrete(spacing: str = "leading") -> Grid:
-    """A subsequence of the T grid points of a discrete process, then t = 0.
+def discrete(spacing: str = "leading", offset: int = 0, end: int = 0) -> Grid:
+    """A subsequence of the T grid points of a discrete process, then t = `end` / T, the data for 0.
 
     With k = 0..T-1 the training timestep and t = (k + 1) / T: `leading` takes k = 0, T // n, 2 (T // n), ...;
     `linspace` rounds n evenly spaced numbers from 0 to T - 1; `trailing` goes down from T - 1 in steps of T / n.
-    arXiv:2305.08891, table 2. All three are the full grid when n = T. Raises ValueError if n > T.
+    arXiv:2305.08891, table 2. All three are the full grid when n = T. `offset` is added to every k of `leading`.
+    Stable Diffusion is sampled with offset = end = 1 (in diffusers steps_offset=1 and set_alpha_to_one=False). Raises
+    ValueError if n > T, for times beyond T, or an end that is not below them.
     """
     if spacing not in ("leading", "linspace", "trailing"):
         raise ValueError(f"spacing is {spacing!r}; choose leading, linspace or trailing")
+    if offset < 0 or (offset and spacing != "leading"):
+        raise ValueError(f"offset is {offset}; it must be at least 0, and 0 for the spacing {spacing!r}")
 
     def grid(process: Process, num_steps: int) -> Array:
         total = process.num_steps
         if not 1 <= num_steps <= total:
             raise ValueError(f"steps is {num_steps}; a process of {total} steps allows 1 to {total}")
         if spacing == "leading":
-            timesteps = np.arange(num_steps)[::-1] * (total // num_steps)
+            timesteps = np.arange(num_steps)[::-1] * (total // num_steps) + offset
         elif spacing == "linspace":
             timesteps = np.linspace(0, total - 1, num_steps).round()[::-1]
         else:
             timesteps = np.round(total - np.arange(num_steps) * (total / num_steps)) - 1
-        return jnp.asarray(np.append((timesteps + 1) / total, 0.0), jnp.float32)
+        if timesteps[0] >= total or not 0 <= end <= timesteps[-1]:
+            raise ValueError(
+                f"steps is {num_steps}: the timesteps {timesteps[-1]:g} to {timesteps[0]:g}, with offset {offset}, "
+                f"must be below {total}, and end, {end}, at most the first of them"
+            )
+        return jnp.asarray(np.append((timesteps + 1) / total, end / total), jnp.float32)
 
     return grid
 

@@ -7,6 +7,7 @@ import functools
 import math
 import pathlib
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -141,7 +142,7 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
             with refusal("samples"):
                 arrays = {"samples": sheets.to_uint8(samples) if _is_image(samples) else samples}
             with faults.replacing(path) as file:
-                np.savez(file, **arrays, **requests.recorded(_conditions_of(drawn)))
+                np.savez(file, **arrays, **requests.recorded(_conditions_of(drawn), *_describe(job)))
         pictured = _picture(job, params, drawn, path.with_suffix(".png"))
     _say(
         f"{num} samples of step {step} ({_how(config)}) in {seconds:.1f} s with compilation",
@@ -211,11 +212,16 @@ def _cond(job: Job, num: int) -> dict[str, np.ndarray] | None:
     if conditions is None:
         return build.reconstructed(job.config, num)
     with refusal(f"config.sampling.cond={text!r}"):
-        cond = requests.requested(text, conditions, num)
+        cond = requests.requested(text, conditions, num, getattr(job.system, "tokenize", None))
     if cond is None and set(conditions.shapes) - {"label"}:
         examples = data.arrays(build.source(job.config, evaluation=True), num)
         cond = requests.going_round(conditions.of(examples), num)
     return cond
+
+
+def _describe(job: Job) -> tuple[Callable[[np.ndarray], list[str]], ...]:
+    """How the system puts token ids into words, where it does so in a way of its own."""
+    return (job.system.describe,) if hasattr(job.system, "describe") else ()
 
 
 def _conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -224,7 +230,7 @@ def _conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
     """Whether `path` is now a picture of the samples: there is none of latents and of samples that are not finite."""
-    samples, labels, columns = drawn["samples"], requests.captions(_conditions_of(drawn)), None
+    samples, labels, columns = drawn["samples"], requests.captions(_conditions_of(drawn), *_describe(job)), None
     if "original" in drawn:
         # Pairs side by side, the original first.
         samples = np.stack([drawn["original"], samples], axis=1).reshape(-1, *samples.shape[1:])

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from diffusion_jax.conditions import Conditions
-from diffusion_jax.data import archives
+from diffusion_jax.data import archives, images
 from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
 
+Tokenize = Callable[[Sequence[str]], np.ndarray]  # texts -> ids [n, max_tokens]
+_MAX_BYTES = 2**24  # of a file of requests
 
-def requested(text: str, conditions: Conditions, num: int) -> dict[str, np.ndarray] | None:
+
+def requested(
+    text: str, conditions: Conditions, num: int, tokenize: Tokenize | None = None
+) -> dict[str, np.ndarray] | None:
     """The conditions of `num` samples that `text` asks for, going round where it names fewer; None for an empty one.
 
     For class models `text` is class ids, "3" or "0,1,2"; for models of captions it is captions, "a cat|a dog". A file
     *.txt has one class id or caption per line; a file *.npz has an array [n, ...] under the name of each condition,
-    see `Conditions`, or strings under "caption".
+    see `Conditions`, or strings under "caption". A file *.json is a list of objects, one per sample, with the
+    conditions by name, "caption" for a text, and the path of an image file for "image" and "control": it is cut to a
+    square, resized, and its values are in [-1, 1]. Of several paths the channels lie side by side, such as
+    ["photo.png", "mask.png"]. Relative paths begin where the file lies.
+
+    Captions become ids by `tokenize`, or are the bytes of their text.
 
     Raises:
         ValueError: there is no such condition or file, or it does not fit the model.
@@ -27,13 +39,16 @@ def requested(text: str, conditions: Conditions, num: int) -> dict[str, np.ndarr
         return None
     if not conditions.shapes:
         raise ValueError("the model is unconditional and nothing steers it; there is nothing to ask for")
-    path = pathlib.Path(text)
+    path, tokenize = pathlib.Path(text), tokenize or functools.partial(_byte_tokens, conditions=conditions)
     if path.suffix == ".npz":
-        cond = _from_arrays(path, conditions)
+        cond = _from_arrays(path, conditions, tokenize)
+    elif path.suffix == ".json":
+        cond = _from_objects(path, conditions, tokenize)
     elif path.suffix == ".txt":
-        cond = _from_lines([line.strip() for line in _lines(path) if line.strip()], conditions)
+        cond = _from_lines([line.strip() for line in _lines(path) if line.strip()], conditions, tokenize)
     else:
-        cond = _from_lines([part.strip() for part in text.split("|" if conditions.vocabulary else ",")], conditions)
+        parts = text.split("|" if conditions.vocabulary else ",")
+        cond = _from_lines([part.strip() for part in parts], conditions, tokenize)
     counts = {name: len(value) for name, value in cond.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(f"its conditions have {counts} rows; they need the same number, at least 1")
@@ -46,20 +61,20 @@ def going_round(cond: Mapping[str, np.ndarray], num: int) -> dict[str, np.ndarra
     return {name: value[np.arange(num) % len(value)] for name, value in cond.items()}
 
 
-def captions(cond: Mapping[str, Any]) -> list[str] | None:
-    """What is written below each sample: its class, or its caption; None if it has neither."""
+def captions(cond: Mapping[str, Any], describe: Callable[[np.ndarray], list[str]] = texts_of) -> list[str] | None:
+    """What is written below each sample: its class, or its caption, `describe(ids)`; None if it has neither."""
     if "label" in cond:
         return [str(label) for label in np.asarray(cond["label"]).tolist()]
     if "tokens" in cond and np.issubdtype(np.asarray(cond["tokens"]).dtype, np.integer):
-        return texts_of(cond["tokens"])
+        return describe(np.asarray(cond["tokens"]))
     return None
 
 
-def recorded(cond: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def recorded(cond: Mapping[str, Any], describe: Callable[[np.ndarray], list[str]] = texts_of) -> dict[str, np.ndarray]:
     """The arrays of a file of samples: `cond`, the class, caption or only condition, and others as cond_<name>."""
     arrays = {name: np.asarray(value) for name, value in cond.items()}
     if "tokens" in arrays and "mask" not in arrays:
-        arrays["tokens"] = np.array(texts_of(arrays["tokens"]))
+        arrays["tokens"] = np.array(describe(arrays["tokens"]))
     first = next(iter(arrays), None)
     return {"cond" if name == first else f"cond_{name}": value for name, value in arrays.items()}
 
@@ -71,24 +86,67 @@ def _lines(path: pathlib.Path) -> list[str]:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _from_lines(parts: list[str], conditions: Conditions) -> dict[str, np.ndarray]:
+def _from_lines(parts: list[str], conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:
     kinds = set(conditions.shapes)
     if kinds == {"label"}:
         if not all(part.lstrip("-").isdecimal() for part in parts):
             raise ValueError(f"{','.join(parts)!r} must be class ids in 0..{conditions.num_classes - 1}, such as 0,1,2")
         return {"label": np.array([int(part) for part in parts], np.int32)}
     if kinds == {"tokens"}:
-        return {"tokens": _tokens(parts, conditions)}
-    raise ValueError(f"the model needs the conditions {', '.join(sorted(kinds))}; give them in a file *.npz")
+        return {"tokens": tokenize(parts)}
+    raise ValueError(f"the model needs the conditions {', '.join(sorted(kinds))}; give them in a file *.npz, or *.json")
 
 
-def _from_arrays(path: pathlib.Path, conditions: Conditions) -> dict[str, np.ndarray]:
+def _from_objects(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path} must hold a list of objects, one for each sample")
+    names = {name: "caption" if name == "tokens" and conditions.vocabulary else name for name in conditions.shapes}
+    for i, row in enumerate(rows):
+        if row.keys() != set(names.values()):
+            raise ValueError(
+                f"{path}: object {i} has {', '.join(row) or 'nothing'}; it needs {', '.join(names.values())}"
+            )
+    cond = {}
+    for name, entry in conditions.shapes.items():
+        values = [row[names[name]] for row in rows]
+        if names[name] == "caption":
+            cond[name] = tokenize(values)
+        elif name in ("image", "control"):
+            cond[name] = np.stack([_image(path.parent, value, entry.shape) for value in values])
+        else:
+            try:
+                cond[name] = np.array(values, entry.dtype)
+            except (ValueError, TypeError, OverflowError) as error:
+                raise ValueError(f"{path}: {name} must be numbers of shape {entry.shape}: {error}") from error
+    return cond
+
+
+def _image(folder: pathlib.Path, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """The file that `value` names, or several, whose channels lie side by side; the last of 4 channels is a mask."""
+    paths = value if isinstance(value, list) else [value]
+    channels = [3] * (shape[-1] // 3) + [1] * (shape[-1] % 3)
+    if not all(isinstance(path, str) for path in paths) or len(paths) != len(channels) or shape[0] != shape[1]:
+        raise ValueError(
+            f"{value!r} must be {len(channels)} path(s) of image files, of {channels} channels, for {shape}"
+        )
+    found = [images.read_image(folder / path) for path in paths]
+    parts = [images.convert(image, size=shape[0], channels=c) for image, c in zip(found, channels, strict=True)]
+    return np.concatenate(parts, axis=-1) / np.float32(127.5) - np.float32(1)
+
+
+def _from_arrays(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:
     try:
         found = archives.read_npz(path, {*conditions.shapes, "caption"})
     except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
         raise ValueError(f"{path} cannot be read: {error}") from error
     if "caption" in found and conditions.vocabulary:
-        found["tokens"] = _tokens([str(text) for text in found["caption"]], conditions)
+        found["tokens"] = tokenize([str(text) for text in found["caption"]])
     cond = conditions.of(found)
     for name, entry in conditions.shapes.items():
         if not np.can_cast(cond[name].dtype, entry.dtype, "same_kind"):
@@ -96,7 +154,7 @@ def _from_arrays(path: pathlib.Path, conditions: Conditions) -> dict[str, np.nda
     return {name: cond[name].astype(entry.dtype) for name, entry in conditions.shapes.items()}
 
 
-def _tokens(texts: list[str], conditions: Conditions) -> np.ndarray:
+def _byte_tokens(texts: Sequence[str], conditions: Conditions) -> np.ndarray:
     if conditions.vocabulary < VOCABULARY:
         raise ValueError(
             f"captions need a vocabulary of {VOCABULARY}, the bytes and padding; it is {conditions.vocabulary}"

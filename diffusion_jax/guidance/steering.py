@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, PyTree
 
 from diffusion_jax.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.guidance.classifier import LogLikelihood, classifier
-from diffusion_jax.guidance.classifier_free import autoguidance, check, classifier_free
+from diffusion_jax.guidance.classifier_free import autoguidance, check, classifier_free, text_and_image
 from diffusion_jax.parameterizations import bound_to
-from diffusion_jax.types import Cond, Denoiser, Params, Process
+from diffusion_jax.types import Cond, Denoiser, Embedded, Params, Process
 
 # Factors of the scale by time, 1 on average (arXiv:2404.13040, section 4).
 SCHEDULES: dict[str, Callable[[Float[Array, "*n"]], Float[Array, "*n"]]] = {
@@ -70,6 +70,23 @@ def free(
         return bound_to(classifier_free(model.D, w, model.null, within, rescale), model.cond)
 
     return Guidance(load=lambda: {"scale": jnp.float32(scale)}, steer=steer)
+
+
+def instruct(scale: float = 7.5, image_scale: float = 1.5, rescale: float = 0.0) -> Guidance:
+    """`guidance.text_and_image` of a model of both: w = `scale` for the text, w_I = `image_scale` for the image.
+
+    Raises ValueError for `rescale` outside [0, 1], and when samples are drawn from a model without an image.
+    """
+    check(None, rescale)
+
+    def steer(numbers: PyTree[Array], model: Model) -> Denoiser:
+        if not isinstance(model.cond, Embedded) or model.cond.image is None:
+            raise ValueError("guidance by text and image needs a network with the condition 'image'")
+        image_only = model.null._replace(image=model.cond.image)
+        scales = numbers["scale"], numbers["image_scale"]
+        return bound_to(text_and_image(model.D, *scales, image_only, model.null, rescale), model.cond)
+
+    return Guidance(load=lambda: {"scale": jnp.float32(scale), "image_scale": jnp.float32(image_scale)}, steer=steer)
 
 
 def auto(

@@ -5,6 +5,15 @@ from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
+from diffusion_jax.systems.text_to_image import TextToImage
 from diffusion_jax.systems.vdm import VDM
 
-__all__ = ["VDM", "Autoencoder", "Diffusion", "LatentDiffusion", "NoisyClassifier", "VariationalDequantization"]
+__all__ = [
+    "VDM",
+    "Autoencoder",
+    "Diffusion",
+    "LatentDiffusion",
+    "NoisyClassifier",
+    "TextToImage",
+    "VariationalDequantization",
+]

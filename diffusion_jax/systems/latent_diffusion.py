@@ -88,10 +88,7 @@ class LatentDiffusion:
     ) -> Float[Array, "batch *shape"]:
         """The images of `ids`, as a pure function for use under `jit`."""
         z = self.diffusion.draw(params, key, ids, self._at_latents(cond), numbers)
-        decode = functools.partial(self.first_stage.decode_latents, params["frozen"]["first_stage"])
-        if not self.decode_batch_size or self.decode_batch_size >= len(ids):
-            return decode(z)
-        return jax.lax.map(lambda row: decode(row[None])[0], z, batch_size=self.decode_batch_size)
+        return decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)
 
     @functools.cached_property
     def _draw(self) -> Callable[..., Float[Array, "batch *shape"]]:
@@ -109,6 +106,16 @@ class LatentDiffusion:
         if cond is None or "image" not in cond:
             return cond
         return {**cond, "image": averaged_to(cond["image"], self.first_stage.latent_shape[:2])}
+
+
+def decoded(
+    first_stage: Autoencoder, params: Params, z: Float[Array, "batch h w z"], batch_size: int
+) -> Float[Array, "batch h2 w2 c"]:
+    """The images of latents, `batch_size` at once, or all with 0."""
+    decode = functools.partial(first_stage.decode_latents, params)
+    if not batch_size or batch_size >= len(z):
+        return decode(z)
+    return jax.lax.map(lambda row: decode(row[None])[0], z, batch_size=batch_size)
 
 
 def averaged_to(image: Float[Array, "batch h w c"], size: tuple[int, int]) -> Float[Array, "batch h2 w2 c"]:

@@ -1,0 +1,340 @@
+"""From a config to a text-to-image system: text encoders, a first stage and a network, from a folder of diffusers."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Int, Int32, Key
+from ml_collections import ConfigDict
+
+from diffusion_jax import bottlenecks, first_stages, public, systems
+from diffusion_jax.conditions import Conditions
+from diffusion_jax.data import captions, tokenization
+from diffusion_jax.losses import first_stage as losses
+from diffusion_jax.networks.clip import CLIPTextModel
+from diffusion_jax.networks.controlnet import ControlledUNet, ControlNetModel
+from diffusion_jax.networks.functional import init_methods
+from diffusion_jax.networks.ldm_bert import LDMBert
+from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.sections import ConfigError, construct, lookup, refusal
+from diffusion_jax.systems import text_to_image as tasks
+from diffusion_jax.systems.text_to_image import Task, Texts, TextToImage
+from diffusion_jax.types import Params
+from diffusion_jax.weights import folders
+from diffusion_jax.weights.options import with_defaults
+
+TASKS = {
+    "text_to_image": tasks.TEXT_ALONE,
+    "image_to_image": Task(channels=3, start=True),
+    "inpainting": Task(channels=4, read=tasks.masked),
+    "instruct_pix2pix": Task(channels=3, read=tasks.edited, dropped=True),
+    "upscaling": Task(channels=3, read=tasks.noised, reduction=4),
+}
+ENCODERS = {"clip_text": CLIPTextModel, "ldm_bert": LDMBert}
+# Folders of the components of a pipeline.
+_TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
+_STAGE_FOLDERS = ("vae", "vqvae")
+_OTHERS = ("name", "task", "pipeline", "tokenizer", "first_stage", "latent_scale", *_TEXT_FOLDERS)
+
+
+def controlled_unet(*, control_scale: float = 1.0, rngs: nnx.Rngs, **arguments: Any) -> ControlledUNet:
+    """A U-Net and its ControlNet of the same arguments, which are those of `ControlNetModel`."""
+    names = inspect.signature(UNet2DConditionModel.__init__).parameters
+    unet = UNet2DConditionModel(**{k: v for k, v in arguments.items() if k in names}, rngs=rngs)
+    return ControlledUNet(unet, ControlNetModel(**arguments, rngs=rngs), scale=control_scale)
+
+
+# What builds the network, by its name in a config; `construct` reads the names and types of arguments here.
+NETWORKS = {"unet_2d_condition": UNet2DConditionModel, "controlnet": controlled_unet}
+_SCALE = inspect.signature(controlled_unet).parameters["control_scale"]
+_OWN = [p for p in inspect.signature(ControlNetModel.__init__).parameters.values() if p.name != "self"]
+controlled_unet.__signature__ = inspect.Signature([_SCALE, *_OWN])
+
+
+def network_conditions(config: ConfigDict, image_size: int) -> Conditions:
+    """What a network of `NETWORKS` reads, for x of `image_size`."""
+    controlled = config.network.name == "controlnet"
+    given = with_defaults(ControlNetModel if controlled else UNet2DConditionModel, config.network.to_dict())
+    image = given.get("image_channels", 0)
+    side = image_size * 2 ** (len(given["hint_channels"]) - 1) if controlled else 0
+    return Conditions(
+        **{name: given[name] for name in ("num_classes", "vector_dim", "num_sizes", "token_dim", "max_tokens")},
+        unmasked=not given["masked_tokens"],
+        image_shape=(image_size, image_size, image) if image else (),
+        control_shape=(side, side, given["control_channels"]) if controlled else (),
+    )
+
+
+def conditions(config: ConfigDict) -> Conditions:
+    """What batches of a text-to-image system hold, and what its samples are made from."""
+    task = lookup(TASKS, "system.task", config.system.get("task", "text_to_image"))
+    given = with_defaults(ENCODERS[_encoder_name(config)], config.system.text_encoder.to_dict())
+    side = config.data.image_size
+    if side % task.reduction:
+        raise ConfigError(f"config.data.image_size={side} must be a multiple of {task.reduction} to enlarge images")
+    image = (side // task.reduction, side // task.reduction, task.channels) if task.channels else ()
+    control = config.network.get("control_channels", 3) if config.network.name == "controlnet" else 0
+    return Conditions(
+        vocabulary=given["vocab_size"],
+        token_dim=config.network.get("token_dim", 768),
+        max_tokens=given["max_position_embeddings"],
+        image_shape=image,
+        control_shape=(side, side, control) if control else (),
+    )
+
+
+def text_to_image(config: ConfigDict, make_system: Callable[[ConfigDict], Any]) -> TextToImage:
+    """The system that a config describes. `make_system` builds systems of other configs. Raises ConfigError."""
+    section, side = config.system.to_dict(), config.data.image_size
+    task = lookup(TASKS, "system.task", section.get("task", "text_to_image"))
+    lookup(NETWORKS, "network.name", config.network.name)
+    if config.evaluation.likelihood.name != "none":
+        raise ConfigError(
+            f"config.evaluation.likelihood.name={config.evaluation.likelihood.name!r} must be 'none': the density of "
+            "latents is not that of images"
+        )
+    stage = _first_stage(config, (side, side, config.data.channels), make_system)
+    inner = ConfigDict(config.to_dict())
+    inner.system = ConfigDict({"name": "diffusion", "cond_dropout": section.get("cond_dropout", 0.0)})
+    inner.data = ConfigDict(dict(name="encoded", image_size=stage.latent_shape[0], channels=stage.latent_shape[-1]))
+    diffusion = dataclasses.replace(make_system(inner), cond_dropout=0.0)
+    if diffusion.resampler is not None:
+        raise ConfigError(f"config.times.name={config.times.name!r} follows losses; a text-to-image model has no state")
+    texts = _texts(config)
+    options = {key: value for key, value in section.items() if key not in _OTHERS} | {"name": section["name"]}
+    built = construct(
+        {"text_to_image": TextToImage},
+        "system",
+        options,
+        diffusion=diffusion,
+        first_stage=stage,
+        texts=texts,
+        conditions=conditions(config),
+        task=task,
+        controlled=config.network.name == "controlnet",
+    )
+    with refusal("config.system.negative_prompt"):
+        texts.tokenize([built.negative_prompt])
+    _check_fits(config, built)
+    return built
+
+
+def tokenizer(config: ConfigDict) -> Callable[[Sequence[str]], Int32[np.ndarray, "n max_tokens"]]:
+    """Texts to the ids that the text encoder of the config reads. Raises ConfigError for files that cannot be read."""
+    given = with_defaults(ENCODERS[_encoder_name(config)], config.system.text_encoder.to_dict())
+    length, vocabulary, path = given["max_position_embeddings"], given["vocab_size"], config.system.get("tokenizer", "")
+    if path == "bytes":
+        if vocabulary < captions.VOCABULARY:
+            raise ConfigError(
+                f"config.system.text_encoder.vocab_size={vocabulary} must be {captions.VOCABULARY} for bytes"
+            )
+        return functools.partial(_byte_tokens, max_tokens=length)
+    folder = pathlib.Path(path) if path else _pipeline(config) and _pipeline(config) / "tokenizer"
+    if not folder:
+        return functools.partial(_only_empty, vocabulary=vocabulary, max_tokens=length)
+    with refusal("config.system.tokenizer"):
+        return tokenization.load(folder, max_tokens=length)
+
+
+def pretrained(config: ConfigDict) -> Params:
+    """The frozen parts, from the folder config.system.pipeline or config.weights; none without. Raises ConfigError."""
+    folder = _pipeline(config)
+    if folder is None:
+        return {}
+    frozen: dict[str, Any] = {"text": {}}
+    with refusal(f"config.system.pipeline={str(folder)!r}"):
+        held = folders.components(folder)
+        for i, (name, section) in enumerate(_encoder_sections(config).items()):
+            init = _encoder(section, config.training.dtype)[0]
+            frozen["text"][str(i)] = _component(folder, held, (name,), section, (), init)
+        section = config.system.first_stage.to_dict()
+        if section["name"] != "identity":
+            shape = (config.data.image_size, config.data.image_size, config.data.channels)
+            make = lambda rngs: first_stages.NETWORKS["autoencoder_kl"]["autoencoder_kl"](  # noqa: E731
+                **{"image_size": shape[0], "in_channels": shape[-1]}
+                | {key: value for key, value in section.items() if key != "name"},
+                rngs=rngs,
+            )
+            init = init_methods(make, ())[0]
+            frozen["first_stage"] = {"network": _component(folder, held, _STAGE_FOLDERS, section, shape, init)}
+        if config.network.name == "controlnet":
+            unet = _unet_section(config)
+            side = config.data.image_size // 2 ** (len(section.get("block_out_channels", ())) - 1)
+            arguments = {"image_size": side, **{key: value for key, value in unet.items() if key != "name"}}
+            init = init_methods(lambda rngs: UNet2DConditionModel(**arguments, rngs=rngs), ())[0]
+            shape = (side, side, arguments.get("in_channels", 4))
+            frozen["unet"] = _component(folder, held, ("unet",), unet, shape, init)
+    return {"frozen": frozen}
+
+
+def _component(
+    folder: pathlib.Path,
+    held: Mapping[str, str],
+    names: tuple[str, ...],
+    section: Mapping[str, Any],
+    shape: tuple[int, ...],
+    init: Callable[[Key[Array, ""]], Params],
+) -> Params:
+    found = [name for name in names if name in held]
+    if not found:
+        raise ValueError(f"it has no component {' or '.join(map(repr, names))}; it has {', '.join(held) or 'none'}")
+    return public.load_network(folder / found[0], section, shape, jax.eval_shape(init, jax.random.key(0)))
+
+
+def _pipeline(config: ConfigDict) -> pathlib.Path | None:
+    """The folder of the frozen parts and the tokenizer; None where there is none."""
+    path = config.system.get("pipeline", "")
+    if path and not folders.is_pipeline(pathlib.Path(path)):
+        raise ConfigError(f"config.system.pipeline={path!r} must be a folder of diffusers, with a model_index.json")
+    path = pathlib.Path(path or config.weights or ".")
+    return path if folders.is_pipeline(path) else None
+
+
+def _encoder_name(config: ConfigDict) -> str:
+    if not isinstance(config.system.get("text_encoder"), ConfigDict):
+        raise ConfigError("config.system.text_encoder is missing; it is a section such as dict(name='clip_text')")
+    name = config.system.text_encoder.get("name")
+    lookup(ENCODERS, "system.text_encoder.name", name)
+    return name
+
+
+def _encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    found = {name: config.system.get(name, ConfigDict(dict(name="none"))).to_dict() for name in _TEXT_FOLDERS}
+    return {name: section for name, section in found.items() if section["name"] != "none"}
+
+
+def _unet_section(config: ConfigDict) -> dict[str, Any]:
+    """That of the U-Net below a ControlNet."""
+    names = inspect.signature(UNet2DConditionModel.__init__).parameters
+    return {
+        "name": "unet_2d_condition",
+        **{key: value for key, value in config.network.to_dict().items() if key in names},
+    }
+
+
+def _encoder(section: Mapping[str, Any], dtype: str) -> tuple[Callable, Callable]:
+    """(init, encode) with encode(params, ids) -> the encoder's output."""
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return construct(ENCODERS, "system.text_encoder", section, rngs=rngs)
+
+    with refusal("config.training.dtype"):
+        init, (encode,) = init_methods(make, ("__call__",), dtype)
+    return init, encode
+
+
+def _texts(config: ConfigDict) -> Texts:
+    """The text encoders of the config: the states of all side by side, and the pooled text of the last."""
+    sections = _encoder_sections(config)
+    encoders = [_encoder(section, config.training.dtype) for section in sections.values()]
+    tokenize, vector = tokenizer(config), config.network.get("vector_dim", 0)
+    # The second encoder of SDXL has its texts filled up with id 0, where the first has the end of the text again.
+    refilled = [False] + [True] * (len(encoders) - 1)
+
+    def init(key: Key[Array, ""]) -> Params:
+        keys = jax.random.split(key, len(encoders))
+        return {str(i): start(keys[i]) for i, (start, _) in enumerate(encoders)}
+
+    def encode(params: Params, ids: Int[Array, "batch n"]) -> dict[str, Array]:
+        read = [call(params[str(i)], _refilled(ids) if refilled[i] else ids) for i, (_, call) in enumerate(encoders)]
+        states = [out.hidden if hasattr(out, "hidden") else out for out in read]
+        given = {"tokens": jnp.concatenate(states, axis=-1)}
+        return given | ({"vector": read[-1].pooled} if vector else {})
+
+    def describe(ids: Int[np.ndarray, "batch n"]) -> list[str]:
+        if isinstance(tokenize, tokenization.Tokenizer):
+            return tokenize.backend.decode_batch(np.asarray(ids).tolist(), skip_special_tokens=True)
+        return captions.texts_of(ids) if config.system.get("tokenizer", "") == "bytes" else [""] * len(ids)
+
+    return Texts(init=init, encode=encode, tokenize=tokenize, describe=describe)
+
+
+def _refilled(ids: Int[Array, "batch n"]) -> Int[Array, "batch n"]:
+    """`ids` with 0 after the first of the greatest id, the end of the text."""
+    end = jnp.argmax(ids == jnp.max(ids, axis=1, keepdims=True), axis=1)
+    return jnp.where(jnp.arange(ids.shape[1]) > end[:, None], 0, ids)
+
+
+def _byte_tokens(texts: Sequence[str], max_tokens: int) -> Int32[np.ndarray, "n max_tokens"]:
+    tokenization.check_texts(texts)
+    return captions.tokens_of(texts, max_tokens)
+
+
+def _only_empty(texts: Sequence[str], vocabulary: int, max_tokens: int) -> Int32[np.ndarray, "n max_tokens"]:
+    """The ids of empty texts in CLIP's vocabulary, which ends with those of the start and the end of a text."""
+    tokenization.check_texts(texts)
+    if any(texts):
+        raise ValueError(
+            "texts need the files of a tokenizer: give config.system.tokenizer=FOLDER, or as config.system.pipeline or "
+            "config.weights the folder of a pipeline of diffusers"
+        )
+    row = [vocabulary - 2] + [vocabulary - 1] * (max_tokens - 1)
+    return np.tile(np.array(row, np.int32), (len(texts), 1))
+
+
+def _first_stage(
+    config: ConfigDict, shape: tuple[int, ...], make_system: Callable[[ConfigDict], Any]
+) -> systems.Autoencoder:
+    if not isinstance(config.system.get("first_stage"), ConfigDict):
+        raise ConfigError("config.system.first_stage is missing; it is a section such as dict(name='autoencoder_kl')")
+    section, scale = config.system.first_stage.to_dict(), config.system.get("latent_scale", 1.0)
+    if not isinstance(scale, int | float) or scale <= 0:
+        raise ConfigError(f"config.system.latent_scale={scale!r} must be a positive number")
+    if section["name"] == "identity":
+        return _identity(shape, config.sampling.batch_size, float(scale))
+    inner = ConfigDict(config.to_dict())
+    inner.system = ConfigDict(dict(name="autoencoder_kl", latent_scale=float(scale)))
+    inner.network, inner.loss = ConfigDict(section), ConfigDict(dict(name="l1"))
+    return make_system(inner)
+
+
+def _identity(shape: tuple[int, ...], batch_size: int, scale: float) -> systems.Autoencoder:
+    """A first stage whose latents are the images, for models of small ones."""
+    return systems.Autoencoder(
+        init_network=lambda key: {},
+        encode=lambda params, x: jnp.concatenate([x, jnp.full_like(x, -30.0)], axis=-1),
+        decode=lambda params, z: z,
+        bottleneck=bottlenecks.Gaussian(),
+        reconstruction=losses.reconstruction("l1"),
+        perceptual=None,
+        adversary=None,
+        shape=shape,
+        latent_shape=shape,
+        batch_size=batch_size,
+        latent_scale=scale,
+    )
+
+
+def _check_fits(config: ConfigDict, system: TextToImage) -> None:
+    """Refuse a network that does not read what the encoders and the first stage give it."""
+    rows, given = 1, jax.ShapeDtypeStruct
+    cond = {name: given((rows, *x.shape), x.dtype) for name, x in system.conditions.shapes.items()}
+
+    def read(cond: dict[str, Array]) -> dict[str, Array]:
+        return system.network_conditions(system.init(jax.random.key(0)), jax.random.split(jax.random.key(0), 1), cond)
+
+    with refusal("config.system"):
+        found = jax.eval_shape(read, cond)
+    for name, entry in system.diffusion.conditions.shapes.items():
+        shape = found[name].shape[1:] if name in found else None
+        if shape != entry.shape:
+            raise ConfigError(
+                f"config.network ({config.network.name}) needs the condition {name!r} of shape {entry.shape}; with "
+                f"config.system.task={config.system.get('task', 'text_to_image')!r}, its encoders and its first stage "
+                f"{'it is not there' if shape is None else f'it is {shape}'}"
+            )
+    unread = sorted(found.keys() - system.diffusion.conditions.shapes.keys())
+    if unread:
+        raise ConfigError(
+            f"config.network ({config.network.name}) does not read the condition {unread[0]!r}, which is there with "
+            f"config.system.task={config.system.get('task', 'text_to_image')!r}"
+        )

@@ -1,0 +1,234 @@
+"""Whole pipelines against diffusers': folders that it writes, the same prompts, noise and steps, the same images."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax import defaults, grids, requests, solvers
+from diffusion_jax.job import load_params, prepare
+from diffusion_jax.processes import prior
+from diffusion_jax.weights import autoencoders, clip, unet_2d_condition
+from tests.parity import relative_error
+
+pytestmark = pytest.mark.parity
+STEPS, PROMPTS, NEGATIVE = 4, ("A red fox!", "two café chairs"), "blurry"
+DDIM = dict(
+    beta_start=0.00085,
+    beta_end=0.012,
+    beta_schedule="scaled_linear",
+    clip_sample=False,
+    set_alpha_to_one=False,
+    steps_offset=1,
+)
+
+
+def shaken(model, torch, seed):
+    """Noise on every parameter, so that none is zero or one."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def make_tokenizer(folder, transformers):
+    """One of a few hundred tokens: the bytes and some pairs of them."""
+    letters = [chr(code) for code in [*range(33, 127), *range(161, 173), *range(174, 256)]]
+    letters += [chr(256 + i) for i in range(256 - len(letters))]
+    merges = [("r", "e"), ("re", "d</w>"), ("f", "o"), ("fo", "x</w>"), ("t", "w")]
+    vocabulary = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges)]
+    vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]))
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder, model_max_length=12)
+    return tokenizer, len(vocabulary)
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """(torch, diffusers, the components that all pipelines share)."""
+    torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
+    transformers = pytest.importorskip("transformers")
+    tokenizer, size = make_tokenizer(tmp_path_factory.mktemp("tokenizer"), transformers)
+    text = transformers.CLIPTextConfig(
+        vocab_size=size,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=size - 2,
+        eos_token_id=size - 1,
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        sample_size=16,
+        scaling_factor=0.7,
+    )
+    shared = dict(
+        vae=shaken(vae, torch, 0), text_encoder=shaken(transformers.CLIPTextModel(text), torch, 1), tokenizer=tokenizer
+    )
+    return torch, diffusers, shared
+
+
+def make_pipeline(kind, parts, folder, in_channels=4, **components):
+    torch, diffusers, shared = parts
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=in_channels,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    components |= dict(unet=shaken(unet, torch, 2), scheduler=diffusers.DDIMScheduler(**DDIM))
+    pipeline = getattr(diffusers, kind)(
+        **shared, **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.save_pretrained(folder)
+    return pipeline
+
+
+def ours(pipeline, folder, task="text_to_image", **sections):
+    """The system of a config with the folder's weights, and its parameters."""
+    config = defaults.read("configs/stable_diffusion.py:sd15")
+    text = json.loads((folder / "text_encoder" / "config.json").read_text())
+    stage = autoencoders.kl_arguments(dict(pipeline.vae.config))
+    unet = unet_2d_condition.arguments(dict(pipeline.unet.config))
+    config.network = ConfigDict({"name": "unet_2d_condition", **unet, "max_tokens": 12})
+    system = dict(
+        task=task,
+        latent_scale=0.7,
+        negative_prompt=NEGATIVE,
+        text_encoder={"name": "clip_text", **clip.text_arguments(text)},
+        first_stage={"name": "autoencoder_kl", **{k: v for k, v in stage.items() if k != "image_size"}},
+    )
+    given = dict(
+        data=dict(image_size=16),
+        training=dict(dtype="float32", batch_size=2),
+        sampling=dict(steps=STEPS),
+        guidance=dict(name="classifier_free", scale=3.0),
+        weights=str(folder),
+    )
+    for key, value in system.items():
+        config.system[key] = ConfigDict(value) if isinstance(value, dict) else value
+    job = prepare(defaults.replace(config, **given | sections))
+    return job.system, load_params(job, folder)[0]
+
+
+def noise(system, key):
+    """What `draw` starts from, in PyTorch's layout."""
+    shape = (len(PROMPTS), *system.diffusion.shape)
+    x = prior(system.diffusion.process, jax.random.split(key, 3)[0], shape, ids=jnp.arange(len(PROMPTS)))
+    return np.asarray(x).transpose(0, 3, 1, 2)
+
+
+def images(pipeline, torch, **arguments):
+    """What the pipeline draws, not clipped, NHWC."""
+    with torch.no_grad():
+        z = pipeline(
+            prompt=list(PROMPTS), negative_prompt=[NEGATIVE] * len(PROMPTS), output_type="latent", **arguments
+        ).images
+        return pipeline.vae.decode(z / 0.7).sample.numpy().transpose(0, 2, 3, 1)
+
+
+def photo(channels):
+    return np.random.default_rng(3).uniform(-1, 1, (2, 16, 16, channels)).astype(np.float32)
+
+
+def without_noise(monkeypatch):
+    """Latents of conditions are the mean here, and samples of the posterior there."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+
+
+def nchw(array, torch):
+    return torch.tensor(np.ascontiguousarray(array.transpose(0, 3, 1, 2)))
+
+
+def test_text_to_image_from_a_folder(parts, tmp_path):
+    torch, diffusers, _ = parts
+    pipeline = make_pipeline("StableDiffusionPipeline", parts, tmp_path)
+    key = jax.random.key(5)
+    system, params = ours(pipeline, tmp_path)
+    cond = requests.requested("|".join(PROMPTS), system.steered, 2, system.tokenize)
+    common = dict(num_inference_steps=STEPS, guidance_scale=3.0, latents=torch.tensor(noise(system, key)))
+    assert relative_error(system.sample(params, key, 2, cond)["samples"], images(pipeline, torch, **common)) < 1e-3
+
+    pipeline.scheduler = diffusers.DPMSolverMultistepScheduler(
+        **{name: value for name, value in DDIM.items() if name.startswith("beta")}, timestep_spacing="trailing"
+    )
+    changes = dict(solver=solvers.dpm_solver_pp(num_steps=STEPS), grid=grids.discrete("trailing"))
+    system = dataclasses.replace(system, diffusion=dataclasses.replace(system.diffusion, **changes))
+    assert relative_error(system.sample(params, key, 2, cond)["samples"], images(pipeline, torch, **common)) < 1e-3
+
+
+def test_image_to_image(parts, tmp_path, monkeypatch):
+    torch, _, _ = parts
+    pipeline = make_pipeline("StableDiffusionImg2ImgPipeline", parts, tmp_path)
+    without_noise(monkeypatch)
+    key, x = jax.random.key(6), photo(3)
+    system, params = ours(pipeline, tmp_path, "image_to_image", system=dict(strength=0.6))
+    start = noise(system, key) / float(system.diffusion.process.sigma(jnp.float32(1.0)))
+    module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img.randn_tensor"
+    monkeypatch.setattr(module, lambda *args, **kwargs: torch.tensor(start))
+    cond = {"tokens": system.tokenize(PROMPTS), "image": x}
+    expected = images(
+        pipeline, torch, image=nchw(x, torch), strength=0.6, num_inference_steps=STEPS, guidance_scale=3.0
+    )
+    assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
+
+
+def test_inpainting(parts, tmp_path, monkeypatch):
+    torch, _, _ = parts
+    pipeline = make_pipeline("StableDiffusionInpaintPipeline", parts, tmp_path, in_channels=9)
+    without_noise(monkeypatch)
+    key, x = jax.random.key(7), photo(4)
+    system, params = ours(pipeline, tmp_path, "inpainting")
+    expected = images(
+        pipeline,
+        torch,
+        image=nchw(x[..., :3], torch),
+        mask_image=nchw((x[..., 3:] >= 0).astype(np.float32), torch),
+        height=16,
+        width=16,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        latents=torch.tensor(noise(system, key)),
+    )
+    cond = {"tokens": system.tokenize(PROMPTS), "image": x}
+    assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
+
+
+def test_instruct_pix2pix(parts, tmp_path):
+    torch, _, _ = parts
+    pipeline = make_pipeline("StableDiffusionInstructPix2PixPipeline", parts, tmp_path, in_channels=8)
+    key, x = jax.random.key(8), photo(3)
+    guidance = dict(name="instruct_pix2pix", scale=3.0, image_scale=1.7)
+    system, params = ours(pipeline, tmp_path, "instruct_pix2pix", guidance=guidance)
+    expected = images(
+        pipeline,
+        torch,
+        image=nchw(x, torch),
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        image_guidance_scale=1.7,
+        latents=torch.tensor(noise(system, key)),
+    )
+    cond = {"tokens": system.tokenize(PROMPTS), "image": x}
+    assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
