@@ -39,7 +39,9 @@ from diffusion_jax import (
 from diffusion_jax.conditions import Conditions
 from diffusion_jax.data import latents, toys
 from diffusion_jax.guidance import steering, thresholding
+from diffusion_jax.networks.adm import ADM
 from diffusion_jax.networks.dit import DiT
+from diffusion_jax.networks.edm import DhariwalUNet, SongUNet
 from diffusion_jax.networks.encoder_unet import EncoderUNet
 from diffusion_jax.networks.functional import embedder, fourier_features, init_apply
 from diffusion_jax.networks.mlp import MLP
@@ -73,6 +75,7 @@ PARAMETERIZATIONS = {
 LABELS = {
     "time": parameterizations.time_label,
     "index": parameterizations.index_label,
+    "timestep": parameterizations.timestep_label,
     "log_sigma": parameterizations.log_sigma_label,
     "log_snr": parameterizations.log_snr_label,
 }
@@ -117,6 +120,9 @@ NETWORKS = {
     "ncsn": NCSN,
     "ncsnv2": NCSNv2,
     "ncsnpp": NCSNpp,
+    "adm": ADM,
+    "song_unet": SongUNet,
+    "dhariwal_unet": DhariwalUNet,
     "dit": DiT,
     "encoder_unet": EncoderUNet,
 }
@@ -205,11 +211,12 @@ def conditions(config: ConfigDict) -> Conditions:
     if config.network.name in text_to_image.NETWORKS:
         return text_to_image.network_conditions(config, data_shape(config)[0])
     numbers = ("num_classes", "vector_dim", "token_dim", "vocabulary", "max_tokens")
-    image = config.network.get("image_channels", 0)
+    image, low_res = config.network.get("image_channels", 0), config.network.get("low_res", 0)
+    size = (low_res, low_res) if low_res else data_shape(config)[:2]
     with refusal("config.network"):
         return Conditions(
             **{name: config.network.get(name, 0) for name in numbers},
-            image_shape=(*data_shape(config)[:2], image) if image else (),
+            image_shape=(*size, image) if image else (),
         )
 
 
@@ -435,6 +442,7 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
         section,
         evaluation=evaluation,
         max_tokens=read.max_tokens,
+        low_res=config.network.get("low_res", 0),
     )
     if loaded.shape != data_shape(config):
         raise ConfigError(f"config.data: {name} holds examples of {loaded.shape}, not {data_shape(config)}")

@@ -32,6 +32,11 @@ def index_label(process: Process, t: Time) -> Time:
     return process.num_steps * t - 1
 
 
+def timestep_label(process: Process, t: Time) -> Time:
+    """1000 (T t - 1) / T: that timestep brought to 0..999, as improved DDPM's networks are told of 4000 steps."""
+    return 1000 * (process.num_steps * t - 1) / process.num_steps
+
+
 def log_sigma_label(process: Process, t: Time) -> Time:
     """log(sigma / alpha): the label of networks with Fourier embeddings (NCSN++)."""
     return jnp.log(process.sigma(t) / process.alpha(t))

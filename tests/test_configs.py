@@ -21,22 +21,23 @@ CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
 # Tens of seconds of tracing each; of every network's CIFAR-10 variants one is kept.
 SLOW = re.compile(
-    "_deep|256_|256$|1024|bedroom|church|celeba|subvp_ddpmpp|edm:(cifar10|afhqv2|ffhq)|flow:cifar10"
+    "_deep|256_|256$|1024|bedroom|church|celeba|subvp_ddpmpp|edm:(cifar10|afhqv2|ffhq|imagenet)|adm:(imagenet|lsun|upsampler)|flow:cifar10"
     "|vdm:(cifar10|imagenet)|_ldm[48]|dit_xl2|openimages|imagenet_f16|latent_diffusion:(mnist|cifar10|crawl|semantic|layout)|emoji"
 )
 
 # Built, initialised and called once, but not stepped: another variant steps the same network, smaller or as large.
 BUILT = re.compile(
     "vdm:imagenet|dequantization:cifar10|subvp_ddpmpp_deep|_deep_likelihood|(celebahq256|celebahq1024|bedroom256)_ve"
-    "|edm:(afhqv2|ffhq)_64_ncsnpp|iddpm:imagenet64_vlb|(celebahq|lsun_bedroom)_ldm4"
+    "|edm:(cifar10_cond|(afhqv2|ffhq)_64_ncsnpp|imagenet64)|iddpm:(imagenet64|lsun)|(celebahq|ffhq|lsun_bedroom)_ldm4"
+    "|adm:(imagenet|lsun|upsampler)"
 )
 
 
-def variants(path: pathlib.Path) -> list[str]:
 # Public networks of up to 2.6 billion parameters, which `tests/parity` compares with diffusers' at full size.
 PUBLIC = re.compile("stable_diffusion:(?!digits)")
 
 
+def variants(path: pathlib.Path) -> list[str]:
     """The keys of the dictionary VARIANTS, which the error about an unknown variant lists."""
     with pytest.raises(ValueError, match="variant 'unknown' is unknown; choose one of") as refusal:
         defaults.read(f"{path}:unknown")

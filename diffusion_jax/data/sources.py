@@ -30,6 +30,8 @@ class Source:
         flip: mirror half of the images when augmenting.
         dequantize: replace the grey level k of a value by a uniform draw from [k, k + 1).
         levels: number of grey levels that the 8-bit values hold, level k as round(255 k / (levels - 1)).
+        low_res: side of the condition "image" that a batch has beside x, which is x as it is there, averaged; 0 for
+            none, or the one that `read` gives.
         num_workers: threads that should read ahead.
     """
 
@@ -40,6 +42,7 @@ class Source:
     flip: bool = False
     dequantize: bool = False
     levels: int = 256
+    low_res: int = 0
     num_workers: int = 0
 
     def __len__(self) -> int:
@@ -74,10 +77,10 @@ class Source:
             if self.dequantize:
                 noise = uniform[:, self.flip : self.flip + math.prod(self.shape)].reshape(x.shape)
                 k = x if self.levels == 256 else np.round(x * np.float32((self.levels - 1) / 255))
-                return batch | {"x": (k + noise) * np.float32(2 / self.levels) - np.float32(1)}
+                x = (k + noise) * np.float32(2 / self.levels) - np.float32(1)
         if x.dtype == np.uint8:
             x = x / np.float32(127.5) - np.float32(1)
-        return batch | {"x": x}
+        return ({"image": _averaged(x, self.low_res)} if self.low_res else {}) | batch | {"x": x}
 
 
 def load(
@@ -102,6 +105,7 @@ def load(
     caption_key: str = "",
     label_key: str = "",
     max_tokens: int = 0,
+    low_res: int = 0,
     tokenize: Tokenize | None = None,
 ) -> Source:
     """Open one split of a data set. The arguments are the keys of `config.data`.
@@ -133,6 +137,7 @@ def load(
         label_key: where the class of each example is, a number or a string; strings are sorted. For "arrays" the name
             of an array ("labels", "label" and "cond" need no asking for), for "folder" a field of metadata.jsonl.
         max_tokens: length of "tokens", to which texts are cut or padded; see `data.captions`.
+        low_res: side of the condition "image" that is made of every example for models of super-resolution.
         tokenize: texts -> their tokens; by default the bytes of each, see `data.captions`.
 
     Raises:
@@ -163,7 +168,7 @@ def load(
         if "image" in arrays.others and flip:
             raise ValueError(f"data.flip: {path} holds images as conditions, which are not flipped with the examples.")
         if arrays.x.dtype != np.uint8:
-            source = _float_source(path, arrays, image_size, channels, crop, flip, dequantize)
+            source = _with_low_res(_float_source(path, arrays, image_size, channels, crop, flip, dequantize), low_res)
             return _with_conditions(source, arrays.others, captions, max_tokens, tokenize)
     if channels not in (None, 1, 3):
         raise ValueError(f"data.channels must be 1 or 3, got {channels}.")
@@ -177,8 +182,21 @@ def load(
         found = builders.tfds_images(name, split, path)
     source = _decoded(found, image_size, channels, crop, cache_bytes)
     source = dataclasses.replace(source, flip=flip, dequantize=dequantize, levels=levels, num_workers=num_workers)
+    source = _with_low_res(source, low_res)
     others = arrays.others if name == "arrays" else {"caption": found.captions} if found.captions else {}
     return _with_conditions(source, others, captions, max_tokens, tokenize)
+
+
+def _with_low_res(source: Source, low_res: int) -> Source:
+    if low_res and (len(source.shape) != 3 or source.shape[0] % low_res or source.shape[1] % low_res):
+        raise ValueError(f"low_res={low_res} must divide the sides of images, and examples have shape {source.shape}.")
+    return dataclasses.replace(source, low_res=low_res)
+
+
+def _averaged(x: np.ndarray, side: int) -> np.ndarray:
+    """Images of `side` pixels, each the average of a square of those of x."""
+    n, height, width, channels = x.shape
+    return x.reshape(n, side, height // side, side, width // side, channels).mean((2, 4), dtype=np.float32)
 
 
 def _with_conditions(

@@ -253,3 +253,18 @@ def test_folder_with_captions(tmp_path):
     (tmp_path / "sub" / "a.png").unlink()
     with pytest.raises(ValueError, match=r"'text' of b\.png must be a string, got 3"):
         data.load(**options, caption_key="text")
+
+
+def test_low_resolution_images_are_averages_of_what_is_drawn(tmp_path):
+    """Also of images that are flipped; a side that does not divide the images' is refused."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x=images)
+    options = dict(name="arrays", path=str(tmp_path / "a.npz"), flip=True)
+    batch = data.load(**options, low_res=2).batch(np.arange(6), np.random.default_rng(1), augment=True)
+    assert batch["image"].shape == (6, 2, 2, 3)
+    for i, j in np.ndindex(2, 2):
+        corner = batch["x"][:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
+        np.testing.assert_allclose(batch["image"][:, i, j], corner.mean((1, 2)), atol=1e-6)
+    assert "image" not in data.load(**options).batch(np.arange(6))
+    with pytest.raises(ValueError, match="low_res=3 must divide"):
+        data.load(**options, low_res=3)
