@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -36,7 +36,7 @@ from diffusion_jax import (
     times,
     weightings,
 )
-from diffusion_jax.conditions import Conditions
+from diffusion_jax.conditions import NO_RATES, Conditions
 from diffusion_jax.data import latents, toys
 from diffusion_jax.guidance import steering, thresholding
 from diffusion_jax.networks.adm import ADM
@@ -220,7 +220,9 @@ def conditions(config: ConfigDict) -> Conditions:
         )
 
 
-def _diffusion(config: ConfigDict, cond_dropout: float = 0.0) -> systems.Diffusion:
+def _diffusion(
+    config: ConfigDict, cond_dropout: float = 0.0, cond_dropouts: Mapping[str, float] = NO_RATES
+) -> systems.Diffusion:
     process = construct(PROCESSES, "process", config.process)
     param = parameterization(config)
     weighting = construct(WEIGHTINGS, "weighting", config.weighting)
@@ -241,7 +243,7 @@ def _diffusion(config: ConfigDict, cond_dropout: float = 0.0) -> systems.Diffusi
     learned = config.loss.name in checks.LEARNED_VARIANCE
     read = conditions(config)
     checks.check_outputs(config, data_shape(config), init, apply, read, learned_variance=learned)
-    checks.check_guidance(config, read, cond_dropout)
+    checks.check_guidance(config, read, cond_dropout, cond_dropouts)
     loss = construct(
         LOSSES,
         "loss",
@@ -264,6 +266,7 @@ def _diffusion(config: ConfigDict, cond_dropout: float = 0.0) -> systems.Diffusi
         loss_fn=loss,
         conditions=read,
         cond_dropout=cond_dropout,
+        cond_dropouts=cond_dropouts,
         embed=embedding(config) if read.shapes else lambda params, cond: cond,
         guidance=construct(GUIDANCE, "guidance", config.guidance, config=config, trained=trained),
         threshold=construct(THRESHOLDS, "sampling.threshold", config.sampling.threshold),

@@ -6,7 +6,7 @@ import importlib.util
 import math
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -170,10 +170,22 @@ def check_outputs(
         )
 
 
-def check_guidance(config: ConfigDict, conditions: Conditions, cond_dropout: float) -> None:
+def check_guidance(
+    config: ConfigDict, conditions: Conditions, cond_dropout: float, cond_dropouts: Mapping[str, float]
+) -> None:
     """Refuse classifier-free guidance of a model without conditions; warn of one that never saw their absence."""
-    if not 0 <= cond_dropout < 1:
-        raise ConfigError(f"config.system.cond_dropout={cond_dropout} must be in [0, 1)")
+    rates = {"cond_dropout": cond_dropout, **{f"cond_dropouts.{name}": rate for name, rate in cond_dropouts.items()}}
+    for field, rate in rates.items():
+        check_type(f"system.{field}", rate, "float")
+        if not 0 <= rate < 1:
+            raise ConfigError(f"config.system.{field}={rate} must be in [0, 1)")
+    names = [name for name in conditions.shapes if name != "mask"]
+    for name in cond_dropouts:
+        if name not in names:
+            raise ConfigError(
+                f"config.system.cond_dropouts.{name}: the network has no such condition to drop{suggest(name, names)}; "
+                f"it has {', '.join(names) or 'none'}"
+            )
     if cond_dropout and not conditions.shapes:
         raise ConfigError(
             f"config.system.cond_dropout={cond_dropout}: the network has no conditions to drop; set "
@@ -186,7 +198,8 @@ def check_guidance(config: ConfigDict, conditions: Conditions, cond_dropout: flo
             "config.guidance.name='classifier_free' needs a conditional model; this network reads no condition: set "
             "config.network.num_classes, for example"
         )
-    if cond_dropout == 0 and config.guidance.get("scale", 1.0) != 1:
+    ever = cond_dropout or all(cond_dropouts.get(name) for name in names)
+    if not ever and config.guidance.get("scale", 1.0) != 1:
         warnings.warn(
             f"config.guidance.scale={config.guidance.scale}, but config.system.cond_dropout=0: the model was never "
             "trained without its condition, so there is no unconditional branch to guide away from",

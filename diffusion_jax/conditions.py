@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from jaxtyping import Array, Key
 
 from diffusion_jax.types import Cond
+
+NO_RATES: Mapping[str, float] = types.MappingProxyType({})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,19 +100,29 @@ network has read | empty mask |
         """What stands for no condition, `batch` times; None where there are no conditions."""
         return self._null(batch) or None
 
-    def dropped(self, key: Key[Array, ""], cond: Cond, rate: float) -> Cond:
+    def dropped(self, key: Key[Array, ""], cond: Cond, rate: float, rates: Mapping[str, float] = NO_RATES) -> Cond:
         """`cond` with all conditions of a row replaced by none, in each row with probability `rate`.
 
-        A network so trained is conditional and unconditional in one (arXiv:2207.12598, algorithm 1).
+        A network so trained is conditional and unconditional in one (arXiv:2207.12598, algorithm 1). Beside that, and
+        independently of it and of each other, a condition named in `rates` is replaced with the probability there, a
+        mask with its tokens: the network learns what each condition does without the others (arXiv:2211.09800,
+        section 3.2.1).
         """
-        if cond is None or rate == 0:
+        if cond is None or (rate == 0 and not any(rates.values())):
             return cond
-        drop = jax.random.bernoulli(key, rate, jax.tree.leaves(cond)[0].shape[:1])
-        return jax.tree.map(
-            lambda c, none: jnp.where(drop.reshape(-1, *(1,) * (c.ndim - 1)), none.astype(c.dtype), c),
-            cond,
-            self._null(1),
-        )
+        rows = jax.tree.leaves(cond)[0].shape[:1]
+        together, null = jax.random.bernoulli(key, rate, rows), self._null(1)
+        alone = {
+            name: jax.random.bernoulli(jax.random.fold_in(key, i), rates[name], rows)
+            for i, name in enumerate(self.shapes)
+            if rates.get(name)
+        }
+
+        def replaced(name: str, c: Array) -> Array:
+            drop = together | alone.get("tokens" if name == "mask" else name, False)
+            return jnp.where(drop.reshape(-1, *(1,) * (c.ndim - 1)), null[name].astype(c.dtype), c)
+
+        return {name: replaced(name, c) for name, c in cond.items()}
 
     def check(self, cond: Mapping[str, np.ndarray]) -> None:
         """Raises ValueError unless `cond` holds these conditions, of the right shapes and with ids in range."""

@@ -45,6 +45,28 @@ def test_dropping_replaces_all_conditions_of_a_row_at_the_rate():
     assert ALL.dropped(jax.random.key(1), cond, 0.0) is cond
 
 
+def test_conditions_are_dropped_each_at_its_rate_and_together():
+    """Independently: the rates of combinations are products, beside the rate of all at once."""
+    num = 20_000
+    conditions = Conditions(num_classes=3, token_dim=1, max_tokens=2, image_shape=(1, 1, 1))
+    ones = {name: jnp.ones((num, *entry.shape), entry.dtype) for name, entry in conditions.shapes.items()}
+    dropped = conditions.dropped(jax.random.key(1), ones, 0.05, {"tokens": 0.1, "image": 0.3})
+    label, tokens, image = (
+        np.asarray(dropped[name] == null).reshape(num, -1).all(1)
+        for name, null in (("label", 3), ("tokens", 0.0), ("image", 0.0))
+    )
+    np.testing.assert_array_equal(tokens, ~np.asarray(dropped["mask"]).any(1))
+    np.testing.assert_array_equal(tokens, ~np.asarray(dropped["mask"]).all(1))
+    for found, rate in (
+        (label, 0.05),
+        (tokens & ~image, 0.95 * 0.1 * 0.7),
+        (image & ~tokens, 0.95 * 0.9 * 0.3),
+        (tokens & image & ~label, 0.95 * 0.1 * 0.3),
+        (label & tokens & image, 0.05),
+    ):
+        assert abs(found.mean() - rate) < 4 * np.sqrt(rate * (1 - rate) / num), rate
+
+
 def test_conditions_of_two_are_together():
     both = Conditions(vector_dim=2) | Conditions(num_classes=3)
     assert set(both.shapes) == {"label", "vector"}

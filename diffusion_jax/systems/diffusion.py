@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -46,7 +46,8 @@ class Diffusion:
     steps: int
     shape: tuple[int, ...]
     conditions: Conditions = NO_CONDITIONS  # that the network reads
-    cond_dropout: float = 0.0  # how often training replaces them by none
+    cond_dropout: float = 0.0  # how often training replaces them by none, all at once
+    cond_dropouts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # and each of these alone
     embed: Callable[[Params, Cond], Any] = lambda params, cond: cond  # reads conditions once per sample
     guidance: Guidance = UNGUIDED
     threshold: Threshold = lambda D: D  # keeps what solvers see of D in its range
@@ -67,9 +68,9 @@ class Diffusion:
         if self.resampler is not None:
             arguments["times"] = self.resampler.draw(params["frozen"]["resampler"])
         cond = self.conditions.of(batch)
-        if self.cond_dropout and train is not None:
+        if (self.cond_dropout or self.cond_dropouts) and train is not None:
             key, drop_key = jax.random.split(key)
-            cond = self.conditions.dropped(drop_key, cond, self.cond_dropout)
+            cond = self.conditions.dropped(drop_key, cond, self.cond_dropout, self.cond_dropouts)
         loss, aux = self.loss_fn(params["network"], key, batch["x"], cond, **arguments)
         followed = (("t",) if self.resampler else ()) + (("vlb",) if self.learned_variance else ())
         return loss, {name: aux[name] for name in followed}

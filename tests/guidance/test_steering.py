@@ -177,6 +177,8 @@ def test_guidance_without_a_condition_is_refused_and_without_dropout_warned_of()
     for changes, message in (
         (dict(system__cond_dropout=0.1), "has no conditions to drop"),
         (dict(network__num_classes=8, system__cond_dropout=1.0), "must be in"),
+        (dict(network__num_classes=8, system__cond_dropouts={"label": 1.0}), r"cond_dropouts\.label=1\.0 must be in"),
+        (dict(network__num_classes=8, system__cond_dropouts={"labels": 0.1}), "did you mean 'label'"),
         (dict(network__num_classes=8, guidance=dict(name="classifier_free", schedule="quadratic")), "schedule is 'qua"),
         (dict(network__num_classes=8, guidance=dict(name="classifier_free", interval=(0.5, 0.2))), "interval is"),
     ):
