@@ -125,6 +125,7 @@ NETWORKS = {
     "dhariwal_unet": DhariwalUNet,
     "dit": DiT,
     "encoder_unet": EncoderUNet,
+    **text_to_image.NETWORKS,
 }
 PREDICTORS = {
     "ancestral": solvers.ancestral,
@@ -132,7 +133,6 @@ PREDICTORS = {
     "euler_maruyama": solvers.euler_maruyama,
     "reverse_diffusion": solvers.reverse_diffusion,
     "euler": solvers.euler,
-    **text_to_image.NETWORKS,
     "heun": solvers.heun,
 }
 
@@ -169,6 +169,7 @@ GUIDANCE = {
     "classifier_free": steering.free,
     "classifier": guides.classifier,
     "autoguidance": guides.autoguidance,
+    "instruct_pix2pix": steering.instruct,
 }
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": likelihood.ode, "bound": bounds.bound}
@@ -176,7 +177,6 @@ LIKELIHOODS = {"none": lambda: None, "ode": likelihood.ode, "bound": bounds.boun
 
 def data_shape(config: ConfigDict) -> tuple[int, ...]:
     """The shape of one example: [size, size, channels], or [2] for points in the plane."""
-    "instruct_pix2pix": steering.instruct,
     if config.data.get("name") == "toy":
         return (2,)
     if config.data.get("name") == "latents":
@@ -354,24 +354,24 @@ SYSTEMS |= dict.fromkeys(
     ("autoencoder_kl", "vqgan"), lambda config: first_stages.autoencoder(config, data_shape(config))
 )
 SYSTEMS["latent_diffusion"] = lambda config: first_stages.latent_diffusion(config, trained, system)
+SYSTEMS["text_to_image"] = lambda config: text_to_image.text_to_image(config, system)
 # What a fresh start takes from other runs, by system.
 PRETRAINED = {
     "autoencoder_kl": first_stages.pretrained,
     "vqgan": first_stages.pretrained,
     "latent_diffusion": lambda config: first_stages.pretrained_first_stage(config, trained),
+    "text_to_image": text_to_image.pretrained,
     "variational_dequantization": lambda config: {
         "frozen": {"diffusion": trained(config.system.model, "config.system.model").load()}
     },
 }
 
 
-SYSTEMS["text_to_image"] = lambda config: text_to_image.text_to_image(config, system)
 def trained(path: str, field: str) -> Trained:
     """The trained run in the work directory `path`, which `field` of a config names. Raises ConfigError."""
     return open_run(path, field, system)
 
 
-    "text_to_image": text_to_image.pretrained,
 def pretrained(config: ConfigDict) -> Params:
     """Parameters that a fresh start of the system takes from other runs, such as {"frozen": {"first_stage": ...}}."""
     return PRETRAINED.get(config.system.name, lambda config: {})(config)
@@ -445,6 +445,7 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
         section,
         evaluation=evaluation,
         max_tokens=read.max_tokens,
+        tokenize=text_to_image.tokenizer(config) if config.system.name == "text_to_image" else None,
         low_res=config.network.get("low_res", 0),
     )
     if loaded.shape != data_shape(config):
@@ -457,8 +458,6 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
     if config.evaluation.likelihood.name != "none" and data_levels(config):
         try:
             dequantization.check_levels(data.arrays(loaded, 256)["x"], data_levels(config))
-        tokenize=text_to_image.tokenizer(config) if config.system.name == "text_to_image" else None,
-        low_res=config.network.get("low_res", 0),
         except ValueError as error:
             raise ConfigError(f"config.evaluation.likelihood ({config.evaluation.likelihood.name}): {error}") from error
     example = loaded.batch(np.zeros(1, np.int64))
