@@ -183,11 +183,34 @@ def _state_dict(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
 def _unwrapped(content: Any) -> dict[str, Any] | None:
     if not isinstance(content, dict):
         return None
+    averaged = _averaged(content)
+    if averaged is not None:
+        return averaged
     for key in _WRAPPERS:
         inner = _unwrapped(content.get(key))
         if inner is not None:
             return inner
     return content if any(isinstance(value, np.ndarray) and value.ndim for value in content.values()) else None
+
+
+def _averaged(content: dict[str, Any]) -> dict[str, Any] | None:
+    """The weights under "model" with the averages of those that are trained, which lie in their order under "ema".
+
+    None where there are no such averages. What has not the shape of the next average is not trained. Raises ValueError
+    for averages of something else.
+    """
+    model, ema = content.get("model"), content.get("ema")
+    averages = ema.get("shadow_params") if isinstance(ema, dict) else None
+    if not isinstance(model, dict) or not isinstance(averages, list | tuple):
+        return None
+    left = [average for average in averages if isinstance(average, np.ndarray)][::-1]
+    result = {}
+    for name, array in model.items():
+        trained = left and isinstance(array, np.ndarray) and array.shape == left[-1].shape
+        result[name] = left.pop() if trained else array
+    if left:
+        raise ValueError("a file whose averages, in ema.shadow_params, are not those of the weights in its model")
+    return result
 
 
 def _write(path: pathlib.Path, arrays: Mapping[str, Any], names: list[str]) -> pathlib.Path:
