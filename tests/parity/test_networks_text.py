@@ -22,11 +22,11 @@ TOLERANCE = 2e-5
 
 
 def shaken(model, torch):
-    """Noise on every parameter, so that none is zero or one."""
+    """The same noise in every run for each parameter, around one for the scales of norms and around zero otherwise."""
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+        for name, parameter in model.named_parameters():
+            parameter.copy_(("norm" in name and name.endswith("weight")) + 0.3 * torch.randn_like(parameter))
     return model.eval()
 
 
