@@ -4,12 +4,13 @@ The files are PyTorch state dicts; what they are for is `networks.adm.ADM` and `
 """
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
-from diffusion_jax.weights.layout import Layout, Rules
+from diffusion_jax.weights.layout import Layout
 
 _DENSE = r"\.(qkv|qkv_proj|c_proj|proj_out)\.kernel$"
-# Before the general rule: within a transformer "proj_out" is a convolution of ours as of theirs.
-_TRANSFORMER: Rules = ((r"\.proj_(in|out)\.kernel$", "kernel"),)
+_LDM = "model.diffusion_model."
 
 # Models and noisy classifiers of guided-diffusion, models of improved-diffusion: attention has Conv1d layers.
 LAYOUT = Layout(
@@ -18,5 +19,28 @@ LAYOUT = Layout(
 )
 # Consistency models (arXiv:2303.01469), and the EDM models they are distilled from: attention has Conv2d layers.
 CONSISTENCY = Layout(kinds=((_DENSE, "dense_as_conv2d"),))
-# LDM (arXiv:2112.10752), in a checkpoint with its first stage: without and with transformers, which read a context.
-LDM = dataclasses.replace(LAYOUT, prefix="model.diffusion_model.")
+# LDM (arXiv:2112.10752), in one checkpoint with its first stage, and the averages there, whose names have no dots.
+LDM = dataclasses.replace(LAYOUT, prefix=_LDM)
+_TRANSFORMER = Layout(
+    rename=((r"\.ff\.proj_in$", ".ff.net.0.proj"), (r"\.ff\.proj_out$", ".ff.net.2"), (r"\.to_out$", ".to_out.0"))
+)
+LDM_TRANSFORMER = dataclasses.replace(_TRANSFORMER, prefix=_LDM)
+# The one with classes, whose table of tokens lies beside the network.
+LDM_CLASSES = Layout(
+    rename=(*_TRANSFORMER.rename, (r"^label_emb$", "cond_stage_model.embedding"), (r"^(?!cond_stage_model)", _LDM)),
+    ignored=(r"^(?!model\.diffusion_model\.|cond_stage_model\.)",),
+)
+
+
+def layouts(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
+    """The layouts of files of an `ADM` with these arguments, averages before what they are averages of."""
+    if arguments["class_token_dim"]:
+        return (LDM_CLASSES,)
+    if arguments["token_dim"]:
+        return _TRANSFORMER, averages(LDM_TRANSFORMER), LDM_TRANSFORMER
+    return LAYOUT, CONSISTENCY, averages(LDM), LDM
+
+
+def averages(layout: Layout) -> Layout:
+    """The averages in a checkpoint of LDM whose weights `layout` describes."""
+    return dataclasses.replace(layout, prefix="model_ema.diffusion_model", names=((r"\.", ""),))
