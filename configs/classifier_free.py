@@ -17,7 +17,7 @@ the retrieval score of docs/metrics.md for held-out names. For a folder of image
 config.data.caption_key=.txt for text files beside them, or the name of a field of metadata.jsonl.
 
 `cifar10` is DDPM's setting for CIFAR-10 with classes. The paper's own models are for ImageNet at 64 x 64 and 128 x 128
-and have another network; it reports FID 1.55 at 64 x 64 with w = 0.1, which is a scale of 1.1 here.
+and have ADM's network, as `adm.py`; it reports FID 1.55 at 64 x 64 with w = 0.1, which is a scale of 1.1 here.
 """
 
 from typing import Any

@@ -119,11 +119,12 @@ def paper(
     batch_size: int,
     learning_rate: float,
     weight: float,
+    n_layers: int = 3,
     attention_levels: tuple[int, ...] = (),
 ) -> ConfigDict:
     """256 x 256 pixels; numbers of training as in the authors' code and list of models."""
     return vqgan(
-        system=system(perceptual="lpips", start=start, decay=0.0, weight=weight),
+        system=system(perceptual="lpips", start=start, decay=0.0, weight=weight, n_layers=n_layers),
         network=dict(
             name="vq_model",
             block_out_channels=block_out_channels,
@@ -147,7 +148,7 @@ def openimages_f4() -> ConfigDict:
 
 
 def openimages_f8() -> ConfigDict:
-    ldm = dict(start=1, batch_size=10, learning_rate=4.5e-5, weight=0.6)
+    ldm = dict(start=1, batch_size=10, learning_rate=4.5e-5, weight=0.6, n_layers=2)
     widths = (128, 256, 256, 512)
     return paper(*widths, latent_channels=4, codes=16384, num_steps=971_043, attention_levels=(3,), **ldm)
 
