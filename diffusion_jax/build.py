@@ -77,6 +77,7 @@ LABELS = {
     "index": parameterizations.index_label,
     "timestep": parameterizations.timestep_label,
     "log_sigma": parameterizations.log_sigma_label,
+    "log_sigma_unit": parameterizations.log_sigma_unit_label,
     "log_snr": parameterizations.log_snr_label,
 }
 WEIGHTINGS = {

@@ -59,6 +59,9 @@ def defaults() -> ConfigDict:
                 reference="",  # images, or a file of their statistics, in the place of the training split
                 likelihood=dict(name="none"),
             ),
+            # Low-rank updates are trained in the place of the network: rank 0 for none, alpha 0 for that of the rank;
+            # of which layers, by default those of attention; a file of updates to begin with or, for rank 0, to add.
+            lora=dict(rank=0, alpha=0.0, modules=r"(to_[qkv]|to_out|qkv|attn\.proj)$", weights="", scale=1.0),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             profile=dict(after=10, steps=0),  # trace so many steps, leaving out the first `after` of the run
             weights="",

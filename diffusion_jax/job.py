@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -14,9 +15,11 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from diffusion_jax import build, checks, public, workdir
+from diffusion_jax.low_rank import LowRank, learner, merge, plain
 from diffusion_jax.pretrained import restore_averaged
 from diffusion_jax.sections import ConfigError, refusal
 from diffusion_jax.training import mesh as meshes
+from diffusion_jax.training.mesh import path_name
 from diffusion_jax.training.step import TrainState, init_state, make_train_step
 from diffusion_jax.types import Params, System
 
@@ -30,7 +33,9 @@ class Job:
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
-    state: TrainState  # abstract: shapes, dtypes and layout on the mesh
+    learner: System  # what is trained: `system`, or low-rank updates of it
+    state: TrainState  # of the learner; abstract: shapes, dtypes and layout on the mesh
+    params: PyTree[jax.ShapeDtypeStruct]  # of `system`, likewise
     batch: dict[str, jax.ShapeDtypeStruct]
 
     @property
@@ -56,18 +61,24 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Job:
     with refusal(f"config.network ({config.network.name}) does not fit the data or config.ema"):
         state = jax.eval_shape(lambda key: init_state(system, optimizer, config.ema.rates, key), jax.random.key(0))
         jax.eval_shape(lambda p, b: system.loss(p, jax.random.key(0), b, None), state.params, batch)
-    state = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        state,
-        meshes.state_sharding(mesh, state),
-    )
+    state = _laid_out(mesh, state)
+    params = state.params
+    with refusal("config.lora"):
+        trained = learner(config.lora, system)
+    if trained is not system:
+        if "codebook_weight" in config.system:
+            raise ConfigError(f"config.lora.rank={config.lora.rank} must be 0: a codebook changes without gradients")
+        state = jax.eval_shape(lambda key: init_state(trained, optimizer, config.ema.rates, key), jax.random.key(0))
+        state = _laid_out(mesh, state)
     return Job(
         config=config,
         system=system,
         optimizer=optimizer,
         learning_rate=learning_rate,
         mesh=mesh,
+        learner=trained,
         state=state,
+        params=params,
         batch=batch,
     )
 
@@ -75,7 +86,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Job:
 def train_step(job: Job, accumulate: int | None = None) -> Callable:
     """The step that trains `job`, see `make_train_step`; `accumulate` stands in for config.training.accumulate."""
     return make_train_step(
-        job.system,
+        job.learner,
         job.optimizer,
         num_steps=job.config.training.num_steps,
         ema_rates=job.config.ema.rates,
@@ -87,51 +98,103 @@ def train_step(job: Job, accumulate: int | None = None) -> Callable:
 def fresh_state(job: Job) -> TrainState:
     """The state of step 0, with the parameters of config.weights and of the runs that the system stands on."""
 
-    def start(key: Any) -> TrainState:
-        return init_state(job.system, job.optimizer, job.config.ema.rates, key)
+    def start(key: Any, params: Params | None) -> TrainState:
+        return init_state(job.learner, job.optimizer, job.config.ema.rates, key, params)
 
-    given = load_params(job, pathlib.Path(job.config.weights)) if job.config.weights else None
-    others = {} if given else build.pretrained(job.config)
-    state = jax.jit(start, out_shardings=job.layout)(jax.random.key(job.config.seed))
-    if given is None:
-        placed = jax.device_put(others, _part(job.layout.params, others))
-        return dataclasses.replace(state, params=_filled(state.params, placed))
-    params, _ = given
-    # The average is a copy, because the train step gives away every buffer of its state once.
-    ema = {
-        rate: {group: jax.tree.map(lambda x: x.copy(), params[group]) for group in state.ema[rate]}
-        for rate in state.ema
-    }
-    return dataclasses.replace(state, params=params, ema=ema)
+    key = jax.random.key(job.config.seed)
+    given = load_params(job, pathlib.Path(job.config.weights))[0] if job.config.weights else None
+    if given is not None:
+        if isinstance(job.learner, LowRank):
+            given = _with_factors(job, key, given)
+        # The averages are copies, because the train step gives away every buffer of its state once.
+        return jax.jit(start, out_shardings=job.layout, donate_argnums=1)(key, given)
+    if job.learner is not job.system:
+        raise ConfigError(
+            f"config.lora.rank={job.config.lora.rank} fine-tunes weights that are there; give config.weights"
+        )
+    others = build.pretrained(job.config)
+    state = jax.jit(start, out_shardings=job.layout)(key, None)
+    placed = jax.device_put(others, _part(job.layout.params, others))
+    return dataclasses.replace(state, params=_filled(state.params, placed))
 
 
 def averaged(job: Job, params: Params, ema: dict[str, Params]) -> Params:
-    """The parameters that samples come from: `params` with the average of config.sampling.ema_rate put in."""
-    return {**params, **ema[checks.ema_rate(job.config)]} if ema else params
+    """The parameters of `job.system` that samples come from, with the average of config.sampling.ema_rate put in."""
+    return plain(job.learner, {**params, **ema[checks.ema_rate(job.config)]} if ema else params)
 
 
 def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     """The averaged parameters of the newest checkpoint in the work directory `directory`, and its step.
 
     `directory` may also be a public checkpoint, see `public`: the network comes from it, everything else from a fresh
-    start, and the step is 0.
+    start, and the step is 0. Low-rank updates of its run, and those of config.lora.weights, are added to the network.
 
     Raises ConfigError if there is none or it is of another model.
     """
     if public.is_public(directory):
-        return _public_params(job, directory), 0
+        params, step = _public_params(job, directory), 0
+    else:
+        params, step = _of_run(job, directory)
+    section = job.config.lora
+    if section.weights and not section.rank:
+        with refusal("config.lora.weights"):
+            factors = public.read_factors(section.weights, job.config.network.to_dict(), job.params["network"])
+            network = jax.jit(merge, donate_argnums=0)(params["network"], factors, section.scale)
+        params = {**params, "network": network}
+    return params, step
+
+
+def _of_run(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     if not (directory / "checkpoints").is_dir():
         raise ConfigError(
             f"{directory} holds no checkpoint; train first, or give its --workdir, or as config.weights that of another"
             " run, a folder of diffusers or a file of weights"
         )
     workdir.check_same_model(job.config, directory, resume=False)
-    return restore_averaged(directory, job.config, job.state.params, job.state.ema)
+    saved = (workdir.read_config(directory) or job.config).get("lora", {})
+    section = dict(rank=0, alpha=0.0, modules="") | dict(saved if isinstance(saved, dict | ConfigDict) else {})
+    with refusal(f"{directory}: config.lora"):
+        trained = learner(section, job.system)
+    start = functools.partial(init_state, trained, job.optimizer, job.config.ema.rates)
+    state = _laid_out(job.mesh, jax.eval_shape(start, jax.random.key(0)))
+    params, step = restore_averaged(directory, job.config, state.params, state.ema)
+    return plain(trained, params), step
+
+
+def _laid_out(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, state: TrainState) -> TrainState:
+    """An abstract state with its layout on the mesh."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        state,
+        meshes.state_sharding(mesh, state),
+    )
+
+
+def _with_factors(job: Job, key: Any, params: Params) -> Params:
+    """The parameters of the learner, with new factors or those of config.lora.weights."""
+    adopted = jax.jit(job.learner.adopt, donate_argnums=1, out_shardings=job.layout.params)(key, params)
+    section = job.config.lora
+    if not section.weights:
+        return adopted
+    with refusal("config.lora.weights"):
+        factors = public.read_factors(section.weights, job.config.network.to_dict(), job.params["network"])
+        shapes = [{path_name(p): x.shape for p, x in jax.tree.leaves_with_path(t)} for t in (factors, adopted["lora"])]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{section.weights} has updates of {len(shapes[0]) // 2} layers, not those that config.lora.rank="
+                f"{section.rank} and modules={section.modules!r} make, of {len(shapes[1]) // 2}"
+            )
+        # B holds the scale of the file.
+        factors = jax.tree.map_with_path(
+            lambda p, x: x / job.learner.scale if path_name(p).endswith("up") else x, factors
+        )
+    return {**adopted, "lora": jax.device_put(factors, job.layout.params["lora"])}
 
 
 def _public_params(job: Job, path: pathlib.Path) -> Params:
     """Those of a fresh start, with the network from a public checkpoint; both parts are laid out on the mesh."""
-    abstract, layout = job.state.params, job.layout.params
+    abstract = job.params
+    layout = jax.tree.map(lambda x: x.sharding, abstract)
     given = getattr(job.system, "diffusion", job.system)  # of latents, where there is a first stage
     with refusal("config.weights"):
         section = job.config.network.to_dict()

@@ -50,13 +50,13 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
             source, batch_size=settings.batch_size, seed=config.seed, process_index=share, process_count=shares
         )
         stack.enter_context(faults.explained(directory))
-        start = checkpoints.latest_step() or 0
-        if start:
+        start = checkpoints.latest_step()
+        if start is not None:
             with refusal("checkpoint"):
                 state, start = checkpoints.restore(job.state, batches)
             _say(f"resuming from step {start} in {directory}", *differences)
         else:
-            state = fresh_state(job)
+            state, start = fresh_state(job), 0
         if start < settings.num_steps:
             stack.enter_context(workdir.only_trainer(directory))
             checkpoints.remove_unfinished()

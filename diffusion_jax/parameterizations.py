@@ -42,6 +42,11 @@ def log_sigma_label(process: Process, t: Time) -> Time:
     return jnp.log(process.sigma(t) / process.alpha(t))
 
 
+def log_sigma_unit_label(process: Process, t: Time) -> Time:
+    """log(sigma / 2 alpha): of networks trained on data in [0, 1], whose noise is half of what it is on [-1, 1]."""
+    return jnp.log(process.sigma(t) / (2 * process.alpha(t)))
+
+
 def log_snr_label(process: Process, t: Time) -> Time:
     """999 (13.3 - log SNR) / 18.3: in 0..999 for log SNR from 13.3 to -5, where VDM's schedule starts and ends."""
     return 999 * (13.3 - log_snr(process, t)) / 18.3

@@ -18,7 +18,7 @@ def plan(job: Job) -> list[str]:
     """Parameters by group, memory and floating-point operations per step and device, and the layout of parameters."""
     settings, devices = job.config.training, math.prod(job.mesh.shape.values())
     rows = settings.batch_size // settings.accumulate // (job.mesh.shape["data"] * job.mesh.shape["fsdp"])
-    activations = summary.activation_bytes(job.system, job.state.params, job.batch)
+    activations = summary.activation_bytes(job.learner, job.state.params, job.batch)
     parts = {**summary.state_bytes(job.state), "gradient": summary.gradient_bytes(job.state)}
     parts["activations"] = (round(activations * rows * devices), round(activations * rows))
     parts["sum"] = tuple(sum(column) for column in zip(*parts.values(), strict=True))

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import checks, workdir
 from diffusion_jax.defaults import defaults, replace
+from diffusion_jax.low_rank import learner, plain
 from diffusion_jax.sections import ConfigError, refusal
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training import mesh as meshes
@@ -35,7 +36,9 @@ class Trained:
         Raises ConfigError if no checkpoint can be read or they do not belong to config.json.
         """
         mesh = jax.sharding.get_mesh()
-        params = jax.eval_shape(self.system.init, jax.random.key(0))
+        with refusal(f"{self.field}: config.lora"):
+            trained = learner(self.config.lora, self.system)
+        params = jax.eval_shape(trained.init, jax.random.key(0))
         ema = jax.eval_shape(lambda p: averages.init(p, self.config.ema.rates), params)
         if not mesh.empty:
             everywhere = meshes.replicated(mesh)
@@ -43,7 +46,7 @@ class Trained:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (params, ema)
             )
         with refusal(self.field):
-            return restore_averaged(self.directory, self.config, params, ema)[0]
+            return plain(trained, restore_averaged(self.directory, self.config, params, ema)[0])
 
 
 def open_run(path: str, field: str, make_system: Callable[[ConfigDict], System]) -> Trained:

@@ -14,6 +14,8 @@ from diffusion_jax.types import Params, System
 from diffusion_jax.weights import families, folders
 from diffusion_jax.weights.files import open_weights
 from diffusion_jax.weights.layout import listing
+from diffusion_jax.weights.lora import read_lora
+from diffusion_jax.weights.options import with_defaults
 
 
 def is_public(path: pathlib.Path) -> bool:
@@ -53,6 +55,18 @@ def load_network(
         )
     _check_same(component, family, arguments)
     return component.load(abstract_params)
+
+
+def read_factors(path: str, section: Mapping[str, Any], network: PyTree[Any]) -> Params:
+    """The low-rank updates in a file for the network of a config, of the shapes `network`; see `read_lora`."""
+    family = families.named(section["name"])
+    arguments = with_defaults(family.network, section)
+    return read_lora(path, family.layouts(arguments)[0], network, prefix=prefix_of(section["name"]))
+
+
+def prefix_of(network: str) -> str:
+    """What diffusers calls the component of a pipeline that a denoiser is."""
+    return "transformer" if network == "dit" else "unet"
 
 
 def completed(system: System, network: Params, rest: Params) -> Params:

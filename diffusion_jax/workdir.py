@@ -17,13 +17,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from diffusion_jax.defaults import defaults
 from diffusion_jax.faults import replacing
 from diffusion_jax.sections import ConfigError
 
 # What decides the structure and the meaning of the parameters.
 MODEL = ("system", "process", "parameterization", "network")
 # What decides, beyond that, the structure of the train state.
-STATE = ("optimizer.name", "optimizer.groups", "ema.rates")
+STATE = ("optimizer.name", "optimizer.groups", "ema.rates", "lora.rank", "lora.alpha", "lora.modules")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -111,7 +112,7 @@ def check_same_model(config: ConfigDict, workdir: pathlib.Path, *, resume: bool)
     if saved is None:
         return []
     fixed = (*MODEL, "data.image_size", "data.channels", *(STATE if resume else ()))
-    differences = changes(config, saved)
+    differences = changes(config, {**defaults().to_dict(), **saved})  # the file may be older than a section
     refused = [line for line in differences if any(_key(line) == f or _key(line).startswith(f + ".") for f in fixed)]
     if refused:
         raise ConfigError(

@@ -35,11 +35,15 @@ def trained(params: dict[str, PyTree[Any]]) -> dict[str, PyTree[Any]]:
 
 
 def init_state(
-    system: System, optimizer: optax.GradientTransformation, ema_rates: Sequence[float], key: Key[Array, ""]
+    system: System,
+    optimizer: optax.GradientTransformation,
+    ema_rates: Sequence[float],
+    key: Key[Array, ""],
+    params: Params | None = None,
 ) -> TrainState:
-    """A fresh state; run it inside `jit`."""
+    """A fresh state, with `params` where they are given; run it inside `jit`."""
     init_key, train_key = jax.random.split(key)
-    params = system.init(init_key)
+    params = system.init(init_key) if params is None else params
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -10,14 +10,22 @@ import jax
 from flax import nnx
 from jaxtyping import PyTree
 
+from diffusion_jax.networks.adm import ADM
 from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
+from diffusion_jax.networks.clip import CLIPTextModel, CLIPVisionModel
+from diffusion_jax.networks.controlnet import ControlNetModel
 from diffusion_jax.networks.dit import DiT
+from diffusion_jax.networks.edm import DhariwalUNet, SongUNet
+from diffusion_jax.networks.encoder_unet import EncoderUNet
 from diffusion_jax.networks.functional import init_apply
+from diffusion_jax.networks.ldm_bert import LDMBert
 from diffusion_jax.networks.ncsnpp import NCSNpp
+from diffusion_jax.networks.t5 import T5Encoder
 from diffusion_jax.networks.unet import UNet
+from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
 from diffusion_jax.networks.vq_model import VQModel
 from diffusion_jax.types import Params
-from diffusion_jax.weights import autoencoders, dit, unet_2d
+from diffusion_jax.weights import adm, autoencoders, clip, dit, edm, ldm_bert, ncsnpp, t5, unet_2d, unet_2d_condition
 from diffusion_jax.weights.layout import Layout, import_params, mismatches
 from diffusion_jax.weights.options import with_defaults
 
@@ -59,7 +67,7 @@ FAMILIES = (
     Family(
         name="ncsnpp",
         network=NCSNpp,
-        layouts=lambda arguments: (unet_2d.ncsnpp_layout(len(arguments["ch_mult"])),),
+        layouts=lambda arguments: (unet_2d.ncsnpp_layout(len(arguments["ch_mult"])), *ncsnpp.originals(arguments)),
         class_names=("UNet2DModel",),
         arguments=unet_2d.ncsnpp_arguments,
         config_of=unet_2d.ncsnpp_config_of,
@@ -90,6 +98,62 @@ FAMILIES = (
         # The authors' network, which diffusers' computes a little differently, has the same weights.
         free=("sample_size", "dropout", "norm_eps"),
     ),
+    Family(
+        name="unet_2d_condition",
+        network=UNet2DConditionModel,
+        layouts=lambda arguments: (unet_2d_condition.LAYOUT,),
+        class_names=("UNet2DConditionModel",),
+        arguments=unet_2d_condition.arguments,
+        config_of=unet_2d_condition.config_of,
+    ),
+    Family(
+        name="controlnet",
+        network=ControlNetModel,
+        layouts=lambda arguments: (unet_2d_condition.LAYOUT,),
+        class_names=("ControlNetModel",),
+        arguments=unet_2d_condition.controlnet_arguments,
+        config_of=unet_2d_condition.controlnet_config_of,
+    ),
+    Family(
+        name="clip_text",
+        network=CLIPTextModel,
+        layouts=lambda arguments: (clip.TEXT, clip.OPENCLIP_TEXT, *clip.ORIGINAL_TEXT),
+        class_names=("CLIPTextModel", "CLIPTextModelWithProjection"),
+        arguments=clip.text_arguments,
+        config_of=clip.text_config,
+        stem="model",
+    ),
+    Family(
+        name="clip_vision",
+        network=CLIPVisionModel,
+        layouts=lambda arguments: (clip.VISION,),
+        class_names=("CLIPVisionModel", "CLIPVisionModelWithProjection"),
+        arguments=clip.vision_arguments,
+        config_of=clip.vision_config,
+        stem="model",
+    ),
+    Family(
+        name="t5",
+        network=T5Encoder,
+        layouts=lambda arguments: (t5.layout(arguments["feed_forward_proj"]),),
+        class_names=("T5EncoderModel", "T5ForConditionalGeneration"),
+        arguments=t5.arguments,
+        config_of=t5.config_of,
+        stem="model",
+    ),
+    Family(
+        name="ldm_bert",
+        network=LDMBert,
+        layouts=lambda arguments: (ldm_bert.LAYOUT, ldm_bert.original(arguments["encoder_layers"])),
+        class_names=("LDMBertModel",),
+        arguments=ldm_bert.arguments,
+        config_of=ldm_bert.config_of,
+        stem="model",
+    ),
+    Family(name="adm", network=ADM, layouts=adm.layouts),
+    Family(name="encoder_unet", network=EncoderUNet, layouts=lambda arguments: (adm.LAYOUT,)),
+    Family(name="song_unet", network=SongUNet, layouts=lambda arguments: (edm.LAYOUT,)),
+    Family(name="dhariwal_unet", network=DhariwalUNet, layouts=lambda arguments: (edm.LAYOUT,)),
 )
 
 

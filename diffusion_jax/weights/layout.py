@@ -189,11 +189,12 @@ def export_params(layout: Layout, params: PyTree[Any]) -> dict[str, np.ndarray]:
 
 
 def mismatches(layout: Layout, source: Mapping[str, Any], abstract_params: PyTree[Any]) -> int:
-    """How many names are missing or unexpected: by it the layout of a file is told from others of its network."""
+    """How many tensors are missing, unexpected or of another shape: it tells the layout that a file is in."""
     expected = tensors(layout, abstract_params)
-    return len(
-        {name for name, tensor in expected.items() if not tensor.copy_of} ^ _names(layout, source, expected).keys()
-    )
+    names = _names(layout, source, expected)
+    wanted = {name for name, tensor in expected.items() if not tensor.copy_of}
+    common = expected.keys() & names.keys()
+    return len(wanted ^ names.keys()) + sum(tuple(source[names[n]].shape) != expected[n].shape for n in common)
 
 
 def listing(problems: Mapping[str, list[str]]) -> str:

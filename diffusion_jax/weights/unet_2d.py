@@ -156,7 +156,8 @@ def ncsnpp_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises ValueError for an option that our network has not.
     """
-    found = _options(config, "NCSNpp")
+    # Theirs may turn an input in [0, 1] into one in [-1, 1], which ours takes from the start.
+    found = _options({key: value for key, value in config.items() if key != "center_input_sample"}, "NCSNpp")
     nf, mult = _multiples(found["block_out_channels"])
     size = square(found["sample_size"])
     levels = _attention_levels(found, "Skip", "SkipDownBlock2D", "SkipUpBlock2D")

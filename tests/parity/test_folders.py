@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import low_rank
 from diffusion_jax.networks.functional import init_apply, init_methods
 from diffusion_jax.weights.folders import open_component, write_component
+from diffusion_jax.weights.lora import write_lora
 from tests.parity import relative_error
 
 pytestmark = pytest.mark.parity
@@ -201,3 +203,32 @@ def test_the_class_that_dit_had_formerly(tmp_path):
     path.write_text(json.dumps(config | more | {"_class_name": "Transformer2DModel", "use_linear_projection": False}))
     component = open_component(tmp_path)
     assert component.family.name == "dit" and component.arguments["depth"] == 2
+
+
+def test_low_rank_updates(tmp_path):
+    """W + B A with what diffusers reads from our file, and the network that we make of the same factors."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    model = random_model("UNet2DModel", LDM)
+    model.save_pretrained(tmp_path / "theirs")
+    component = open_component(tmp_path / "theirs")
+    network, layout = component.load(), component.family.layouts(component.arguments)[0]
+    factors = low_rank.init(jax.random.key(0), network, rank=2, modules=r"to_[qkv]$|to_out$|conv1$|conv_shortcut$")
+    factors = jax.tree.map(lambda x: x + 0.1, factors)
+    write_lora(tmp_path / "lora", layout, network, factors, 0.5)
+    updates, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(tmp_path / "lora"))
+    assert not alphas
+    modules = dict(model.named_modules())
+    downs = [name for name in updates if name.endswith(".lora_A.weight")]
+    assert len(downs) * 2 == len(updates) == len(jax.tree.leaves(factors))
+    with torch.no_grad():
+        for name in downs:
+            down, up = updates[name], updates[name.replace("lora_A", "lora_B")]
+            module = modules[name.removeprefix("unet.").removesuffix(".lora_A.weight")]
+            update = torch.einsum("or,r...->o...", up.flatten(1), down)
+            module.weight.add_(update.reshape(module.weight.shape))
+    merged = low_rank.merge(network, factors, 0.5)
+    _, apply = init_apply(lambda rngs: component.family.network(**component.arguments, rngs=rngs))
+    x = np.random.default_rng(0).standard_normal((1, 8, 8, 3)).astype(np.float32)
+    y = jax.jit(apply)(merged, jnp.asarray(x), jnp.array([5.0]))
+    assert relative_error(y, nhwc(model(nchw(x), torch.tensor([5.0])).sample)) < TOLERANCE

@@ -1,0 +1,182 @@
+"""Files of low-rank updates, LoRA: those of diffusers and peft, read and written, and those of kohya, read."""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from diffusion_jax.types import Params
+from diffusion_jax.weights.files import open_weights, write_weights
+from diffusion_jax.weights.layout import KINDS, Layout, listing, tensors
+
+STEM = "pytorch_lora_weights"  # of the file that diffusers looks for in a folder
+# A layer's name and the part: A [rank, in, ...], B [out, rank, ...], or the number alpha.
+_PARTS = (
+    (r"\.(?:lora_A|lora\.down|lora_down)\.(?:default\.)?weight$", "A"),
+    (r"\.(?:lora_B|lora\.up|lora_up)\.(?:default\.)?weight$", "B"),
+    (r"\.alpha$", "alpha"),
+    # diffusers before its version 0.20: attn1.processor.to_q_lora.down.weight
+    (r"\.processor\.(to_(?:q|k|v|out))_lora\.down\.weight$", "A"),
+    (r"\.processor\.(to_(?:q|k|v|out))_lora\.up\.weight$", "B"),
+)
+
+
+def write_lora(
+    folder: str | os.PathLike,
+    layout: Layout,
+    network: PyTree[Any],
+    factors: PyTree[Any],
+    scale: float,
+    *,
+    prefix: str = "unet",
+) -> pathlib.Path:
+    """Write the updates scale A B as `folder`/pytorch_lora_weights.safetensors, which `load_lora_weights` reads.
+
+    B is multiplied by the scale, so that readers need none. Of a layer that they have as several, each gets its part.
+
+    Args:
+      folder: is created where missing.
+      layout: of the network.
+      network: its parameters, or their shapes.
+      factors: see `low_rank`.
+      scale: alpha / rank.
+      prefix: the component that names begin with: "unet", "transformer", or "" for none.
+    """
+    arrays = {}
+    for name, (path, piece) in _layers(layout, network).items():
+        node = _at(factors, path)
+        if node is None:
+            continue
+        down = KINDS[piece.kind][0](np.asarray(node["down"]))
+        up = np.split(scale * np.asarray(node["up"]), piece.parts, axis=1)[piece.i]
+        ones = (1,) * (down.ndim - 2)
+        full = f"{prefix}.{name}" if prefix else name
+        arrays[f"{full}.lora_A.weight"] = down
+        arrays[f"{full}.lora_B.weight"] = up.T.reshape(up.shape[1], up.shape[0], *ones)
+    (path,) = write_weights(folder, arrays, stem=STEM)
+    return path
+
+
+def read_lora(path: str | os.PathLike, layout: Layout, network: PyTree[Any], *, prefix: str = "unet") -> Params:
+    """The factors in a file, so that W + A B is the updated kernel; B holds the scales of the file.
+
+    Names of other components than `prefix`, such as a text encoder, are left out. Layers of theirs that are one of ours
+    give a factor of the sum of their ranks.
+
+    Args:
+      path: a file of safetensors or torch.save, or a folder with pytorch_lora_weights.safetensors.
+      layout: of the network.
+      network: its parameters, or their shapes.
+      prefix: the component, "unet" or "transformer".
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: it cannot be read, is of another network, or lacks one of two factors. All problems are named.
+    """
+    path = pathlib.Path(path).expanduser()
+    source = open_weights(path / f"{STEM}.safetensors" if path.is_dir() else path)
+    layers = _layers(layout, network)
+    flat = {name.replace(".", "_"): name for name in layers}
+    found: dict[str, dict[str, np.ndarray]] = {}
+    problems: dict[str, list[str]] = {"unexpected": [], "without its other factor": [], "of another shape": []}
+    for full in source:
+        layer, part = _split(full)
+        name = _own_name(layer, prefix, flat)
+        if name is None:
+            continue
+        if part is None or name not in layers:
+            problems["unexpected"].append(full)
+        else:
+            found.setdefault(name, {})[part] = np.asarray(source[full]).astype(np.float32)
+    parts: dict[tuple[str, ...], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    for name, tensors_ in found.items():
+        module, piece = layers[name]
+        if not {"A", "B"} <= tensors_.keys():
+            problems["without its other factor"].append(name)
+            continue
+        a, b = tensors_["A"], tensors_["B"]
+        *window, c_in, c_out = _at(network, (*module, "kernel")).shape
+        rank = a.shape[0] if a.ndim else 0
+        down = KINDS["kernel"][1](a) if a.ndim >= 2 else a
+        if math.prod(down.shape[:-2]) == math.prod(window) == 1:  # a dense layer may be a convolution over pixels there
+            down = down.reshape(*window, *down.shape[-2:])
+        width = c_out // piece.parts
+        if down.shape != (*window, c_in, rank) or b.shape[:2] != (width, rank) or b.size != width * rank:
+            problems["of another shape"].append(f"{name} {a.shape} and {b.shape} for {(*window, c_in, c_out)}")
+            continue
+        alpha = float(tensors_["alpha"].reshape(-1)[0]) if "alpha" in tensors_ and tensors_["alpha"].size else rank
+        up = b.reshape(b.shape[0], rank).T * np.float32(alpha / rank)
+        parts.setdefault(module, {})[piece.i] = (down, up)
+    if any(problems.values()) or not parts:
+        raise ValueError(f"{path} is no LoRA of this network ({listing(problems) or 'nothing of it is in the file'})")
+    factors: dict[str, Any] = {}
+    for module, pieces in parts.items():
+        total = next(piece.parts for where, piece in layers.values() if where == module)
+        node = factors
+        for key in module[:-1]:
+            node = node.setdefault(key, {})
+        node[module[-1]] = _joined(pieces, total)
+    return factors
+
+
+def _layers(layout: Layout, network: PyTree[Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Their name of each layer with a kernel -> (our module, its piece). Several of ours in one of theirs have none."""
+    found = {}
+    for name, tensor in tensors(layout, network).items():
+        (piece, *more) = tensor.pieces
+        if piece.path[-1] == "kernel" and not more and not tensor.copy_of:
+            found[name.removesuffix(".weight")] = (piece.path[:-1], piece)
+    return found
+
+
+def _split(full: str) -> tuple[str, str | None]:
+    """(name of the layer, part) of a name in a file."""
+    for pattern, part in _PARTS:
+        if match := re.search(pattern, full):
+            inner = f".{match[1]}" if match.groups() else ""
+            return full[: match.start()] + inner, part
+    return full, None
+
+
+def _own_name(layer: str, prefix: str, flat: Mapping[str, str]) -> str | None:
+    """The name of a layer within the component `prefix`; None for another component."""
+    kohya = re.match(r"lora_(unet|te|te1|te2|transformer)_(.*)", layer)
+    if kohya:
+        return flat.get(kohya[2], layer) if kohya[1] == prefix else None
+    other = re.match(r"(unet|text_encoder|text_encoder_2|transformer)\.", layer)
+    if other and other[1] != prefix:
+        return None
+    name = layer.removeprefix("base_model.model.").removeprefix(f"{prefix}.")
+    return name if name in flat.values() else f"{name}.0" if f"{name}.0" in flat.values() else name
+
+
+def _joined(pieces: Mapping[int, tuple[np.ndarray, np.ndarray]], total: int) -> dict[str, Any]:
+    """One pair of factors of the pieces of a layer, which lie side by side in its outputs."""
+    if total == 1:
+        down, up = pieces[0]
+        return {"down": jnp.asarray(down), "up": jnp.asarray(up)}
+    width = next(iter(pieces.values()))[1].shape[1]
+    order = sorted(pieces)
+    rows = []
+    for i in order:
+        row = np.zeros((pieces[i][1].shape[0], total * width), np.float32)
+        row[:, i * width : (i + 1) * width] = pieces[i][1]
+        rows.append(row)
+    down = np.concatenate([pieces[i][0] for i in order], -1)
+    return {"down": jnp.asarray(down), "up": jnp.asarray(np.concatenate(rows))}
+
+
+def _at(tree: PyTree[Any], path: tuple[str, ...]) -> Any:
+    for key in path:
+        if key not in tree:
+            return None
+        tree = tree[key]
+    return tree
