@@ -116,6 +116,10 @@ def _from_objects(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize
     for name, entry in conditions.shapes.items():
         values = [row[names[name]] for row in rows]
         if names[name] == "caption":
+            if not all(isinstance(value, str) for value in values):
+                raise ValueError(
+                    f"{path}: a caption must be a string, got {next(v for v in values if type(v) is not str)!r}"
+                )
             cond[name] = tokenize(values)
         elif name in ("image", "control"):
             cond[name] = np.stack([_image(path.parent, value, entry.shape) for value in values])

@@ -16,10 +16,11 @@ from flax import nnx
 from jaxtyping import Array, Int, Int32, Key
 from ml_collections import ConfigDict
 
-from diffusion_jax import bottlenecks, first_stages, public, systems
+from diffusion_jax import bottlenecks, public, systems
 from diffusion_jax.conditions import Conditions
 from diffusion_jax.data import captions, tokenization
 from diffusion_jax.losses import first_stage as losses
+from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
 from diffusion_jax.networks.clip import CLIPTextModel
 from diffusion_jax.networks.controlnet import ControlledUNet, ControlNetModel
 from diffusion_jax.networks.functional import init_methods
@@ -34,10 +35,10 @@ from diffusion_jax.weights.options import with_defaults
 
 TASKS = {
     "text_to_image": tasks.TEXT_ALONE,
-    "image_to_image": Task(channels=3, start=True),
-    "inpainting": Task(channels=4, read=tasks.masked),
-    "instruct_pix2pix": Task(channels=3, read=tasks.edited, dropped=True),
-    "upscaling": Task(channels=3, read=tasks.noised, reduction=4),
+    "image_to_image": Task(image=True, start=True),
+    "inpainting": Task(image=True, mask=True, read=tasks.masked),
+    "instruct_pix2pix": Task(image=True, read=tasks.edited, dropped=True),
+    "upscaling": Task(image=True, read=tasks.noised, at_latents=True),
 }
 ENCODERS = {"clip_text": CLIPTextModel, "ldm_bert": LDMBert}
 # Folders of the components of a pipeline.
@@ -77,17 +78,21 @@ def network_conditions(config: ConfigDict, image_size: int) -> Conditions:
 def conditions(config: ConfigDict) -> Conditions:
     """What batches of a text-to-image system hold, and what its samples are made from."""
     task = lookup(TASKS, "system.task", config.system.get("task", "text_to_image"))
-    given = with_defaults(ENCODERS[_encoder_name(config)], config.system.text_encoder.to_dict())
+    encoders = [with_defaults(ENCODERS[section["name"]], section) for section in _encoder_sections(config).values()]
+    lengths = {given["max_position_embeddings"] for given in encoders}
+    if len(lengths) > 1:
+        raise ConfigError(
+            f"config.system.text_encoder and text_encoder_2 read texts of {' and '.join(map(str, lengths))} tokens; "
+            "their states lie side by side, so that max_position_embeddings must be the same"
+        )
     side = config.data.image_size
-    if side % task.reduction:
-        raise ConfigError(f"config.data.image_size={side} must be a multiple of {task.reduction} to enlarge images")
-    image = (side // task.reduction, side // task.reduction, task.channels) if task.channels else ()
+    size = _latent_size(config) if task.at_latents else side
     control = config.network.get("control_channels", 3) if config.network.name == "controlnet" else 0
     return Conditions(
-        vocabulary=given["vocab_size"],
+        vocabulary=max(given["vocab_size"] for given in encoders),
         token_dim=config.network.get("token_dim", 768),
-        max_tokens=given["max_position_embeddings"],
-        image_shape=image,
+        max_tokens=len(encoders) * lengths.pop(),
+        image_shape=(size, size, config.data.channels + task.mask) if task.image else (),
         control_shape=(side, side, control) if control else (),
     )
 
@@ -102,6 +107,9 @@ def text_to_image(config: ConfigDict, make_system: Callable[[ConfigDict], Any]) 
             f"config.evaluation.likelihood.name={config.evaluation.likelihood.name!r} must be 'none': the density of "
             "latents is not that of images"
         )
+    texts = _texts(config)
+    with refusal("config.system.negative_prompt"):
+        texts.tokenize([section.get("negative_prompt", "")])
     stage = _first_stage(config, (side, side, config.data.channels), make_system)
     inner = ConfigDict(config.to_dict())
     inner.system = ConfigDict({"name": "diffusion", "cond_dropout": section.get("cond_dropout", 0.0)})
@@ -109,7 +117,6 @@ def text_to_image(config: ConfigDict, make_system: Callable[[ConfigDict], Any]) 
     diffusion = dataclasses.replace(make_system(inner), cond_dropout=0.0)
     if diffusion.resampler is not None:
         raise ConfigError(f"config.times.name={config.times.name!r} follows losses; a text-to-image model has no state")
-    texts = _texts(config)
     options = {key: value for key, value in section.items() if key not in _OTHERS} | {"name": section["name"]}
     built = construct(
         {"text_to_image": TextToImage},
@@ -122,27 +129,38 @@ def text_to_image(config: ConfigDict, make_system: Callable[[ConfigDict], Any]) 
         task=task,
         controlled=config.network.name == "controlnet",
     )
-    with refusal("config.system.negative_prompt"):
-        texts.tokenize([built.negative_prompt])
     _check_fits(config, built)
     return built
 
 
 def tokenizer(config: ConfigDict) -> Callable[[Sequence[str]], Int32[np.ndarray, "n max_tokens"]]:
-    """Texts to the ids that the text encoder of the config reads. Raises ConfigError for files that cannot be read."""
-    given = with_defaults(ENCODERS[_encoder_name(config)], config.system.text_encoder.to_dict())
-    length, vocabulary, path = given["max_position_embeddings"], given["vocab_size"], config.system.get("tokenizer", "")
-    if path == "bytes":
-        if vocabulary < captions.VOCABULARY:
+    """Texts to the ids that the text encoders of the config read, side by side.
+
+    Raises ConfigError for files that are missing or cannot be read.
+    """
+    parts = _tokenizers(config)
+    return lambda texts: np.concatenate([part(texts) for part in parts], axis=1)
+
+
+def _tokenizers(config: ConfigDict) -> list[Callable[[Sequence[str]], Int32[np.ndarray, "n length"]]]:
+    """One for each text encoder."""
+    path, pipeline, parts = config.system.get("tokenizer", ""), _pipeline(config), []
+    for i, section in enumerate(_encoder_sections(config).values()):
+        given = with_defaults(ENCODERS[section["name"]], section)
+        length, vocabulary = given["max_position_embeddings"], given["vocab_size"]
+        if path == "bytes" and vocabulary < captions.VOCABULARY:
             raise ConfigError(
                 f"config.system.text_encoder.vocab_size={vocabulary} must be {captions.VOCABULARY} for bytes"
             )
-        return functools.partial(_byte_tokens, max_tokens=length)
-    folder = pathlib.Path(path) if path else _pipeline(config) and _pipeline(config) / "tokenizer"
-    if not folder:
-        return functools.partial(_only_empty, vocabulary=vocabulary, max_tokens=length)
-    with refusal("config.system.tokenizer"):
-        return tokenization.load(folder, max_tokens=length)
+        if path == "bytes":
+            parts.append(functools.partial(_byte_tokens, max_tokens=length))
+        elif path or pipeline:
+            with refusal("config.system.tokenizer"):
+                folder = pathlib.Path(path) if path else pipeline / ("tokenizer", "tokenizer_2")[i]
+                parts.append(tokenization.load(folder, max_tokens=length))
+        else:
+            parts.append(functools.partial(_only_empty, vocabulary=vocabulary, max_tokens=length, second=i > 0))
+    return parts
 
 
 def pretrained(config: ConfigDict) -> Params:
@@ -159,19 +177,16 @@ def pretrained(config: ConfigDict) -> Params:
         section = config.system.first_stage.to_dict()
         if section["name"] != "identity":
             shape = (config.data.image_size, config.data.image_size, config.data.channels)
-            make = lambda rngs: first_stages.NETWORKS["autoencoder_kl"]["autoencoder_kl"](  # noqa: E731
-                **{"image_size": shape[0], "in_channels": shape[-1]}
-                | {key: value for key, value in section.items() if key != "name"},
-                rngs=rngs,
-            )
-            init = init_methods(make, ())[0]
+            arguments = {"image_size": shape[0], "in_channels": shape[-1], **section}
+            del arguments["name"]
+            init = init_methods(lambda rngs: AutoencoderKL(**arguments, rngs=rngs), ())[0]
             frozen["first_stage"] = {"network": _component(folder, held, _STAGE_FOLDERS, section, shape, init)}
         if config.network.name == "controlnet":
             unet = _unet_section(config)
-            side = config.data.image_size // 2 ** (len(section.get("block_out_channels", ())) - 1)
-            arguments = {"image_size": side, **{key: value for key, value in unet.items() if key != "name"}}
+            size = _latent_size(config)
+            arguments = {"image_size": size, **{key: value for key, value in unet.items() if key != "name"}}
             init = init_methods(lambda rngs: UNet2DConditionModel(**arguments, rngs=rngs), ())[0]
-            shape = (side, side, arguments.get("in_channels", 4))
+            shape = (size, size, arguments.get("in_channels", 4))
             frozen["unet"] = _component(folder, held, ("unet",), unet, shape, init)
     return {"frozen": frozen}
 
@@ -199,17 +214,29 @@ def _pipeline(config: ConfigDict) -> pathlib.Path | None:
     return path if folders.is_pipeline(path) else None
 
 
-def _encoder_name(config: ConfigDict) -> str:
-    if not isinstance(config.system.get("text_encoder"), ConfigDict):
-        raise ConfigError("config.system.text_encoder is missing; it is a section such as dict(name='clip_text')")
-    name = config.system.text_encoder.get("name")
-    lookup(ENCODERS, "system.text_encoder.name", name)
-    return name
+def _latent_size(config: ConfigDict) -> int:
+    """The side of the latents of config.data.image_size. Raises ConfigError unless the first stage divides it."""
+    section = config.system.first_stage.to_dict()
+    levels = (
+        1 if section.get("name") == "identity" else len(with_defaults(AutoencoderKL, section)["block_out_channels"])
+    )
+    side, factor = config.data.image_size, 2 ** (levels - 1)
+    if side % factor:
+        raise ConfigError(f"config.data.image_size={side} must be a multiple of {factor}, for the first stage")
+    return side // factor
 
 
 def _encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    found = {name: config.system.get(name, ConfigDict(dict(name="none"))).to_dict() for name in _TEXT_FOLDERS}
-    return {name: section for name, section in found.items() if section["name"] != "none"}
+    """Those of the text encoders, by the folder in a pipeline."""
+    found = {}
+    for name in _TEXT_FOLDERS:
+        section = config.system.get(name, ConfigDict(dict(name="none")))
+        if not isinstance(section, ConfigDict):
+            raise ConfigError(f"config.system.{name}={section!r} must be a section such as dict(name='clip_text')")
+        if name == "text_encoder" or section.get("name") != "none":
+            lookup(ENCODERS, f"system.{name}.name", section.get("name"))
+            found[name] = section.to_dict()
+    return found
 
 
 def _unet_section(config: ConfigDict) -> dict[str, Any]:
@@ -236,32 +263,29 @@ def _texts(config: ConfigDict) -> Texts:
     """The text encoders of the config: the states of all side by side, and the pooled text of the last."""
     sections = _encoder_sections(config)
     encoders = [_encoder(section, config.training.dtype) for section in sections.values()]
-    tokenize, vector = tokenizer(config), config.network.get("vector_dim", 0)
-    # The second encoder of SDXL has its texts filled up with id 0, where the first has the end of the text again.
-    refilled = [False] + [True] * (len(encoders) - 1)
+    parts, vector = _tokenizers(config), config.network.get("vector_dim", 0)
+
+    def tokenize(texts: Sequence[str]) -> Int32[np.ndarray, "n max_tokens"]:
+        return np.concatenate([part(texts) for part in parts], axis=1)
 
     def init(key: Key[Array, ""]) -> Params:
         keys = jax.random.split(key, len(encoders))
         return {str(i): start(keys[i]) for i, (start, _) in enumerate(encoders)}
 
     def encode(params: Params, ids: Int[Array, "batch n"]) -> dict[str, Array]:
-        read = [call(params[str(i)], _refilled(ids) if refilled[i] else ids) for i, (_, call) in enumerate(encoders)]
+        halves = jnp.split(ids, len(encoders), axis=1)
+        read = [call(params[str(i)], halves[i]) for i, (_, call) in enumerate(encoders)]
         states = [out.hidden if hasattr(out, "hidden") else out for out in read]
         given = {"tokens": jnp.concatenate(states, axis=-1)}
         return given | ({"vector": read[-1].pooled} if vector else {})
 
     def describe(ids: Int[np.ndarray, "batch n"]) -> list[str]:
-        if isinstance(tokenize, tokenization.Tokenizer):
-            return tokenize.backend.decode_batch(np.asarray(ids).tolist(), skip_special_tokens=True)
-        return captions.texts_of(ids) if config.system.get("tokenizer", "") == "bytes" else [""] * len(ids)
+        first = np.asarray(ids)[:, : ids.shape[1] // len(encoders)]
+        if isinstance(parts[0], tokenization.Tokenizer):
+            return parts[0].backend.decode_batch(first.tolist(), skip_special_tokens=True)
+        return captions.texts_of(first) if config.system.get("tokenizer", "") == "bytes" else [""] * len(ids)
 
     return Texts(init=init, encode=encode, tokenize=tokenize, describe=describe)
-
-
-def _refilled(ids: Int[Array, "batch n"]) -> Int[Array, "batch n"]:
-    """`ids` with 0 after the first of the greatest id, the end of the text."""
-    end = jnp.argmax(ids == jnp.max(ids, axis=1, keepdims=True), axis=1)
-    return jnp.where(jnp.arange(ids.shape[1]) > end[:, None], 0, ids)
 
 
 def _byte_tokens(texts: Sequence[str], max_tokens: int) -> Int32[np.ndarray, "n max_tokens"]:
@@ -269,15 +293,20 @@ def _byte_tokens(texts: Sequence[str], max_tokens: int) -> Int32[np.ndarray, "n 
     return captions.tokens_of(texts, max_tokens)
 
 
-def _only_empty(texts: Sequence[str], vocabulary: int, max_tokens: int) -> Int32[np.ndarray, "n max_tokens"]:
-    """The ids of empty texts in CLIP's vocabulary, which ends with those of the start and the end of a text."""
+def _only_empty(
+    texts: Sequence[str], vocabulary: int, max_tokens: int, second: bool
+) -> Int32[np.ndarray, "n max_tokens"]:
+    """The ids of empty texts in CLIP's vocabulary, which ends with those of the start and the end of a text.
+
+    The end fills up the rows; those of a second encoder are filled up with 0.
+    """
     tokenization.check_texts(texts)
     if any(texts):
         raise ValueError(
             "texts need the files of a tokenizer: give config.system.tokenizer=FOLDER, or as config.system.pipeline or "
             "config.weights the folder of a pipeline of diffusers"
         )
-    row = [vocabulary - 2] + [vocabulary - 1] * (max_tokens - 1)
+    row = [vocabulary - 2, vocabulary - 1] + [0 if second else vocabulary - 1] * (max_tokens - 2)
     return np.tile(np.array(row, np.int32), (len(texts), 1))
 
 
@@ -294,7 +323,10 @@ def _first_stage(
     inner = ConfigDict(config.to_dict())
     inner.system = ConfigDict(dict(name="autoencoder_kl", latent_scale=float(scale)))
     inner.network, inner.loss = ConfigDict(section), ConfigDict(dict(name="l1"))
-    return make_system(inner)
+    try:
+        return make_system(inner)
+    except ConfigError as error:  # which names sections of the inner config
+        raise ConfigError(f"config.system.first_stage: {error}") from error
 
 
 def _identity(shape: tuple[int, ...], batch_size: int, scale: float) -> systems.Autoencoder:

@@ -67,6 +67,15 @@ def test_discrete_grids_take_the_published_timesteps(spacing, expected):
     np.testing.assert_allclose(t * 1000, [*expected, 0], atol=1e-4)
 
 
+def test_grid_of_stable_diffusion():
+    """As diffusers takes them with steps_offset=1 and set_alpha_to_one=False: 981, ..., 21, 1, then timestep 0."""
+    t = np.asarray(grids.discrete("leading", offset=1, end=1)(DISCRETE, 50), np.float64)
+    np.testing.assert_allclose(t * 1000, [*np.arange(982, 0, -20), 1], atol=1e-4)
+    for grid, steps in ((grids.discrete("leading", offset=1), 1000), (grids.discrete("leading", end=1), 50)):
+        with pytest.raises(ValueError, match="must be below 1000"):
+            grid(DISCRETE, steps)
+
+
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
 def test_discrete_grids_with_all_steps_are_the_full_grid(spacing):
     t = grids.discrete(spacing)(DISCRETE, 1000)

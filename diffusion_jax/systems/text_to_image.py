@@ -39,14 +39,15 @@ class Texts(NamedTuple):
 class Task(NamedTuple):
     """What is done with an image beside the text.
 
-    `read(system, params, keys, image)` are the conditions that the network gets for it. `channels` are those of the
-    image, 0 for no image, which has 1 / `reduction` of the side of what is drawn. `start`: samples begin at the image,
-    noised. `dropped`: training also drops the image, and guidance leads away from none.
+    `image`: there is one, of the size of what is drawn, or `at_latents` of that of the latents; `mask`: a further
+    channel of it is one. `read(system, params, keys, image)` are the conditions that the network gets for it. `start`:
+    samples begin at the image, noised. `dropped`: training also drops the image, and guidance leads away from none.
     """
 
-    channels: int = 0
+    image: bool = False
+    mask: bool = False
     read: Callable[..., dict[str, Array]] = lambda system, params, keys, image: {}
-    reduction: int = 1
+    at_latents: bool = False
     start: bool = False
     dropped: bool = False
 
@@ -189,7 +190,7 @@ class TextToImage:
             given["sizes"] = jnp.tile(jnp.array([side, side, 0, 0, side, side]), (len(cond["tokens"]), 1))
         if self.controlled:
             given["control"] = cond["control"]
-        return given | (self.task.read(self, params, keys, cond["image"]) if self.task.channels else {})
+        return given | (self.task.read(self, params, keys, cond["image"]) if self.task.image else {})
 
     def latent_mean(self, params: Params, image: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 z"]:
         """The mean of the standardised latents of an image."""
@@ -220,18 +221,18 @@ class TextToImage:
         return jax.jit(self.draw)
 
 
-def masked(system: TextToImage, params: Params, keys: Any, image: Float[Array, "batch h w 4"]) -> dict[str, Array]:
+def masked(system: TextToImage, params: Params, keys: Any, image: Float[Array, "batch h w c"]) -> dict[str, Array]:
     """The mask at the size of the latents beside those of the image without what is to be painted.
 
-    The fourth channel is the mask, in [-1, 1]; what is not below 0 is painted.
+    The last channel is the mask, in [-1, 1]; what is not below 0 is painted.
     """
-    paint = (image[..., 3:] >= 0).astype(image.dtype)
-    z = system.latent_mean(params, image[..., :3] * (1 - paint))
+    paint = (image[..., -1:] >= 0).astype(image.dtype)
+    z = system.latent_mean(params, image[..., :-1] * (1 - paint))
     step = paint.shape[1] // z.shape[1]
     return {"image": jnp.concatenate([paint[:, ::step, ::step], z], axis=-1)}
 
 
-def edited(system: TextToImage, params: Params, keys: Any, image: Float[Array, "batch h w 3"]) -> dict[str, Array]:
+def edited(system: TextToImage, params: Params, keys: Any, image: Float[Array, "batch h w c"]) -> dict[str, Array]:
     """The mean of the image's latents, not scaled, as InstructPix2Pix reads it (arXiv:2211.09800)."""
     stage = system.first_stage
     h = stage.encode(params["frozen"]["first_stage"]["network"], image)
@@ -239,7 +240,7 @@ def edited(system: TextToImage, params: Params, keys: Any, image: Float[Array, "
 
 
 def noised(
-    system: TextToImage, params: Params, keys: Key[Array, "batch"], image: Float[Array, "batch h w 3"]
+    system: TextToImage, params: Params, keys: Key[Array, "batch"], image: Float[Array, "batch h w c"]
 ) -> dict[str, Array]:
     """The image with the noise of timestep `noise_level`, which the network is told as its label."""
     process, level = system.diffusion.process, system.noise_level

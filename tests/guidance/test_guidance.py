@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import grids, solvers
-from diffusion_jax.guidance import autoguidance, classifier, classifier_free, rescaled
+from diffusion_jax.guidance import autoguidance, classifier, classifier_free, rescaled, text_and_image
 from diffusion_jax.parameterizations import score
 from diffusion_jax.sampling import sample
 from tests.oracles import PROCESSES, Mixture
@@ -159,3 +159,17 @@ def test_the_scale_may_be_a_schedule():
 def test_what_does_not_fit_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         classifier_free(lambda x, t, cond: x, 2.0, **arguments)
+
+
+def test_text_and_image_guidance_is_the_sum_of_both_directions():
+    """D = 2 text + 3 image + text image: arXiv:2211.09800, eq. 3, with numbers that can be added by hand."""
+
+    def D(x, t, cond):
+        return x + jnp.reshape(t, (-1, 1)) + 2 * cond["text"] + 3 * cond["image"] + cond["text"] * cond["image"]
+
+    one, none = jnp.ones((6, 2)), jnp.zeros((1, 2))
+    cond, image, null = {"text": one, "image": one}, {"text": none, "image": one}, {"text": none, "image": none}
+    guided = text_and_image(D, 5.0, 1.5, image, null)(X, jnp.float32(0.5), cond)
+    np.testing.assert_allclose(guided, X + 0.5 + 1.5 * 3 + 5 * (2 + 1), rtol=1e-5)
+    both = text_and_image(D, 2.0, 2.0, image, null)(X, jnp.full(6, 0.5), cond)
+    np.testing.assert_allclose(both, classifier_free(D, 2.0, null)(X, jnp.full(6, 0.5), cond), rtol=1e-5)

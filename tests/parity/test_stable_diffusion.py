@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import defaults, grids, requests, solvers
 from diffusion_jax.job import load_params, prepare
-from diffusion_jax.processes import prior
+from diffusion_jax.processes import prior, row_keys, row_normal
 from diffusion_jax.weights import autoencoders, clip, unet_2d_condition
 from tests.parity import relative_error
 
@@ -81,40 +81,45 @@ def parts(tmp_path_factory):
     return torch, diffusers, shared
 
 
-def make_pipeline(kind, parts, folder, in_channels=4, **components):
+def make_pipeline(kind, parts, folder, components=None, safety=True, **unet):
     torch, diffusers, shared = parts
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=8,
-        in_channels=in_channels,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        attention_head_dim=2,
-        cross_attention_dim=16,
-        norm_num_groups=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    network = diffusers.UNet2DConditionModel(
+        **dict(
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            attention_head_dim=2,
+            cross_attention_dim=16,
+            norm_num_groups=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        )
+        | unet
     )
-    components |= dict(unet=shaken(unet, torch, 2), scheduler=diffusers.DDIMScheduler(**DDIM))
-    pipeline = getattr(diffusers, kind)(
-        **shared, **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    given = shared | dict(unet=shaken(network, torch, 2), scheduler=diffusers.DDIMScheduler(**DDIM))
+    if safety:
+        given |= dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline = getattr(diffusers, kind)(**given, **(components or {}))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline
 
 
-def ours(pipeline, folder, task="text_to_image", **sections):
+def text_section(folder, **more):
+    return {"name": "clip_text", **clip.text_arguments(json.loads((folder / "config.json").read_text())), **more}
+
+
+def ours(pipeline, folder, task="text_to_image", network=None, **sections):
     """The system of a config with the folder's weights, and its parameters."""
     config = defaults.read("configs/stable_diffusion.py:sd15")
-    text = json.loads((folder / "text_encoder" / "config.json").read_text())
     stage = autoencoders.kl_arguments(dict(pipeline.vae.config))
-    unet = unet_2d_condition.arguments(dict(pipeline.unet.config))
-    config.network = ConfigDict({"name": "unet_2d_condition", **unet, "max_tokens": 12})
+    unet = {"name": "unet_2d_condition", **unet_2d_condition.arguments(dict(pipeline.unet.config))}
+    config.network = ConfigDict({**(network or unet), "max_tokens": 12})
     system = dict(
         task=task,
         latent_scale=0.7,
         negative_prompt=NEGATIVE,
-        text_encoder={"name": "clip_text", **clip.text_arguments(text)},
+        text_encoder=text_section(folder / "text_encoder"),
         first_stage={"name": "autoencoder_kl", **{k: v for k, v in stage.items() if k != "image_size"}},
     )
     given = dict(
@@ -124,7 +129,7 @@ def ours(pipeline, folder, task="text_to_image", **sections):
         guidance=dict(name="classifier_free", scale=3.0),
         weights=str(folder),
     )
-    for key, value in system.items():
+    for key, value in (system | sections.pop("system", {})).items():
         config.system[key] = ConfigDict(value) if isinstance(value, dict) else value
     job = prepare(defaults.replace(config, **given | sections))
     return job.system, load_params(job, folder)[0]
@@ -229,6 +234,115 @@ def test_instruct_pix2pix(parts, tmp_path):
         guidance_scale=3.0,
         image_guidance_scale=1.7,
         latents=torch.tensor(noise(system, key)),
+    )
+    cond = {"tokens": system.tokenize(PROMPTS), "image": x}
+    assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
+
+
+def test_xl(parts, tmp_path):
+    """Two encoders, the second of which has other padding, sizes, and zeros in the place of an empty text."""
+    torch, _, shared = parts
+    transformers = pytest.importorskip("transformers")
+    text = transformers.CLIPTextConfig(
+        **{**shared["text_encoder"].config.to_dict(), "hidden_act": "gelu", "projection_dim": 10}
+    )
+    shared["tokenizer"].save_pretrained(tmp_path / "second")
+    components = dict(
+        text_encoder_2=shaken(transformers.CLIPTextModelWithProjection(text), torch, 3),
+        tokenizer_2=transformers.CLIPTokenizer.from_pretrained(tmp_path / "second", pad_token="!", model_max_length=12),
+        add_watermarker=False,
+    )
+    pipeline = make_pipeline(
+        "StableDiffusionXLPipeline",
+        parts,
+        tmp_path / "xl",
+        components,
+        safety=False,
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 10,
+    )
+    folder = tmp_path / "xl"
+    encoders = {
+        name: text_section(folder / name, skip=1, normalize=False) for name in ("text_encoder", "text_encoder_2")
+    }
+    system, params = ours(pipeline, folder, system=encoders | dict(zero_negative=True, negative_prompt=""))
+    key = jax.random.key(9)
+    with torch.no_grad():
+        z = pipeline(
+            prompt=list(PROMPTS),
+            num_inference_steps=STEPS,
+            guidance_scale=3.0,
+            latents=torch.tensor(noise(system, key)),
+            output_type="latent",
+        ).images
+        expected = pipeline.vae.decode(z / 0.7).sample.numpy().transpose(0, 2, 3, 1)
+    cond = {"tokens": system.tokenize(PROMPTS)}
+    assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
+
+
+def test_controlnet(parts, tmp_path):
+    torch, diffusers, _ = parts
+    net = diffusers.ControlNetModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=16,
+        norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        conditioning_embedding_out_channels=(4, 8),
+    )
+    components = dict(controlnet=shaken(net, torch, 4))
+    pipeline = make_pipeline("StableDiffusionControlNetPipeline", parts, tmp_path, components)
+    network = {"name": "controlnet", **unet_2d_condition.controlnet_arguments(dict(net.config))}
+    system, params = ours(pipeline, tmp_path, network=network)
+    key, x = jax.random.key(10), photo(3)
+    expected = images(
+        pipeline,
+        torch,
+        image=nchw((x + 1) / 2, torch),
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        latents=torch.tensor(noise(system, key)),
+    )
+    cond = {"tokens": system.tokenize(PROMPTS), "control": x}
+    assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
+
+
+def test_upscaling(parts, tmp_path, monkeypatch):
+    torch, diffusers, _ = parts
+    components = dict(
+        low_res_scheduler=diffusers.DDPMScheduler(**{k: v for k, v in DDIM.items() if k.startswith("beta")}),
+        watermarker=None,
+        safety_checker=None,
+        feature_extractor=None,
+    )
+    pipeline = make_pipeline(
+        "StableDiffusionUpscalePipeline",
+        parts,
+        tmp_path,
+        components,
+        safety=False,
+        in_channels=7,
+        num_class_embeds=1000,
+        only_cross_attention=(True, False),
+    )
+    pipeline.vae.register_to_config(scaling_factor=0.7)  # which this pipeline has changed
+    key, x = jax.random.key(11), photo(3)[:, ::2, ::2]
+    system, params = ours(pipeline, tmp_path, "upscaling", system=dict(noise_level=30))
+    start = noise(system, key)
+    own = row_normal(row_keys(jax.random.split(key, 3)[2], jnp.arange(2)), jnp.asarray(x))
+    module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_upscale.randn_tensor"
+    monkeypatch.setattr(module, lambda *args, **kwargs: nchw(np.asarray(own), torch))
+    expected = images(
+        pipeline,
+        torch,
+        image=nchw(x, torch),
+        noise_level=30,
+        num_inference_steps=STEPS,
+        guidance_scale=3.0,
+        latents=torch.tensor(start),
     )
     cond = {"tokens": system.tokenize(PROMPTS), "image": x}
     assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3

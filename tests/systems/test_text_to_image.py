@@ -1,0 +1,113 @@
+"""The text-to-image system: what a config may ask for, empty texts in training, requests in files."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import PIL.Image
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax import build, defaults, requests
+from diffusion_jax.sections import ConfigError
+from diffusion_jax.text_to_image import TASKS
+from diffusion_jax.training.step import init_state
+
+CONFIG = "configs/stable_diffusion.py:digits"
+
+
+def config(**system):
+    read = defaults.read(CONFIG)
+    read.sampling.steps = 4
+    for key, value in system.items():
+        read.system[key] = ConfigDict(value) if isinstance(value, dict) else value
+    return read
+
+
+@pytest.fixture(scope="module")
+def built():
+    return build.system(config())
+
+
+def test_training_replaces_texts_by_the_empty_one_at_the_rate(built):
+    tokens = jnp.asarray(np.tile(built.tokenize(["three"]), (4000, 1)))
+    dropped = built._dropped(jax.random.key(0), {"tokens": tokens})["tokens"]
+    empty = np.asarray(dropped == built.tokenize([""])).all(1)
+    assert empty.mean() == pytest.approx(0.1, abs=0.02)
+    np.testing.assert_array_equal(dropped[~empty], tokens[~empty])
+
+
+def test_guidance_leads_away_from_the_negative_prompt_and_what_is_dropped(built):
+    """With an encoder whose states are the ids themselves."""
+    texts = built.texts._replace(encode=lambda params, ids: {"tokens": ids[..., None].astype(jnp.float32)})
+    system = dataclasses.replace(built, texts=texts, negative_prompt="blur")
+    ids = jnp.asarray(built.tokenize(["one", "two"]))
+    given = texts.encode({}, ids) | {"image": jnp.ones((2, 4, 4, 3)), "control": jnp.ones((2, 8, 8, 3))}
+    params = {"frozen": {"text": {}}}
+    negative = system._negative(params, given)
+    assert negative.keys() == {"tokens"}
+    np.testing.assert_array_equal(negative["tokens"][1, :, 0], built.tokenize(["blur"])[0])
+    edits = dataclasses.replace(system, task=TASKS["instruct_pix2pix"], zero_negative=True, negative_prompt="")
+    negative = edits._negative(params, given)
+    assert negative.keys() == {"tokens", "image"} and not any(x.any() for x in negative.values())
+
+
+def test_only_the_network_is_trained(built):
+    state = jax.eval_shape(lambda key: init_state(built, optax.adam(1e-3), (0.9,), key), jax.random.key(0))
+    assert set(state.params) == {"network", "frozen"} and set(state.ema["0.9"]) == {"network"}
+    assert set(state.params["frozen"]) == {"text", "first_stage"}
+
+
+def test_strength_is_a_share_of_the_steps(built):
+    with pytest.raises(ValueError, match=r"strength=1.5 must be in \[0, 1\]"):
+        dataclasses.replace(built, strength=1.5)
+    with pytest.raises(ValueError, match=r"strength=0\.1 leaves none of the 4 steps"):
+        dataclasses.replace(built, strength=0.1, task=TASKS["image_to_image"])
+
+
+def test_texts_go_to_ids_and_back(built):
+    cond = requests.requested("seven | two", built.steered, 3, built.tokenize)
+    assert requests.captions(cond, built.describe) == ["seven", "two", "seven"]
+
+
+def test_requests_in_a_file_name_texts_and_images(tmp_path):
+    system = build.system(config(task="image_to_image", strength=0.5))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    path = tmp_path / "requests.json"
+    path.write_text(json.dumps([{"caption": "one", "image": "a.png"}] * 2))
+    cond = requests.requested(str(path), system.steered, 3, system.tokenize)
+    assert cond["image"].shape == (3, 8, 8, 1) and cond["tokens"].shape == (3, 8)
+    np.testing.assert_allclose(cond["image"][2, ..., 0], pixels / 127.5 - 1, atol=1e-6)
+    for wrong, message in [
+        ([{"caption": "one"}], "object 0 has caption; it needs caption, image"),
+        ([{"caption": 3, "image": "a.png"}], "a caption must be a string, got 3"),
+        ([{"caption": "one", "image": "b.png"}], "Cannot read the image"),
+        ([{"caption": "one", "image": 5}], "must be 1 path"),
+        ({}, "must hold a list of objects"),
+    ]:
+        path.write_text(json.dumps(wrong))
+        with pytest.raises(ValueError, match=message):
+            requests.requested(str(path), system.steered, 1, system.tokenize)
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        (dict(task="paint"), "config.system.task='paint' is unknown"),
+        (dict(text_encoder=dict(name="word2vec")), "system.text_encoder.name='word2vec' is unknown"),
+        (dict(tokenizer="", negative_prompt="blur"), "texts need the files of a tokenizer"),
+        (dict(tokenizer="/nowhere"), "holds no tokenizer"),
+        (dict(pipeline="/nowhere"), "config.system.pipeline='/nowhere' must be a folder of diffusers"),
+        (dict(latent_scale=0.0), "config.system.latent_scale=0.0 must be a positive number"),
+        (dict(task="instruct_pix2pix"), "does not read the condition 'image'"),
+        (dict(colour="red"), "takes no 'colour'"),
+    ],
+    ids=str,
+)
+def test_what_does_not_fit_is_refused(system, message):
+    with pytest.raises(ConfigError, match=message):
+        build.system(config(**system))
