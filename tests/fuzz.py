@@ -38,15 +38,18 @@ import numpy as np
 import PIL.Image
 
 from diffusion_jax import build, data, main, pretrained, sections, workdir
-from diffusion_jax.data import archives, images, prepare
+from diffusion_jax.data import archives, images, prepare, tokenization
 from diffusion_jax.defaults import read
 from diffusion_jax.evaluation.reference import read_statistics
 from diffusion_jax.job import load_params
 from diffusion_jax.job import prepare as prepare_job
 from diffusion_jax.training.writers import read_metrics
+from diffusion_jax.weights import families
 from diffusion_jax.weights.files import open_weights, write_weights
+from diffusion_jax.weights.folders import open_component
 from diffusion_jax.weights.torch_file import read_torch_file
 from tests import conftest, runs
+from tests.data import test_tokenization
 from tests.weights import write_legacy, write_zip
 
 _SECONDS = 20  # for one input
@@ -187,6 +190,15 @@ def _read_all(path: pathlib.Path) -> None:
         np.asarray(tensor)
 
 
+def _components(folder: pathlib.Path) -> list[bytes]:
+    """The config.json of networks, whose weights lie beside the inputs."""
+    write_weights(folder.parent, {"a": np.ones(1, np.float32)})
+    sizes = dict(image_size=32, in_channels=3)
+    networks = ("unet", "autoencoder_kl", "vq_model", "dit", "unet_2d_condition", "controlnet")
+    more = {"dit": {"num_classes": 3, "hidden_size": 16, "num_heads": 2}}
+    return [json.dumps(families.named(name).config_of({**sizes, **more.get(name, {})})).encode() for name in networks]
+
+
 def _npz(**arrays: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.savez(file, **arrays)
@@ -233,6 +245,35 @@ def _tar(folder: pathlib.Path) -> list[bytes]:
 
 def _metrics(folder: pathlib.Path) -> list[bytes]:
     return [b"".join(b'{"step": %d, "loss": 0.5, "note": "\xc3\xa4"}\n' % i for i in range(5))]
+
+
+def _metadata(folder: pathlib.Path) -> list[bytes]:
+    """The picture lies beside the inputs, which are in the folder above `folder`."""
+    PIL.Image.new("L", (4, 4)).save(folder.parent / "a.png")
+    return [
+        b'{"file_name": "a.png", "text": "\xc3\xa4 b", "kind": "x"}\n',
+        b'{"file_name": "a.png", "text": "", "kind": 1}',
+    ]
+
+
+def _read_metadata(path: pathlib.Path) -> None:
+    options = dict(caption_key="text", label_key="kind", max_tokens=4)
+    data.arrays(data.load(name="folder", path=str(path.parent), **options))
+
+
+def _vocabulary(folder: pathlib.Path) -> list[bytes]:
+    test_tokenization.write_clip(folder.parent, vocab_size=300)
+    return [(folder.parent / "vocab.json").read_bytes()]
+
+
+def _tokenizer(folder: pathlib.Path) -> list[bytes]:
+    test_tokenization.write_clip(folder, vocab_size=300)
+    (folder.parent / "tokenizer_config.json").write_text('{"pad_token": "!"}')
+    return [tokenization.load(folder).backend.to_str().encode()]
+
+
+def _read_tokenizer(path: pathlib.Path) -> None:
+    tokenization.load(path.parent, 8)(["A red heart! \u2764", "", "caf\u00e9 " * 9])
 
 
 def _configs(folder: pathlib.Path) -> list[bytes]:
@@ -316,6 +357,13 @@ TARGETS = {
         refusals=(ValueError, FileNotFoundError),
         name="input.index.json",
     ),
+    "component_json": Target(
+        seeds=_components,
+        mutations=(damaged, in_json, in_json),
+        read=lambda path: open_component(path.parent),
+        refusals=(ValueError, FileNotFoundError),
+        name="config.json",
+    ),
     "arrays": Target(
         seeds=_array_files,
         mutations=(damaged, lambda rng, content: (in_zip if content[:2] == b"PK" else damaged)(rng, content)),
@@ -331,6 +379,9 @@ TARGETS = {
     "idx": Target(seeds=_idx, mutations=(damaged, in_gzip), read=prepare.read_idx),
     "tar": Target(seeds=_tar, mutations=(damaged, in_gzip), read=lambda path: archives.read_tar(path, "a")),
     "metrics": Target(seeds=_metrics, mutations=(damaged,), read=read_metrics),
+    "metadata": Target(seeds=_metadata, mutations=(damaged, in_json), read=_read_metadata, name="metadata.jsonl"),
+    "vocabulary": Target(seeds=_vocabulary, mutations=(damaged, in_json), read=_read_tokenizer, name="vocab.json"),
+    "tokenizer": Target(seeds=_tokenizer, mutations=(damaged, in_json), read=_read_tokenizer, name="tokenizer.json"),
     "config_json": Target(
         seeds=_configs,
         mutations=(damaged, in_json, in_json, in_json),

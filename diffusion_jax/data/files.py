@@ -113,8 +113,9 @@ def class_ids(values: Shaped[np.ndarray, "n"], where: str) -> tuple[Int32[np.nda
     """
     if values.dtype.kind == "U":
         values = np.unique(values, return_inverse=True)[1]
-    if not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
-        raise ValueError(f"{where} labels must be integers >= 0 or strings, got {values.dtype}.")
+    integers = values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
+    if not integers or values.min() < 0 or values.max() >= 2**31:
+        raise ValueError(f"{where} each label must be a string or an integer in 0..2^31 - 1, got {values.dtype}.")
     return values.astype(np.int32), int(values.max()) + 1
 
 

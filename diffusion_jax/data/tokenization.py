@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -14,8 +13,11 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
+from diffusion_jax.weights.files import read_json
+
 CLIP_TOKENS = 77  # that CLIP's encoders read
 START, END = "<|startoftext|>", "<|endoftext|>"
+_LARGEST = 2**31
 _LONGEST = 2**20  # a greater model_max_length in tokenizer_config.json stands for none
 # Special tokens, contractions, words, single digits, and runs of anything else that is no space.
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -78,7 +80,7 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
         ValueError: files are missing or damaged, or say nothing of the length.
     """
     folder = pathlib.Path(folder).expanduser()
-    said = {**_json(folder / "tokenizer_config.json", {}), **_json(folder / "special_tokens_map.json", {})}
+    said = {**_optional(folder / "tokenizer_config.json"), **_optional(folder / "special_tokens_map.json")}
     clip = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
     length = max_tokens or said.get("model_max_length", CLIP_TOKENS if clip else None)
     if not isinstance(length, int) or not 2 <= length <= _LONGEST:
@@ -87,13 +89,15 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
         )
     try:
         if clip:
-            backend = _clip(_json(folder / "vocab.json"), (folder / "merges.txt").read_text(encoding="utf-8"), said)
+            backend = _clip(read_json(folder / "vocab.json"), (folder / "merges.txt").read_text(encoding="utf-8"), said)
         elif (folder / "tokenizer.json").is_file():
             backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         elif (folder / "vocab.txt").is_file():
             backend = _bert((folder / "vocab.txt").read_text(encoding="utf-8"), said)
         else:
             raise ValueError("there must be vocab.json and merges.txt, tokenizer.json or vocab.txt")
+        if max(backend.get_vocab().values(), default=0) >= _LARGEST:
+            raise ValueError(f"an id of its vocabulary is not less than {_LARGEST}")
         pad = _pad(backend, said, END if clip else None)
         backend.no_padding()
         backend.enable_truncation(length)
@@ -168,14 +172,5 @@ def _added(said: Mapping[str, Any], name: str, default: str) -> AddedToken:
     return AddedToken(value["content"], special=True, **flags)
 
 
-def _json(path: pathlib.Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The object in a file; `default`, if there is one, where there is no file. Raises ValueError."""
-    if default is not None and not path.is_file():
-        return default
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold an object, not {type(found).__name__}.")
-    return found
+def _optional(path: pathlib.Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}

@@ -167,7 +167,7 @@ def test_prompts_that_are_no_strings(folder, prompts, message):
     [
         ({}, "does not say how many tokens"),
         ({"tokenizer_config.json": '{"model_max_length": 9}'}, r"there must be vocab\.json and merges\.txt"),
-        ({"vocab.json": "[]", "merges.txt": ""}, "must hold an object, not list"),
+        ({"vocab.json": "[]", "merges.txt": ""}, "holds a list, not a JSON object"),
         ({"vocab.json": "{", "merges.txt": ""}, r"vocab\.json cannot be read"),
         ({"vocab.json": "{}", "merges.txt": ""}, r"vocab\.json has no <\|startoftext\|>"),
         ({"vocab.json": "{}", "merges.txt": "a b c"}, r"a line of merges\.txt is no pair"),
