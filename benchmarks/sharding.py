@@ -10,7 +10,6 @@ dimension.
 import argparse
 
 import jax
-from ml_collections import ConfigDict
 
 from diffusion_jax import defaults
 from diffusion_jax.job import Job, prepare
@@ -18,25 +17,6 @@ from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training import summary
 
 DEVICES = (1, 8, 64, 256, 1024)
-
-
-def unet_of_stable_diffusion() -> ConfigDict:
-    """A U-Net with the widths, levels and text condition of Stable Diffusion 1's, and this library's plainer blocks."""
-    config = defaults.read("configs/dit.py:imagenet256_xl2")
-    config.network = ConfigDict(
-        dict(
-            name="unet",
-            channels=320,
-            channel_mult=(1, 2, 4, 4),
-            num_res_blocks=2,
-            attention_resolutions=(64, 32, 16),
-            num_heads=8,
-            token_dim=768,
-            max_tokens=77,
-        )
-    )
-    config.data.image_size = 64
-    return config
 
 
 def layouts(job: Job) -> list[tuple[int, dict[str, int], dict[str, tuple[int, int]]]]:
@@ -65,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     configs = {
         "DiT-XL/2": defaults.read("configs/dit.py:imagenet256_xl2"),
-        "U-Net as wide as Stable Diffusion 1's": unet_of_stable_diffusion(),
+        "Stable Diffusion 1.5": defaults.read("configs/stable_diffusion.py:sd15"),
     }
     print("| network | devices | fsdp x tensor | parameters, MiB | averages, MiB | optimizer, MiB | of all |")
     print("|---|---|---|---|---|---|---|")

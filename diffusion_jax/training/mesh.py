@@ -17,8 +17,8 @@ Rules = Sequence[tuple[str, Sequence[str | None]]]  # (regular expression, axes 
 # Two layers in a row that only a pointwise function separates: the first is split over its outputs, the second over
 # its inputs, so that what lies between stays where it is and one sum follows the second (arXiv:1909.08053, section 3).
 RULES: Rules = (
-    (r"(qkv|to_[qkv]|fc1|conv1|linear_1)/kernel$", ("fsdp", "tensor")),
-    (r"(attn/proj|to_out|fc2|conv2|linear_2)/kernel$", ("tensor", "fsdp")),
+    (r"(qkv|to_[qkv]|[qkv]_proj|fc1|ff/proj_in|conv1|linear_1)/kernel$", ("fsdp", "tensor")),
+    (r"(attn/proj|to_out|out_proj|fc2|proj_out|conv2|linear_2)/kernel$", ("tensor", "fsdp")),
 )
 
 
