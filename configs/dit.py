@@ -12,6 +12,12 @@ with train.npz, that holds `x`: float [n, 32, 32, 4], the latents of Stable Diff
 `label`: integers [n] in 0..999. Sizes, optimizer, average and sampler are the paper's. The variance is not learned,
 labels are not dropped and samples are not guided. The paper reports, with a learned variance and without guidance, FID
 9.62 for XL/2 after 7 million steps and 68.38 for B/4 after 400,000.
+
+`imagenet256_xl2_released` is the network of the authors' file and of facebook/DiT-XL-2-256, for --config.weights, with
+its learned variance, trained on with labels dropped and sampled with guidance. Samples are latents:
+
+    python -m diffusion_jax.main --config=configs/dit.py:imagenet256_xl2_released --workdir=runs/dit_xl2 \\
+        --mode=sample --config.weights=DiT-XL-2-256x256.pt --config.sampling.cond=207,360
 """
 
 from typing import Any
@@ -60,11 +66,29 @@ def imagenet256_xl2() -> ConfigDict:
     return imagenet256(num_steps=7_000_000, patch_size=2, hidden_size=1152, depth=28, num_heads=16)
 
 
+def imagenet256_xl2_released() -> ConfigDict:
+    config = replace(
+        imagenet256_xl2(),
+        system=dict(name="diffusion", cond_dropout=0.1),
+        loss=dict(name="hybrid"),
+        solver=dict(name="ancestral", variance="learned"),
+        guidance=dict(name="classifier_free", scale=4.0),
+        sampling=dict(batch_size=16, num_samples=16),
+    )
+    config.network.learn_sigma = True
+    return config
+
+
 def imagenet256_b4() -> ConfigDict:
     return imagenet256(num_steps=400_000, patch_size=4, hidden_size=768, depth=12, num_heads=12)
 
 
-VARIANTS = {"digits": digits, "imagenet256_xl2": imagenet256_xl2, "imagenet256_b4": imagenet256_b4}
+VARIANTS = {
+    "digits": digits,
+    "imagenet256_xl2": imagenet256_xl2,
+    "imagenet256_xl2_released": imagenet256_xl2_released,
+    "imagenet256_b4": imagenet256_b4,
+}
 
 
 def get_config(variant: str | None = None) -> ConfigDict:

@@ -90,7 +90,8 @@ def test_a_run_is_fine_tuned_by_a_switch(tmp_path):
         saved, step = checkpoints.restore_state(job.state)
     assert step == 2 and set(saved.ema["0.999"]) == {"lora"}
     jax.tree.map(np.testing.assert_array_equal, saved.params["frozen"]["network"], before["network"])
-    assert all(jnp.abs(x).max() > 0 for x in jax.tree.leaves(saved.params["lora"]))
+    changed = jax.tree.map(lambda a, b: bool((a != b).any()), saved.params["lora"], saved.ema["0.999"]["lora"])
+    assert any(jax.tree.leaves(changed))
     # Whoever samples gets the network with the updates in it, with the switch in the config or without.
     expected = low_rank.merge(before["network"], saved.ema["0.999"]["lora"], 2.0)
     for config in (runs.toy(**switch), runs.toy()):

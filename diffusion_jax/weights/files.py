@@ -218,7 +218,10 @@ def _write(path: pathlib.Path, arrays: Mapping[str, Any], names: list[str]) -> p
     try:
         # What writes the file takes the memory of an array as it is, whatever its strides.
         contiguous = {name: np.asarray(arrays[name], order="C") for name in names}
+        part.touch()
+        mode = part.stat().st_mode
         save_file(contiguous, part, {"format": "pt"})  # PyTorch's readers ask for this entry
+        part.chmod(mode)  # whom a file of the library is for, it decides otherwise
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)

@@ -63,6 +63,8 @@ def open_component(folder: str | os.PathLike, variant: str | None = None) -> Com
         arguments = family.arguments(config)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from error
+    except (TypeError, KeyError, AttributeError, ArithmeticError) as error:  # the file may hold anything that is JSON
+        raise ValueError(f"{folder}: config.json does not describe a {family.name!r}: {error!r}") from error
     tensors = open_weights(weights_file(folder, variant))
     return Component(folder=folder, config=config, family=family, arguments=arguments, tensors=tensors)
 

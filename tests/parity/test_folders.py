@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 from diffusion_jax import low_rank
-from diffusion_jax.networks.functional import init_apply, init_methods
+from diffusion_jax.networks.functional import count_parameters, init_apply, init_methods
+from diffusion_jax.weights import families
 from diffusion_jax.weights.folders import open_component, write_component
+from diffusion_jax.weights.layout import export_params, tensors
 from diffusion_jax.weights.lora import write_lora
 from tests.parity import relative_error
 
@@ -232,3 +234,78 @@ def test_low_rank_updates(tmp_path):
     x = np.random.default_rng(0).standard_normal((1, 8, 8, 3)).astype(np.float32)
     y = jax.jit(apply)(merged, jnp.asarray(x), jnp.array([5.0]))
     assert relative_error(y, nhwc(model(nchw(x), torch.tensor([5.0])).sample)) < TOLERANCE
+
+
+# diffusers' converter knows no attention outside of the middle.
+PLAIN = dict(down_block_types=KL["down_block_types"], up_block_types=KL["up_block_types"])
+
+
+@pytest.mark.parametrize(("name", "options"), [("AutoencoderKL", KL), ("VQModel", VQ | PLAIN)])
+def test_first_stages_of_latent_diffusions_own_files(tmp_path, name, options):
+    """What we export under the authors' names is what diffusers' converter makes the model's own names of."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    model = random_model(name, options)
+    model.save_pretrained(tmp_path)
+    component = open_component(tmp_path)
+    params = component.load()
+    for layout in component.family.layouts(component.arguments)[1:]:
+        original = export_params(layout, params)
+        theirs = {key.removeprefix("first_stage_model."): torch.tensor(x) for key, x in original.items()}
+        converted = convert_ldm_vae_checkpoint(theirs, dict(model.config))
+        expected = {key: x for key, x in model.state_dict().items() if not key.startswith("quantize.")}
+        assert converted.keys() == expected.keys()
+        for key, tensor in expected.items():
+            np.testing.assert_array_equal(converted[key].numpy(), tensor.numpy())
+        again = families.load(component.family, component.arguments, original, params)
+        jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+# config.json of public folders, without entries that say the default, and the published numbers of parameters.
+PUBLIC = {
+    "google/ddpm-cifar10-32": (
+        dict(
+            _class_name="UNet2DModel",
+            sample_size=32,
+            block_out_channels=[128, 256, 256, 256],
+            down_block_types=["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+            up_block_types=["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+            attention_head_dim=None,
+            downsample_padding=0,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            norm_eps=1e-6,
+        ),
+        35_746_307,
+    ),
+    "CompVis/ldm-celebahq-256": (
+        dict(_class_name="UNet2DModel", sample_size=64, attention_head_dim=32, act_fn="silu"),
+        274_056_163,
+    ),
+    "the first stage of Stable Diffusion": (
+        dict(
+            _class_name="AutoencoderKL",
+            sample_size=512,
+            block_out_channels=[128, 256, 512, 512],
+            layers_per_block=2,
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+        ),
+        83_653_863,
+    ),
+    "facebook/DiT-XL-2-256": (
+        dict(_class_name="Transformer2DModel", out_channels=8, cross_attention_dim=None),
+        675_129_632 - 256 * 1152,  # the table of positions is fixed, and no parameter here
+    ),
+}
+
+
+@pytest.mark.parametrize("folder", PUBLIC)
+def test_networks_of_public_folders_have_the_published_size(folder):
+    config, expected = PUBLIC[folder]
+    family = families.family_of(config, folder)
+    shapes = families.abstract(family, family.arguments(config))
+    assert count_parameters(shapes) == expected
+    # Names in the file, which for DiT hold the embeddings once per block.
+    names = tensors(family.layouts(family.arguments(config))[0], shapes)
+    assert sum(np.prod(tensor.shape) for tensor in names.values() if not tensor.copy_of) == expected
