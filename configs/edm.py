@@ -6,10 +6,10 @@
 Without a variant: the 8 x 8 digits of scikit-learn and a small network, minutes on two CPU cores.
 
 `cifar10_*`, `afhqv2_64_*` and `ffhq_64_*` are the paper's training runs ("config F") with DDPM++ and NCSN++, with
-classes where they are called `cond`, but for its augmentation: of that only the horizontal flips are here. AFHQv2 and
-FFHQ are folders of images: give --config.data.path. The paper reports FID with DDPM++ and augmentation of 1.97 on
-CIFAR-10, 1.79 with classes, after 35 network evaluations, 1.96 on AFHQv2 and 2.39 on FFHQ after 79. `imagenet64_adm`,
-with ADM's network and no augmentation, reaches 1.36 there after 511.
+classes where they are called `cond`, and with its augmentation, of which the network is told. AFHQv2 and FFHQ are
+folders of images: give --config.data.path. The paper reports FID with DDPM++ of 1.97 on CIFAR-10, 1.79 with classes,
+after 35 network evaluations, 1.96 on AFHQv2 and 2.39 on FFHQ after 79. `imagenet64_adm`, with ADM's network and no
+augmentation, reaches 1.36 there after 511.
 """
 
 import functools
@@ -61,6 +61,7 @@ def digits() -> ConfigDict:
 def paper(
     *,
     steps: int,
+    augment: float,
     batch_size: int,
     learning_rate: float,
     network: dict[str, Any],
@@ -71,8 +72,9 @@ def paper(
     """The paper's setting (table 7): so many images, the learning rate rising over the first 10 million."""
     return edm(
         steps=steps,
-        network=network,
-        data=dict(channels=3, flip=True, path="") | data,
+        system=dict(name="diffusion", augment=augment),
+        network=network | (dict(augment_dim=9) if augment else {}),
+        data=dict(channels=3, flip=False, path="") | data,
         training=dict(
             num_steps=images // batch_size, batch_size=batch_size, checkpoint_every=5000, sample_every=10_000
         ),
@@ -85,6 +87,7 @@ def paper(
 def cifar10(architecture: dict[str, Any], **conditions: int) -> ConfigDict:
     return paper(
         steps=17,
+        augment=0.12,
         batch_size=512,
         learning_rate=1e-3,
         network=dict(channel_mult=(2, 2, 2), dropout=0.13, **architecture, **conditions),
@@ -96,6 +99,7 @@ def faces_64(architecture: dict[str, Any], *, dropout: float) -> ConfigDict:
     """AFHQv2 and FFHQ at 64 x 64."""
     return paper(
         steps=39,
+        augment=0.15,
         batch_size=256,
         learning_rate=2e-4,
         network=dict(channel_mult=(1, 2, 2, 2), dropout=dropout, **architecture),
@@ -106,10 +110,11 @@ def faces_64(architecture: dict[str, Any], *, dropout: float) -> ConfigDict:
 def imagenet64_adm() -> ConfigDict:
     config = paper(
         steps=255,
+        augment=0.0,
         batch_size=4096,
         learning_rate=1e-4,
         network=dict(name="dhariwal_unet", dropout=0.1, num_classes=1000),
-        data=dict(name="folder", split="train", eval_split="train", image_size=64, flip=False),
+        data=dict(name="folder", split="train", eval_split="train", image_size=64),
         images=2_500_000_000,
         half_life=50_000_000,
     )

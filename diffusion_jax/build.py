@@ -18,6 +18,7 @@ import optax
 from ml_collections import ConfigDict
 
 from diffusion_jax import (
+    augmentation,
     bounds,
     checks,
     data,
@@ -222,7 +223,10 @@ def conditions(config: ConfigDict) -> Conditions:
 
 
 def _diffusion(
-    config: ConfigDict, cond_dropout: float = 0.0, cond_dropouts: Mapping[str, float] = NO_RATES
+    config: ConfigDict,
+    cond_dropout: float = 0.0,
+    cond_dropouts: Mapping[str, float] = NO_RATES,
+    augment: float = 0.0,
 ) -> systems.Diffusion:
     process = construct(PROCESSES, "process", config.process)
     param = parameterization(config)
@@ -245,6 +249,7 @@ def _diffusion(
     read = conditions(config)
     checks.check_outputs(config, data_shape(config), init, apply, read, learned_variance=learned)
     checks.check_guidance(config, read, cond_dropout, cond_dropouts)
+    checks.check_augmentation(config, augment)
     loss = construct(
         LOSSES,
         "loss",
@@ -268,6 +273,7 @@ def _diffusion(
         conditions=read,
         cond_dropout=cond_dropout,
         cond_dropouts=cond_dropouts,
+        augment=functools.partial(augmentation.augment, probability=augment) if augment else None,
         embed=embedding(config) if read.shapes else lambda params, cond: cond,
         guidance=construct(GUIDANCE, "guidance", config.guidance, config=config, trained=trained),
         threshold=construct(THRESHOLDS, "sampling.threshold", config.sampling.threshold),

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffusion_jax import augmentation
 from diffusion_jax.conditions import Conditions
 from diffusion_jax.defaults import defaults
 from diffusion_jax.sections import ConfigError, check_type, lookup, suggest
@@ -205,6 +206,18 @@ def check_guidance(
             f"config.guidance.scale={config.guidance.scale}, but config.system.cond_dropout=0: the model was never "
             "trained without its condition, so there is no unconditional branch to guide away from",
             stacklevel=2,
+        )
+
+
+def check_augmentation(config: ConfigDict, probability: float) -> None:
+    """Refuse augmentation of which the network is not told, or of what are no images."""
+    told = config.network.get("augment_dim", 0)
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"config.system.augment={probability} must be in [0, 1]")
+    if probability and told != augmentation.DIM:
+        raise ConfigError(
+            f"config.system.augment={probability} needs a network that is told what was done to an image, or it would "
+            f"draw such images: config.network.name='song_unet' with augment_dim={augmentation.DIM}, not {told}"
         )
 
 

@@ -26,6 +26,7 @@ from diffusion_jax.times import Resampler
 from diffusion_jax.types import Apply, Cond, Denoiser, Params, Process, Solver, Train
 
 UNGUIDED = steering.none()
+Augment = Callable[[Key[Array, ""], Array], tuple[Array, Array]]  # (key, x) -> (x, what was done to each)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Diffusion:
     conditions: Conditions = NO_CONDITIONS  # that the network reads
     cond_dropout: float = 0.0  # how often training replaces them by none, all at once
     cond_dropouts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # and each of these alone
+    augment: Augment | None = None  # of training images; the network reads what was done as the condition "augment"
     embed: Callable[[Params, Cond], Any] = lambda params, cond: cond  # reads conditions once per sample
     guidance: Guidance = UNGUIDED
     threshold: Threshold = lambda D: D  # keeps what solvers see of D in its range
@@ -71,7 +73,12 @@ class Diffusion:
         if (self.cond_dropout or self.cond_dropouts) and train is not None:
             key, drop_key = jax.random.split(key)
             cond = self.conditions.dropped(drop_key, cond, self.cond_dropout, self.cond_dropouts)
-        loss, aux = self.loss_fn(params["network"], key, batch["x"], cond, **arguments)
+        x = batch["x"]
+        if self.augment is not None and train is not None:
+            key, augment_key = jax.random.split(key)
+            x, told = self.augment(augment_key, x)
+            cond = {**(cond or {}), "augment": told}
+        loss, aux = self.loss_fn(params["network"], key, x, cond, **arguments)
         followed = (("t",) if self.resampler else ()) + (("vlb",) if self.learned_variance else ())
         return loss, {name: aux[name] for name in followed}
 
