@@ -1,5 +1,6 @@
 """`python -m diffusion_jax.weights`: folders of diffusers to work directories and back."""
 
+import dataclasses
 import json
 import sys
 
@@ -78,17 +79,17 @@ def test_the_config_of_a_pipeline(tmp_path, pipeline):
 
 
 def test_training_begins_with_the_parameters_of_step_0(tmp_path):
-    config = runs.toy(training__num_steps=1, optimizer__warmup_steps=0, optimizer__learning_rate=1e-12)
+    config = runs.toy()
     state = fresh_state(prepare(config))
     other = jax.tree.map(lambda x: x + 1, state.params)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        state = type(state)(**{**vars(state), "params": other, "ema": {"0.999": other}})
+        state = dataclasses.replace(state, params=other, ema={"0.999": other})
         checkpoints.save(0, state, conversion.Beginning(), wait=True)
-    modes.train(config, tmp_path)
+    modes.train(config, tmp_path)  # its learning rate is far below what was added
     found, step = load_params(prepare(config), tmp_path)
-    assert step == 1
+    assert step == config.training.num_steps
     for after, before in zip(jax.tree.leaves(found), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(after, before, atol=1e-6)
+        np.testing.assert_allclose(after, before, atol=0.01)
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ FAMILIES = (
 def family_of(config: Mapping[str, Any], what: str) -> Family:
     """The family of a config.json. Raises ValueError, with `what` it belongs to, for a class that is not known here."""
     architectures = config.get("architectures")
-    name = config.get("_class_name") or (architectures[:1] if isinstance(architectures, list) else [None])[0]
+    name = config.get("_class_name") or next(iter(architectures if isinstance(architectures, list) else ()), None)
     found = [family for family in FAMILIES if name in family.class_names]
     if not found:
         known = ", ".join(sorted({name for family in FAMILIES for name in family.class_names}))

@@ -39,6 +39,16 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 _LOCAL_HEADER = 30  # bytes before the name of a member in a zip file
 
+# What public checkpoints hold beside tensors: the best score of a run, as a number of NumPy's, and by the name of its
+# class what a callback of PyTorch Lightning remembers. Nothing of it is needed, and empty things stand for it.
+_BESIDE: dict[tuple[str, str], Any] = {
+    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): "ModelCheckpoint",
+    ("numpy.core.multiarray", "scalar"): lambda *arguments: None,
+    ("numpy._core.multiarray", "scalar"): lambda *arguments: None,
+    ("numpy", "dtype"): lambda *arguments: {},
+    ("_codecs", "encode"): lambda *arguments: "",
+}
+
 Storage = Callable[[np.dtype, str, int], np.ndarray]  # (dtype, key, number of elements) -> its elements
 
 
@@ -48,7 +58,7 @@ def read_torch_file(path: str | os.PathLike) -> Any:
     Both formats are read: zip files (since PyTorch 1.6), whose arrays are read-only and loaded from the disk when
     they are used, and the older ones, which are read at once. Dictionaries, lists, tuples, numbers, strings and
     tensors of floats (float16, bfloat16, float32, float64), integers and truth values are understood; a state dict
-    is a dictionary of names and arrays.
+    is a dictionary of names and arrays. NumPy's numbers become None.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -75,6 +85,7 @@ def _known(module: str, name: str) -> Any:
         ("torch._utils", "_rebuild_tensor"): _tensor,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
         ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
+        **_BESIDE,
     }
     if (module, name) in known:
         return known[module, name]

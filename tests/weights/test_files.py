@@ -168,6 +168,16 @@ def test_the_weights_of_a_training_checkpoint(tmp_path):
         same(open_weights(write_zip(path, {"a": ARRAYS["a.weight"]}, pickled)), {"a": ARRAYS["a.weight"]})
 
 
+def test_what_public_checkpoints_hold_beside_their_weights(tmp_path):
+    """A score of NumPy's and the name of a class, as training by PyTorch Lightning leaves them."""
+    inner = state_dict({"a": ARRAYS["a.weight"]})[2:-1]
+    score = pickle.dumps(np.float64(0.5), protocol=2)[2:-1]
+    callback = b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n}"
+    pickled = b"\x80\x02}(" + text("best") + score + text("callbacks") + b"}(" + callback + b"u" + text("state_dict")
+    path = write_zip(tmp_path / "x.ckpt", {"a": ARRAYS["a.weight"]}, pickled + inner + b"u.")
+    same(open_weights(path), {"a": ARRAYS["a.weight"]})
+
+
 def test_host_memory_of_a_file_is_the_model_and_one_tensor(tmp_path):
     count, side = 16, 256
     arrays = {f"{i}.weight": np.full((side, side), i, np.float16) for i in range(count)}
