@@ -70,7 +70,8 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
 
     The padding is the `pad_token` of special_tokens_map.json or tokenizer_config.json; without them CLIP's is the end
     of the text. (Stable Diffusion 1 pads with that, OpenCLIP's encoders with "!", id 0.) As in transformers, special
-    tokens in a text, the padding among them, are taken as such.
+    tokens in a text, the padding among them, are taken as such. Tokens that were added to CLIP's, such as those of
+    textual inversion, are read from tokenizer_config.json or added_tokens.json.
 
     Args:
         folder: with these files.
@@ -80,7 +81,8 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
         ValueError: files are missing or damaged, or say nothing of the length.
     """
     folder = pathlib.Path(folder).expanduser()
-    said = {**_optional(folder / "tokenizer_config.json"), **_optional(folder / "special_tokens_map.json")}
+    config, special = _optional(folder / "tokenizer_config.json"), _optional(folder / "special_tokens_map.json")
+    said = {**special, **config} if "added_tokens_decoder" in config else {**config, **special}
     clip = all((folder / name).is_file() for name in ("vocab.json", "merges.txt"))
     length = max_tokens or said.get("model_max_length", CLIP_TOKENS if clip else None)
     if not isinstance(length, int) or not 2 <= length <= _LONGEST:
@@ -89,6 +91,7 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
         )
     try:
         if clip:
+            said.setdefault("added_tokens_decoder", _numbered(_optional(folder / "added_tokens.json")))
             backend = _clip(read_json(folder / "vocab.json"), (folder / "merges.txt").read_text(encoding="utf-8"), said)
         elif (folder / "tokenizer.json").is_file():
             backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -98,7 +101,7 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
             raise ValueError("there must be vocab.json and merges.txt, tokenizer.json or vocab.txt")
         if max(backend.get_vocab().values(), default=0) >= _LARGEST:
             raise ValueError(f"an id of its vocabulary is not less than {_LARGEST}")
-        pad = _pad(backend, said, END if clip else None)
+        pad = _pad(backend, said, END if clip else "[PAD]" if backend.token_to_id("[PAD]") is not None else "<pad>")
         backend.no_padding()
         backend.enable_truncation(length)
     except Exception as error:  # the library of tokenizers raises Exception itself
@@ -134,8 +137,19 @@ def _clip(vocabulary: Mapping[str, Any], merges: str, said: Mapping[str, Any]) -
     backend.post_processor = processors.RobertaProcessing(
         (END, vocabulary[END]), (START, vocabulary[START]), trim_offsets=False, add_prefix_space=False
     )
-    backend.add_special_tokens([_added(said, "bos_token", START), _added(said, "eos_token", END)])
-    backend.add_special_tokens([_added(said, "pad_token", END)])
+    declared = said["added_tokens_decoder"]
+    for i in sorted(declared, key=int):
+        token = _token(f"added_tokens_decoder[{i}]", declared[i], bool(declared[i].get("special")))
+        backend.add_tokens([token])
+        if backend.token_to_id(token.content) != int(i):
+            raise ValueError(f"the token {token.content!r} has the id {backend.token_to_id(token.content)}, not {i}")
+    known = [entry["content"] for entry in declared.values()]
+    for name, default in (("bos_token", START), ("eos_token", END), ("pad_token", END)):
+        token = _token(name, said.get(name) or default)
+        if backend.token_to_id(token.content) is None:
+            raise ValueError(f"the vocabulary has no {name} {token.content!r}")
+        if token.content not in known:
+            backend.add_special_tokens([token])  # of two with the same content the flags of the second count
     return backend
 
 
@@ -152,24 +166,27 @@ def _bert(vocabulary: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
     return backend
 
 
-def _pad(backend: tokenizers.Tokenizer, said: Mapping[str, Any], default: str | None) -> int:
-    named = _added(said, "pad_token", default or "").content
-    for token in (named, "<pad>", "[PAD]"):
-        found = backend.token_to_id(token) if token else None
-        if found is not None:
-            return found
-    raise ValueError(f"the vocabulary has no token {named or '<pad>'!r} to pad with")
+def _pad(backend: tokenizers.Tokenizer, said: Mapping[str, Any], default: str) -> int:
+    named = _token("pad_token", said.get("pad_token") or default).content
+    found = backend.token_to_id(named)
+    if found is None:
+        raise ValueError(f"the vocabulary has no token {named!r} to pad with")
+    return found
 
 
-def _added(said: Mapping[str, Any], name: str, default: str) -> AddedToken:
-    """A special token as the JSON files describe it: a string, or an object with flags."""
-    value = said.get(name) or default
+def _token(name: str, value: Any, special: bool = True) -> AddedToken:
+    """A token as the JSON files describe it: a string, or an object with flags."""
     if isinstance(value, str):
-        return AddedToken(value, special=True, normalized=False)
+        return AddedToken(value, special=special)
     if not isinstance(value, dict) or not isinstance(value.get("content"), str):
         raise ValueError(f"{name} must be a string or an object with the string 'content', got {value!r}")
     flags = {flag: bool(value[flag]) for flag in ("single_word", "lstrip", "rstrip", "normalized") if flag in value}
-    return AddedToken(value["content"], special=True, **flags)
+    return AddedToken(value["content"], special=special, **flags)
+
+
+def _numbered(added: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The tokens of added_tokens.json, which has their ids, in the form of tokenizer_config.json."""
+    return {str(i): {"content": token, "normalized": True, "special": False} for token, i in added.items()}
 
 
 def _optional(path: pathlib.Path) -> dict[str, Any]:

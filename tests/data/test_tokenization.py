@@ -183,6 +183,22 @@ def test_prompts_that_are_no_strings(folder, prompts, message):
             {
                 "vocab.json": '{"<|startoftext|>": 0, "<|endoftext|>": 1}',
                 "merges.txt": "",
+                "special_tokens_map.json": '{"pad_token": "!"}',
+            },
+            "the vocabulary has no pad_token '!'",
+        ),
+        (
+            {
+                "vocab.json": '{"<|startoftext|>": 0, "<|endoftext|>": 1}',
+                "merges.txt": "",
+                "added_tokens.json": '{"<cat>": 7}',
+            },
+            "the token '<cat>' has the id 2, not 7",
+        ),
+        (
+            {
+                "vocab.json": '{"<|startoftext|>": 0, "<|endoftext|>": 1}',
+                "merges.txt": "",
                 "special_tokens_map.json": '{"pad_token": 7}',
             },
             "pad_token must be a string or an object",

@@ -6,37 +6,50 @@ import numpy as np
 import pytest
 
 from diffusion_jax.data import tokenization
+from diffusion_jax.data.tokenization import END, START
 from tests.data.test_tokenization import strings, write_clip, write_texts
 
 pytestmark = pytest.mark.parity
 
 
-@pytest.mark.parametrize(
-    "special",
-    [
-        {"pad_token": "<|endoftext|>"},
-        {"pad_token": "!"},
-        {
-            "pad_token": "<|endoftext|>",
-            "eos_token": dict(content="<|endoftext|>", lstrip=False, normalized=True, rstrip=False, single_word=False),
-        },
-    ],
-    ids=["SD1", "SD2", "flags"],
-)
-def test_clip(tmp_path, special):
+FLAGS = dict(lstrip=False, normalized=True, rstrip=False, single_word=False)
+NAMED = {
+    name: dict(FLAGS, content=content)
+    for name, content in (("bos_token", START), ("eos_token", END), ("unk_token", END))
+}
+
+
+def declared(vocabulary):
+    """As newer files have it, and with two tokens of textual inversion."""
+    entries = {vocabulary["!"]: dict(FLAGS, content="!", normalized=False, special=True)}
+    entries |= {vocabulary[token]: dict(FLAGS, content=token, special=True) for token in (START, END)}
+    new = ("<cat-toy>", dict(FLAGS, special=False)), ("café", dict(FLAGS, special=False, normalized=False))
+    entries |= {len(vocabulary) + i: dict(flags, content=token) for i, (token, flags) in enumerate(new)}
+    return {"added_tokens_decoder": {str(i): entry for i, entry in entries.items()}}
+
+
+@pytest.mark.parametrize("case", ["bare", "SD1", "SD2", "SDXL", "added"])
+def test_clip(tmp_path, case):
     transformers = pytest.importorskip("transformers")
     write_clip(tmp_path)
+    vocabulary = json.loads((tmp_path / "vocab.json").read_text())
+    special = {} if case == "bare" else {**NAMED, "pad_token": END if case in ("SD1", "added") else "!"}
+    named = {"bos_token": START, "eos_token": END, "pad_token": "!"}
+    config = {"model_max_length": 77, **(named | declared(vocabulary) if case == "SDXL" else {})}
     (tmp_path / "special_tokens_map.json").write_text(json.dumps(special))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"model_max_length": 77}))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    if case == "added":
+        (tmp_path / "added_tokens.json").write_text(json.dumps({"<cat-toy>": len(vocabulary)}))
     ours = tokenization.load(tmp_path)
     theirs = transformers.CLIPTokenizer.from_pretrained(tmp_path)
-    texts = strings(4000)
+    texts = [*strings(2000), "a <cat-toy> on a<cat-toy>!", "<CAT-TOY> café CAFÉ"]
     expected = theirs(texts, padding="max_length", truncation=True, max_length=77, return_tensors="np")["input_ids"]
     found = ours(texts)
     different = [text for text, a, b in zip(texts, found, expected, strict=True) if not np.array_equal(a, b)]
     assert not different, different[:5]
-    assert found.shape == (4000, 77) and len({tuple(row) for row in found.tolist()}) > 3000
-    assert (found[:, -2] != ours.pad_id).sum() > 100, "some are cut"
+    assert found.shape == (2002, 77) and len({tuple(row) for row in found.tolist()}) > 1500
+    assert (found[:, -2] != ours.pad_id).sum() > 50, "some are cut"
+    assert (len(vocabulary) in found) == (case in ("SDXL", "added"))
 
 
 def test_bert(tmp_path):
