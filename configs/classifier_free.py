@@ -58,6 +58,8 @@ def digits() -> ConfigDict:
 def mnist() -> ConfigDict:
     return classifier_free(
         scale=2.0,
+        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
+        parameterization=dict(name="edm", sigma_data=0.5),
         network=dict(
             name="unet",
             channels=16,
@@ -68,7 +70,7 @@ def mnist() -> ConfigDict:
             num_classes=10,
         ),
         data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=3000, batch_size=32, checkpoint_every=500, sample_every=1000),
+        training=dict(num_steps=6000, batch_size=32, checkpoint_every=500, sample_every=2000),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
         sampling=dict(batch_size=100),
     )
