@@ -44,6 +44,7 @@ ENCODERS = {"clip_text": CLIPTextModel, "ldm_bert": LDMBert}
 # Folders of the components of a pipeline.
 _TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
 _STAGE_FOLDERS = ("vae", "vqvae")
+_LDM_TEXT = "bert"
 _OTHERS = ("name", "task", "pipeline", "tokenizer", "first_stage", "latent_scale", *_TEXT_FOLDERS)
 
 
@@ -173,7 +174,9 @@ def pretrained(config: ConfigDict) -> Params:
         held = folders.components(folder)
         for i, (name, section) in enumerate(_encoder_sections(config).items()):
             init = _encoder(section, config.training.dtype)[0]
-            frozen["text"][str(i)] = _component(folder, held, (name,), section, (), init)
+            whole = {"name": section["name"], **with_defaults(ENCODERS[section["name"]], section)}
+            names = (name, _LDM_TEXT) if i == 0 else (name,)
+            frozen["text"][str(i)] = _component(folder, held, names, whole, (), init)
         section = config.system.first_stage.to_dict()
         if section["name"] != "identity":
             shape = (config.data.image_size, config.data.image_size, config.data.channels)

@@ -187,9 +187,9 @@ def _shared_config(given: Mapping[str, Any], name: str) -> dict[str, Any]:
         "_class_name": name,
         "down_block_types": [_CROSS[0] if depth else _PLAIN[0] for depth in depths],
         # Levels without a transformer have a number all the same, and the last is also that of the middle.
-        "transformer_layers_per_block": [*(depth or 1 for depth in depths[:-1]), mid],
-        "attention_head_dim": _list(given["num_attention_heads"]),
-        "only_cross_attention": _list(given["only_cross_attention"]),
+        "transformer_layers_per_block": _short((*(depth or 1 for depth in depths[:-1]), mid)),
+        "attention_head_dim": _short(given["num_attention_heads"]),
+        "only_cross_attention": _short(given["only_cross_attention"]),
         "cross_attention_dim": given["token_dim"],
         "num_class_embeds": classes + 1 if classes else None,
     }
@@ -200,6 +200,11 @@ def _shared_config(given: Mapping[str, Any], name: str) -> dict[str, Any]:
             "projection_class_embeddings_input_dim": vector + sizes * given["sizes_dim"],
         }
     return config
+
+
+def _short(value: Any) -> Any:
+    """One value in the place of several equal ones, so that the same network has the same config.json."""
+    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else _list(value)
 
 
 def _list(value: Any) -> Any:

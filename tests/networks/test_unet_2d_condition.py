@@ -86,6 +86,13 @@ def test_residuals_of_another_network_are_refused():
         jax.eval_shape(apply, params, jnp.zeros((1, 2, 2, 4)), jnp.zeros(1), cond)
 
 
+def test_equal_numbers_for_all_levels_are_one_number_in_config_json():
+    one = weights.config_of(TINY)
+    several = TINY | dict(num_attention_heads=(2, 2), only_cross_attention=(False, False), mid_transformer_layers=1)
+    assert weights.config_of(several) == one
+    assert weights.config_of(weights.arguments(one)) == one
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

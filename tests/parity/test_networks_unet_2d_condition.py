@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from diffusion_jax import defaults
 from diffusion_jax.networks.controlnet import ControlledUNet, ControlNetModel
 from diffusion_jax.networks.functional import count_parameters, init_apply
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
@@ -51,10 +52,10 @@ VARIANTS = {
         projection_class_embeddings_input_dim=6 * 4 + 10,
     ),
 }
-# The public networks and their numbers of parameters.
+# The public networks, by the variants of configs/stable_diffusion.py, and their numbers of parameters.
 FULL = {
-    "sd1": (dict(sample_size=64, cross_attention_dim=768), 859_520_964),
-    "sd2": (
+    "sd15": (dict(sample_size=64, cross_attention_dim=768), 859_520_964),
+    "sd21": (
         dict(sample_size=96, attention_head_dim=[5, 10, 20, 20], cross_attention_dim=1024, use_linear_projection=True),
         865_910_724,
     ),
@@ -236,3 +237,5 @@ def test_full_size_names_shapes_and_counts(name):
     assert count_parameters(abstract) == count
     again = weights.config_of(arguments)
     assert weights.arguments(again) == arguments
+    section = defaults.read(f"configs/stable_diffusion.py:{name}").network.to_dict()
+    assert weights.config_of({**section, "image_size": config["sample_size"]}) == again
