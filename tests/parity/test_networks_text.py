@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from diffusion_jax.networks import clip, ldm_bert, t5
 from diffusion_jax.networks.functional import count_parameters, init_methods
 from diffusion_jax.weights import clip as clip_weights
+from diffusion_jax.weights import folders
 from diffusion_jax.weights import ldm_bert as bert_weights
 from diffusion_jax.weights import t5 as t5_weights
 from diffusion_jax.weights.layout import export_params, import_params
@@ -46,7 +47,7 @@ def _make(network, arguments, rngs):
 
 
 def reopened(model, arguments, config_of, layout, params, folder):
-    """What transformers makes of the files that we write."""
+    """transformers reads the files that we write, and so do we."""
     safetensors = pytest.importorskip("safetensors.numpy")
     arrays = {name: np.ascontiguousarray(array) for name, array in export_params(layout, params).items()}
     safetensors.save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
@@ -55,7 +56,9 @@ def reopened(model, arguments, config_of, layout, params, folder):
     assert not any(info.values()), info
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(again.state_dict()[name], tensor, err_msg=name)
-    return again.eval()
+    component = folders.open_component(folder)
+    assert component.arguments == {name: arguments[name] for name in component.arguments}
+    jax.tree.map(np.testing.assert_array_equal, component.load(), params)
 
 
 def texts(eos, length=9):
