@@ -75,10 +75,11 @@ class Checkpoints:
         if stale or step not in self._steps():
             self._stale.discard(step)  # before the save, which asks what to preserve
             begin = functools.partial(self._begin, step, position=data_iterator.get_state(), overwrite=stale)
-            if jax.process_count() == 1:
-                self._begun = self._thread.submit(begin, _on_host(state))
-            else:
+            host = _host() if jax.process_count() == 1 else None
+            if host is None:
                 begin(state)
+            else:
+                self._begun = self._thread.submit(begin, _copied(state, host))
         if wait:
             self.wait_until_finished()
 
@@ -236,10 +237,17 @@ def _load(path: pathlib.Path, abstract_state: Any, partial: bool, expected: Mapp
     return state
 
 
-def _on_host(state: Any) -> Any:
-    """A copy in the host's memory, begun but not awaited; JAX keeps the buffers until then, donated or not."""
-    host = jax.local_devices(backend="cpu")[0]
-    return jax.tree.map(lambda x: jax.device_put(x, host, may_alias=False), state)
+def _host() -> jax.Device | None:
+    """The device that is the host's memory; None where JAX_PLATFORMS leaves it out."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        return None
+
+
+def _copied(state: Any, device: jax.Device) -> Any:
+    """A copy on `device`, begun but not awaited; JAX keeps the buffers until then, donated or not."""
+    return jax.tree.map(lambda x: jax.device_put(x, device, may_alias=False), state)
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
+from diffusion_jax.training import checkpoints as checkpoints_lib
 from diffusion_jax.training import checksums as sums
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.ema import init as ema_init
@@ -131,6 +132,19 @@ def test_a_save_does_not_wait_for_the_steps_before_it(tmp_path):
         assert checkpoints.latest_step() == 2
         state, _ = checkpoints.restore_state({"x": jax.ShapeDtypeStruct(x.shape, x.dtype)})
     np.testing.assert_array_equal(state["x"], np.ones(x.shape))
+
+
+def test_saves_where_the_host_is_no_device_of_jax(tmp_path, monkeypatch):
+    def none(backend=None, **options):
+        raise RuntimeError("Unknown backend cpu")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints_lib.jax, "local_devices", none)
+        assert checkpoints_lib._host() is None
+    monkeypatch.setattr(checkpoints_lib, "_host", lambda: None)
+    _save(tmp_path, [2])
+    with Checkpoints(tmp_path) as checkpoints:
+        _assert_same(checkpoints.restore(_abstract(), _iterator())[0], _state(2))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int8", "bool", "complex64", "uint32"])
