@@ -10,6 +10,7 @@ up, which other programs disturb less. The models are one U-Net cut off at the r
 since one first stage serves many models.
 
 Steps are counted from the speed of the first ones without compilation, so that a run that is started again goes on.
+`--spaces 2` does a part; the table has all that was done in `--to`.
 The Frechet distance is of features of a small classifier that is trained on the same data, beside that of test images.
 Prints a Markdown table and writes it to table.md.
 """
@@ -159,14 +160,14 @@ def main() -> None:
     parser.add_argument("--to", type=pathlib.Path, required=True)
     parser.add_argument("--seconds", type=float, default=3600.0, help="of training of each diffusion model")
     parser.add_argument("--stage_seconds", type=float, default=1800.0, help="of training of each first stage")
+    parser.add_argument("--spaces", type=int, nargs="+", choices=(1, 2, 4), default=(1, 2, 4), help="f; 1 is pixels")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=1, help="residual blocks per level")
     parser.add_argument("--steps", type=int, default=50, help="of DDIM")
     parser.add_argument("--samples", type=int, default=2000, help="images that are judged")
     options = parser.parse_args()
     folder = arrays(options.data, options.to / "data")
-    rows = []
-    for f in (1, 2, 4):
+    for f in options.spaces:
         stage, run = options.to / f"kl_f{f}", options.to / f"diffusion_f{f}"
         first = {}
         if f > 1:
@@ -178,19 +179,18 @@ def main() -> None:
         found = figures(config, run, ("classifier",))
         job = prepare(config)
         size = build.system(config).diffusion.shape if f > 1 else (32, 32, 3)
-        rows.append(
-            [
-                "pixels" if f == 1 else f"f = {f}",
-                " x ".join(map(str, size)),
-                f"{count_parameters(job.state.params['network']) / 1e6:.2f} M",
-                f"{speed:.0f}",
-                f"{config.training.num_steps * options.batch_size / 50_000:.1f}",
-                f"{seconds_to_sample(config, run, 256):.1f} s",
-                f"{found['classifier_frechet']:.2f}",
-                f"{first['classifier_frechet']:.2f}, {first['held_out_psnr']:.1f} dB" if first else "",
-                f"{found['classifier_frechet_real']:.2f}",
-            ]
-        )
+        row = [
+            "pixels" if f == 1 else f"f = {f}",
+            " x ".join(map(str, size)),
+            f"{count_parameters(job.state.params['network']) / 1e6:.2f} M",
+            f"{speed:.0f}",
+            f"{config.training.num_steps * options.batch_size / 50_000:.1f}",
+            f"{seconds_to_sample(config, run, 256):.1f} s",
+            f"{found['classifier_frechet']:.2f}",
+            f"{first['classifier_frechet']:.2f}, {first['held_out_psnr']:.1f} dB" if first else "",
+            f"{found['classifier_frechet_real']:.2f}",
+        ]
+        (run / "row.json").write_text(json.dumps(row))
     names = (
         "space",
         "size",
@@ -202,6 +202,8 @@ def main() -> None:
         "of reconstructions, PSNR",
         "of test images",
     )
+    done = [options.to / f"diffusion_f{f}" / "row.json" for f in (1, 2, 4)]
+    rows = [json.loads(file.read_text()) for file in done if file.exists()]
     table = "\n".join("| " + " | ".join(row) + " |" for row in [names, ["---"] * len(names), *rows])
     print(table)
     (options.to / "table.md").write_text(table + "\n")
