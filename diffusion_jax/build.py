@@ -38,7 +38,7 @@ from diffusion_jax import (
     weightings,
 )
 from diffusion_jax.conditions import NO_RATES, Conditions
-from diffusion_jax.data import latents, toys
+from diffusion_jax.data import latents, tokenization, toys
 from diffusion_jax.guidance import steering, thresholding
 from diffusion_jax.networks.adm import ADM
 from diffusion_jax.networks.dit import DiT
@@ -444,15 +444,15 @@ def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.S
 
 def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
     """The training split of the data set, or the split that evaluation compares with. Opens files; ConfigError."""
-    section = {key: value for key, value in config.data.items() if value != ""}
-    name, read = section["name"], conditions(config)
+    section = {key: value for key, value in config.data.items() if value != "" and key != "tokenizer"}
+    name, read, tokenize = section["name"], conditions(config), tokenizer(config)
     loaded = construct(
         {name: functools.partial(data.load, name=name)},
         "data",
         section,
         evaluation=evaluation,
         max_tokens=read.max_tokens,
-        tokenize=text_to_image.tokenizer(config) if config.system.name == "text_to_image" else None,
+        tokenize=text_to_image.tokenizer(config) if config.system.name == "text_to_image" else tokenize,
         low_res=config.network.get("low_res", 0),
     )
     if loaded.shape != data_shape(config):
@@ -481,6 +481,29 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
             f"config.network.num_classes={num_classes} must be 0 or at least the {loaded.num_classes} classes of {name}"
         )
     return loaded
+
+
+def tokenizer(config: ConfigDict) -> tokenization.Tokenizer | None:
+    """What makes ids of captions for a network that learns to read, of config.data.tokenizer; None for bytes.
+
+    Raises ConfigError: there is none in that folder, or its ids are not those of the network.
+    """
+    path, read = config.data.get("tokenizer", ""), conditions(config)
+    if not path:
+        return None
+    given = f"config.data.tokenizer={path!r}"
+    if config.system.name == "text_to_image" or not read.vocabulary:
+        raise ConfigError(
+            f"{given} is for networks with a vocabulary of their own; a text-to-image model has config.system.tokenizer"
+        )
+    with refusal(given):
+        found = tokenization.load(path, read.max_tokens)
+    if found.size > read.vocabulary or found.pad_id:
+        raise ConfigError(
+            f"{given} has {found.size} tokens and pads with {found.pad_id}; a network with config.network.vocabulary="
+            f"{read.vocabulary} reads as many tokens, of which 0 is padding"
+        )
+    return found
 
 
 def reconstructed(config: ConfigDict, num: int) -> dict[str, np.ndarray] | None:

@@ -6,9 +6,9 @@
 `encode` reads the data that the first stage was trained on (another folder or file with --path) and writes what its
 encoder gives as ArrayRecord files, for --config.data.name=latents --config.data.path=runs/latents. For a Gaussian
 these are mean and log variance, so that every epoch draws the latents anew. Labels, captions (cut at --max_tokens;
---caption_key says where they are, see `data.load`) and other conditions of the data stay beside them. A slice such as
-train[:95%] holds the same examples of the latents as of the data. It prints mean and standard deviation of the
-standardised latents, which are near 0 and 1 if the data are those of training.
+--caption_key says where they are, see `data.load`, and --tokenizer is config.data.tokenizer) and other conditions of
+the data stay beside them. A slice such as train[:95%] holds the same examples of the latents as of the data. It prints
+mean and standard deviation of the standardised latents, which are near 0 and 1 if the data are those of training.
 
 `decode` takes such a folder, or an .npz or .npy file of standardised latents as a diffusion model draws them, and
 writes images as an array and a PNG.
@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import build, data, first_stages
-from diffusion_jax.data import latents
+from diffusion_jax.data import latents, tokenization
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.pretrained import Trained
 from diffusion_jax.processes import row_keys
@@ -46,6 +46,7 @@ def encode(
     path: str = "",
     caption_key: str = "",
     max_tokens: int = 0,
+    tokenizer: str = "",
     batch_size: int = 128,
 ) -> tuple[latents.Header, np.ndarray, np.ndarray]:
     """Write the latents of a split, see the module.
@@ -58,7 +59,8 @@ def encode(
     section = run.config.data.to_dict() | {key: value for key, value in changed.items() if value}
     with refusal("the data of the first stage"):
         section = {key: value for key, value in section.items() if value != ""}
-        source = data.load(**section, max_tokens=max_tokens)
+        tokenize = tokenization.load(tokenizer, max_tokens) if tokenizer else None
+        source = data.load(**section, max_tokens=max_tokens, tokenize=tokenize)
     if source.shape != run.system.shape:
         raise ConfigError(f"the images are of {source.shape}; {first_stage} was trained on {run.system.shape}")
     sums = np.zeros((3, run.system.latent_shape[-1]))
@@ -145,13 +147,15 @@ def main(arguments: list[str] | None = None) -> None:
     commands.choices["encode"].add_argument("--path", default="", help="folder or file of the data")
     commands.choices["encode"].add_argument("--caption_key", default="", help="where the captions are, if any")
     commands.choices["encode"].add_argument("--max_tokens", type=int, default=0, help="length of captions, if any")
+    commands.choices["encode"].add_argument("--tokenizer", default="", help="folder of their tokenizer, if not bytes")
     commands.choices["decode"].add_argument("--from", dest="path", required=True, type=pathlib.Path)
     commands.choices["decode"].add_argument("--num", type=int, default=64)
     options = parser.parse_args(arguments)
     shared = dict(split=options.split, batch_size=options.batch_size)
     try:
         if options.command == "encode":
-            given = dict(path=options.path, caption_key=options.caption_key, max_tokens=options.max_tokens)
+            names = ("path", "caption_key", "max_tokens", "tokenizer")
+            given = {name: getattr(options, name) for name in names}
             header, mean, std = encode(options.first_stage, options.to, **given, **shared)
             print(f"{header.num} latents of {header.shape} in {options.to}")
             print(f"standardised: mean {np.round(mean, 3)}, standard deviation {np.round(std, 3)}")

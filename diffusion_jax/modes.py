@@ -7,7 +7,6 @@ import functools
 import math
 import pathlib
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import build, data, faults, planning, requests, workdir
 from diffusion_jax.data import Source
+from diffusion_jax.data.captions import texts_of
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.evaluation.report import format_report, write_evaluation
 from diffusion_jax.job import Job, averaged, fresh_state, load_params, prepare, train_step
@@ -142,7 +142,7 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
             with refusal("samples"):
                 arrays = {"samples": sheets.to_uint8(samples) if _is_image(samples) else samples}
             with faults.replacing(path) as file:
-                np.savez(file, **arrays, **requests.recorded(_conditions_of(drawn), *_describe(job)))
+                np.savez(file, **arrays, **requests.recorded(_conditions_of(drawn), _words(job)[1]))
         pictured = _picture(job, params, drawn, path.with_suffix(".png"))
     _say(
         f"{num} samples of step {step} ({_how(config)}) in {seconds:.1f} s with compilation",
@@ -212,16 +212,19 @@ def _cond(job: Job, num: int) -> dict[str, np.ndarray] | None:
     if conditions is None:
         return build.reconstructed(job.config, num)
     with refusal(f"config.sampling.cond={text!r}"):
-        cond = requests.requested(text, conditions, num, getattr(job.system, "tokenize", None))
+        cond = requests.requested(text, conditions, num, _words(job)[0])
     if cond is None and set(conditions.shapes) - {"label"}:
         examples = data.arrays(build.source(job.config, evaluation=True), num)
         cond = requests.going_round(conditions.of(examples), num)
     return cond
 
 
-def _describe(job: Job) -> tuple[Callable[[np.ndarray], list[str]], ...]:
-    """How the system puts token ids into words, where it does so in a way of its own."""
-    return (job.system.describe,) if hasattr(job.system, "describe") else ()
+def _words(job: Job) -> tuple[requests.Tokenize | None, requests.Describe]:
+    """How captions become token ids (None for their bytes), and ids words."""
+    if hasattr(job.system, "tokenize"):
+        return job.system.tokenize, job.system.describe
+    found = build.tokenizer(job.config)
+    return (None, texts_of) if found is None else (found, found.describe)
 
 
 def _conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -230,7 +233,7 @@ def _conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
     """Whether `path` is now a picture of the samples: there is none of latents and of samples that are not finite."""
-    samples, labels, columns = drawn["samples"], requests.captions(_conditions_of(drawn), *_describe(job)), None
+    samples, labels, columns = drawn["samples"], requests.captions(_conditions_of(drawn), _words(job)[1]), None
     if "original" in drawn:
         # Pairs side by side, the original first.
         samples = np.stack([drawn["original"], samples], axis=1).reshape(-1, *samples.shape[1:])

@@ -15,6 +15,7 @@ from diffusion_jax.data import archives, images
 from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]  # texts -> ids [n, max_tokens]
+Describe = Callable[[np.ndarray], list[str]]  # ids -> texts
 _MAX_BYTES = 2**24  # of a file of requests
 
 
@@ -61,7 +62,7 @@ def going_round(cond: Mapping[str, np.ndarray], num: int) -> dict[str, np.ndarra
     return {name: value[np.arange(num) % len(value)] for name, value in cond.items()}
 
 
-def captions(cond: Mapping[str, Any], describe: Callable[[np.ndarray], list[str]] = texts_of) -> list[str] | None:
+def captions(cond: Mapping[str, Any], describe: Describe = texts_of) -> list[str] | None:
     """What is written below each sample: its class, or its caption, `describe(ids)`; None if it has neither."""
     if "label" in cond:
         return [str(label) for label in np.asarray(cond["label"]).tolist()]
@@ -70,7 +71,7 @@ def captions(cond: Mapping[str, Any], describe: Callable[[np.ndarray], list[str]
     return None
 
 
-def recorded(cond: Mapping[str, Any], describe: Callable[[np.ndarray], list[str]] = texts_of) -> dict[str, np.ndarray]:
+def recorded(cond: Mapping[str, Any], describe: Describe = texts_of) -> dict[str, np.ndarray]:
     """The arrays of a file of samples: `cond`, the class, caption or only condition, and others as cond_<name>."""
     arrays = {name: np.asarray(value) for name, value in cond.items()}
     if "tokens" in arrays and "mask" not in arrays:

@@ -6,10 +6,13 @@ import re
 import numpy as np
 import PIL.Image
 import pytest
+from ml_collections import ConfigDict
 
-from diffusion_jax import modes
+from diffusion_jax import build, modes
+from diffusion_jax.data import vocabulary
 from diffusion_jax.job import prepare
 from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.sections import ConfigError
 from tests.runs import digits, toy
 
 CLASSES = dict(network__num_classes=10)
@@ -171,3 +174,31 @@ def test_plan_for_devices_that_are_not_there(capsys):
         assert sizes[256][name][1] == sizes[1][name][1]
         assert sizes[256][name][0] < 0.1 * sizes[1][name][0], "nearly all of it is in arrays that 64 divides"
     np.testing.assert_allclose(sizes[256]["activations"][1], sizes[1]["activations"][1], rtol=0.05)
+
+
+def test_captions_are_read_by_the_words_of_a_tokenizer(tmp_path):
+    rng, names = np.random.default_rng(0), ["red heart", "blue heart", "dog face", "cat face"] * 4
+    np.savez(tmp_path / "pictures.npz", images=rng.integers(0, 256, (16, 8, 8, 1), np.uint8), names=np.array(names))
+    vocabulary.learn(names, 300).save(str(tmp_path / "tokenizer.json"))
+    config = toy(training__num_steps=1, sampling__cond="Dog face|red cat|", sampling__num_samples=3)
+    config.data = ConfigDict(dict(name="arrays", split="train", eval_split="train", image_size=8, channels=1))
+    config.data.update(path=str(tmp_path / "pictures.npz"), caption_key="names", tokenizer=str(tmp_path))
+    config.network = ConfigDict(dict(name="dit", patch_size=4, hidden_size=8, depth=1, num_heads=1, token_dim=4))
+    config.network.update(vocabulary=300, max_tokens=4)
+    config.evaluation.metrics = ("retrieval",)
+    modes.train(config, tmp_path / "run")
+    modes.sample(config, tmp_path / "run")
+    assert np.load(tmp_path / "run" / "samples" / "samples.npz")["cond"].tolist() == ["dog face", "red cat", ""]
+    modes.evaluate(config, tmp_path / "run")
+    assert "retrieval_caption" in json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    for changes, message in (
+        (dict(vocabulary=270), "has 2.. tokens and pads with 0; a network with config.network.vocabulary=270"),
+        (dict(vocabulary=0), "is for networks with a vocabulary of their own"),
+    ):
+        other = ConfigDict(config.to_dict())
+        other.network.update(changes)
+        with pytest.raises(ConfigError, match=message):
+            build.source(other)
+    config.data.tokenizer = str(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"config\.data\.tokenizer='.*none'.*holds no tokenizer"):
+        modes.sample(config, tmp_path / "run")

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
 from diffusion_jax.weights.files import read_json
@@ -44,6 +44,15 @@ class Tokenizer:
         for row, encoding in zip(rows, self.backend.encode_batch_fast(list(texts)), strict=True):
             row[: len(encoding.ids)] = encoding.ids
         return rows
+
+    @property
+    def size(self) -> int:
+        """Ids are less than this."""
+        return max(self.backend.get_vocab().values()) + 1
+
+    def describe(self, ids: Int[np.ndarray, "n max_tokens"]) -> list[str]:
+        """The texts of ids, as far as these have kept them, without start, end and padding."""
+        return [text.strip() for text in self.backend.decode_batch(np.asarray(ids).tolist())]
 
 
 def check_texts(texts: Any) -> None:
