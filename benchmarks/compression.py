@@ -149,9 +149,16 @@ def seconds_to_sample(config: ConfigDict, directory: pathlib.Path, num: int) -> 
 
 
 def figures(config: ConfigDict, directory: pathlib.Path, metrics: tuple[str, ...]) -> dict:
+    """Those of the trained model, which are kept. Raises SystemExit if its training was stopped."""
     config.evaluation.metrics = metrics
-    modes.evaluate(config, directory)
-    return json.loads((directory / "evaluation.json").read_text())
+    file = directory / "evaluation.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    if (found.get("step"), found.get("num_samples")) != (config.training.num_steps, config.evaluation.num_samples):
+        modes.evaluate(config, directory)
+        found = json.loads(file.read_text())
+    if found["step"] < config.training.num_steps:
+        raise SystemExit(f"{directory} is at step {found['step']}; the same command goes on")
+    return found
 
 
 def main() -> None:

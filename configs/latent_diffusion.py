@@ -17,7 +17,8 @@ CPU cores. `digits_dit` has a transformer in its place, `digits_captions` is tol
 `cifar10_f2`, `cifar10_f4` and `crawl_tiles_f4` stand on the variants of the same name of autoencoder_kl.py.
 `semantic_f4` and `layout_f4`, on crawl_tiles_f4 or what you train of your images, take a map [n, 32, 32, 8] and
 boxes as tokens [n, 16, 8] with a mask [n, 16] from .npz files that hold them as `image`, or as `tokens` and `mask`,
-beside `images`. `emoji_f4` draws pictures from their names, see classifier_free.py:emoji.
+beside `images`. `emoji_f4` draws pictures from their names, with a
+vocabulary that is made first; docs/latent_diffusion.md has the three commands.
 
 `celebahq_ldm4`, `ffhq_ldm4`, `lsun_bedroom_ldm4` (on vqgan.py:openimages_f4), `lsun_church_ldm8` (on
 autoencoder_kl.py:openimages_f8) and `imagenet_ldm4`, with classes read by cross-attention, are the paper's settings

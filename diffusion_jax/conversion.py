@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import pprint
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, workdir
+from diffusion_jax import build, text_to_image, workdir
 from diffusion_jax.defaults import defaults, replace
 from diffusion_jax.faults import replacing
 from diffusion_jax.job import fresh_state, load_params, prepare
@@ -19,6 +20,7 @@ from diffusion_jax.low_rank import LowRank
 from diffusion_jax.pretrained import restore_averaged
 from diffusion_jax.public import is_public, prefix_of
 from diffusion_jax.systems import Autoencoder, LatentDiffusion
+from diffusion_jax.systems.text_to_image import TextToImage
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.types import Params, System
 from diffusion_jax.weights import autoencoders, folders
@@ -90,8 +92,9 @@ def to_folder(
     """Write the networks of `source` as folders of diffusers, and return their files.
 
     `source` is a work directory, whose averaged parameters are written, or a public checkpoint, a single file with the
-    `config` of ours that it belongs to. One network comes to lie in `target` itself; a latent diffusion model becomes
-    `target`/unet or transformer and `target`/vae or vqvae.
+    `config` of ours that it belongs to. One network, and a ControlNet, comes to lie in `target` itself; a latent
+    diffusion model becomes `target`/unet or transformer and `target`/vae or vqvae. A text-to-image model becomes the
+    pipeline that it was fine-tuned from, with its own U-Net, or else `target`/unet, text_encoder and vae.
 
     Raises:
       FileNotFoundError: `source` or a part of it is missing.
@@ -114,6 +117,8 @@ def to_folder(
         system = job.system
         with jax.set_mesh(job.mesh):
             params, _ = load_params(job, source)
+    if isinstance(system, TextToImage):
+        return _write_text_to_image(target, config, system, params, options)
     if not isinstance(system, LatentDiffusion):
         return _write(target, config, system, params, options)
     stage = build.trained(config.system.first_stage, "config.system.first_stage")
@@ -317,6 +322,27 @@ def _write(
         std = float(np.sqrt(np.mean(moments["square"] - np.square(moments["mean"]))))
         extra["scaling_factor"] = system.latent_scale or 1 / std
     return folders.write_component(target, family, arguments, params["network"], extra=extra, **options)
+
+
+def _write_text_to_image(
+    target: pathlib.Path, config: ConfigDict, system: TextToImage, params: Params, options: Mapping[str, Any]
+) -> list[pathlib.Path]:
+    if system.controlled:
+        return _write(target, config, system.diffusion, params, options)
+    source, written = text_to_image.pipeline_of(config), []
+    if source is not None:
+        # All of it but the U-Net is frozen.
+        shutil.copytree(source, target, ignore=lambda at, _: ["unet"] * (at == str(source)), dirs_exist_ok=True)
+        written.append(target)
+    else:
+        for i, (name, section) in enumerate(text_to_image.encoder_sections(config).items()):
+            given = (named(section.pop("name")), section, params["frozen"]["text"][str(i)])
+            written += folders.write_component(target / name, *given, **options)
+        if config.system.first_stage.name != "identity":
+            stage = ConfigDict({"network": config.system.first_stage})
+            frozen = params["frozen"]["first_stage"]
+            written += _write(target / "vae", stage, system.first_stage, frozen, options)
+    return [*written, *_write(target / "unet", config, system.diffusion, params, options)]
 
 
 def _check_empty(target: pathlib.Path) -> None:

@@ -19,6 +19,7 @@ from diffusion_jax.low_rank import LowRank, learner, merge, plain
 from diffusion_jax.pretrained import restore_averaged
 from diffusion_jax.sections import ConfigError, refusal
 from diffusion_jax.training import mesh as meshes
+from diffusion_jax.training.ema import init as averages_of
 from diffusion_jax.training.mesh import path_name
 from diffusion_jax.training.step import TrainState, init_state, make_train_step
 from diffusion_jax.types import Params, System
@@ -115,7 +116,11 @@ def fresh_state(job: Job) -> TrainState:
     others = build.pretrained(job.config)
     state = jax.jit(start, out_shardings=job.layout)(key, None)
     placed = jax.device_put(others, _part(job.layout.params, others))
-    return dataclasses.replace(state, params=_filled(state.params, placed))
+    state = dataclasses.replace(state, params=_filled(state.params, placed))
+    if "network" not in others:
+        return state
+    averages = functools.partial(averages_of, rates=job.config.ema.rates)
+    return dataclasses.replace(state, ema=jax.jit(averages, out_shardings=job.layout.ema)(state.params))
 
 
 def averaged(job: Job, params: Params, ema: dict[str, Params]) -> Params:

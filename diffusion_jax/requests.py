@@ -142,7 +142,7 @@ def _image(folder: pathlib.Path, value: Any, shape: tuple[int, ...]) -> np.ndarr
         )
     found = [images.read_image(folder / path) for path in paths]
     parts = [images.convert(image, size=shape[0], channels=c) for image, c in zip(found, channels, strict=True)]
-    return np.concatenate(parts, axis=-1) / np.float32(127.5) - np.float32(1)
+    return images.in_unit_range(np.concatenate(parts, axis=-1))
 
 
 def _from_arrays(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:
@@ -153,6 +153,7 @@ def _from_arrays(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize)
     if "caption" in found and conditions.vocabulary:
         found["tokens"] = tokenize([str(text) for text in found["caption"]])
     cond = conditions.of(found)
+    cond |= {name: images.in_unit_range(cond[name]) for name in images.CONDITIONS if name in cond}
     for name, entry in conditions.shapes.items():
         if not np.can_cast(cond[name].dtype, entry.dtype, "same_kind"):
             raise ValueError(f"{path}: {name} is {cond[name].dtype}, not {entry.dtype}")

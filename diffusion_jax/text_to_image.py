@@ -79,7 +79,7 @@ def network_conditions(config: ConfigDict, image_size: int) -> Conditions:
 def conditions(config: ConfigDict) -> Conditions:
     """What batches of a text-to-image system hold, and what its samples are made from."""
     task = lookup(TASKS, "system.task", config.system.get("task", "text_to_image"))
-    encoders = [with_defaults(ENCODERS[section["name"]], section) for section in _encoder_sections(config).values()]
+    encoders = [with_defaults(ENCODERS[section["name"]], section) for section in encoder_sections(config).values()]
     lengths = {given["max_position_embeddings"] for given in encoders}
     if len(lengths) > 1:
         raise ConfigError(
@@ -87,7 +87,7 @@ def conditions(config: ConfigDict) -> Conditions:
             "their states lie side by side, so that max_position_embeddings must be the same"
         )
     side = config.data.image_size
-    size = _latent_size(config) if task.at_latents else side
+    size = _latent_size(config)[0] if task.at_latents else side
     control = config.network.get("control_channels", 3) if config.network.name == "controlnet" else 0
     return Conditions(
         vocabulary=max(given["vocab_size"] for given in encoders),
@@ -145,8 +145,8 @@ def tokenizer(config: ConfigDict) -> Callable[[Sequence[str]], Int32[np.ndarray,
 
 def _tokenizers(config: ConfigDict) -> list[Callable[[Sequence[str]], Int32[np.ndarray, "n length"]]]:
     """One for each text encoder."""
-    path, pipeline, parts = config.system.get("tokenizer", ""), _pipeline(config), []
-    for i, section in enumerate(_encoder_sections(config).values()):
+    path, pipeline, parts = config.system.get("tokenizer", ""), pipeline_of(config), []
+    for i, section in enumerate(encoder_sections(config).values()):
         given = with_defaults(ENCODERS[section["name"]], section)
         length, vocabulary = given["max_position_embeddings"], given["vocab_size"]
         if path == "bytes" and vocabulary < captions.VOCABULARY:
@@ -165,14 +165,18 @@ def _tokenizers(config: ConfigDict) -> list[Callable[[Sequence[str]], Int32[np.n
 
 
 def pretrained(config: ConfigDict) -> Params:
-    """The frozen parts, from the folder config.system.pipeline or config.weights; none without. Raises ConfigError."""
-    folder = _pipeline(config)
+    """The frozen parts, from the folder config.system.pipeline or config.weights; none without. Raises ConfigError.
+
+    A new ControlNet begins as a copy of the U-Net's way down (arXiv:2302.05543, section 3.1).
+    """
+    folder = pipeline_of(config)
     if folder is None:
         return {}
+    copied: Params = {}
     frozen: dict[str, Any] = {"text": {}}
     with refusal(f"config.system.pipeline={str(folder)!r}"):
         held = folders.components(folder)
-        for i, (name, section) in enumerate(_encoder_sections(config).items()):
+        for i, (name, section) in enumerate(encoder_sections(config).items()):
             init = _encoder(section, config.training.dtype)[0]
             whole = {"name": section["name"], **with_defaults(ENCODERS[section["name"]], section)}
             names = (name, _LDM_TEXT) if i == 0 else (name,)
@@ -185,13 +189,15 @@ def pretrained(config: ConfigDict) -> Params:
             init = init_methods(lambda rngs: AutoencoderKL(**arguments, rngs=rngs), ())[0]
             frozen["first_stage"] = {"network": _component(folder, held, _STAGE_FOLDERS, section, shape, init)}
         if config.network.name == "controlnet":
-            unet = _unet_section(config)
-            size = _latent_size(config)
-            arguments = {"image_size": size, **{key: value for key, value in unet.items() if key != "name"}}
+            unet, (size, channels) = _unet_section(config), _latent_size(config)
+            arguments = {"image_size": size, "in_channels": channels, **unet}
+            del arguments["name"]
             init = init_methods(lambda rngs: UNet2DConditionModel(**arguments, rngs=rngs), ())[0]
-            shape = (size, size, arguments.get("in_channels", 4))
+            shape = (size, size, arguments["in_channels"])
             frozen["unet"] = _component(folder, held, ("unet",), unet, shape, init)
-    return {"frozen": frozen}
+            if not config.weights:
+                copied = {"network": {"encoder": jax.tree.map(jnp.copy, frozen["unet"]["encoder"])}}
+    return {"frozen": frozen, **copied}
 
 
 def _component(
@@ -208,7 +214,7 @@ def _component(
     return public.load_network(folder / found[0], section, shape, jax.eval_shape(init, jax.random.key(0)))
 
 
-def _pipeline(config: ConfigDict) -> pathlib.Path | None:
+def pipeline_of(config: ConfigDict) -> pathlib.Path | None:
     """The folder of the frozen parts and the tokenizer; None where there is none."""
     path = config.system.get("pipeline", "")
     if path and not folders.is_pipeline(pathlib.Path(path)):
@@ -217,19 +223,19 @@ def _pipeline(config: ConfigDict) -> pathlib.Path | None:
     return path if folders.is_pipeline(path) else None
 
 
-def _latent_size(config: ConfigDict) -> int:
-    """The side of the latents of config.data.image_size. Raises ConfigError unless the first stage divides it."""
-    section = config.system.first_stage.to_dict()
-    levels = (
-        1 if section.get("name") == "identity" else len(with_defaults(AutoencoderKL, section)["block_out_channels"])
-    )
-    side, factor = config.data.image_size, 2 ** (levels - 1)
+def _latent_size(config: ConfigDict) -> tuple[int, int]:
+    """Side and channels of the latents of config.data.image_size. Raises ConfigError unless that can be divided."""
+    section, side = config.system.first_stage.to_dict(), config.data.image_size
+    if section.get("name") == "identity":
+        return side, config.data.channels
+    given = with_defaults(AutoencoderKL, section)
+    factor = 2 ** (len(given["block_out_channels"]) - 1)
     if side % factor:
         raise ConfigError(f"config.data.image_size={side} must be a multiple of {factor}, for the first stage")
-    return side // factor
+    return side // factor, given["latent_channels"]
 
 
-def _encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
+def encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Those of the text encoders, by the folder in a pipeline."""
     found = {}
     for name in _TEXT_FOLDERS:
@@ -264,7 +270,7 @@ def _encoder(section: Mapping[str, Any], dtype: str) -> tuple[Callable, Callable
 
 def _texts(config: ConfigDict) -> Texts:
     """The text encoders of the config: the states of all side by side, and the pooled text of the last."""
-    sections = _encoder_sections(config)
+    sections = encoder_sections(config)
     encoders = [_encoder(section, config.training.dtype) for section in sections.values()]
     parts, vector = _tokenizers(config), config.network.get("vector_dim", 0)
 

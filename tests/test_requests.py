@@ -41,6 +41,12 @@ def test_a_file_holds_any_conditions(tmp_path):
     np.testing.assert_array_equal(cond["label"], [1, 2, 1])
     np.testing.assert_array_equal(cond["vector"][:, 0], [1, 3, 1])
     assert set(recorded(cond)) == {"cond", "cond_vector"} and captions(cond) == ["1", "2", "1"]
+    pixels = np.array([0, 51, 255, 204], np.uint8).reshape(1, 2, 2, 1)
+    for control in (pixels, np.array([-1, -0.6, 1, 0.6]).reshape(1, 2, 2, 1)):
+        np.savez(path, label=np.array([1], np.uint8), control=control)
+        cond = requested(str(path), Conditions(num_classes=3, control_shape=(2, 2, 1)), 1)
+        np.testing.assert_allclose(cond["control"].ravel(), [-1, -0.6, 1, 0.6], atol=1e-6)
+        assert cond["control"].dtype == np.float32 and cond["label"] == 1
     np.savez(path, caption=np.array(["x", "y"]))
     assert captions(requested(str(path), CAPTIONS, 2)) == ["x", "y"]
 

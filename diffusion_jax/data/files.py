@@ -16,7 +16,7 @@ from diffusion_jax.data import archives, images, metadata
 
 _IMAGE_KEYS = ("images", "samples", "x", "arr_0")
 _LABEL_KEYS = ("labels", "label", "cond")
-CONDITION_KEYS = ("vector", "tokens", "mask", "image", "caption")  # of further conditions; captions are strings
+CONDITION_KEYS = ("vector", "tokens", "mask", *images.CONDITIONS, "caption")  # captions are strings
 _SPLIT = re.compile(r"(?P<name>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 

@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 
 # The formats that PIL reads by itself. EPS is not among them: it is a program, which PIL hands to Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
+CONDITIONS = ("image", "control")  # the conditions that are images
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -62,6 +63,11 @@ def read_image(path: pathlib.Path) -> PIL.Image.Image:
             return PIL.ImageOps.exif_transpose(image)
     except Exception as error:  # PIL's plugins raise almost anything on broken files
         raise ValueError(f"Cannot read the image {path}: {error}.") from error
+
+
+def in_unit_range(pixels: np.ndarray) -> np.ndarray:
+    """8-bit pixels in [-1, 1]; anything else as it is."""
+    return pixels / np.float32(127.5) - np.float32(1) if pixels.dtype == np.uint8 else pixels
 
 
 def native_channels(image: PIL.Image.Image) -> int:

@@ -78,8 +78,7 @@ class Source:
                 noise = uniform[:, self.flip : self.flip + math.prod(self.shape)].reshape(x.shape)
                 k = x if self.levels == 256 else np.round(x * np.float32((self.levels - 1) / 255))
                 x = (k + noise) * np.float32(2 / self.levels) - np.float32(1)
-        if x.dtype == np.uint8:
-            x = x / np.float32(127.5) - np.float32(1)
+        x = images.in_unit_range(x)
         return ({"image": _averaged(x, self.low_res)} if self.low_res else {}) | batch | {"x": x}
 
 
@@ -165,7 +164,7 @@ def load(
         raise ValueError(f"data.path must be set for data.name = {name!r}.")
     if name == "arrays":
         arrays = files.read_arrays(pathlib.Path(path), split, caption_key or "caption", label_key)
-        if "image" in arrays.others and flip:
+        if flip and not arrays.others.keys().isdisjoint(images.CONDITIONS):
             raise ValueError(f"data.flip: {path} holds images as conditions, which are not flipped with the examples.")
         if arrays.x.dtype != np.uint8:
             source = _with_low_res(_float_source(path, arrays, image_size, channels, crop, flip, dequantize), low_res)
@@ -224,7 +223,8 @@ def _with_conditions(
             batch |= {"tokens": tokenize([str(by_example[i]) for i in indices])}
         elif by_class is not None:
             batch |= {"tokens": by_class[batch["label"]]}
-        return batch | {name: value[indices] for name, value in others.items()}
+        rows = {name: value[indices] for name, value in others.items()}
+        return batch | rows | {name: images.in_unit_range(rows[name]) for name in images.CONDITIONS if name in rows}
 
     return dataclasses.replace(source, read=read)
 

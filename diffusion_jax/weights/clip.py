@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_jax.networks.clip import ARGMAX_EOS
 from diffusion_jax.weights.layout import Layout
 from diffusion_jax.weights.transformers_config import read
 
@@ -107,7 +108,7 @@ def vision_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def text_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json that `text_arguments` reads `arguments` from, up to `skip` and `normalize`."""
-    return _config(arguments, "Text", _TEXT_DEFAULTS)
+    return _config({"eos_token_id": ARGMAX_EOS, **arguments}, "Text", _TEXT_DEFAULTS)
 
 
 def vision_config(arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -255,6 +255,18 @@ def test_folder_with_captions(tmp_path):
         data.load(**options, caption_key="text")
 
 
+def test_image_conditions_of_8_bits_are_scaled_and_floats_are_not(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 2, 2, 1), np.uint8)
+    maps, vector = np.full((4, 2, 2, 5), 3, np.float32), np.arange(4, dtype=np.uint8)[:, None]
+    options = save_npz(tmp_path / "a.npz", images=images, control=images, image=maps, vector=vector)
+    batch = data.arrays(data.load(**options))
+    np.testing.assert_array_equal(batch["control"], batch["x"])
+    np.testing.assert_array_equal(batch["image"], maps)
+    np.testing.assert_array_equal(batch["vector"], vector)
+    with pytest.raises(ValueError, match=r"data\.flip"):
+        data.load(**options, flip=True)
+
+
 def test_low_resolution_images_are_averages_of_what_is_drawn(tmp_path):
     """Also of images that are flipped; a side that does not divide the images' is refused."""
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)

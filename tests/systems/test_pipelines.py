@@ -1,0 +1,129 @@
+"""Text-to-image models and ControlNets on a pipeline: where they start, what is trained, and the folders of both."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax import build, conversion, defaults, modes
+from diffusion_jax.job import fresh_state, load_params, prepare
+from diffusion_jax.networks.functional import init_methods
+from diffusion_jax.sections import ConfigError
+from diffusion_jax.weights.families import named
+from diffusion_jax.weights.folders import open_component, write_component
+
+UNET = dict(block_out_channels=(8, 16), transformer_layers=(0, 1), num_attention_heads=2, norm_num_groups=4)
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """The folder of a text-to-image pipeline of images of 8 pixels, and its U-Net's parameters."""
+    folder, read, params = tmp_path_factory.mktemp("pipeline"), config(), {}
+    encoder = {key: value for key, value in read.system.text_encoder.items() if key != "name"}
+    unet = dict(image_size=8, in_channels=1, layers_per_block=1, token_dim=16, max_tokens=8, **UNET)
+    for i, (name, kind, arguments) in enumerate(
+        (("unet", "unet_2d_condition", unet), ("text_encoder", "clip_text", encoder))
+    ):
+        family = named(kind)
+        init = init_methods(lambda rngs, f=family, a=arguments: f.network(**a, rngs=rngs), ())[0]
+        rng = np.random.default_rng(i)  # the last layers of a new U-Net are 0, and hide what comes before them
+        params[name] = jax.tree.map(
+            lambda x, rng=rng: np.asarray(x) + rng.normal(0, 0.1, x.shape).astype(np.float32),
+            jax.jit(init)(jax.random.key(i)),
+        )
+        write_component(folder / name, family, arguments, params[name])
+    index = {"unet": ["diffusers", "UNet2DConditionModel"], "text_encoder": ["transformers", "CLIPTextModel"]}
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **index}))
+    rng = np.random.default_rng(0)
+    np.savez(
+        folder / "drawings.npz",
+        images=rng.integers(0, 256, (16, 8, 8, 1), np.uint8),
+        control=rng.integers(0, 256, (16, 8, 8, 3), np.uint8),
+        caption=np.array(["one", "two"] * 8),
+    )
+    return folder, params["unet"]
+
+
+def config(folder=None):
+    read = defaults.read("configs/stable_diffusion.py:digits")
+    read.system.text_encoder.update(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    read.network = ConfigDict(dict(name="controlnet", layers_per_block=1, token_dim=16, max_tokens=8, **UNET))
+    read.network.update(hint_channels=(4,))
+    read.training.update(num_steps=2, batch_size=4)
+    read.optimizer.warmup_steps = 0
+    read.sampling.update(steps=2, num_samples=2, batch_size=2)
+    read.evaluation.update(metrics=(), after_training=False)
+    if folder is not None:
+        read.system.pipeline = str(folder)
+        read.data = ConfigDict(dict(name="arrays", split="train", eval_split="train", image_size=8, channels=1))
+        read.data.path = str(folder / "drawings.npz")
+    return read
+
+
+def test_it_starts_as_a_copy_of_the_way_down(pipeline):
+    folder, unet = pipeline
+    state = fresh_state(prepare(config(folder)))
+    for found in (state.params["network"], state.params["frozen"]["unet"], state.ema["0.999"]["network"]):
+        jax.tree.map(np.testing.assert_array_equal, found["encoder"], unet["encoder"])
+    leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
+    assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
+
+
+def test_it_is_trained_written_and_read_beside_its_pipeline(pipeline, tmp_path):
+    folder, unet = pipeline
+    modes.train(config(folder), tmp_path / "run")
+    trained, _ = load_params(prepare(config(folder)), tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, trained["frozen"]["unet"], unet)
+    assert np.abs(trained["network"]["controlnet_mid_block"]["kernel"]).max() > 0
+    conversion.to_folder(tmp_path / "run", tmp_path / "controlnet")
+    read = config(folder)
+    read.weights = str(tmp_path / "controlnet")
+    found, _ = load_params(prepare(read), tmp_path / "controlnet")
+    jax.tree.map(np.testing.assert_array_equal, found["network"], trained["network"])
+    jax.tree.map(np.testing.assert_array_equal, found["frozen"]["unet"], unet)
+    state = fresh_state(prepare(read))
+    jax.tree.map(np.testing.assert_array_equal, state.params["network"], trained["network"])
+
+
+def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):
+    folder, unet = pipeline
+    read = config(folder)
+    read.network.name = "unet_2d_condition"
+    del read.network["hint_channels"]
+    read.weights, read.system.pipeline = str(folder), ""
+    modes.train(read, tmp_path / "run")
+    conversion.to_folder(tmp_path / "run", tmp_path / "pipeline")
+    assert sorted(p.name for p in (tmp_path / "pipeline").iterdir()) == sorted(p.name for p in folder.iterdir())
+    found, _ = load_params(prepare(read), tmp_path / "pipeline")
+    trained, _ = load_params(prepare(read), tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, found, trained)
+    assert np.abs(trained["network"]["conv_out"]["kernel"] - unet["conv_out"]["kernel"]).max() > 0
+
+
+def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
+    read = config()
+    read.network = ConfigDict(dict(name="unet_2d_condition", layers_per_block=1, token_dim=16, max_tokens=8, **UNET))
+    stage = dict(name="autoencoder_kl", block_out_channels=(4, 8), norm_num_groups=4, latent_channels=2)
+    read.system.update(first_stage=ConfigDict(stage), latent_scale=0.5)
+    read.training.num_steps = 1
+    modes.train(read, tmp_path / "run")
+    conversion.to_folder(tmp_path / "run", tmp_path / "parts")
+    trained, _ = load_params(prepare(read), tmp_path / "run")
+    expected = dict(
+        unet=trained["network"],
+        vae=trained["frozen"]["first_stage"]["network"],
+        text_encoder=trained["frozen"]["text"]["0"],
+    )
+    for name, params in expected.items():
+        component = open_component(tmp_path / "parts" / name)
+        jax.tree.map(np.testing.assert_array_equal, component.load(), params)
+    assert open_component(tmp_path / "parts" / "vae").config["scaling_factor"] == 0.5
+
+
+def test_a_pipeline_with_another_unet_is_refused(pipeline):
+    read = config(pipeline[0])
+    read.network.block_out_channels = (8, 24)
+    with pytest.raises(ConfigError, match=r"config\.system\.pipeline.*block_out_channels"):
+        build.pretrained(read)
