@@ -444,15 +444,18 @@ def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.S
 
 def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
     """The training split of the data set, or the split that evaluation compares with. Opens files; ConfigError."""
-    section = {key: value for key, value in config.data.items() if value != "" and key != "tokenizer"}
-    name, read, tokenize = section["name"], conditions(config), tokenizer(config)
+    section = {key: value for key, value in config.data.items() if value != ""}
+    name, read = section["name"], conditions(config)
+    tokenize: Callable | None = tokenizer(config)
+    if config.system.name == "text_to_image":
+        tokenize = text_to_image.tokenizer(config)
     loaded = construct(
         {name: functools.partial(data.load, name=name)},
         "data",
         section,
         evaluation=evaluation,
         max_tokens=read.max_tokens,
-        tokenize=text_to_image.tokenizer(config) if config.system.name == "text_to_image" else tokenize,
+        tokenize=tokenize,
         low_res=config.network.get("low_res", 0),
     )
     if loaded.shape != data_shape(config):

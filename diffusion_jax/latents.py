@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from diffusion_jax import build, data, first_stages
-from diffusion_jax.data import latents, tokenization
+from diffusion_jax.data import latents
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.pretrained import Trained
 from diffusion_jax.processes import row_keys
@@ -55,12 +55,11 @@ def encode(
     Raises ConfigError: no first stage, no such data, or images of another size.
     """
     run, params = _open(first_stage)
-    changed = {"split": split, "path": path, "caption_key": caption_key}
+    changed = {"split": split, "path": path, "caption_key": caption_key, "tokenizer": tokenizer}
     section = run.config.data.to_dict() | {key: value for key, value in changed.items() if value}
     with refusal("the data of the first stage"):
         section = {key: value for key, value in section.items() if value != ""}
-        tokenize = tokenization.load(tokenizer, max_tokens) if tokenizer else None
-        source = data.load(**section, max_tokens=max_tokens, tokenize=tokenize)
+        source = data.load(**section, max_tokens=max_tokens)
     if source.shape != run.system.shape:
         raise ConfigError(f"the images are of {source.shape}; {first_stage} was trained on {run.system.shape}")
     sums = np.zeros((3, run.system.latent_shape[-1]))

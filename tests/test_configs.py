@@ -33,6 +33,12 @@ BUILT = re.compile(
 )
 
 
+# Of another process than the variant that is initialised in their place, with the same network.
+SAME_NETWORK = {
+    f"score_sde:cifar10_{variant}": "score_sde:cifar10_vp_ddpmpp_deep"
+    for variant in ("subvp_ddpmpp_deep", "vp_ddpmpp_deep_likelihood", "subvp_ddpmpp_deep_likelihood")
+}
+
 # Public networks of up to 2.6 billion parameters, which `tests/parity` compares with diffusers' at full size.
 PUBLIC = re.compile("stable_diffusion:(?!digits)")
 
@@ -105,6 +111,10 @@ def built(name: str):
     checks.check_keys(config)
     system = build.system(config)
     optimizer, _ = build.optimizer(config)
+    if name in SAME_NETWORK:
+        other, *_, state = built(SAME_NETWORK[name])
+        assert (config.network, build.data_shape(config)) == (other.network, build.data_shape(other))
+        return config, system, optimizer, state
     state = jax.eval_shape(lambda key: init_state(system, optimizer, config.ema.rates, key), jax.random.key(0))
     return config, system, optimizer, state
 

@@ -104,6 +104,7 @@ def load(
     caption_key: str = "",
     label_key: str = "",
     max_tokens: int = 0,
+    tokenizer: str = "",
     low_res: int = 0,
     tokenize: Tokenize | None = None,
 ) -> Source:
@@ -135,9 +136,11 @@ def load(
             "text", or the suffix of text files beside the images, such as ".txt"; see `data.metadata`.
         label_key: where the class of each example is, a number or a string; strings are sorted. For "arrays" the name
             of an array ("labels", "label" and "cond" need no asking for), for "folder" a field of metadata.jsonl.
-        max_tokens: length of "tokens", to which texts are cut or padded; see `data.captions`.
+        max_tokens: length of "tokens", to which texts are cut or padded.
+        tokenizer: folder of what makes tokens of texts, see `data.tokenization`; by default they are the bytes of each,
+            see `data.captions`.
         low_res: side of the condition "image" that is made of every example for models of super-resolution.
-        tokenize: texts -> their tokens; by default the bytes of each, see `data.captions`.
+        tokenize: texts -> their tokens, in the place of `tokenizer`.
 
     Raises:
         ValueError: an argument is out of range, or the data is missing, empty or unreadable.
@@ -154,7 +157,11 @@ def load(
         return _toy(kind, split, num_examples, seed)
     if (caption_key or label_key) and name not in ("folder", "arrays"):
         raise ValueError(f"data.caption_key and data.label_key are for 'folder' and 'arrays', not for {name!r}.")
-    if tokenize is None:
+    if tokenize is None and tokenizer:
+        from diffusion_jax.data import tokenization
+
+        tokenize = tokenization.load(tokenizer, max_tokens)
+    elif tokenize is None:
         tokenize = functools.partial(texts.tokens_of, max_tokens=max_tokens)
     if name == "latents":
         from diffusion_jax.data import latents
