@@ -49,7 +49,7 @@ def image_sheet(
       columns: tiles in a row; by default about sqrt(n), preferring a grid without empty places.
       tile_min: tiles are enlarged to at least this many pixels.
       padding: width of the gap, in pixels.
-      labels: `[n]` captions, written below the tiles.
+      labels: `[n]` captions, written below the tiles in up to two lines; what is longer is cut.
 
     Raises:
       ValueError: no images, another shape, values that are not finite, or captions of another number.
@@ -70,7 +70,8 @@ def image_sheet(
     tiles = images.repeat(scale, axis=1).repeat(scale, axis=2)
 
     height, width = tiles.shape[1:3]
-    pitch_y = height + padding + (0 if labels is None else _CAPTION)
+    captions = [] if labels is None else _wrapped(labels, width)
+    pitch_y = height + padding + _CAPTION * max(map(len, captions), default=0)
     pitch_x = width + padding
     sheet = np.empty((rows * pitch_y + padding, columns * pitch_x + padding, 3), np.uint8)
     sheet[:] = _GAP
@@ -78,7 +79,7 @@ def image_sheet(
     for tile, (y, x) in zip(tiles, corners, strict=True):
         sheet[y : y + height, x : x + width] = tile
     if labels is not None:
-        sheet = _captioned(sheet, [(x, y + height) for y, x in corners], labels)
+        sheet = _captioned(sheet, [(x, y + height) for y, x in corners], captions)
     if path is not None:
         _save_png(sheet, path)
     return sheet
@@ -176,13 +177,34 @@ def _columns(n: int) -> int:
     return next((c for c in range(least, 2 * least) if n % c == 0), least)
 
 
-def _captioned(sheet: np.ndarray, corners: list[tuple[int, int]], labels: Sequence) -> np.ndarray:
+def _wrapped(labels: Sequence, width: int) -> list[list[str]]:
+    """Each label as one or two lines of at most `width` pixels."""
+    from PIL import Image, ImageDraw
+
+    length = ImageDraw.Draw(Image.new("L", (1, 1))).textlength
+
+    def cut(text: str) -> str:
+        if length(text) <= width:
+            return text
+        return next(text[:n] + "..." for n in range(len(text), -1, -1) if n == 0 or length(text[:n] + "...") <= width)
+
+    def lines(label: str) -> list[str]:
+        words = label.split()
+        fitting = (n for n in range(len(words), 0, -1) if length(" ".join(words[:n])) <= width)
+        n = next(fitting, 0)
+        return [cut(" ".join(part)) for part in (words[:n], words[n:]) if part] or [""]
+
+    return [lines(str(label)) for label in labels]
+
+
+def _captioned(sheet: np.ndarray, corners: list[tuple[int, int]], captions: list[list[str]]) -> np.ndarray:
     from PIL import Image, ImageDraw
 
     image = Image.fromarray(sheet)
     draw = ImageDraw.Draw(image)
-    for corner, label in zip(corners, labels, strict=True):
-        draw.text(corner, str(label), fill=(255, 255, 255))
+    for (x, y), lines in zip(corners, captions, strict=True):
+        for i, line in enumerate(lines):
+            draw.text((x, y + i * _CAPTION), line, fill=(255, 255, 255))
     return np.asarray(image)
 
 
