@@ -31,6 +31,7 @@ from diffusion_jax import (
     losses,
     parameterizations,
     processes,
+    requests,
     solvers,
     systems,
     text_to_image,
@@ -510,14 +511,14 @@ def tokenizer(config: ConfigDict) -> tokenization.Tokenizer | None:
 
 
 def reconstructed(config: ConfigDict, num: int) -> dict[str, np.ndarray] | None:
-    """What an autoencoder's samples are reconstructions of: `num` held-out images, again from the first where they end.
+    """What an autoencoder's samples are reconstructions of: `num` held-out images, some again if there are fewer.
 
     None for other systems, and with config.sampling.cond="prior".
     """
     if config.system.name not in first_stages.NETWORKS or config.sampling.cond == "prior":
         return None
     found = source(config, evaluation=True)
-    return {"x": found.batch(np.arange(num) % len(found))["x"]}
+    return requests.going_round({"x": data.shuffled(found, num)["x"]}, num)
 
 
 def writers(config: ConfigDict, directory: pathlib.Path, step: int) -> Writers:

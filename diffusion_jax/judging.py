@@ -124,7 +124,7 @@ def _density_baseline(
     drawn: dict[str, np.ndarray], train: data.Source, test: data.Source, levels: int = 256
 ) -> dict[str, Any]:
     # On the held-out examples that the likelihood of the model is evaluated on.
-    x_test = data.arrays(test, len(drawn["samples"]))["x"]
+    x_test = data.shuffled(test, len(drawn["samples"]))["x"]
     return density.density_baseline(data.arrays(train)["x"], x_test, levels=levels)
 
 

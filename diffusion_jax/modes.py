@@ -191,7 +191,7 @@ def _params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
 
 def _held_out(job: Job, params: Params, source: Source) -> dict[str, float]:
     """Means of `System.evaluate` over at most config.evaluation.num_samples held-out examples."""
-    examples = data.arrays(source, job.config.evaluation.num_samples)
+    examples = data.shuffled(source, job.config.evaluation.num_samples)
     key = jax.random.key(job.config.sampling.seed)
 
     @jax.jit
@@ -214,7 +214,7 @@ def _cond(job: Job, num: int) -> dict[str, np.ndarray] | None:
     with refusal(f"config.sampling.cond={text!r}"):
         cond = requests.requested(text, conditions, num, _words(job)[0])
     if cond is None and set(conditions.shapes) - {"label"}:
-        examples = data.arrays(build.source(job.config, evaluation=True), num)
+        examples = data.shuffled(build.source(job.config, evaluation=True), num)
         cond = requests.going_round(conditions.of(examples), num)
     return cond
 

@@ -103,7 +103,20 @@ def arrays(source: Source, max_examples: int | None = None) -> dict[str, np.ndar
     """
     if max_examples is not None and max_examples <= 0:
         raise ValueError(f"max_examples must be positive, got {max_examples}.")
-    indices = np.arange(len(source) if max_examples is None else min(max_examples, len(source)))
+    return _read(source, np.arange(len(source))[:max_examples])
+
+
+def shuffled(source: Source, max_examples: int) -> dict[str, np.ndarray]:
+    """At most `max_examples` of one fixed shuffle of the split, otherwise as `arrays`: files are often sorted by class.
+
+    More of them begin with the fewer. Raises ValueError: `max_examples` is not positive.
+    """
+    if max_examples <= 0:
+        raise ValueError(f"max_examples must be positive, got {max_examples}.")
+    return _read(source, np.random.default_rng(0).permutation(len(source))[:max_examples])
+
+
+def _read(source: Source, indices: Int64[np.ndarray, "n"]) -> dict[str, np.ndarray]:
     chunks = [indices[i : i + _READ_CHUNK] for i in range(0, len(indices), _READ_CHUNK)]
     with futures.ThreadPoolExecutor() as pool:
         parts = list(pool.map(source.batch, chunks))

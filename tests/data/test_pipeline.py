@@ -160,8 +160,18 @@ def test_arrays_are_in_order_and_scaled_to_the_unit_interval():
     np.testing.assert_allclose(whole["x"][:, 0, 0, 0], np.linspace(-1, 1, 256), atol=1e-6)
     assert whole["x"].dtype == np.float32 and whole["x"].min() == -1 and whole["x"].max() == 1
     assert len(data.arrays(source, 7)["x"]) == 7
-    with pytest.raises(ValueError, match="max_examples"):
-        data.arrays(source, 0)
+    some, more = data.shuffled(source, 7)["x"], data.shuffled(source, 2 * len(source))["x"]
+    np.testing.assert_array_equal(some, more[:7])
+    np.testing.assert_array_equal(np.sort(more, axis=0), np.sort(whole["x"], axis=0))
+    for few in (data.arrays, data.shuffled):
+        with pytest.raises(ValueError, match="max_examples"):
+            few(source, 0)
+
+
+def test_few_examples_of_a_sorted_file_are_of_all_classes(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((1000, 2, 2, 1), np.uint8), labels=np.repeat(np.arange(10), 100))
+    source = data.load(name="arrays", path=str(tmp_path / "a.npz"))
+    assert np.bincount(data.shuffled(source, 200)["label"], minlength=10).min() >= 10
 
 
 @pytest.mark.parametrize(
