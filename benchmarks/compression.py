@@ -10,7 +10,7 @@ up, which other programs disturb less. The models are one U-Net cut off at the r
 since one first stage serves many models.
 
 Steps are counted from the speed of the first ones without compilation, so that a run that is started again goes on.
-`--spaces 2` does a part; the table has all that was done in `--to`.
+`--spaces 2` does a part; the table has all that was done in `--to` with as many steps and samples.
 The Frechet distance is of features of a small classifier that is trained on the same data, beside that of test images.
 Prints a Markdown table and writes it to table.md.
 """
@@ -134,6 +134,9 @@ def train(config: ConfigDict, directory: pathlib.Path, seconds: float) -> float:
     config.training.num_steps = max(int(seconds * speed / config.training.batch_size), 1)
     config.training.checkpoint_every = max(config.training.num_steps // 20, 1)
     modes.train(config, directory)
+    reached = max(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
+    if reached < config.training.num_steps:
+        raise SystemExit(f"{directory} is at step {reached}; the same command goes on")
     return speed
 
 
@@ -148,16 +151,17 @@ def seconds_to_sample(config: ConfigDict, directory: pathlib.Path, num: int) -> 
         return clock() - began
 
 
-def figures(config: ConfigDict, directory: pathlib.Path, metrics: tuple[str, ...]) -> dict:
-    """Those of the trained model, which are kept. Raises SystemExit if its training was stopped."""
-    config.evaluation.metrics = metrics
+def figures(config: ConfigDict, directory: pathlib.Path) -> dict:
+    """Those of the trained model, which are kept."""
+    config.evaluation.metrics = ("classifier",)
     file = directory / "evaluation.json"
+    wanted = dict(
+        step=config.training.num_steps, num_samples=config.evaluation.num_samples, steps=config.sampling.steps
+    )
     found = json.loads(file.read_text()) if file.exists() else {}
-    if (found.get("step"), found.get("num_samples")) != (config.training.num_steps, config.evaluation.num_samples):
+    if not wanted.items() <= found.items():
         modes.evaluate(config, directory)
         found = json.loads(file.read_text())
-    if found["step"] < config.training.num_steps:
-        raise SystemExit(f"{directory} is at step {found['step']}; the same command goes on")
     return found
 
 
@@ -180,10 +184,10 @@ def main() -> None:
         if f > 1:
             config = stage_config(f, folder, options)
             train(config, stage, options.stage_seconds)
-            first = figures(config, stage, ("classifier",))
+            first = figures(config, stage)
         config = diffusion_config(f, stage, folder, options)
         speed = train(config, run, options.seconds)
-        found = figures(config, run, ("classifier",))
+        found = figures(config, run)
         job = prepare(config)
         size = build.system(config).diffusion.shape if f > 1 else (32, 32, 3)
         row = [
@@ -197,7 +201,7 @@ def main() -> None:
             f"{first['classifier_frechet']:.2f}, {first['held_out_psnr']:.1f} dB" if first else "",
             f"{found['classifier_frechet_real']:.2f}",
         ]
-        (run / "row.json").write_text(json.dumps(row))
+        (run / "row.json").write_text(json.dumps([options.steps, options.samples, row]))
     names = (
         "space",
         "size",
@@ -210,7 +214,8 @@ def main() -> None:
         "of test images",
     )
     done = [options.to / f"diffusion_f{f}" / "row.json" for f in (1, 2, 4)]
-    rows = [json.loads(file.read_text()) for file in done if file.exists()]
+    found = [json.loads(file.read_text()) for file in done if file.exists()]
+    rows = [row for steps, samples, row in found if (steps, samples) == (options.steps, options.samples)]
     table = "\n".join("| " + " | ".join(row) + " |" for row in [names, ["---"] * len(names), *rows])
     print(table)
     (options.to / "table.md").write_text(table + "\n")

@@ -380,7 +380,7 @@ def trained(path: str, field: str) -> Trained:
     return open_run(path, field, system)
 
 
-def pretrained(config: ConfigDict) -> Params:
+def pretrained(config: ConfigDict) -> dict[str, Any]:
     """Parameters that a fresh start of the system takes from other runs, such as {"frozen": {"first_stage": ...}}."""
     return PRETRAINED.get(config.system.name, lambda config: {})(config)
 
@@ -501,12 +501,9 @@ def tokenizer(config: ConfigDict) -> tokenization.Tokenizer | None:
             f"{given} is for networks with a vocabulary of their own; a text-to-image model has config.system.tokenizer"
         )
     with refusal(given):
-        found = tokenization.load(path, read.max_tokens)
-    if found.size > read.vocabulary or found.pad_id:
-        raise ConfigError(
-            f"{given} has {found.size} tokens and pads with {found.pad_id}; a network with config.network.vocabulary="
-            f"{read.vocabulary} reads as many tokens, of which 0 is padding"
-        )
+        found = tokenization.load_for_network(path, read.max_tokens)
+    if found.size > read.vocabulary:
+        raise ConfigError(f"{given} has {found.size} tokens, which config.network.vocabulary={read.vocabulary} is not")
     return found
 
 

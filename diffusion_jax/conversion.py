@@ -94,7 +94,8 @@ def to_folder(
     `source` is a work directory, whose averaged parameters are written, or a public checkpoint, a single file with the
     `config` of ours that it belongs to. One network, and a ControlNet, comes to lie in `target` itself; a latent
     diffusion model becomes `target`/unet or transformer and `target`/vae or vqvae. A text-to-image model becomes the
-    pipeline that it was fine-tuned from, with its own U-Net, or else `target`/unet, text_encoder and vae.
+    pipeline that it was fine-tuned from, whose other components are copied as they are, with its own U-Net; or else
+    `target`/unet, text_encoder and vae. `dtype` and `max_bytes` are of what is written, not of what is copied.
 
     Raises:
       FileNotFoundError: `source` or a part of it is missing.
@@ -113,11 +114,16 @@ def to_folder(
         run = build.trained(str(source), "--from")
         config, system, params = run.config, run.system, run.load()
     else:
+        if is_public(source):
+            config = config.copy_and_resolve_references()
+            config.weights = str(source)
         job = prepare(config)
         system = job.system
         with jax.set_mesh(job.mesh):
             params, _ = load_params(job, source)
     if isinstance(system, TextToImage):
+        if system.controlled or (is_public(source) and not folders.is_pipeline(source)):
+            return _write(target, config, system.diffusion, params, options)
         return _write_text_to_image(target, config, system, params, options)
     if not isinstance(system, LatentDiffusion):
         return _write(target, config, system, params, options)
@@ -327,13 +333,17 @@ def _write(
 def _write_text_to_image(
     target: pathlib.Path, config: ConfigDict, system: TextToImage, params: Params, options: Mapping[str, Any]
 ) -> list[pathlib.Path]:
-    if system.controlled:
-        return _write(target, config, system.diffusion, params, options)
-    source, written = text_to_image.pipeline_of(config), []
+    source = text_to_image.pipeline_of(config)
+    if source is None and config.weights and not pathlib.Path(config.weights).exists():
+        raise ValueError(
+            f"config.weights={config.weights!r}, which the model was fine-tuned from, is not there any more"
+        )
+    written = _write(target / "unet", config, system.diffusion, params, options)
     if source is not None:
-        # All of it but the U-Net is frozen.
-        shutil.copytree(source, target, ignore=lambda at, _: ["unet"] * (at == str(source)), dirs_exist_ok=True)
-        written.append(target)
+        # All others are frozen.
+        for name in folders.components(source).keys() - {"unet"}:
+            written.append(pathlib.Path(shutil.copytree(source / name, target / name)))
+        written.append(pathlib.Path(shutil.copyfile(source / "model_index.json", target / "model_index.json")))
     else:
         for i, (name, section) in enumerate(text_to_image.encoder_sections(config).items()):
             given = (named(section.pop("name")), section, params["frozen"]["text"][str(i)])
@@ -342,7 +352,7 @@ def _write_text_to_image(
             stage = ConfigDict({"network": config.system.first_stage})
             frozen = params["frozen"]["first_stage"]
             written += _write(target / "vae", stage, system.first_stage, frozen, options)
-    return [*written, *_write(target / "unet", config, system.diffusion, params, options)]
+    return written
 
 
 def _check_empty(target: pathlib.Path) -> None:

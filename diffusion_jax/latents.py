@@ -4,11 +4,12 @@
     python -m diffusion_jax.latents decode --first_stage=runs/autoencoder_kl --from=runs/latents --to=decoded.npz
 
 `encode` reads the data that the first stage was trained on (another folder or file with --path) and writes what its
-encoder gives as ArrayRecord files, for --config.data.name=latents --config.data.path=runs/latents. For a Gaussian
-these are mean and log variance, so that every epoch draws the latents anew. Labels, captions (cut at --max_tokens;
---caption_key says where they are, see `data.load`, and --tokenizer is config.data.tokenizer) and other conditions of
-the data stay beside them. A slice such as train[:95%] holds the same examples of the latents as of the data. It prints
-mean and standard deviation of the standardised latents, which are near 0 and 1 if the data are those of training.
+encoder gives as ArrayRecord files, for --config.data.name=latents --config.data.path=runs/latents. For a Gaussian these
+are mean and log variance, so that every epoch draws the latents anew. Labels, captions (cut at --max_tokens;
+--caption_key says where they are, see `data.load`, and --tokenizer is the config.data.tokenizer that the diffusion
+model has as well) and other conditions of the data stay beside them. A slice such as train[:95%] holds the same
+examples of the latents as of the data. It prints mean and standard deviation of the standardised latents, which are
+near 0 and 1 if the data are those of training.
 
 `decode` takes such a folder, or an .npz or .npy file of standardised latents as a diffusion model draws them, and
 writes images as an array and a PNG.

@@ -164,7 +164,7 @@ def _tokenizers(config: ConfigDict) -> list[Callable[[Sequence[str]], Int32[np.n
     return parts
 
 
-def pretrained(config: ConfigDict) -> Params:
+def pretrained(config: ConfigDict) -> dict[str, Any]:
     """The frozen parts, from the folder config.system.pipeline or config.weights; none without. Raises ConfigError.
 
     A new ControlNet begins as a copy of the U-Net's way down (arXiv:2302.05543, section 3.1).
@@ -172,7 +172,7 @@ def pretrained(config: ConfigDict) -> Params:
     folder = pipeline_of(config)
     if folder is None:
         return {}
-    copied: Params = {}
+    copied: dict[str, Any] = {}
     frozen: dict[str, Any] = {"text": {}}
     with refusal(f"config.system.pipeline={str(folder)!r}"):
         held = folders.components(folder)
@@ -196,7 +196,8 @@ def pretrained(config: ConfigDict) -> Params:
             shape = (size, size, arguments["in_channels"])
             frozen["unet"] = _component(folder, held, ("unet",), unet, shape, init)
             if not config.weights:
-                copied = {"network": {"encoder": jax.tree.map(jnp.copy, frozen["unet"]["encoder"])}}
+                # On the host, from where it goes to the network's own layout.
+                copied = {"network": {"encoder": jax.tree.map(np.array, frozen["unet"]["encoder"])}}
     return {"frozen": frozen, **copied}
 
 

@@ -66,7 +66,14 @@ def read_image(path: pathlib.Path) -> PIL.Image.Image:
 
 
 def in_unit_range(pixels: np.ndarray) -> np.ndarray:
-    """8-bit pixels in [-1, 1]; anything else as it is."""
+    """8-bit pixels in [-1, 1]; anything else as it is.
+
+    Raises ValueError for 8-bit values that are not pixels: neither 1 nor 3 nor 4 channels (colours and a mask).
+    """
+    if pixels.dtype == np.uint8 and pixels.shape[-1] not in (1, 3, 4):
+        raise ValueError(
+            f"8-bit values are pixels of 1, 3 or 4 channels, got shape {pixels.shape}; give maps as floats"
+        )
     return pixels / np.float32(127.5) - np.float32(1) if pixels.dtype == np.uint8 else pixels
 
 

@@ -160,7 +160,7 @@ def load(
     if tokenize is None and tokenizer:
         from diffusion_jax.data import tokenization
 
-        tokenize = tokenization.load(tokenizer, max_tokens)
+        tokenize = tokenization.load_for_network(tokenizer, max_tokens)
     elif tokenize is None:
         tokenize = functools.partial(texts.tokens_of, max_tokens=max_tokens)
     if name == "latents":
@@ -218,6 +218,11 @@ def _with_conditions(
     if captions and max_tokens < 1:
         raise ValueError("Captions need a network with config.network.max_tokens > 0, the length they are cut to.")
     by_class = tokenize(captions) if captions else None
+    for name in others.keys() & images.CONDITIONS:
+        try:
+            images.in_unit_range(others[name][:0])
+        except ValueError as error:
+            raise ValueError(f"The condition {name!r}: {error}") from error
     others = dict(others)
     by_example = others.pop("caption", None)
     by_example = by_example if max_tokens else None  # a model that reads no text has no use for them

@@ -118,6 +118,16 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
     return Tokenizer(backend=backend, max_tokens=length, pad_id=pad)
 
 
+def load_for_network(folder: str | os.PathLike, max_tokens: int) -> Tokenizer:
+    """That of a network which learns to read ids itself, and takes 0 for padding. Raises ValueError for another id."""
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens={max_tokens} must be at least 1, for a network that reads texts.")
+    found = load(folder, max_tokens)
+    if found.pad_id:
+        raise ValueError(f"{folder} pads with the id {found.pad_id}; for a network that learns to read it must be 0.")
+    return found
+
+
 def _clip(vocabulary: Mapping[str, Any], merges: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
     pairs = [tuple(line.split()) for line in merges.splitlines() if line.strip() and not line.startswith("#version")]
     if any(len(pair) != 2 for pair in pairs):

@@ -1,6 +1,7 @@
 """A vocabulary of the captions at hand, for models that learn to read from scratch.
 
-    python -m diffusion_jax.data.vocabulary --path=pictures.npz --caption_key=names --to=runs/words --size=2048
+    python -m diffusion_jax.data.vocabulary --path=pictures.npz --caption_key=names --split='train[:95%]' \\
+        --to=runs/words --size=2048
     python -m diffusion_jax.main --config=configs/latent_diffusion.py:emoji_f4 --workdir=runs/emoji \\
         --config.data.path=pictures.npz --config.data.tokenizer=runs/words --config.network.vocabulary=2048
 
@@ -56,13 +57,13 @@ def learn(texts: Sequence[str], size: int) -> tokenizers.Tokenizer:
 
 def captions(path: str, split: str, caption_key: str) -> list[str]:
     """The captions of a folder of images or a file of arrays. Raises ValueError where there are none."""
-    where = pathlib.Path(path)
+    where = pathlib.Path(path).expanduser()
     if where.is_dir() and not any(where.glob("*.np[yz]")):
         found = files.folder_images(where, split, caption_key).captions
     else:
         found = files.read_arrays(where, split, caption_key or "caption").others.get("caption", ())
     if not len(found):
-        raise ValueError(f"{path} has no captions under {caption_key or 'caption'!r}.")
+        raise ValueError(f"{path} has no captions; --caption_key={caption_key!r} says where they are.")
     return [str(text) for text in found]
 
 

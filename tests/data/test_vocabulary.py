@@ -71,4 +71,4 @@ def test_the_command_reads_arrays_and_folders(tmp_path, capsys):
     assert [np.count_nonzero(row) for row in words(["red heart", "face", "cat"])] == [2, 1, 4]
     with pytest.raises(SystemExit):
         vocabulary.main([f"--path={tmp_path / 'pictures.npz'}", *common])
-    assert "no captions under 'caption'" in capsys.readouterr().err
+    assert "has no captions; --caption_key='' says where" in capsys.readouterr().err

@@ -81,7 +81,9 @@ def saved(read, directory):
 
 def test_it_starts_as_a_copy_of_the_way_down(pipeline):
     folder, unet = pipeline
-    state = fresh_state(prepare(config(folder)))
+    job = prepare(config(folder))
+    with jax.set_mesh(job.mesh):
+        state = fresh_state(job)
     for found in (state.params["network"], state.params["frozen"]["unet"], state.ema["0.999"]["network"]):
         jax.tree.map(np.testing.assert_array_equal, found["encoder"], unet["encoder"])
     leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
@@ -112,10 +114,31 @@ def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):
     read.weights, read.system.pipeline = str(folder), ""
     trained = saved(read, tmp_path / "run")
     conversion.to_folder(tmp_path / "run", tmp_path / "pipeline")
-    assert sorted(p.name for p in (tmp_path / "pipeline").iterdir()) == sorted(p.name for p in folder.iterdir())
+    assert {p.name for p in (tmp_path / "pipeline").iterdir()} == {"unet", "text_encoder", "model_index.json"}
+    read.weights = str(tmp_path / "pipeline")
     found, _ = load_params(prepare(read), tmp_path / "pipeline")
     jax.tree.map(np.testing.assert_array_equal, found, trained)
     assert np.abs(trained["network"]["conv_out"]["kernel"] - unet["conv_out"]["kernel"]).max() > 0
+    read.weights = str(tmp_path / "moved")
+    workdir.write_config(tmp_path / "run", read)
+    with pytest.raises(ValueError, match=r"config\.weights='.*moved', which .* is not there any more"):
+        conversion.to_folder(tmp_path / "run", tmp_path / "none")
+
+
+def test_public_files_are_written_with_what_belongs_to_them(pipeline, tmp_path):
+    """A pipeline with its text encoder, one file of its U-Net alone."""
+    folder, unet = pipeline
+    read = config()
+    read.network.name = "unet_2d_condition"
+    del read.network["hint_channels"]
+    conversion.to_folder(folder, tmp_path / "pipeline", read)
+    file = next((folder / "unet").glob("*.safetensors"))
+    conversion.to_folder(file, tmp_path / "unet", read)
+    for name in ("unet", "text_encoder"):
+        here, there = (open_component(root / name).load() for root in (tmp_path / "pipeline", folder))
+        jax.tree.map(np.testing.assert_array_equal, here, there)
+    jax.tree.map(np.testing.assert_array_equal, open_component(tmp_path / "unet").load(), unet)
+    assert not (tmp_path / "unet" / "text_encoder").exists()
 
 
 def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
