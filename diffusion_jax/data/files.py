@@ -102,6 +102,7 @@ def folder_images(path: pathlib.Path, split: str, caption_key: str = "", label_k
         num_classes=num_classes,
         describe=lambda i: str(paths[i]),
         captions=tuple(captions[i] for i in chosen) if captions else (),
+        labels=labels if num_classes else None,
     )
 
 
@@ -196,7 +197,7 @@ def array_images(path: pathlib.Path, arrays: Arrays) -> images.Images:
     Raises:
         ValueError: another shape.
     """
-    x, label, num_classes, _ = arrays
+    x, label, num_classes, others = arrays
     if x.ndim != 3 and not (x.ndim == 4 and x.shape[-1] in (1, 3, 4)):
         raise ValueError(f"{path}: 8-bit images must be [n, height, width(, 1, 3 or 4)], got {x.shape}.")
     return images.Images(
@@ -204,4 +205,6 @@ def array_images(path: pathlib.Path, arrays: Arrays) -> images.Images:
         size=len(x),
         num_classes=num_classes,
         describe=lambda i: f"{path}, image {i}",
+        captions=tuple(others.get("caption", ())),
+        labels=label,
     )

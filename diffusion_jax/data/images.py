@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 
 # The formats that PIL reads by itself. EPS is not among them: it is a program, which PIL hands to Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -21,14 +21,15 @@ class Images(NamedTuple):
     """Images as they are stored, before conversion.
 
     `get(i)` returns image i and its label (-1 if `num_classes` is 0); `describe(i)` names it in error messages;
-    `captions` has the text of each image, if there are any.
+    `captions` and `labels` have the text and the label of each image, if they are known before it is read.
     """
 
     get: Callable[[int], tuple[PIL.Image.Image, int]]
     size: int
     num_classes: int
     describe: Callable[[int], str]
-    captions: tuple[str, ...] = ()
+    captions: Sequence[str] = ()
+    labels: Int32[np.ndarray, "n"] | None = None
 
 
 def readable_formats() -> tuple[str, ...]:

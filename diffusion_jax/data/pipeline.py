@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent import futures
 
 import jax
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Shaped
 
 from diffusion_jax.data.sources import Source
 from diffusion_jax.faults import Fault, in_time
@@ -40,6 +40,24 @@ def epoch_indices(seed: int, step: int, num_examples: int, batch_size: int) -> I
     return indices
 
 
+def balanced_indices(
+    seed: int, step: int, members: Sequence[Int64[np.ndarray, "_"]], batch_size: int
+) -> Int64[np.ndarray, "batch_size"]:
+    """As `epoch_indices`, of the groups of examples `members`, and of each group one of its examples at random.
+
+    Every group is drawn once per epoch, however many examples it has.
+    """
+    groups = epoch_indices(seed, step, len(members), batch_size)
+    u = np.random.default_rng((seed, step, 2)).random(batch_size)
+    return np.array([members[group][int(u[row] * len(members[group]))] for row, group in enumerate(groups)])
+
+
+def _members(groups: Shaped[np.ndarray, "n"]) -> list[Int64[np.ndarray, "_"]]:
+    """The examples of each group."""
+    _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return np.split(np.argsort(group, kind="stable"), np.cumsum(counts)[:-1])
+
+
 def batches(
     source: Source,
     *,
@@ -51,6 +69,8 @@ def batches(
     prefetch: int = 4,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Endless shuffled, augmented batches of this process: its contiguous rows of every global batch.
+
+    Every example comes once per epoch, or every one of `source.groups`, see `balanced_indices`.
 
     Args:
         source: what to read.
@@ -80,9 +100,14 @@ def batches(
         raise ValueError(f"Neither may be negative: {seed=}, {num_workers=}, {prefetch=}.")
     local_size = batch_size // process_count
     start = process_index * local_size
+    members = () if source.groups is None else _members(source.groups)
 
     def read(step: int) -> dict[str, np.ndarray]:
-        indices = epoch_indices(seed, step, len(source), batch_size)[start : start + local_size]
+        if members:
+            indices = balanced_indices(seed, step, members, batch_size)
+        else:
+            indices = epoch_indices(seed, step, len(source), batch_size)
+        indices = indices[start : start + local_size]
         rng = np.random.default_rng((seed, step, 1))
         # Two float32 numbers come out of one 64-bit draw: skip what belongs to the rows of earlier processes.
         rng.bit_generator.advance(start * source.draws // 2)

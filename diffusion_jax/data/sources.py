@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int32, Integer
+from jaxtyping import Int32, Integer, Shaped
 
 from diffusion_jax.data import captions as texts
 from diffusion_jax.data import files, images, toys
@@ -33,6 +33,7 @@ class Source:
         low_res: side of the condition "image" that a batch has beside x, which is x as it is there, averaged; 0 for
             none, or the one that `read` gives.
         num_workers: threads that should read ahead.
+        groups: the group of each example, of which training draws evenly; None to draw evenly of the examples.
     """
 
     read: Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -44,6 +45,7 @@ class Source:
     levels: int = 256
     low_res: int = 0
     num_workers: int = 0
+    groups: Shaped[np.ndarray, "n"] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -103,6 +105,7 @@ def load(
     captions: tuple[str, ...] = (),
     caption_key: str = "",
     label_key: str = "",
+    balance: str = "",
     max_tokens: int = 0,
     tokenizer: str = "",
     low_res: int = 0,
@@ -136,6 +139,8 @@ def load(
             "text", or the suffix of text files beside the images, such as ".txt"; see `data.metadata`.
         label_key: where the class of each example is, a number or a string; strings are sorted. For "arrays" the name
             of an array ("labels", "label" and "cond" need no asking for), for "folder" a field of metadata.jsonl.
+        balance: what training draws evenly, each "label" or each "caption", however many examples have it; by default
+            each example. For "folder" and "arrays".
         max_tokens: length of "tokens", to which texts are cut or padded.
         tokenizer: folder of what makes tokens of texts, see `data.tokenization`; by default they are the bytes of each,
             see `data.captions`.
@@ -151,6 +156,10 @@ def load(
             raise ValueError(f"data.{key} must be positive, got {value}.")
     if not 2 <= levels <= 256:
         raise ValueError(f"data.levels must be in 2..256, got {levels}.")
+    if balance not in ("", "label", "caption"):
+        raise ValueError(f"data.balance must be '', 'label' or 'caption', got {balance!r}.")
+    if balance and name not in ("folder", "arrays"):
+        raise ValueError(f"data.balance is for 'folder' and 'arrays', not for {name!r}.")
     if name == "toy":
         if image_size or channels or crop or flip or dequantize:
             raise ValueError("Toys have no pixels: image_size, channels, crop, flip and dequantize must stay unset.")
@@ -175,6 +184,7 @@ def load(
             raise ValueError(f"data.flip: {path} holds images as conditions, which are not flipped with the examples.")
         if arrays.x.dtype != np.uint8:
             source = _with_low_res(_float_source(path, arrays, image_size, channels, crop, flip, dequantize), low_res)
+            source = _balanced(source, balance, arrays.label, arrays.others.get("caption"))
             return _with_conditions(source, arrays.others, captions, max_tokens, tokenize)
     if channels not in (None, 1, 3):
         raise ValueError(f"data.channels must be 1 or 3, got {channels}.")
@@ -189,6 +199,7 @@ def load(
     source = _decoded(found, image_size, channels, crop, cache_bytes)
     source = dataclasses.replace(source, flip=flip, dequantize=dequantize, levels=levels, num_workers=num_workers)
     source = _with_low_res(source, low_res)
+    source = _balanced(source, balance, found.labels, found.captions or None)
     others = arrays.others if name == "arrays" else {"caption": found.captions} if found.captions else {}
     return _with_conditions(source, others, captions, max_tokens, tokenize)
 
@@ -197,6 +208,15 @@ def _with_low_res(source: Source, low_res: int) -> Source:
     if low_res and (len(source.shape) != 3 or source.shape[0] % low_res or source.shape[1] % low_res):
         raise ValueError(f"low_res={low_res} must divide the sides of images, and examples have shape {source.shape}.")
     return dataclasses.replace(source, low_res=low_res)
+
+
+def _balanced(
+    source: Source, balance: str, labels: np.ndarray | None, captions: np.ndarray | Sequence[str] | None
+) -> Source:
+    values = {"": None, "label": labels, "caption": captions}[balance]
+    if balance and values is None:
+        raise ValueError(f"data.balance = {balance!r}: the examples have no {balance}s.")
+    return source if values is None else dataclasses.replace(source, groups=np.asarray(values))
 
 
 def _averaged(x: np.ndarray, side: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Image folders and array files."""
 
+import functools
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -253,6 +255,37 @@ def test_folder_with_captions(tmp_path):
     (tmp_path / "sub" / "a.png").unlink()
     with pytest.raises(ValueError, match=r"'text' of b\.png must be a string, got 3"):
         data.load(**options, caption_key="text")
+
+
+def test_what_is_drawn_evenly_belongs_to_the_examples(tmp_path):
+    """For 8-bit and float arrays and folders, slices of them too."""
+    names, kinds = np.array(["x", "y", "x", "x"]), np.array(["k", "k", "l", "k"])
+    images = np.zeros((4, 2, 2, 1), np.uint8)
+    pixels = save_npz(tmp_path / "a.npz", images=images, names=names, kinds=kinds)
+    floats = save_npz(tmp_path / "b.npz", images=images.astype(np.float32), names=names, kinds=kinds)
+    for i, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        save_gray(tmp_path / "folder" / kind / f"{i}.png", 0)
+        (tmp_path / "folder" / kind / f"{i}.txt").write_text(str(name))
+    arrays = dict(caption_key="names", label_key="kinds")
+    folder = dict(name="folder", path=str(tmp_path / "folder"), caption_key=".txt")
+    orders = {"arrays": np.arange(4), "folder": np.array([0, 1, 3, 2])}  # k/0, k/1, k/3, l/2
+    for options in (pixels | arrays, floats | arrays, folder):
+        for split in ("train", "train[1:]"):
+            found = orders[options["name"]][files.select(split, 4)]
+            load = functools.partial(data.load, **options, split=split)
+            assert load().groups is None
+            assert load(balance="caption").groups.tolist() == names[found].tolist()
+            assert load(balance="label").groups.tolist() == (kinds[found] == "l").tolist()
+    bare = dict(name="arrays", path=str(tmp_path / "c.npz"))
+    np.savez(tmp_path / "c.npz", images=images)
+    for wrong, message in (
+        (dict(balance="name"), "must be '', 'label' or 'caption', got 'name'"),
+        (dict(balance="label"), "the examples have no labels"),
+        (dict(balance="caption"), "the examples have no captions"),
+        (dict(balance="label", name="digits", path=None), "for 'folder' and 'arrays', not for 'digits'"),
+    ):
+        with pytest.raises(ValueError, match=f"data.balance.*{message}"):
+            data.load(**(bare | wrong))
 
 
 def test_image_conditions_of_8_bits_are_scaled_and_floats_are_not(tmp_path):

@@ -50,6 +50,33 @@ def test_order_does_not_depend_on_what_was_read_before():
     assert not np.array_equal(data.epoch_indices(4, 0, 1000, 4), data.epoch_indices(3, 0, 1000, 4))
 
 
+GROUPS = np.array([*"aaaaaaa", "b", "c", "c"])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 25])
+def test_balanced_batches_hold_every_group_once_per_epoch(batch_size):
+    batches = data.batches(counting_source(groups=GROUPS), batch_size=batch_size, seed=2)
+    labels = np.concatenate([next(batches)["label"] for _ in range(-(-900 // batch_size))])[:900]
+    epochs = GROUPS[labels].reshape(-1, 3)
+    assert {tuple(sorted(epoch)) for epoch in epochs} == {("a", "b", "c")}
+    assert len(np.unique(epochs, axis=0)) == 6  # in any order
+    counts = np.bincount(labels, minlength=10)
+    assert counts[7] == 300
+    # Each of seven is drawn 300/7 = 43 times on average with a standard deviation of 6, each of two 150 and 9.
+    assert counts[:7].min() > 18 and counts[:7].max() < 68 and abs(counts[8] - 150) < 40
+
+
+def test_balanced_batches_are_shared_out_and_resumed():
+    source = counting_source(groups=GROUPS)
+    whole, resumed = (data.batches(source, batch_size=6, seed=1) for _ in range(2))
+    first = next(whole)
+    state = whole.get_state()
+    parts = [next(data.batches(source, batch_size=6, seed=1, process_index=i, process_count=3)) for i in range(3)]
+    np.testing.assert_array_equal(first["label"], np.concatenate([part["label"] for part in parts]))
+    resumed.set_state(state)
+    assert_batches_equal(next(whole), next(resumed))
+
+
 @pytest.mark.parametrize("process_count", [2, 3, 6])
 @pytest.mark.parametrize("options", [{}, {"flip": True}, {"dequantize": True}, {"flip": True, "dequantize": True}])
 def test_processes_share_out_the_global_batch(process_count, options):
