@@ -39,7 +39,8 @@ from diffusion_jax import (
     weightings,
 )
 from diffusion_jax.conditions import NO_RATES, Conditions
-from diffusion_jax.data import latents, tokenization, toys
+from diffusion_jax.data import images, latents, tokenization, toys
+from diffusion_jax.data.derived import averaged
 from diffusion_jax.guidance import steering, thresholding
 from diffusion_jax.networks.adm import ADM
 from diffusion_jax.networks.dit import DiT
@@ -448,8 +449,10 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
     section = {key: value for key, value in config.data.items() if value != ""}
     name, read = section["name"], conditions(config)
     tokenize: Callable | None = tokenizer(config)
+    low_res = config.network.get("low_res", 0)
+    derive = averaged(low_res) if low_res else None
     if config.system.name == "text_to_image":
-        tokenize = text_to_image.tokenizer(config)
+        tokenize, derive = text_to_image.tokenizer(config), text_to_image.derived(config)
     loaded = construct(
         {name: functools.partial(data.load, name=name)},
         "data",
@@ -457,7 +460,8 @@ def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
         evaluation=evaluation,
         max_tokens=read.max_tokens,
         tokenize=tokenize,
-        low_res=config.network.get("low_res", 0),
+        shapes={kind: entry.shape for kind, entry in read.shapes.items() if kind in images.CONDITIONS},
+        derive=derive,
     )
     if loaded.shape != data_shape(config):
         raise ConfigError(f"config.data: {name} holds examples of {loaded.shape}, not {data_shape(config)}")

@@ -123,26 +123,14 @@ def _from_objects(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize
                 )
             cond[name] = tokenize(values)
         elif name in ("image", "control"):
-            cond[name] = np.stack([_image(path.parent, value, entry.shape) for value in values])
+            found = np.stack([images.from_files(path.parent, value, entry.shape) for value in values])
+            cond[name] = images.in_unit_range(found)
         else:
             try:
                 cond[name] = np.array(values, entry.dtype)
             except (ValueError, TypeError, OverflowError) as error:
                 raise ValueError(f"{path}: {name} must be numbers of shape {entry.shape}: {error}") from error
     return cond
-
-
-def _image(folder: pathlib.Path, value: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """The file that `value` names, or several, whose channels lie side by side; the last of 4 channels is a mask."""
-    paths = value if isinstance(value, list) else [value]
-    channels = [3] * (shape[-1] // 3) + [1] * (shape[-1] % 3)
-    if not all(isinstance(path, str) for path in paths) or len(paths) != len(channels) or shape[0] != shape[1]:
-        raise ValueError(
-            f"{value!r} must be {len(channels)} path(s) of image files, of {channels} channels, for {shape}"
-        )
-    found = [images.read_image(folder / path) for path in paths]
-    parts = [images.convert(image, size=shape[0], channels=c) for image, c in zip(found, channels, strict=True)]
-    return images.in_unit_range(np.concatenate(parts, axis=-1))
 
 
 def _from_arrays(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:

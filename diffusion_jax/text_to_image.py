@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import bottlenecks, public, systems
 from diffusion_jax.conditions import Conditions
 from diffusion_jax.data import captions, tokenization
+from diffusion_jax.data.derived import ITSELF, WITH_MASK, Derived, averaged
 from diffusion_jax.losses import first_stage as losses
 from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
 from diffusion_jax.networks.clip import CLIPTextModel
@@ -96,6 +97,14 @@ def conditions(config: ConfigDict) -> Conditions:
         image_shape=(size, size, config.data.channels + task.mask) if task.image else (),
         control_shape=(side, side, control) if control else (),
     )
+
+
+def derived(config: ConfigDict) -> Derived | None:
+    """What makes the image of the task of an example that has none; None where the data must give it."""
+    task = lookup(TASKS, "system.task", config.system.get("task", "text_to_image"))
+    if task.at_latents:
+        return averaged(_latent_size(config)[0])
+    return WITH_MASK if task.mask else ITSELF if task.start else None
 
 
 def text_to_image(config: ConfigDict, make_system: Callable[[ConfigDict], Any]) -> TextToImage:

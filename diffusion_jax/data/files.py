@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import types
 import zipfile
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from diffusion_jax.data import archives, images, metadata
 _IMAGE_KEYS = ("images", "samples", "x", "arr_0")
 _LABEL_KEYS = ("labels", "label", "cond")
 CONDITION_KEYS = ("vector", "tokens", "mask", *images.CONDITIONS, "caption")  # captions are strings
+NO_KEYS: Mapping[str, str] = types.MappingProxyType({})
 _SPLIT = re.compile(r"(?P<name>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
 
 
@@ -67,15 +69,16 @@ def _locate(path: pathlib.Path, split: str, suffixes: tuple[str, ...]) -> pathli
     return path
 
 
-def folder_images(path: pathlib.Path, split: str, caption_key: str = "", label_key: str = "") -> images.Images:
+def folder_images(path: pathlib.Path, split: str, keys: Mapping[str, str] = NO_KEYS) -> images.Images:
     """All image files below `path/<split>` (or `path`), sorted by path.
 
     If every image is in a sub-folder, the sorted names of the first level of sub-folders are the classes. Files
-    without the suffix of an image format that PIL reads, and hidden ones, are ignored. For captions and for other
-    classes see `metadata.values`.
+    without the suffix of an image format that PIL reads, and hidden ones, are ignored. `keys` says where captions,
+    other classes and conditions that are images are, each by its kind: see `metadata.captions`, `metadata.values` and
+    `metadata.named_files`. Files of conditions are no examples.
 
     Raises:
-        ValueError: no such path or split, or no image in it, or no caption or class for one.
+        ValueError: no such path or split, or no image in it, or no caption, class or condition for one.
     """
     root = _locate(path, split, ("",))
     suffixes = images.readable_suffixes()
@@ -85,15 +88,20 @@ def folder_images(path: pathlib.Path, split: str, caption_key: str = "", label_k
         for file in found
         if pathlib.Path(file).suffix.lower() in suffixes and not file.startswith(".")
     )
+    conditions = {kind: keys[kind] for kind in images.CONDITIONS if kind in keys}
+    if conditions:
+        taken = {root / name for key in conditions.values() for name in metadata.named_files(root, key)}
+        paths = [path for path in paths if path not in taken]
     if not paths:
         raise ValueError(f"No image file in {root}.")
     parts = [path.relative_to(root).parts for path in paths]
     labels, num_classes = np.full(len(paths), -1), 0
-    if label_key:
-        labels, num_classes = class_ids(np.array(metadata.values(root, paths, label_key)), f"{root}, {label_key!r}:")
+    if key := keys.get("label"):
+        labels, num_classes = class_ids(np.array(metadata.values(root, paths, key)), f"{root}, {key!r}:")
     elif all(len(part) > 1 for part in parts):
         labels, num_classes = class_ids(np.array([part[0] for part in parts]), str(root))
-    captions = metadata.captions(root, paths, caption_key) if caption_key else ()
+    captions = metadata.captions(root, paths, keys["caption"]) if "caption" in keys else ()
+    found = {kind: metadata.values(root, paths, key) for kind, key in conditions.items()}
     chosen = select(split, len(paths))
     paths, labels = [paths[i] for i in chosen], labels[chosen]
     return images.Images(
@@ -103,6 +111,7 @@ def folder_images(path: pathlib.Path, split: str, caption_key: str = "", label_k
         describe=lambda i: str(paths[i]),
         captions=tuple(captions[i] for i in chosen) if captions else (),
         labels=labels if num_classes else None,
+        files={kind: lambda i, value=value: (root, value[chosen[i]]) for kind, value in found.items()},
     )
 
 
@@ -129,24 +138,26 @@ class Arrays(NamedTuple):
     others: Mapping[str, Shaped[np.ndarray, "n ..."]] = {}
 
 
-def read_arrays(path: pathlib.Path, split: str, caption_key: str = "caption", label_key: str = "") -> Arrays:
+def read_arrays(path: pathlib.Path, split: str, keys: Mapping[str, str] = NO_KEYS) -> Arrays:
     """Examples and labels of `path/<split>.npz` (or .npy, or the file `path` itself).
 
     An .npz file holds the examples under one of images, samples, x, arr_0, and optionally labels [n], integers or
-    strings, under `label_key`, or one of labels, label, cond, and further conditions under the names in
-    `CONDITION_KEYS`, captions under `caption_key`. Examples are uint8, or float in [-1, 1] and returned as float32;
-    latents, which are [n, height, width, channels] with neither 1 nor 3 channels, may be any finite numbers.
+    strings, under one of labels, label, cond, and further conditions under the names in `CONDITION_KEYS`, or under
+    those that `keys` gives for "label", "caption" and others of these. Examples are uint8, or float in [-1, 1] and
+    returned as float32; latents, which are [n, height, width, channels] with neither 1 nor 3 channels, may be any
+    finite numbers.
 
     Raises:
         ValueError: naming the file and the key, if it cannot be read or its shape, type or range is wrong.
     """
     file = _locate(path, split, (".npz", ".npy"))
-    label_keys = (label_key,) if label_key else _LABEL_KEYS
+    label_keys = (keys["label"],) if "label" in keys else _LABEL_KEYS
+    condition_keys = {name: keys.get(name, name) for name in CONDITION_KEYS}
     try:
         if zipfile.is_zipfile(file):
             names = archives.npz_names(file)
             wanted = {next((key for key in keys if key in names), "") for keys in (_IMAGE_KEYS, label_keys)}
-            wanted |= {*CONDITION_KEYS, caption_key}
+            wanted |= {*condition_keys.values()}
             data = archives.read_npz(file, wanted)
         else:
             names, data = [], {"array": np.load(file, allow_pickle=False)}
@@ -169,7 +180,7 @@ def read_arrays(path: pathlib.Path, split: str, caption_key: str = "caption", la
         x = x.astype(np.float32)
     elif x.dtype != np.uint8:
         raise ValueError(f"{where} must be uint8 or floating point, got {x.dtype}.")
-    for wanted in filter(None, (label_key, caption_key if caption_key != "caption" else "")):
+    for wanted in keys.values():
         if wanted not in data:
             raise ValueError(f"{file} has the keys {sorted(names)}, and no {wanted!r}.")
     label, num_classes = None, 0
@@ -178,14 +189,13 @@ def read_arrays(path: pathlib.Path, split: str, caption_key: str = "caption", la
         if data[found].shape != x.shape[:1]:
             raise ValueError(f"{where} labels must be of shape {x.shape[:1]}, got {data[found].shape}.")
         label, num_classes = class_ids(data[found], where)
-    others = {key: data[key] for key in CONDITION_KEYS if key in data}
-    if caption_key in data:
-        others["caption"] = data[caption_key]
-        if others["caption"].dtype.kind != "U":
-            raise ValueError(f"{file}, key {caption_key!r}: captions must be strings, got {data[caption_key].dtype}.")
+    others = {name: data[key] for name, key in condition_keys.items() if key in data}
     for name, value in others.items():
+        where = f"{file}, key {condition_keys[name]!r}:"
+        if name == "caption" and value.dtype.kind != "U":
+            raise ValueError(f"{where} captions must be strings, got {value.dtype}.")
         if value.shape[:1] != x.shape[:1]:
-            raise ValueError(f"{file}, key {name!r}: {len(x)} examples need as many conditions, got {value.shape}.")
+            raise ValueError(f"{where} {len(x)} examples need as many conditions, got {value.shape}.")
     chosen = select(split, len(x))
     others = {name: value[chosen] for name, value in others.items()}
     return Arrays(x[chosen], None if label is None else label[chosen], num_classes, others)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +21,8 @@ class Images(NamedTuple):
     """Images as they are stored, before conversion.
 
     `get(i)` returns image i and its label (-1 if `num_classes` is 0); `describe(i)` names it in error messages;
-    `captions` and `labels` have the text and the label of each image, if they are known before it is read.
+    `captions` and `labels` have the text and the label of each image, if they are known before it is read. Each of
+    `files`, conditions by name, gives what `from_files` takes for image i: a folder, and one or more paths in it.
     """
 
     get: Callable[[int], tuple[PIL.Image.Image, int]]
@@ -30,6 +31,7 @@ class Images(NamedTuple):
     describe: Callable[[int], str]
     captions: Sequence[str] = ()
     labels: Int32[np.ndarray, "n"] | None = None
+    files: Mapping[str, Callable[[int], tuple[pathlib.Path, object]]] = {}
 
 
 def readable_formats() -> tuple[str, ...]:
@@ -64,6 +66,27 @@ def read_image(path: pathlib.Path) -> PIL.Image.Image:
             return PIL.ImageOps.exif_transpose(image)
     except Exception as error:  # PIL's plugins raise almost anything on broken files
         raise ValueError(f"Cannot read the image {path}: {error}.") from error
+
+
+def from_files(
+    folder: pathlib.Path, paths: object, shape: tuple[int, ...], crop: int | None = None
+) -> UInt8[np.ndarray, "height width channels"]:
+    """The image file that `paths` names, cut and resized to `shape`, or several, whose channels lie side by side.
+
+    They have 3 channels each, and the last one what is left; so the last of 4 channels is a mask.
+
+    Raises:
+        ValueError: an image cannot be read, or their number or the shape does not fit.
+    """
+    names = paths if isinstance(paths, list) else [paths]
+    channels = [3] * (shape[-1] // 3) + [1] * (shape[-1] % 3)
+    if not all(isinstance(name, str) for name in names) or len(names) != len(channels) or shape[0] != shape[1]:
+        raise ValueError(
+            f"{paths!r} must be {len(channels)} path(s) of image files, of {channels} channels, for {shape}"
+        )
+    found = [read_image(folder / name) for name in names]
+    parts = [convert(image, size=shape[0], channels=c, crop=crop) for image, c in zip(found, channels, strict=True)]
+    return np.concatenate(parts, axis=-1)
 
 
 def in_unit_range(pixels: np.ndarray) -> np.ndarray:

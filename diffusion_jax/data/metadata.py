@@ -1,7 +1,8 @@
 """What is known of the images of a folder: fields of a file metadata.jsonl, or a text file beside each of them.
 
 The first is the convention of Hugging Face's imagefolder: one JSON object per line, whose `file_name` is the path of an
-image relative to the folder. The second is that of many training scripts: 0001.png and 0001.txt.
+image relative to the folder; other fields may name further images in the folder. The second is that of many training
+scripts: 0001.png and 0001.txt.
 """
 
 from __future__ import annotations
@@ -29,6 +30,26 @@ def captions(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> lis
     return [_first_line(path.with_suffix(key)) for path in paths]
 
 
+def named_files(root: pathlib.Path, key: str) -> set[pathlib.PurePosixPath]:
+    """The files in `root` that the field `key` of `root`/metadata.jsonl names, one or a list of them on each line.
+
+    Raises:
+        ValueError: naming the line or the path, if one is not inside the folder.
+    """
+    found = set()
+    for entry in _entries(root / FILE).values():
+        value = entry.get(key, [])
+        for name in value if isinstance(value, list) else [value]:
+            path = pathlib.PurePosixPath(name if isinstance(name, str) else "")
+            if not path.name or path.is_absolute() or ".." in path.parts:
+                raise ValueError(
+                    f"{root / FILE}: {key!r} of {entry['file_name']} must be the path of a file in the folder, or a "
+                    f"list of them, got {value!r}."
+                )
+            found.add(path)
+    return found
+
+
 def values(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[Any]:
     """The field `key` of each image in `root`/metadata.jsonl.
 
@@ -36,6 +57,21 @@ def values(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[
         ValueError: naming the file, and the image or the line, that is missing or cannot be read.
     """
     file = root / FILE
+    entries = _entries(file)
+    found = []
+    for path in paths:
+        name = pathlib.PurePosixPath(path.relative_to(root).as_posix())
+        if name not in entries:
+            raise ValueError(f"{file} has no line for the image {name}.")
+        if key not in entries[name]:
+            known = ", ".join(sorted(entries[name]))
+            raise ValueError(f"{file} has no field {key!r} for the image {name}; it has {known}.")
+        found.append(entries[name][key])
+    return found
+
+
+def _entries(file: pathlib.Path) -> dict[pathlib.PurePosixPath, dict[str, Any]]:
+    """The object of each image by its path."""
     entries = {}
     for number, line in enumerate(_text(file).splitlines(), start=1):
         if not line.strip():
@@ -47,16 +83,7 @@ def values(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[
         if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
             raise ValueError(f'{file}, line {number}: it must be an object with the string "file_name".')
         entries[pathlib.PurePosixPath(entry["file_name"])] = entry
-    found = []
-    for path in paths:
-        name = pathlib.PurePosixPath(path.relative_to(root).as_posix())
-        if name not in entries:
-            raise ValueError(f"{file} has no line for the image {name}.")
-        if key not in entries[name]:
-            known = ", ".join(sorted(entries[name]))
-            raise ValueError(f"{file} has no field {key!r} for the image {name}; it has {known}.")
-        found.append(entries[name][key])
-    return found
+    return entries
 
 
 def _first_line(file: pathlib.Path) -> str:

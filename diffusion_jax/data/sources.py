@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 import pathlib
+import types
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Int32, Integer, Shaped
 
 from diffusion_jax.data import captions as texts
 from diffusion_jax.data import files, images, toys
+from diffusion_jax.data.derived import Derived
 
 Tokenize = Callable[[Sequence[str]], Int32[np.ndarray, "n max_tokens"]]
 
@@ -30,8 +32,8 @@ class Source:
         flip: mirror half of the images when augmenting.
         dequantize: replace the grey level k of a value by a uniform draw from [k, k + 1).
         levels: number of grey levels that the 8-bit values hold, level k as round(255 k / (levels - 1)).
-        low_res: side of the condition "image" that a batch has beside x, which is x as it is there, averaged; 0 for
-            none, or the one that `read` gives.
+        derive: makes the condition "image" that a batch has beside x of that x; None for none, or the one that `read`
+            gives.
         num_workers: threads that should read ahead.
         groups: the group of each example, of which training draws evenly; None to draw evenly of the examples.
     """
@@ -43,7 +45,7 @@ class Source:
     flip: bool = False
     dequantize: bool = False
     levels: int = 256
-    low_res: int = 0
+    derive: Derived | None = None
     num_workers: int = 0
     groups: Shaped[np.ndarray, "n"] | None = None
 
@@ -53,8 +55,12 @@ class Source:
     @property
     def draws(self) -> int:
         """Uniform numbers that one example consumes in `batch`, an even number."""
-        draws = self.flip + self.dequantize * math.prod(self.shape)
+        draws = self._pixel_draws + (self.derive.draws if self.derive else 0)
         return draws + draws % 2
+
+    @property
+    def _pixel_draws(self) -> int:
+        return self.flip + self.dequantize * math.prod(self.shape)
 
     def batch(
         self, indices: Integer[np.ndarray, "n"], rng: np.random.Generator | None = None, augment: bool = False
@@ -63,7 +69,8 @@ class Source:
 
         An 8-bit value v becomes x = v / 127.5 - 1 or, dequantized with u ~ U[0, 1), x = 2 (k + u) / levels - 1 with
         k = v for 256 levels. Either way x is in [-1, 1]. Without `rng` nothing is random; with it images are
-        dequantized and, if `augment`, flipped (if the source asks for it).
+        dequantized and, if `augment`, flipped (if the source asks for it). What `derive` draws is then fixed by the
+        index. Conditions that are images are scaled as x.
 
         Raises:
             ValueError: `augment` without `rng`.
@@ -77,11 +84,19 @@ class Source:
             if augment and self.flip:
                 x = np.where(uniform[:, 0, None, None, None] < 0.5, x[:, :, ::-1], x)
             if self.dequantize:
-                noise = uniform[:, self.flip : self.flip + math.prod(self.shape)].reshape(x.shape)
+                noise = uniform[:, self.flip : self._pixel_draws].reshape(x.shape)
                 k = x if self.levels == 256 else np.round(x * np.float32((self.levels - 1) / 255))
                 x = (k + noise) * np.float32(2 / self.levels) - np.float32(1)
-        x = images.in_unit_range(x)
-        return ({"image": _averaged(x, self.low_res)} if self.low_res else {}) | batch | {"x": x}
+        scaled = {name: images.in_unit_range(batch[name]) for name in images.CONDITIONS if name in batch}
+        batch = batch | scaled | {"x": images.in_unit_range(x)}
+        if self.derive and "image" not in batch:
+            if rng is None:
+                rows = [np.random.default_rng((0, int(i))).random(self.derive.draws, np.float32) for i in indices]
+                u = np.stack(rows) if rows else np.empty((0, self.derive.draws), np.float32)
+            else:
+                u = uniform[:, self._pixel_draws : self._pixel_draws + self.derive.draws]
+            batch["image"] = self.derive.make(batch["x"], u)
+        return batch
 
 
 def load(
@@ -105,10 +120,13 @@ def load(
     captions: tuple[str, ...] = (),
     caption_key: str = "",
     label_key: str = "",
+    image_key: str = "",
+    control_key: str = "",
     balance: str = "",
     max_tokens: int = 0,
     tokenizer: str = "",
-    low_res: int = 0,
+    shapes: Mapping[str, tuple[int, ...]] = types.MappingProxyType({}),
+    derive: Derived | None = None,
     tokenize: Tokenize | None = None,
 ) -> Source:
     """Open one split of a data set. The arguments are the keys of `config.data`.
@@ -139,12 +157,16 @@ def load(
             "text", or the suffix of text files beside the images, such as ".txt"; see `data.metadata`.
         label_key: where the class of each example is, a number or a string; strings are sorted. For "arrays" the name
             of an array ("labels", "label" and "cond" need no asking for), for "folder" a field of metadata.jsonl.
+        image_key, control_key: where the conditions "image" and "control" are. For "arrays" the name of an array of
+            images ("image" and "control" need no asking for), for "folder" a field of metadata.jsonl with the path of
+            an image file in the folder, or several whose channels lie side by side; these are no examples then.
         balance: what training draws evenly, each "label" or each "caption", however many examples have it; by default
             each example. For "folder" and "arrays".
         max_tokens: length of "tokens", to which texts are cut or padded.
         tokenizer: folder of what makes tokens of texts, see `data.tokenization`; by default they are the bytes of each,
             see `data.captions`.
-        low_res: side of the condition "image" that is made of every example for models of super-resolution.
+        shapes: of the conditions that are images, to which files are cut and resized.
+        derive: makes the condition "image" of every example that has none.
         tokenize: texts -> their tokens, in the place of `tokenizer`.
 
     Raises:
@@ -164,8 +186,10 @@ def load(
         if image_size or channels or crop or flip or dequantize:
             raise ValueError("Toys have no pixels: image_size, channels, crop, flip and dequantize must stay unset.")
         return _toy(kind, split, num_examples, seed)
-    if (caption_key or label_key) and name not in ("folder", "arrays"):
-        raise ValueError(f"data.caption_key and data.label_key are for 'folder' and 'arrays', not for {name!r}.")
+    keys = {"caption": caption_key, "label": label_key, "image": image_key, "control": control_key}
+    keys = {kind: key for kind, key in keys.items() if key}
+    if keys and name not in ("folder", "arrays"):
+        raise ValueError(f"data.{next(iter(keys))}_key is for 'folder' and 'arrays', not for {name!r}.")
     if tokenize is None and tokenizer:
         from diffusion_jax.data import tokenization
 
@@ -179,11 +203,12 @@ def load(
     if name in ("folder", "arrays") and not path:
         raise ValueError(f"data.path must be set for data.name = {name!r}.")
     if name == "arrays":
-        arrays = files.read_arrays(pathlib.Path(path), split, caption_key or "caption", label_key)
+        arrays = files.read_arrays(pathlib.Path(path), split, keys)
         if flip and not arrays.others.keys().isdisjoint(images.CONDITIONS):
             raise ValueError(f"data.flip: {path} holds images as conditions, which are not flipped with the examples.")
         if arrays.x.dtype != np.uint8:
-            source = _with_low_res(_float_source(path, arrays, image_size, channels, crop, flip, dequantize), low_res)
+            source = _float_source(path, arrays, image_size, channels, crop, flip, dequantize)
+            source = _derived(source, derive)
             source = _balanced(source, balance, arrays.label, arrays.others.get("caption"))
             return _with_conditions(source, arrays.others, captions, max_tokens, tokenize)
     if channels not in (None, 1, 3):
@@ -191,23 +216,28 @@ def load(
     if name == "arrays":
         found = files.array_images(pathlib.Path(path), arrays)
     elif name == "folder":
-        found = files.folder_images(pathlib.Path(path), split, caption_key, label_key)
+        found = files.folder_images(pathlib.Path(path), split, keys)
+        found = found._replace(files={kind: file for kind, file in found.files.items() if kind in shapes})
+        if flip and found.files:
+            raise ValueError(f"data.flip: {path} holds images as conditions, which are not flipped with the examples.")
     else:
         from diffusion_jax.data import builders
 
         found = builders.tfds_images(name, split, path)
-    source = _decoded(found, image_size, channels, crop, cache_bytes)
+    source = _decoded(found, image_size, channels, crop, cache_bytes, shapes)
     source = dataclasses.replace(source, flip=flip, dequantize=dequantize, levels=levels, num_workers=num_workers)
-    source = _with_low_res(source, low_res)
+    source = _derived(source, derive)
     source = _balanced(source, balance, found.labels, found.captions or None)
     others = arrays.others if name == "arrays" else {"caption": found.captions} if found.captions else {}
     return _with_conditions(source, others, captions, max_tokens, tokenize)
 
 
-def _with_low_res(source: Source, low_res: int) -> Source:
-    if low_res and (len(source.shape) != 3 or source.shape[0] % low_res or source.shape[1] % low_res):
-        raise ValueError(f"low_res={low_res} must divide the sides of images, and examples have shape {source.shape}.")
-    return dataclasses.replace(source, low_res=low_res)
+def _derived(source: Source, derive: Derived | None) -> Source:
+    if derive is not None and len(source.shape) != 3:
+        raise ValueError(f"The condition 'image' is made of images, and examples have shape {source.shape}.")
+    if derive is not None:  # it refuses images that it cannot use
+        derive.make(np.zeros((1, *source.shape), np.float32), np.zeros((1, derive.draws), np.float32))
+    return dataclasses.replace(source, derive=derive)
 
 
 def _balanced(
@@ -217,12 +247,6 @@ def _balanced(
     if balance and values is None:
         raise ValueError(f"data.balance = {balance!r}: the examples have no {balance}s.")
     return source if values is None else dataclasses.replace(source, groups=np.asarray(values))
-
-
-def _averaged(x: np.ndarray, side: int) -> np.ndarray:
-    """Images of `side` pixels, each the average of a square of those of x."""
-    n, height, width, channels = x.shape
-    return x.reshape(n, side, height // side, side, width // side, channels).mean((2, 4), dtype=np.float32)
 
 
 def _with_conditions(
@@ -255,8 +279,7 @@ def _with_conditions(
             batch |= {"tokens": tokenize([str(by_example[i]) for i in indices])}
         elif by_class is not None:
             batch |= {"tokens": by_class[batch["label"]]}
-        rows = {name: value[indices] for name, value in others.items()}
-        return batch | rows | {name: images.in_unit_range(rows[name]) for name in images.CONDITIONS if name in rows}
+        return batch | {name: value[indices] for name, value in others.items()}
 
     return dataclasses.replace(source, read=read)
 
@@ -304,9 +327,15 @@ def _float_source(
 
 
 def _decoded(
-    found: images.Images, image_size: int | None, channels: int | None, crop: int | None, cache_bytes: int
+    found: images.Images,
+    image_size: int | None,
+    channels: int | None,
+    crop: int | None,
+    cache_bytes: int,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> Source:
-    """Read, convert and, if they fit into `cache_bytes`, remember images. The first one fixes what is left open."""
+    """Read, convert and, if they fit into `cache_bytes`, remember images and the conditions that are images, which get
+    their `shapes`. The first image fixes what is left open."""
     channels = channels or images.native_channels(found.get(0)[0])
 
     def decode(i: int) -> tuple[np.ndarray, int]:
@@ -329,9 +358,12 @@ def _decoded(
                     "Set data.image_size to bring all images to one size."
                 )
             x[row] = pixels
-        return {"x": x, "label": label} if found.num_classes else {"x": x}
+        batch = {"x": x, "label": label} if found.num_classes else {"x": x}
+        for name, file in found.files.items():
+            batch[name] = np.stack([images.from_files(*file(int(i)), shapes[name], crop) for i in indices])
+        return batch
 
-    if found.size * math.prod(shape) <= cache_bytes:
+    if found.size * sum(map(math.prod, (shape, *(shapes[name] for name in found.files)))) <= cache_bytes:
         read = _remembered(read, found.size)
     return Source(read=read, size=found.size, shape=shape, num_classes=found.num_classes)
 

@@ -57,11 +57,11 @@ def learn(texts: Sequence[str], size: int) -> tokenizers.Tokenizer:
 
 def captions(path: str, split: str, caption_key: str) -> list[str]:
     """The captions of a folder of images or a file of arrays. Raises ValueError where there are none."""
-    where = pathlib.Path(path).expanduser()
+    where, keys = pathlib.Path(path).expanduser(), {"caption": caption_key} if caption_key else {}
     if where.is_dir() and not any(where.glob("*.np[yz]")):
-        found = files.folder_images(where, split, caption_key).captions
+        found = files.folder_images(where, split, keys).captions
     else:
-        found = files.read_arrays(where, split, caption_key or "caption").others.get("caption", ())
+        found = files.read_arrays(where, split, keys).others.get("caption", ())
     if not len(found):
         raise ValueError(f"{path} has no captions; --caption_key={caption_key!r} says where they are.")
     return [str(text) for text in found]

@@ -1,13 +1,14 @@
 """Image folders and array files."""
 
 import functools
+import json
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.data import files
+from diffusion_jax.data import derived, files
 from diffusion_jax.data.captions import texts_of
 
 
@@ -240,7 +241,7 @@ def test_folder_with_captions(tmp_path):
     for wrong, message in (
         (dict(caption_key="title"), r"no field 'title' for the image b\.png; it has extra, file_name, kind, text"),
         (dict(caption_key=".caption"), r"Cannot read .*b\.caption"),
-        (dict(caption_key="text", name="digits"), "are for 'folder' and 'arrays', not for 'digits'"),
+        (dict(caption_key="text", name="digits"), "caption_key is for 'folder' and 'arrays', not for 'digits'"),
     ):
         with pytest.raises(ValueError, match=message):
             data.load(**(options | wrong))
@@ -305,11 +306,107 @@ def test_low_resolution_images_are_averages_of_what_is_drawn(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "a.npz", x=images)
     options = dict(name="arrays", path=str(tmp_path / "a.npz"), flip=True)
-    batch = data.load(**options, low_res=2).batch(np.arange(6), np.random.default_rng(1), augment=True)
+    batch = data.load(**options, derive=derived.averaged(2)).batch(np.arange(6), np.random.default_rng(1), augment=True)
     assert batch["image"].shape == (6, 2, 2, 3)
     for i, j in np.ndindex(2, 2):
         corner = batch["x"][:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
         np.testing.assert_allclose(batch["image"][:, i, j], corner.mean((1, 2)), atol=1e-6)
     assert "image" not in data.load(**options).batch(np.arange(6))
     with pytest.raises(ValueError, match="low_res=3 must divide"):
-        data.load(**options, low_res=3)
+        data.load(**options, derive=derived.averaged(3))
+
+
+def test_masks_are_boxes_fixed_by_the_index_unless_drawn(tmp_path):
+    """A quarter covers everything, others have one to four boxes; the batch of a process is that of all."""
+    images = np.random.default_rng(0).integers(0, 256, (64, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "a.npz", x=images)
+    source = data.load(name="arrays", path=str(tmp_path / "a.npz"), derive=derived.WITH_MASK, dequantize=True)
+    held = data.arrays(source)
+    np.testing.assert_array_equal(held["image"][..., :3], held["x"])
+    np.testing.assert_array_equal(held["image"][5:9], source.batch(np.arange(5, 9))["image"])
+    batches = data.batches(source, batch_size=400, seed=0)
+    drawn = next(batches)
+    np.testing.assert_array_equal(drawn["image"][..., :3], drawn["x"])
+    mask = drawn["image"][..., 3]
+    assert set(np.unique(mask)) == {-1, 1} and len(np.unique(mask, axis=0)) > 250
+    assert abs((mask == 1).all((1, 2)).mean() - 0.25) < 0.07  # three standard deviations
+    assert (mask == 1).any((1, 2)).all()
+    part = mask[(mask == -1).any((1, 2))] == 1
+    assert 0.1 < part.mean() < 0.5
+    parts = [next(data.batches(source, batch_size=400, seed=0, process_index=i, process_count=2)) for i in range(2)]
+    np.testing.assert_array_equal(drawn["image"], np.concatenate([part["image"] for part in parts]))
+    np.savez(tmp_path / "b.npz", x=images.reshape(64, -1).astype(np.float32) / 255)
+    with pytest.raises(ValueError, match="made of images, and examples have shape"):
+        data.load(name="arrays", path=str(tmp_path / "b.npz"), derive=derived.WITH_MASK)
+
+
+def test_one_box_of_a_mask_is_where_its_draws_say():
+    u = np.zeros((1, derived.WITH_MASK.draws), np.float32)
+    u[0, 0], u[0, 2:6] = 0.5, (0.8, 0.0, 0.5, 1 - 1e-6)  # of half the height in the middle, at the right
+    found = derived.WITH_MASK.make(np.zeros((1, 10, 10, 1), np.float32), u)[0, ..., 1]
+    expected = np.full((10, 10), -1.0)
+    expected[2:8, 9] = 1  # sides 0.1 + 0.5 u: rows from 0.25 to 0.75, columns from 0.9
+    expected[[2, 7], 9] = found[[2, 7], 9]  # centres 0.25 and 0.75 lie on the edges
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_folder_with_images_as_conditions(tmp_path):
+    """Drawings and masks are files that metadata.jsonl names, cut and resized as images are, and no examples."""
+    lines = []
+    for i in range(3):
+        save_gray(tmp_path / f"{i}.png", 10 * i, (8, 4))
+        save_gray(tmp_path / "drawn" / f"{i}.png", 100 + i, (6, 6))
+        save_gray(tmp_path / "masks" / f"{i}.png", 255 * (i % 2), (4, 4))
+        drawing, mask = f"drawn/{i}.png", f"masks/{i}.png"
+        row = {"file_name": f"{i}.png", "edges": drawing, "pair": [drawing, mask]}
+        lines.append(json.dumps(row))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    options = dict(name="folder", path=str(tmp_path), control_key="edges", image_key="pair", image_size=4)
+    shapes = {"control": (2, 2, 3), "image": (4, 4, 4)}
+    for cache_bytes in (0, 2**20):
+        source = data.load(**options, shapes=shapes, cache_bytes=cache_bytes)
+        batch = data.arrays(source)
+        assert np.round((batch["x"][:, 0, 0, 0] + 1) * 127.5).tolist() == [0, 10, 20]
+        assert batch["control"].shape == (3, 2, 2, 3) and batch["image"].shape == (3, 4, 4, 4)
+        expected = np.array([100, 101, 102]) / 127.5 - 1
+        np.testing.assert_allclose(
+            batch["control"], np.broadcast_to(expected[:, None, None, None], (3, 2, 2, 3)), atol=1e-6
+        )
+        np.testing.assert_allclose(
+            batch["image"][..., :3], np.broadcast_to(expected[:, None, None, None], (3, 4, 4, 3)), atol=1e-6
+        )
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 3], [-1, 1, -1])
+        assert source.num_classes == 0
+    chosen = files.select("train[1:]", 3)
+    part = data.arrays(data.load(**options, shapes=shapes, split="train[1:]"))
+    np.testing.assert_array_equal(part["control"], batch["control"][chosen])
+    assert data.arrays(data.load(**options)).keys() == {"x"}  # a model without them
+    with pytest.raises(ValueError, match=r"data\.flip"):
+        data.load(**options, shapes=shapes, flip=True)
+    with pytest.raises(ValueError, match=r"'drawn/0\.png' must be 2 path\(s\)"):
+        data.arrays(data.load(**options, shapes=shapes | {"control": (2, 2, 4)}))
+    with pytest.raises(ValueError, match=r"data\.control_key is for 'folder' and 'arrays', not for 'digits'"):
+        data.load(name="digits", control_key="edges")
+    for value, message in (
+        ("../x.png", r"'edges' of 2\.png must be the path of a file in the folder"),
+        ("/x.png", "must be the path of a file in the folder"),
+        (3, "must be the path of a file in the folder"),
+        (None, r"no field 'edges' for the image 2\.png"),
+        ("drawn/none.png", r"Cannot read the image .*none\.png"),
+    ):
+        row = {"file_name": "2.png", "pair": ["drawn/2.png", "masks/2.png"]} | (
+            {} if value is None else {"edges": value}
+        )
+        (tmp_path / "metadata.jsonl").write_text("\n".join([*lines[:2], json.dumps(row)]))
+        with pytest.raises(ValueError, match=message):
+            data.arrays(data.load(**options, shapes=shapes))
+
+
+def test_conditions_of_arrays_have_the_names_asked_for(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (4, 2, 2, 1), np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, edges=255 - images)
+    options = dict(name="arrays", path=str(tmp_path / "a.npz"))
+    batch = data.arrays(data.load(**options, control_key="edges"))
+    np.testing.assert_allclose(batch["control"], -batch["x"], atol=1e-6)
+    with pytest.raises(ValueError, match="no 'lines'"):
+        data.load(**options, control_key="lines")

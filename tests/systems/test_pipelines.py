@@ -5,6 +5,7 @@ import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
@@ -104,6 +105,23 @@ def test_it_is_trained_written_and_read_beside_its_pipeline(pipeline, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found["frozen"]["unet"], unet)
     state = fresh_state(prepare(read))
     jax.tree.map(np.testing.assert_array_equal, state.params["network"], trained["network"])
+
+
+def test_a_folder_of_images_and_drawings_trains_it(pipeline, tmp_path):
+    lines = []
+    drawings = np.load(pipeline[0] / "drawings.npz")
+    for i in range(16):
+        PIL.Image.fromarray(drawings["images"][i, ..., 0]).save(tmp_path / f"{i}.png")
+        PIL.Image.fromarray(drawings["control"][i]).save(tmp_path / f"edges_{i}.png")
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": "one", "edges": f"edges_{i}.png"}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    arrays, folder = config(pipeline[0]), config(pipeline[0])
+    folder.data.update(name="folder", path=str(tmp_path))
+    folder.data.update(caption_key="text", control_key="edges")
+    expected, found = (build.source(read).batch(np.arange(16)) for read in (arrays, folder))
+    order = np.argsort([f"{i}.png" for i in range(16)])
+    for name in ("x", "control"):
+        np.testing.assert_array_equal(found[name], expected[name][order])
 
 
 def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):

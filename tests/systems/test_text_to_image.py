@@ -94,6 +94,49 @@ def test_requests_in_a_file_name_texts_and_images(tmp_path):
             requests.requested(str(path), system.steered, 1, system.tokenize)
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of images of 8 pixels with texts, and drawings of them."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    (folder / "edges").mkdir()
+    lines = []
+    for i in range(6):
+        for name in (f"{i}.png", f"edges/{i}.png"):
+            PIL.Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(folder / name)
+        lines.append(json.dumps({"file_name": f"{i}.png", "text": "one", "edges": f"edges/{i}.png"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("task", "channels", "key", "shape"),
+    [
+        ("image_to_image", 0, "control_key", (8, 8, 1)),
+        ("inpainting", 3, "control_key", (8, 8, 2)),
+        ("upscaling", 1, "control_key", (4, 4, 1)),
+        ("instruct_pix2pix", 2, "image_key", (8, 8, 1)),
+    ],
+)
+def test_images_with_texts_train_every_task(pictures, task, channels, key, shape):
+    """Conditions that the data does not have are made of its images, but for what editing begins with."""
+    stage = dict(name="autoencoder_kl", block_out_channels=(4, 8), norm_num_groups=4, latent_channels=2)
+    read = config(task=task, first_stage=stage)
+    read.network.update(image_channels=channels, num_classes=999 * (task == "upscaling"))
+    data = dict(name="folder", path=str(pictures), caption_key="text", split="train", eval_split="train")
+    read.data = ConfigDict({**data, "image_size": 8, "channels": 1, key: "edges"})
+    system = build.system(read)
+    batch = build.source(read).batch(np.arange(2), np.random.default_rng(0))
+    assert batch["image"].shape == (2, *shape)
+    params, batch = jax.eval_shape(system.init, jax.random.key(0)), jax.tree.map(jnp.asarray, batch)
+    loss = jax.eval_shape(lambda params: system.loss(params, jax.random.key(1), batch, None)[0], params)
+    assert loss.shape == (2,)
+    if task == "instruct_pix2pix":
+        del read.data["image_key"]
+        read.data.control_key = "edges"
+        with pytest.raises(ConfigError, match=r"needs the condition 'image' of shape .* does not give"):
+            build.source(read)
+
+
 @pytest.mark.parametrize(
     ("system", "message"),
     [
