@@ -14,7 +14,7 @@ import optax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, checks, public, workdir
+from diffusion_jax import build, checks, public, text_to_image, workdir
 from diffusion_jax.low_rank import LowRank, learner, merge, plain
 from diffusion_jax.pretrained import restore_averaged
 from diffusion_jax.sections import ConfigError, refusal
@@ -23,6 +23,7 @@ from diffusion_jax.training.ema import init as averages_of
 from diffusion_jax.training.mesh import path_name
 from diffusion_jax.training.step import TrainState, init_state, make_train_step
 from diffusion_jax.types import Params, System
+from diffusion_jax.weights.lora import components
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -140,12 +141,9 @@ def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
         params, step = _public_params(job, directory), 0
     else:
         params, step = _of_run(job, directory)
-    section = job.config.lora
-    if section.weights and not section.rank:
+    if job.config.lora.weights and not job.config.lora.rank:
         with refusal("config.lora.weights"):
-            factors = public.read_factors(section.weights, job.config.network.to_dict(), job.params["network"])
-            network = jax.jit(merge, donate_argnums=0)(params["network"], factors, section.scale)
-        params = {**params, "network": network}
+            params = _with_updates(job, params)
     return params, step
 
 
@@ -182,6 +180,11 @@ def _with_factors(job: Job, key: Any, params: Params) -> Params:
     if not section.weights:
         return adopted
     with refusal("config.lora.weights"):
+        if others := components(section.weights) - {"", public.prefix_of(job.config.network.name)}:
+            raise ValueError(
+                f"{section.weights} also updates {', '.join(sorted(others))}, and config.lora.rank={section.rank} "
+                "trains the network alone; rank 0 adds them all"
+            )
         factors = public.read_factors(section.weights, job.config.network.to_dict(), job.params["network"])
         shapes = [{path_name(p): x.shape for p, x in jax.tree.leaves_with_path(t)} for t in (factors, adopted["lora"])]
         if shapes[0] != shapes[1]:
@@ -194,6 +197,27 @@ def _with_factors(job: Job, key: Any, params: Params) -> Params:
             lambda p, x: x / job.learner.scale if path_name(p).endswith("up") else x, factors
         )
     return {**adopted, "lora": jax.device_put(factors, job.layout.params["lora"])}
+
+
+def _with_updates(job: Job, params: Params) -> Params:
+    """`params` with the updates of config.lora.weights added to the network, and to text encoders."""
+    section, add = job.config.lora, jax.jit(merge, donate_argnums=0)
+    denoiser = public.prefix_of(job.config.network.name)
+    held = components(section.weights)
+    is_text_to_image = job.config.system.name == "text_to_image"
+    encoders = text_to_image.encoder_sections(job.config) if is_text_to_image else {}
+    if unknown := held - {"", denoiser, *encoders}:
+        raise ValueError(f"{section.weights} updates {', '.join(sorted(unknown))}, which this model does not have")
+    if not held or held - set(encoders):
+        factors = public.read_factors(section.weights, job.config.network.to_dict(), job.params["network"])
+        params = {**params, "network": add(params["network"], factors, section.scale)}
+    for i, (name, encoder) in enumerate(encoders.items()):
+        if name in held:
+            text = params["frozen"]["text"]
+            factors = public.read_factors(section.weights, encoder, job.params["frozen"]["text"][str(i)], name)
+            text = {**text, str(i): add(text[str(i)], factors, section.scale)}
+            params = {**params, "frozen": {**params["frozen"], "text": text}}
+    return params
 
 
 def _public_params(job: Job, path: pathlib.Path) -> Params:

@@ -57,11 +57,14 @@ def load_network(
     return component.load(abstract_params)
 
 
-def read_factors(path: str, section: Mapping[str, Any], network: PyTree[Any]) -> Params:
-    """The low-rank updates in a file for the network of a config, of the shapes `network`; see `read_lora`."""
+def read_factors(path: str, section: Mapping[str, Any], network: PyTree[Any], prefix: str = "") -> Params:
+    """The low-rank updates in a file for the network of a section, of the shapes `network`; see `read_lora`.
+
+    `prefix` is the component where it is no denoiser.
+    """
     family = families.named(section["name"])
     arguments = with_defaults(family.network, section)
-    return read_lora(path, family.layouts(arguments)[0], network, prefix=prefix_of(section["name"]))
+    return read_lora(path, family.layouts(arguments)[0], network, prefix=prefix or prefix_of(section["name"]))
 
 
 def prefix_of(network: str) -> str:

@@ -22,11 +22,12 @@ def embed(
     label: Callable[[Array], Array] | None = None,
     vector: Callable[..., Array] | None = None,
     tokens: Callable[[Array], Array] | None = None,
+    pool: Callable[[Array], Array] | None = None,
 ) -> Embedded:
     """The conditions of a network, read by the functions it has for them; what is embedded already stays.
 
     None stands for no condition in each of `batch` rows. `vector` reads "vector", and "sizes" where there are any;
-    `tokens` reads ids, and without it tokens are vectors.
+    `tokens` reads ids, and without it tokens are vectors; `pool` reads the mean of what these are then.
 
     Raises:
         ValueError: if a condition is missing or of another shape.
@@ -45,6 +46,10 @@ def embed(
     context, mask = found.get("tokens"), found.get("mask")
     if context is not None and tokens is not None:
         context, mask = tokens(context), context != 0
+    if context is not None and pool is not None:
+        there = jnp.ones(context.shape[:2], context.dtype) if mask is None else mask.astype(context.dtype)
+        total = jnp.einsum("bn,bnd->bd", there, context)
+        vectors.append(pool(total / jnp.maximum(there.sum(1), 1)[:, None]))  # zeros stand for an empty text
     return Embedded(sum(vectors) if vectors else None, context, mask, found.get("image"))
 
 

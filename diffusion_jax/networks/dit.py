@@ -21,7 +21,8 @@ class DiT(nnx.Module):
     Attribute names follow the authors' code.
 
     Conditions are those of `Conditions`. Labels and vectors are added to the embedding of c_noise; tokens are read by
-    cross-attention between the self-attention and the MLP of each block (arXiv:2310.00426, section 2.2).
+    cross-attention between the self-attention and the MLP of each block (arXiv:2310.00426, section 2.2), and with
+    `pool_tokens` added to that embedding too.
 
     Args:
         image_size: height and width of x (of the latent, in latent diffusion).
@@ -37,6 +38,8 @@ class DiT(nnx.Module):
         token_dim: width of the condition "tokens", or of what reads them if there is a `vocabulary`; 0 for none.
         vocabulary: number of ids among "tokens", which a transformer reads; 0 where they are vectors with a "mask".
         max_tokens: length of "tokens".
+        pool_tokens: whether their mean is also added to the embedding of c_noise, as the whole text in GLIDE
+            (arXiv:2112.10741, section 4).
         learn_sigma: whether the output also holds the channels of the variance.
         freq_shift: `downscale_freq_shift` of `layers.sinusoidal_embedding`. diffusers' port has 1, unlike the authors.
         mlp_norm_eps: epsilon of the layer norm before each MLP. diffusers' port has 1e-5 by default.
@@ -45,8 +48,8 @@ class DiT(nnx.Module):
         rngs: randomness of the initial parameters.
 
     Raises:
-        ValueError: if `patch_size` does not divide `image_size`, `num_heads` or 4 does not divide `hidden_size`, or x
-            has another size than the network.
+        ValueError: if `patch_size` does not divide `image_size`, `num_heads` or 4 does not divide `hidden_size`, there
+            are no tokens to pool, or x has another size than the network.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class DiT(nnx.Module):
         token_dim: int = 0,
         vocabulary: int = 0,
         max_tokens: int = 0,
+        pool_tokens: bool = False,
         learn_sigma: bool = False,
         freq_shift: float = 0.0,
         mlp_norm_eps: float = 1e-6,
@@ -75,6 +79,8 @@ class DiT(nnx.Module):
             raise ValueError(f"image_size={image_size} must be a multiple of patch_size={patch_size}.")
         if num_heads < 1 or hidden_size % num_heads or hidden_size % 4:
             raise ValueError(f"hidden_size={hidden_size} must be a multiple of 4 and of num_heads={num_heads}.")
+        if pool_tokens and not token_dim:
+            raise ValueError("pool_tokens needs tokens, of a width token_dim.")
         self.image_shape = (image_size, image_size, in_channels)
         self.patch_size = patch_size
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
@@ -91,6 +97,7 @@ class DiT(nnx.Module):
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, rngs=rngs) if num_classes else None
         self.add_embedding = VectorEmbedding(vector_dim, hidden_size, rngs=rngs) if vector_dim else None
         self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
+        self.token_pool = layers.linear(token_dim, hidden_size, rngs=rngs) if pool_tokens else None
         sizes = (hidden_size, num_heads, int(hidden_size * mlp_ratio), token_dim)
         self.blocks = nnx.List(
             [DiTBlock(*sizes, mlp_norm_eps, attention_implementation, rngs=rngs) for _ in range(depth)]
@@ -123,7 +130,7 @@ class DiT(nnx.Module):
     def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
         """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
         parts = dict(label=self.y_embedder, vector=self.add_embedding, tokens=self.token_encoder)
-        return embed(cond, self.conditions, batch, **parts)
+        return embed(cond, self.conditions, batch, **parts, pool=self.token_pool)
 
     def _unpatchify(self, h: Float[Array, "batch n patch"]) -> Float[Array, "batch h w out"]:
         batch, p, n = h.shape[0], self.patch_size, self.image_shape[0] // self.patch_size

@@ -18,15 +18,26 @@ from diffusion_jax.weights.files import open_weights, write_weights
 from diffusion_jax.weights.layout import KINDS, Layout, listing, tensors
 
 STEM = "pytorch_lora_weights"  # of the file that diffusers looks for in a folder
-# A layer's name and the part: A [rank, in, ...], B [out, rank, ...], or the number alpha.
+# What stands at the end of a name, what of it belongs to the layer's, and the part: A [rank, in, ...],
+# B [out, rank, ...], or the number alpha.
 _PARTS = (
-    (r"\.(?:lora_A|lora\.down|lora_down)\.(?:default\.)?weight$", "A"),
-    (r"\.(?:lora_B|lora\.up|lora_up)\.(?:default\.)?weight$", "B"),
-    (r"\.alpha$", "alpha"),
-    # diffusers before its version 0.20: attn1.processor.to_q_lora.down.weight
-    (r"\.processor\.(to_(?:q|k|v|out))_lora\.down\.weight$", "A"),
-    (r"\.processor\.(to_(?:q|k|v|out))_lora\.up\.weight$", "B"),
+    (r"\.(?:lora_A|lora\.down|lora_down|lora_linear_layer\.down)\.(?:default\.)?weight$", "", "A"),
+    (r"\.(?:lora_B|lora\.up|lora_up|lora_linear_layer\.up)\.(?:default\.)?weight$", "", "B"),
+    (r"\.alpha$", "", "alpha"),
+    # diffusers before its version 0.20: attn1.processor.to_q_lora.down.weight, and self_attn.to_q_lora in text encoders
+    (r"\.processor\.(to_(?:q|k|v|out))_lora\.down\.weight$", r".\1", "A"),
+    (r"\.processor\.(to_(?:q|k|v|out))_lora\.up\.weight$", r".\1", "B"),
+    (r"\.to_(q|k|v|out)_lora\.down\.weight$", r".\1_proj", "A"),
+    (r"\.to_(q|k|v|out)_lora\.up\.weight$", r".\1_proj", "B"),
 )
+# The components of a pipeline that names begin with, and what kohya calls them.
+_KOHYA = {
+    "unet": "unet",
+    "transformer": "transformer",
+    "te": "text_encoder",
+    "te1": "text_encoder",
+    "te2": "text_encoder_2",
+}
 
 
 def write_lora(
@@ -68,21 +79,20 @@ def write_lora(
 def read_lora(path: str | os.PathLike, layout: Layout, network: PyTree[Any], *, prefix: str = "unet") -> Params:
     """The factors in a file, so that W + A B is the updated kernel; B holds the scales of the file.
 
-    Names of other components than `prefix`, such as a text encoder, are left out. Layers of theirs that are one of ours
-    give a factor of the sum of their ranks.
+    Names of other components than `prefix` are left out, see `components`. Layers of theirs that are one of ours give a
+    factor of the sum of their ranks.
 
     Args:
       path: a file of safetensors or torch.save, or a folder with pytorch_lora_weights.safetensors.
       layout: of the network.
       network: its parameters, or their shapes.
-      prefix: the component, "unet" or "transformer".
+      prefix: the component, "unet", "transformer", "text_encoder" or "text_encoder_2".
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it cannot be read, is of another network, or lacks one of two factors. All problems are named.
     """
-    path = pathlib.Path(path).expanduser()
-    source = open_weights(path / f"{STEM}.safetensors" if path.is_dir() else path)
+    source = _open(path)
     layers = _layers(layout, network)
     flat = {name.replace(".", "_"): name for name in layers}
     found: dict[str, dict[str, np.ndarray]] = {}
@@ -127,6 +137,26 @@ def read_lora(path: str | os.PathLike, layout: Layout, network: PyTree[Any], *, 
     return factors
 
 
+def components(path: str | os.PathLike) -> set[str]:
+    """The components of a pipeline that a file has updates of, such as {"unet", "text_encoder"}; "" where names do not
+    say. Raises as `read_lora` does where it cannot be read."""
+    return {_component(name)[0] for name in _open(path)}
+
+
+def _open(path: str | os.PathLike) -> Mapping[str, Any]:
+    path = pathlib.Path(path).expanduser()
+    return open_weights(path / f"{STEM}.safetensors" if path.is_dir() else path)
+
+
+def _component(name: str) -> tuple[str, str, bool]:
+    """(component, what follows it in the name, whether that is in kohya's way with _ for every dot)."""
+    if kohya := re.match(rf"lora_({'|'.join(_KOHYA)})_(.*)", name):
+        return _KOHYA[kohya[1]], kohya[2], True
+    if other := re.match(rf"({'|'.join(sorted(set(_KOHYA.values())))})\.(.*)", name):
+        return other[1], other[2], False
+    return "", name.removeprefix("base_model.model."), False
+
+
 def _layers(layout: Layout, network: PyTree[Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
     """Their name of each layer with a kernel -> (our module, its piece). Several of ours in one of theirs have none."""
     found = {}
@@ -139,23 +169,21 @@ def _layers(layout: Layout, network: PyTree[Any]) -> dict[str, tuple[tuple[str, 
 
 def _split(full: str) -> tuple[str, str | None]:
     """(name of the layer, part) of a name in a file."""
-    for pattern, part in _PARTS:
+    for pattern, kept, part in _PARTS:
         if match := re.search(pattern, full):
-            inner = f".{match[1]}" if match.groups() else ""
-            return full[: match.start()] + inner, part
+            return full[: match.start()] + match.expand(kept), part
     return full, None
 
 
 def _own_name(layer: str, prefix: str, flat: Mapping[str, str]) -> str | None:
     """The name of a layer within the component `prefix`; None for another component."""
-    kohya = re.match(r"lora_(unet|te|te1|te2|transformer)_(.*)", layer)
-    if kohya:
-        return flat.get(kohya[2], layer) if kohya[1] == prefix else None
-    other = re.match(r"(unet|text_encoder|text_encoder_2|transformer)\.", layer)
-    if other and other[1] != prefix:
+    component, name, kohya = _component(layer)
+    if component and component != prefix:
         return None
-    name = layer.removeprefix("base_model.model.").removeprefix(f"{prefix}.")
-    return name if name in flat.values() else f"{name}.0" if f"{name}.0" in flat.values() else name
+    if kohya:
+        return flat.get(name, layer)
+    # transformers 5 writes some text encoders without the outer name.
+    return next((n for n in (name, f"{name}.0", f"text_model.{name}") if n in flat.values()), name)
 
 
 def _joined(pieces: Mapping[int, tuple[np.ndarray, np.ndarray]], total: int) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import pytest
 from diffusion_jax import low_rank
 from diffusion_jax.networks.functional import count_parameters, init_apply, init_methods
 from diffusion_jax.weights import families
+from diffusion_jax.weights.files import write_weights
 from diffusion_jax.weights.folders import open_component, write_component
 from diffusion_jax.weights.layout import export_params, tensors
-from diffusion_jax.weights.lora import write_lora
+from diffusion_jax.weights.lora import components, read_lora, write_lora
 from tests.parity import relative_error
 
 pytestmark = pytest.mark.parity
@@ -234,6 +235,44 @@ def test_low_rank_updates(tmp_path):
     x = np.random.default_rng(0).standard_normal((1, 8, 8, 3)).astype(np.float32)
     y = jax.jit(apply)(merged, jnp.asarray(x), jnp.array([5.0]))
     assert relative_error(y, nhwc(model(nchw(x), torch.tensor([5.0])).sample)) < TOLERANCE
+
+
+def test_low_rank_updates_of_a_text_encoder_by_kohya(tmp_path):
+    """diffusers' conversion of the names and factors of kohya's files, added to transformers' model."""
+    transformers = pytest.importorskip("transformers")
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    sizes = dict(vocab_size=99, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    torch.manual_seed(0)
+    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes, max_position_embeddings=9, eos_token_id=98))
+    model.eval().save_pretrained(tmp_path / "theirs")
+    component = open_component(tmp_path / "theirs")
+    network, layout = component.load(), component.family.layouts(component.arguments)[0]
+    rng, arrays = np.random.default_rng(0), {}
+    for i in range(2):
+        for layer, (c_in, c_out) in {"self_attn.q_proj": (16, 16), "mlp.fc1": (16, 24)}.items():
+            name = f"lora_te_text_model.encoder.layers.{i}.{layer}".replace(".", "_")
+            arrays[f"{name}.lora_down.weight"] = rng.normal(size=(3, c_in)).astype(np.float32)
+            arrays[f"{name}.lora_up.weight"] = rng.normal(size=(c_out, 3)).astype(np.float32)
+            arrays[f"{name}.alpha"] = np.float32(1.5)
+    (file,) = write_weights(tmp_path / "kohya", arrays)
+    assert components(file) == {"text_encoder"}
+    updates = StableDiffusionLoraLoaderMixin.lora_state_dict(str(file))[0]
+    modules = {name.removeprefix("text_model."): module for name, module in model.named_modules()}
+    downs = [name for name in updates if "lora_A" in name or ".down." in name]
+    assert len(downs) == 4
+    with torch.no_grad():
+        for name in downs:
+            up = updates[name.replace("lora_A", "lora_B").replace(".down.", ".up.")]
+            layer = name.removeprefix("text_encoder.").removeprefix("text_model.").split(".lora")[0]
+            modules[layer].weight.add_(0.5 * up @ updates[name])  # alpha / rank
+    merged = low_rank.merge(network, read_lora(file, layout, network, prefix="text_encoder"), 1.0)
+    _, apply = init_apply(lambda rngs: component.family.network(**component.arguments, rngs=rngs))
+    ids = rng.integers(1, 98, (2, 9))
+    y = jax.jit(apply)(merged, jnp.asarray(ids, jnp.int32))
+    expected = model(torch.from_numpy(ids)).last_hidden_state.detach().numpy()
+    assert relative_error(y.hidden, expected) < TOLERANCE
+    assert relative_error(jax.jit(apply)(network, jnp.asarray(ids, jnp.int32)).hidden, expected) > 0.01
 
 
 # diffusers' converter knows no attention outside of the middle.

@@ -16,6 +16,7 @@ from diffusion_jax.networks.functional import init_methods
 from diffusion_jax.sections import ConfigError
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.families import named
+from diffusion_jax.weights.files import write_weights
 from diffusion_jax.weights.folders import open_component, write_component
 
 UNET = dict(block_out_channels=(8, 16), transformer_layers=(0, 1), num_attention_heads=2, norm_num_groups=4)
@@ -141,6 +142,62 @@ def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):
     workdir.write_config(tmp_path / "run", read)
     with pytest.raises(ValueError, match=r"config\.weights='.*moved', which .* is not there any more"):
         conversion.to_folder(tmp_path / "run", tmp_path / "none")
+
+
+def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
+    read = config()
+    read.network.name = "unet_2d_condition"
+    del read.network["hint_channels"]
+    read.weights, rng, arrays = str(pipeline[0]), np.random.default_rng(0), {}
+    plain, _ = load_params(prepare(read), pipeline[0])
+    kernels = {
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q": 16,
+        "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": 16,
+    }
+    for name, width in kernels.items():
+        arrays |= {
+            f"{name}.lora_{part}.weight": rng.normal(size=shape).astype(np.float32)
+            for part, shape in (("A", (2, width)), ("B", (width, 2)))
+        }
+    (file,) = write_weights(tmp_path / "both", arrays)
+    read.lora.update(weights=str(file), scale=0.5)
+    found, _ = load_params(prepare(read), pipeline[0])
+    changed = {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, same in jax.tree.leaves_with_path(jax.tree.map(np.array_equal, found, plain))
+        if not same
+    }
+    assert changed == {
+        "network.encoder.mid_block.cross_attentions.0.transformer_blocks.0.attn1.to_q.kernel",
+        "frozen.text.0.layers.0.self_attn.q_proj.kernel",
+    }
+    a, b = (arrays[f"{[*kernels][1]}.lora_{part}.weight"] for part in "AB")
+    kernel = [
+        params["frozen"]["text"]["0"]["layers"]["0"]["self_attn"]["q_proj"]["kernel"] for params in (found, plain)
+    ]
+    np.testing.assert_allclose(kernel[0] - kernel[1], 0.5 * (b @ a).T, atol=1e-5)
+    for changes, message in (
+        (dict(rank=2), "also updates text_encoder, and config.lora.rank=2 trains the network alone"),
+        (
+            dict(
+                weights=str(
+                    write_weights(
+                        tmp_path / "second",
+                        {name.replace("text_encoder", "text_encoder_2"): array for name, array in arrays.items()},
+                    )[0]
+                )
+            ),
+            "updates text_encoder_2, which this model does not have",
+        ),
+    ):
+        other = ConfigDict(read.to_dict())
+        other.lora.update(changes)
+        with pytest.raises(ConfigError, match=rf"config\.lora\.weights.*{message}"):
+            fresh_state(prepare(other))
+    (file,) = write_weights(tmp_path / "text", {name: array for name, array in arrays.items() if "text" in name})
+    read.lora.weights = str(file)
+    found, _ = load_params(prepare(read), pipeline[0])
+    jax.tree.map(np.testing.assert_array_equal, found["network"], plain["network"])
 
 
 def test_public_files_are_written_with_what_belongs_to_them(pipeline, tmp_path):
