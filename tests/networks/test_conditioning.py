@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from diffusion_jax.conditions import Conditions
-from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder
+from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, embed
 from diffusion_jax.networks.dit import DiT
 from diffusion_jax.networks.functional import embedder, init_apply
 from diffusion_jax.networks.mlp import MLP
@@ -22,6 +22,10 @@ NETWORKS = {
     "mlp": (functools.partial(MLP, shape=(4, 4, 1), hidden=8, num_layers=1), LABEL | VECTOR),
     "dit": (functools.partial(DiT, image_size=4, in_channels=1, hidden_size=8, depth=1, num_heads=2), LABEL | VECTOR),
     "dit_text": (functools.partial(DiT, image_size=4, in_channels=1, hidden_size=8, depth=1, num_heads=2), TEXT),
+    "dit_pooled": (
+        functools.partial(DiT, image_size=4, in_channels=1, hidden_size=8, depth=1, num_heads=2, pool_tokens=True),
+        TEXT,
+    ),
     "unet": (
         functools.partial(
             UNet,
@@ -56,17 +60,29 @@ def test_every_condition_reaches_the_output_and_none_of_them_is_the_default(name
     channels = shape.pop("image_channels", 0)
     conditions = Conditions(**shape, image_shape=(4, 4, channels) if channels else ())
     init, apply = init_apply(lambda rngs: make(**kinds, rngs=rngs))
-    embed = embedder(lambda rngs: make(**kinds, rngs=rngs))
+    embedded = embedder(lambda rngs: make(**kinds, rngs=rngs))
     params, apply = random_params(init, scale=0.3), jax.jit(apply)
     x, c = jax.random.normal(jax.random.key(0), (2, 4, 4, 1)), jnp.array([1.0, 2.0])
     cond, other = condition(conditions, jax.random.key(1)), condition(conditions, jax.random.key(2))
     y = apply(params, x, c, cond)
     np.testing.assert_allclose(apply(params, x, c), apply(params, x, c, conditions.null(2)), atol=1e-6)
-    np.testing.assert_allclose(apply(params, x, c, embed(params, cond)), y, atol=1e-6)
+    np.testing.assert_allclose(apply(params, x, c, embedded(params, cond)), y, atol=1e-6)
     for kind in set(cond) - {"mask"}:
         assert np.abs(apply(params, x, c, cond | {kind: other[kind]}) - y).max() > 1e-5, kind
     with pytest.raises(ValueError, match=r"cond\['\w+'\] has shape"):
         apply(params, x, c, jax.tree.map(lambda c: c[:1], cond))
+
+
+def test_pooled_tokens_are_the_mean_of_those_that_are_there():
+    rows = jnp.arange(9.0)[:, None] * jnp.ones(8)
+    read = Conditions(**TEXT)
+    given = embed(
+        {"tokens": jnp.array([[3, 5, 0, 0, 0], [0] * 5])}, read, tokens=lambda ids: rows[ids], pool=lambda h: h
+    )
+    np.testing.assert_array_equal(given.vector, [[4.0] * 8, [0.0] * 8])
+    whole = Conditions(**FEATURES, unmasked=True)
+    given = embed({"tokens": rows[None, :5]}, whole, pool=lambda h: h)
+    np.testing.assert_array_equal(given.vector, [[2.0] * 8])
 
 
 def test_padding_and_masked_places_do_not_matter():

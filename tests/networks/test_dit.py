@@ -137,6 +137,7 @@ def test_bfloat16_is_near_float32(inputs):
         (dict(patch_size=3), "image_size=8 must be a multiple of patch_size=3"),
         (dict(num_heads=3), "hidden_size=16 .*num_heads=3"),
         (dict(hidden_size=18), "hidden_size=18 .*multiple of 4"),
+        (dict(pool_tokens=True), "pool_tokens needs tokens"),
     ],
 )
 def test_impossible_sizes_are_refused(kwargs, message):
