@@ -197,7 +197,7 @@ def emoji_f4() -> ConfigDict:
             tokenizer="runs/emoji_words",
             balance="caption",  # half of the pictures are people in colours of skin, most others have names of their own
         ),
-        training=dict(num_steps=14_000, batch_size=64, log_every=100, checkpoint_every=500),
+        training=dict(num_steps=12_000, batch_size=64, log_every=100, checkpoint_every=500),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=500, clip_norm=1.0),
         ema=dict(rates=(0.999,)),
         guidance=dict(name="classifier_free", scale=3.0),

@@ -247,7 +247,13 @@ def _host() -> jax.Device | None:
 
 def _copied(state: Any, device: jax.Device) -> Any:
     """A copy on `device`, begun but not awaited; JAX keeps the buffers until then, donated or not."""
-    return jax.tree.map(lambda x: jax.device_put(x, device, may_alias=False), state)
+
+    def copied(x: Any) -> Any:
+        if isinstance(x, jax.Array) and device in x.devices():
+            x = jax.device_put(x, device)  # of several devices; a replica may be this one's, whatever `may_alias` says
+        return jax.device_put(x, device, may_alias=False)
+
+    return jax.tree.map(copied, state)
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:

@@ -1,8 +1,11 @@
 """Checkpoints: exact round trips, what is kept, what happens to damaged, foreign and unfinished ones."""
 
 import dataclasses
+import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import grain
 import jax
@@ -117,6 +120,36 @@ def test_the_state_may_be_donated_while_it_is_saved(tmp_path):
         )
         restored, _ = checkpoints.restore(_abstract(512), _iterator())
     _assert_same(restored, _state(1, width=512))
+
+
+_ON_TWO_DEVICES = """
+import sys, grain, jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from diffusion_jax.training.checkpoints import Checkpoints
+mesh = jax.make_mesh((2,), ("data",))
+layout = {"whole": NamedSharding(mesh, P()), "parts": NamedSharding(mesh, P("data")), "key": NamedSharding(mesh, P())}
+state = {"whole": np.arange(8.0), "parts": np.arange(6.0), "key": jax.random.key(3)}
+state = jax.device_put(state, layout)
+shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+data = iter(grain.MapDataset.range(9).to_iter_dataset())
+with Checkpoints(sys.argv[1]) as checkpoints:
+    for step in range(3):
+        checkpoints.save(step, state, data)
+        state = jax.jit(lambda s: {**s, "whole": s["whole"] + 1, "parts": s["parts"] + 1}, donate_argnums=0)(state)
+    for step in (1, 2):
+        found, _ = checkpoints.restore(shapes, data, step=step)
+        np.testing.assert_array_equal(found["whole"], np.arange(8.0) + step)
+        np.testing.assert_array_equal(found["parts"], np.arange(6.0) + step)
+        np.testing.assert_array_equal(jax.random.key_data(found["key"]), jax.random.key_data(jax.random.key(3)))
+"""
+
+
+def test_a_state_on_several_devices_of_the_host_may_be_donated_too(tmp_path):
+    """A replica on the device that a copy is made on is copied."""
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    program = [sys.executable, "-c", _ON_TWO_DEVICES, str(tmp_path)]
+    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_save_does_not_wait_for_the_steps_before_it(tmp_path):
