@@ -122,7 +122,8 @@ def to_folder(
         with jax.set_mesh(job.mesh):
             params, _ = load_params(job, source)
     if isinstance(system, TextToImage):
-        if system.controlled or (is_public(source) and not folders.is_pipeline(source)):
+        alone = is_public(source) and not folders.is_pipeline(source) and not text_to_image.file_of(config)
+        if system.controlled or alone:
             return _write(target, config, system.diffusion, params, options)
         return _write_text_to_image(target, config, system, params, options)
     if not isinstance(system, LatentDiffusion):

@@ -32,6 +32,7 @@ from diffusion_jax.systems import text_to_image as tasks
 from diffusion_jax.systems.text_to_image import Task, Texts, TextToImage
 from diffusion_jax.types import Params
 from diffusion_jax.weights import folders
+from diffusion_jax.weights.files import open_weights
 from diffusion_jax.weights.options import with_defaults
 
 TASKS = {
@@ -46,6 +47,7 @@ ENCODERS = {"clip_text": CLIPTextModel, "ldm_bert": LDMBert}
 _TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
 _STAGE_FOLDERS = ("vae", "vqvae")
 _LDM_TEXT = "bert"
+_STAGE_PREFIX = "first_stage_model."  # in a file of a whole model
 _OTHERS = ("name", "task", "pipeline", "tokenizer", "first_stage", "latent_scale", *_TEXT_FOLDERS)
 
 
@@ -174,17 +176,17 @@ def _tokenizers(config: ConfigDict) -> list[Callable[[Sequence[str]], Int32[np.n
 
 
 def pretrained(config: ConfigDict) -> dict[str, Any]:
-    """The frozen parts, from the folder config.system.pipeline or config.weights; none without. Raises ConfigError.
+    """The frozen parts, from the folder or file config.system.pipeline or config.weights; none without.
 
-    A new ControlNet begins as a copy of the U-Net's way down (arXiv:2302.05543, section 3.1).
+    A new ControlNet begins as a copy of the U-Net's way down (arXiv:2302.05543, section 3.1). Raises ConfigError.
     """
-    folder = pipeline_of(config)
+    folder = pipeline_of(config) or file_of(config)
     if folder is None:
         return {}
     copied: dict[str, Any] = {}
     frozen: dict[str, Any] = {"text": {}}
     with refusal(f"config.system.pipeline={str(folder)!r}"):
-        held = folders.components(folder)
+        held = folders.components(folder) if folder.is_dir() else {}
         for i, (name, section) in enumerate(encoder_sections(config).items()):
             init = _encoder(section, config.training.dtype)[0]
             whole = {"name": section["name"], **with_defaults(ENCODERS[section["name"]], section)}
@@ -218,19 +220,39 @@ def _component(
     shape: tuple[int, ...],
     init: Callable[[Key[Array, ""]], Params],
 ) -> Params:
+    abstract_params = jax.eval_shape(init, jax.random.key(0))
+    if folder.is_file():
+        return public.load_network(folder, section, shape, abstract_params)
     found = [name for name in names if name in held]
     if not found:
         raise ValueError(f"it has no component {' or '.join(map(repr, names))}; it has {', '.join(held) or 'none'}")
-    return public.load_network(folder / found[0], section, shape, jax.eval_shape(init, jax.random.key(0)))
+    return public.load_network(folder / found[0], section, shape, abstract_params)
 
 
 def pipeline_of(config: ConfigDict) -> pathlib.Path | None:
     """The folder of the frozen parts and the tokenizer; None where there is none."""
     path = config.system.get("pipeline", "")
-    if path and not folders.is_pipeline(pathlib.Path(path)):
-        raise ConfigError(f"config.system.pipeline={path!r} must be a folder of diffusers, with a model_index.json")
+    if path and not folders.is_pipeline(pathlib.Path(path)) and not pathlib.Path(path).is_file():
+        raise ConfigError(
+            f"config.system.pipeline={path!r} must be a folder of diffusers, with a model_index.json, or one file of a "
+            "whole model"
+        )
     path = pathlib.Path(path or config.weights or ".")
     return path if folders.is_pipeline(path) else None
+
+
+def file_of(config: ConfigDict) -> pathlib.Path | None:
+    """The one file that holds a whole model, as its authors write it; None where there is none."""
+    given = config.system.get("pipeline", "")
+    path = pathlib.Path(given or config.weights or ".")
+    if not path.is_file():
+        return None
+    with refusal("config.system.pipeline" if given else "config.weights"):
+        if any(name.startswith(_STAGE_PREFIX) for name in open_weights(path)):
+            return path
+        if given:
+            raise ValueError(f"{path} holds no first stage, whose names begin with {_STAGE_PREFIX}")
+    return None
 
 
 def _latent_size(config: ConfigDict) -> tuple[int, int]:

@@ -58,13 +58,6 @@ OPENCLIP_TEXT = Layout(
     kinds=((r"^text_projection\.kernel$", "same"),),
     ignored=(r"\blogit_scale$", r"\battn_mask$", r"\bvisual\."),
 )
-# Where the original checkpoints of Stable Diffusion 1, 2 and XL have theirs. That of 2 holds all 24 layers.
-ORIGINAL_TEXT = (
-    dataclasses.replace(TEXT, prefix="cond_stage_model.transformer."),
-    dataclasses.replace(OPENCLIP_TEXT, prefix="cond_stage_model.model."),
-    dataclasses.replace(TEXT, prefix="conditioner.embedders.0.transformer."),
-    dataclasses.replace(OPENCLIP_TEXT, prefix="conditioner.embedders.1.model."),
-)
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 # What transformers takes where config.json, which it writes without its defaults, says nothing.
@@ -88,6 +81,21 @@ _VISION_DEFAULTS = dict(
     image_size=224,
     patch_size=32,
 )
+
+
+def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
+    """Where the original checkpoints of Stable Diffusion 1, 2 and XL have theirs.
+
+    That of 2 holds the last layer and the projection of OpenCLIP, of which it reads neither.
+    """
+    unread = [rf"\.resblocks\.{arguments['num_hidden_layers']}\."]
+    unread += [] if arguments.get("projection_dim") else [r"\.text_projection$"]
+    return (
+        dataclasses.replace(TEXT, prefix="cond_stage_model.transformer."),
+        dataclasses.replace(OPENCLIP_TEXT, prefix="cond_stage_model.model.", ignored=(*OPENCLIP_TEXT.ignored, *unread)),
+        dataclasses.replace(TEXT, prefix="conditioner.embedders.0.transformer."),
+        dataclasses.replace(OPENCLIP_TEXT, prefix="conditioner.embedders.1.model."),
+    )
 
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,7 +101,7 @@ FAMILIES = (
     Family(
         name="unet_2d_condition",
         network=UNet2DConditionModel,
-        layouts=lambda arguments: (unet_2d_condition.LAYOUT,),
+        layouts=lambda arguments: (unet_2d_condition.LAYOUT, *unet_2d_condition.originals(arguments)),
         class_names=("UNet2DConditionModel",),
         arguments=unet_2d_condition.arguments,
         config_of=unet_2d_condition.config_of,
@@ -109,7 +109,7 @@ FAMILIES = (
     Family(
         name="controlnet",
         network=ControlNetModel,
-        layouts=lambda arguments: (unet_2d_condition.LAYOUT,),
+        layouts=lambda arguments: (unet_2d_condition.LAYOUT, *unet_2d_condition.controlnet_originals(arguments)),
         class_names=("ControlNetModel",),
         arguments=unet_2d_condition.controlnet_arguments,
         config_of=unet_2d_condition.controlnet_config_of,
@@ -117,7 +117,7 @@ FAMILIES = (
     Family(
         name="clip_text",
         network=CLIPTextModel,
-        layouts=lambda arguments: (clip.TEXT, clip.OPENCLIP_TEXT, *clip.ORIGINAL_TEXT),
+        layouts=lambda arguments: (clip.TEXT, clip.OPENCLIP_TEXT, *clip.originals(arguments)),
         class_names=("CLIPTextModel", "CLIPTextModelWithProjection"),
         arguments=clip.text_arguments,
         config_of=clip.text_config,

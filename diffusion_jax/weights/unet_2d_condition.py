@@ -1,24 +1,42 @@
-"""The weights of text-to-image U-Nets and ControlNets in the layout of diffusers."""
+"""The weights of text-to-image U-Nets and ControlNets in the layouts of diffusers and of their authors' checkpoints."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from diffusion_jax.networks.controlnet import ControlNetModel
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.weights.adm import averages
 from diffusion_jax.weights.layout import Layout
 from diffusion_jax.weights.options import options, refuse_changed, square, with_defaults
 
+_TRANSFORMER = ((r"\.to_out$", ".to_out.0"), (r"\.ff\.proj_in$", ".ff.net.0.proj"), (r"\.ff\.proj_out$", ".ff.net.2"))
 # UNet2DConditionModel and ControlNetModel of diffusers.
-LAYOUT = Layout(
-    rename=(
-        (r"^encoder\.", ""),
-        (r"\.cross_attentions\.", ".attentions."),
-        (r"\.to_out$", ".to_out.0"),
-        (r"\.ff\.proj_in$", ".ff.net.0.proj"),
-        (r"\.ff\.proj_out$", ".ff.net.2"),
-    )
+LAYOUT = Layout(rename=((r"^encoder\.", ""), (r"\.cross_attentions\.", ".attentions."), *_TRANSFORMER))
+# The parts of a residual block, and what lies outside of all blocks, in the names of the authors.
+_ORIGINAL = (
+    (r"(\.resnets\.\d+)\.norm1$", r"\1.in_layers.0"),
+    (r"(\.resnets\.\d+)\.conv1$", r"\1.in_layers.2"),
+    (r"(\.resnets\.\d+)\.time_emb_proj$", r"\1.emb_layers.1"),
+    (r"(\.resnets\.\d+)\.norm2$", r"\1.out_layers.0"),
+    (r"(\.resnets\.\d+)\.conv2$", r"\1.out_layers.3"),
+    (r"(\.resnets\.\d+)\.conv_shortcut$", r"\1.skip_connection"),
+    (r"^encoder\.time_embedding\.linear_1$", "time_embed.0"),
+    (r"^encoder\.time_embedding\.linear_2$", "time_embed.2"),
+    (r"^encoder\.add_embedding\.linear_1$", "label_emb.0.0"),
+    (r"^encoder\.add_embedding\.linear_2$", "label_emb.0.2"),
+    (r"^encoder\.class_embedding$", "label_emb"),
+    (r"^encoder\.conv_in$", "input_blocks.0.0"),
+    (r"^encoder\.mid_block\.resnets\.0\.", "middle_block.0."),
+    (r"^encoder\.mid_block\.cross_attentions\.0\.", "middle_block.1."),
+    (r"^encoder\.mid_block\.resnets\.1\.", "middle_block.2."),
+    (r"^conv_norm_out$", "out.0"),
+    (r"^conv_out$", "out.2"),
+    (r"^controlnet_down_blocks\.(\d+)$", r"zero_convs.\1.0"),
+    (r"^controlnet_mid_block$", "middle_block_out.0"),
+    (r"^controlnet_cond_embedding\.conv_in$", "input_hint_block.0"),
 )
 
 NUM_SIZES = 6  # numbers that SDXL is told: height and width, top and left of the crop, height and width of the target
@@ -86,6 +104,44 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"config.json: out_channels={channels} must be in 1..{found['in_channels']}, the in_channels")
     given |= {"in_channels": channels, "image_channels": found["in_channels"] - channels, "dropout": found["dropout"]}
     return given | ({"image_size": square(found["sample_size"])} if found["sample_size"] else {})
+
+
+def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
+    """The layouts of LDM's and Stable Diffusion's own checkpoints: of the averages, the network, and it by itself.
+
+    Their blocks are counted through all levels, a change of resolution among them.
+    """
+    alone = _original(arguments)
+    whole = dataclasses.replace(alone, prefix="model.diffusion_model.")
+    return averages(whole), whole, alone
+
+
+def controlnet_originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
+    """As `originals`, of ControlNets."""
+    alone = _original(arguments)
+    hints = len(arguments["hint_channels"])
+    rules = [(r"^controlnet_cond_embedding\.conv_out$", f"input_hint_block.{4 * hints - 2}")]
+    rules += [
+        (rf"^controlnet_cond_embedding\.blocks\.{i}$", f"input_hint_block.{2 * i + 2}") for i in range(2 * hints - 2)
+    ]
+    alone = dataclasses.replace(alone, rename=(*rules, *alone.rename))
+    return dataclasses.replace(alone, prefix="control_model."), alone
+
+
+def _original(arguments: Mapping[str, Any]) -> Layout:
+    depths, size = arguments["transformer_layers"], arguments["layers_per_block"] + 1
+    levels, rules = len(arguments["block_out_channels"]), []
+    for i in range(levels):
+        down, up = rf"^encoder\.down_blocks\.{i}\.", rf"^up_blocks\.{i}\."
+        for j in range(size):
+            first, second = f"input_blocks.{1 + i * size + j}", f"output_blocks.{i * size + j}"
+            rules += [(rf"{down}resnets\.{j}\.", f"{first}.0."), (rf"{down}cross_attentions\.{j}\.", f"{first}.1.")]
+            rules += [(rf"{up}resnets\.{j}\.", f"{second}.0."), (rf"{up}cross_attentions\.{j}\.", f"{second}.1.")]
+        # In the last block of a level, after its transformer if it has one.
+        place = f"output_blocks.{(i + 1) * size - 1}.{2 if depths[levels - 1 - i] else 1}"
+        rules.append((rf"{down}downsamplers\.0\.conv$", f"input_blocks.{(i + 1) * size}.0.op"))
+        rules.append((rf"{up}upsamplers\.0\.conv$", f"{place}.conv"))
+    return Layout(rename=(*_ORIGINAL, *rules, *_TRANSFORMER))
 
 
 def controlnet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:

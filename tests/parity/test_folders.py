@@ -1,5 +1,6 @@
 """Folders of diffusers and back: the network of the folder computes the same here, and our folder loads there."""
 
+import functools
 import json
 
 import jax
@@ -250,29 +251,43 @@ def test_low_rank_updates_of_a_text_encoder_by_kohya(tmp_path):
     network, layout = component.load(), component.family.layouts(component.arguments)[0]
     rng, arrays = np.random.default_rng(0), {}
     for i in range(2):
-        for layer, (c_in, c_out) in {"self_attn.q_proj": (16, 16), "mlp.fc1": (16, 24)}.items():
+        for layer, (c_in, c_out) in {
+            "self_attn.v_proj": (16, 16),
+            "self_attn.out_proj": (16, 16),
+            "mlp.fc1": (16, 24),
+        }.items():
             name = f"lora_te_text_model.encoder.layers.{i}.{layer}".replace(".", "_")
             arrays[f"{name}.lora_down.weight"] = rng.normal(size=(3, c_in)).astype(np.float32)
             arrays[f"{name}.lora_up.weight"] = rng.normal(size=(c_out, 3)).astype(np.float32)
             arrays[f"{name}.alpha"] = np.float32(1.5)
     (file,) = write_weights(tmp_path / "kohya", arrays)
     assert components(file) == {"text_encoder"}
-    updates = StableDiffusionLoraLoaderMixin.lora_state_dict(str(file))[0]
+    old = StableDiffusionLoraLoaderMixin.lora_state_dict(str(file))[0]
+    updates = diffusers.utils.convert_state_dict_to_peft(old)
     modules = {name.removeprefix("text_model."): module for name, module in model.named_modules()}
-    downs = [name for name in updates if "lora_A" in name or ".down." in name]
-    assert len(downs) == 4
+    downs = [name for name in updates if "lora_A" in name]
+    assert len(downs) == 6
     with torch.no_grad():
         for name in downs:
-            up = updates[name.replace("lora_A", "lora_B").replace(".down.", ".up.")]
             layer = name.removeprefix("text_encoder.").removeprefix("text_model.").split(".lora")[0]
-            modules[layer].weight.add_(0.5 * up @ updates[name])  # alpha / rank
-    merged = low_rank.merge(network, read_lora(file, layout, network, prefix="text_encoder"), 1.0)
-    _, apply = init_apply(lambda rngs: component.family.network(**component.arguments, rngs=rngs))
+            modules[layer].weight.add_(0.5 * updates[name.replace("lora_A", "lora_B")] @ updates[name])  # alpha / rank
+    factors = read_lora(file, layout, network, prefix="text_encoder")
+    # The names in between are those of diffusers' own files of old. They hold no alpha.
+    for i, names in enumerate((old, updates)):
+        (other,) = write_weights(tmp_path / str(i), {name: tensor.numpy() for name, tensor in names.items()})
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6),
+            low_rank.merge(network, read_lora(other, layout, network, prefix="text_encoder"), 0.5),
+            low_rank.merge(network, factors, 1.0),
+        )
+    merged = low_rank.merge(network, factors, 1.0)
+    make = functools.partial(component.family.network, **component.arguments)
+    (call,) = init_methods(lambda rngs: make(rngs=rngs), ("__call__",))[1]
     ids = rng.integers(1, 98, (2, 9))
-    y = jax.jit(apply)(merged, jnp.asarray(ids, jnp.int32))
+    y = jax.jit(call)(merged, jnp.asarray(ids, jnp.int32))
     expected = model(torch.from_numpy(ids)).last_hidden_state.detach().numpy()
     assert relative_error(y.hidden, expected) < TOLERANCE
-    assert relative_error(jax.jit(apply)(network, jnp.asarray(ids, jnp.int32)).hidden, expected) > 0.01
+    assert relative_error(jax.jit(call)(network, jnp.asarray(ids, jnp.int32)).hidden, expected) > 0.01
 
 
 # diffusers' converter knows no attention outside of the middle.

@@ -162,7 +162,7 @@ def test_openclips_own_names():
         expected = model(torch.tensor(texts(98))).text_embeds
     assert relative_error(call(params, texts(98)).pooled, expected.numpy()) < TOLERANCE
     prefixed = {f"conditioner.embedders.1.model.{name}": array for name, array in source.items()} | {"model.x": source}
-    again = import_params(clip_weights.ORIGINAL_TEXT[3], prefixed, params)
+    again = import_params(clip_weights.originals(arguments)[3], prefixed, params)
     jax.tree.map(np.testing.assert_array_equal, again, params)
     exported = export_params(clip_weights.OPENCLIP_TEXT, params)
     assert exported.keys() == source.keys() - {"logit_scale"}

@@ -12,8 +12,10 @@ from diffusion_jax import defaults
 from diffusion_jax.networks.controlnet import ControlledUNet, ControlNetModel
 from diffusion_jax.networks.functional import count_parameters, init_apply
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.weights import families
 from diffusion_jax.weights import unet_2d_condition as weights
 from diffusion_jax.weights.layout import export_params, import_params, tensors
+from diffusion_jax.weights.options import with_defaults
 from tests.parity import relative_error
 
 pytestmark = pytest.mark.parity
@@ -219,6 +221,46 @@ def test_controlnet_and_controlled_unet():
     cond["control"] = 2 * control - 1
     y = jax.jit(apply)(params, *jax.tree.map(jnp.asarray, (x, c_noise, cond)))
     assert relative_error(y, nhwc(expected)) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, "controlnet"])
+def test_checkpoints_of_the_authors(name):
+    """What we export under their names is what diffusers' converter makes the model's own names of, and comes back."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.loaders import single_file_utils as converters
+
+    types = dict(zip(("down_block_types", "up_block_types"), CROSS, strict=True))
+    if name == "controlnet":
+        given = {key: value for key, value in SHARED.items() if key != "sample_size"}
+        types = dict(down_block_types=types["down_block_types"], conditioning_embedding_out_channels=(4, 8, 8, 12))
+        model = shaken(diffusers.ControlNetModel(**given, **types), torch)
+        arguments = weights.controlnet_arguments(dict(model.config)) | {"image_size": 8}
+    else:
+        model = shaken(diffusers.UNet2DConditionModel(**{**SHARED, **types, **VARIANTS[name]}), torch)
+        arguments = weights.arguments(dict(model.config))
+    family = families.named("controlnet" if name == "controlnet" else "unet_2d_condition")
+    abstract, expected = families.abstract(family, arguments), state(model)
+    params = import_params(weights.LAYOUT, expected, abstract)
+    _, *layouts = family.layouts(with_defaults(family.network, arguments))
+    *prefixed, alone = (export_params(layout, params) for layout in layouts)
+    plain = {key: torch.tensor(array) for key, array in prefixed[-1].items()}
+    if name == "controlnet":
+        converted = converters.convert_controlnet_checkpoint(plain, dict(model.config))
+    else:
+        converted = converters.convert_ldm_unet_checkpoint(plain, dict(model.config))
+        # The averages, which the converter finds by the names of the weights.
+        averages = {key: torch.tensor(array) for key, array in prefixed[0].items()}
+        zeros = {key: torch.zeros_like(tensor) for key, tensor in plain.items()}
+        again = converters.convert_ldm_unet_checkpoint(zeros | averages, dict(model.config), extract_ema=True)
+        assert all(torch.equal(again[key], tensor) for key, tensor in converted.items())
+    assert converted.keys() == expected.keys()
+    for key, array in expected.items():
+        np.testing.assert_array_equal(converted[key].numpy(), array, err_msg=key)
+    others = {"cond_stage_model.x": np.ones(3, np.float32), "first_stage_model.y": np.ones(3, np.float32)}
+    for file in (*({**held, **others} for held in prefixed), alone):
+        found = families.load(family, arguments, file, abstract)
+        jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 @pytest.mark.parametrize("name", FULL)
