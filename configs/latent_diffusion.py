@@ -195,7 +195,8 @@ def emoji_f4() -> ConfigDict:
             caption_key="names",
             label_key="groups",
             tokenizer="runs/emoji_words",
-            balance="caption",  # half of the pictures are people in colours of skin, most others have names of their own
+            # Half of the pictures are people in all colours of skin, most others have names of their own.
+            balance="caption",
         ),
         training=dict(num_steps=12_000, batch_size=64, log_every=100, checkpoint_every=500),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=500, clip_norm=1.0),

@@ -341,18 +341,28 @@ def _write_text_to_image(
         )
     written = _write(target / "unet", config, system.diffusion, params, options)
     if source is not None:
-        # All others are frozen.
-        for name in folders.components(source).keys() - {"unet"}:
+        # All others are as they were, but for text encoders with updates from a file.
+        updated = text_to_image.encoder_sections(config) if config.lora.weights else {}
+        written += _write_text_encoders(target, updated, params, options)
+        for name in folders.components(source).keys() - {"unet", *updated}:
             written.append(pathlib.Path(shutil.copytree(source / name, target / name)))
         written.append(pathlib.Path(shutil.copyfile(source / "model_index.json", target / "model_index.json")))
     else:
-        for i, (name, section) in enumerate(text_to_image.encoder_sections(config).items()):
-            given = (named(section.pop("name")), section, params["frozen"]["text"][str(i)])
-            written += folders.write_component(target / name, *given, **options)
+        written += _write_text_encoders(target, text_to_image.encoder_sections(config), params, options)
         if config.system.first_stage.name != "identity":
             stage = ConfigDict({"network": config.system.first_stage})
             frozen = params["frozen"]["first_stage"]
             written += _write(target / "vae", stage, system.first_stage, frozen, options)
+    return written
+
+
+def _write_text_encoders(
+    target: pathlib.Path, sections: Mapping[str, dict[str, Any]], params: Params, options: Mapping[str, Any]
+) -> list[pathlib.Path]:
+    written = []
+    for i, (name, section) in enumerate(sections.items()):
+        given = (named(section.pop("name")), section, params["frozen"]["text"][str(i)])
+        written += folders.write_component(target / name, *given, **options)
     return written
 
 

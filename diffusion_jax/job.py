@@ -138,10 +138,11 @@ def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     Raises ConfigError if there is none or it is of another model.
     """
     if public.is_public(directory):
-        params, step = _public_params(job, directory), 0
+        params, step, held = _public_params(job, directory), 0, ""
     else:
         params, step = _of_run(job, directory)
-    if job.config.lora.weights and not job.config.lora.rank:
+        held = _saved_lora(job, directory).get("weights", "")  # a run that began with them has them in its network
+    if job.config.lora.weights not in ("", held) and not job.config.lora.rank:
         with refusal("config.lora.weights"):
             params = _with_updates(job, params)
     return params, step
@@ -154,14 +155,19 @@ def _of_run(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
             " run, a folder of diffusers or a file of weights"
         )
     workdir.check_same_model(job.config, directory, resume=False)
-    saved = (workdir.read_config(directory) or job.config).get("lora", {})
-    section = dict(rank=0, alpha=0.0, modules="") | dict(saved if isinstance(saved, dict | ConfigDict) else {})
+    section = dict(rank=0, alpha=0.0, modules="") | _saved_lora(job, directory)
     with refusal(f"{directory}: config.lora"):
         trained = learner(section, job.system)
     start = functools.partial(init_state, trained, job.optimizer, job.config.ema.rates)
     state = _laid_out(job.mesh, jax.eval_shape(start, jax.random.key(0)))
     params, step = restore_averaged(directory, job.config, state.params, state.ema)
     return plain(trained, params), step
+
+
+def _saved_lora(job: Job, directory: pathlib.Path) -> dict[str, Any]:
+    """The section lora of the config of a run, or that of the job where the run has none."""
+    saved = (workdir.read_config(directory) or job.config).get("lora", {})
+    return dict(saved) if isinstance(saved, dict | ConfigDict) else {}
 
 
 def _laid_out(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, state: TrainState) -> TrainState:

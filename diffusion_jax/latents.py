@@ -60,6 +60,9 @@ def encode(
     section = run.config.data.to_dict() | {key: value for key, value in changed.items() if value}
     with refusal("the data of the first stage"):
         section = {key: value for key, value in section.items() if value != ""}
+        for key in ("image_key", "control_key"):
+            if key in section and section["name"] == "folder":
+                raise ValueError(f"data.{key}: images as conditions stay beside latents from arrays only")
         source = data.load(**section, max_tokens=max_tokens)
     if source.shape != run.system.shape:
         raise ConfigError(f"the images are of {source.shape}; {first_stage} was trained on {run.system.shape}")

@@ -123,8 +123,7 @@ def _from_objects(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize
                 )
             cond[name] = tokenize(values)
         elif name in ("image", "control"):
-            found = np.stack([images.from_files(path.parent, value, entry.shape) for value in values])
-            cond[name] = images.in_unit_range(found)
+            cond[name] = np.stack([images.from_files(path.parent, value, entry.shape) for value in values])
         else:
             try:
                 cond[name] = np.array(values, entry.dtype)

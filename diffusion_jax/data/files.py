@@ -75,7 +75,7 @@ def folder_images(path: pathlib.Path, split: str, keys: Mapping[str, str] = NO_K
     If every image is in a sub-folder, the sorted names of the first level of sub-folders are the classes. Files
     without the suffix of an image format that PIL reads, and hidden ones, are ignored. `keys` says where captions,
     other classes and conditions that are images are, each by its kind: see `metadata.captions`, `metadata.values` and
-    `metadata.named_files`. Files of conditions are no examples.
+    `metadata.named_files`. Files of conditions without a line of their own are no examples.
 
     Raises:
         ValueError: no such path or split, or no image in it, or no caption, class or condition for one.
@@ -156,7 +156,7 @@ def read_arrays(path: pathlib.Path, split: str, keys: Mapping[str, str] = NO_KEY
     try:
         if zipfile.is_zipfile(file):
             names = archives.npz_names(file)
-            wanted = {next((key for key in keys if key in names), "") for keys in (_IMAGE_KEYS, label_keys)}
+            wanted = {next((key for key in known if key in names), "") for known in (_IMAGE_KEYS, label_keys)}
             wanted |= {*condition_keys.values()}
             data = archives.read_npz(file, wanted)
         else:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 
 # The formats that PIL reads by itself. EPS is not among them: it is a program, which PIL hands to Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
@@ -69,11 +69,12 @@ def read_image(path: pathlib.Path) -> PIL.Image.Image:
 
 
 def from_files(
-    folder: pathlib.Path, paths: object, shape: tuple[int, ...], crop: int | None = None
-) -> UInt8[np.ndarray, "height width channels"]:
-    """The image file that `paths` names, cut and resized to `shape`, or several, whose channels lie side by side.
+    folder: pathlib.Path, paths: object, shape: tuple[int, ...]
+) -> Float32[np.ndarray, "height width channels"]:
+    """The image file that `paths` names, cut to the largest square, resized to `shape` and in [-1, 1].
 
-    They have 3 channels each, and the last one what is left; so the last of 4 channels is a mask.
+    The channels of several lie side by side. They have 3 channels each, and the last one what is left; so the last of 4
+    channels is a mask.
 
     Raises:
         ValueError: an image cannot be read, or their number or the shape does not fit.
@@ -85,8 +86,8 @@ def from_files(
             f"{paths!r} must be {len(channels)} path(s) of image files, of {channels} channels, for {shape}"
         )
     found = [read_image(folder / name) for name in names]
-    parts = [convert(image, size=shape[0], channels=c, crop=crop) for image, c in zip(found, channels, strict=True)]
-    return np.concatenate(parts, axis=-1)
+    parts = [convert(image, size=shape[0], channels=c) for image, c in zip(found, channels, strict=True)]
+    return np.concatenate(parts, axis=-1) / np.float32(127.5) - np.float32(1)
 
 
 def in_unit_range(pixels: np.ndarray) -> np.ndarray:

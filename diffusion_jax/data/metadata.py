@@ -31,13 +31,14 @@ def captions(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> lis
 
 
 def named_files(root: pathlib.Path, key: str) -> set[pathlib.PurePosixPath]:
-    """The files in `root` that the field `key` of `root`/metadata.jsonl names, one or a list of them on each line.
+    """The files in `root` that the field `key` of `root`/metadata.jsonl names, one or a list of them on each line, and
+    that have no line of their own.
 
     Raises:
         ValueError: naming the line or the path, if one is not inside the folder.
     """
-    found = set()
-    for entry in _entries(root / FILE).values():
+    found, entries = set(), _entries(root / FILE)
+    for entry in entries.values():
         value = entry.get(key, [])
         for name in value if isinstance(value, list) else [value]:
             path = pathlib.PurePosixPath(name if isinstance(name, str) else "")
@@ -47,7 +48,7 @@ def named_files(root: pathlib.Path, key: str) -> set[pathlib.PurePosixPath]:
                     f"list of them, got {value!r}."
                 )
             found.add(path)
-    return found
+    return found - entries.keys()
 
 
 def values(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[Any]:

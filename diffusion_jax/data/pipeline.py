@@ -8,7 +8,7 @@ from concurrent import futures
 
 import jax
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64
 
 from diffusion_jax.data.sources import Source
 from diffusion_jax.faults import Fault, in_time
@@ -52,7 +52,7 @@ def balanced_indices(
     return np.array([members[group][int(u[row] * len(members[group]))] for row, group in enumerate(groups)])
 
 
-def _members(groups: Shaped[np.ndarray, "n"]) -> list[Int64[np.ndarray, "_"]]:
+def _members(groups: Int64[np.ndarray, "n"]) -> list[Int64[np.ndarray, "_"]]:
     """The examples of each group."""
     _, group, counts = np.unique(groups, return_inverse=True, return_counts=True)
     return np.split(np.argsort(group, kind="stable"), np.cumsum(counts)[:-1])

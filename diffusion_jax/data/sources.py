@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int32, Integer, Shaped
+from jaxtyping import Int32, Int64, Integer
 
 from diffusion_jax.data import captions as texts
 from diffusion_jax.data import files, images, toys
@@ -47,7 +47,7 @@ class Source:
     levels: int = 256
     derive: Derived | None = None
     num_workers: int = 0
-    groups: Shaped[np.ndarray, "n"] | None = None
+    groups: Int64[np.ndarray, "n"] | None = None
 
     def __len__(self) -> int:
         return self.size
@@ -68,9 +68,9 @@ class Source:
         """Examples as {"x": float32 [n, *shape], "label": int32 [n] if there are labels}.
 
         An 8-bit value v becomes x = v / 127.5 - 1 or, dequantized with u ~ U[0, 1), x = 2 (k + u) / levels - 1 with
-        k = v for 256 levels. Either way x is in [-1, 1]. Without `rng` nothing is random; with it images are
-        dequantized and, if `augment`, flipped (if the source asks for it). What `derive` draws is then fixed by the
-        index. Conditions that are images are scaled as x.
+        k = v for 256 levels. Either way x is in [-1, 1], and so are conditions that are images. Without `rng` nothing
+        is random, and what `derive` draws is fixed by the index; with it images are dequantized and, if `augment`,
+        flipped (if the source asks for it).
 
         Raises:
             ValueError: `augment` without `rng`.
@@ -91,8 +91,9 @@ class Source:
         batch = batch | scaled | {"x": images.in_unit_range(x)}
         if self.derive and "image" not in batch:
             if rng is None:
-                rows = [np.random.default_rng((0, int(i))).random(self.derive.draws, np.float32) for i in indices]
-                u = np.stack(rows) if rows else np.empty((0, self.derive.draws), np.float32)
+                u = np.stack(
+                    [np.random.default_rng((0, int(i))).random(self.derive.draws, np.float32) for i in indices]
+                )
             else:
                 u = uniform[:, self._pixel_draws : self._pixel_draws + self.derive.draws]
             batch["image"] = self.derive.make(batch["x"], u)
@@ -159,14 +160,15 @@ def load(
             of an array ("labels", "label" and "cond" need no asking for), for "folder" a field of metadata.jsonl.
         image_key, control_key: where the conditions "image" and "control" are. For "arrays" the name of an array of
             images ("image" and "control" need no asking for), for "folder" a field of metadata.jsonl with the path of
-            an image file in the folder, or several whose channels lie side by side; these are no examples then.
+            an image file in the folder, or several whose channels lie side by side. Without a line of their own these
+            are no examples.
         balance: what training draws evenly, each "label" or each "caption", however many examples have it; by default
             each example. For "folder" and "arrays".
         max_tokens: length of "tokens", to which texts are cut or padded.
         tokenizer: folder of what makes tokens of texts, see `data.tokenization`; by default they are the bytes of each,
             see `data.captions`.
         shapes: of the conditions that are images, to which files are cut and resized.
-        derive: makes the condition "image" of every example that has none.
+        derive: makes the condition "image" of the examples where the data has none.
         tokenize: texts -> their tokens, in the place of `tokenizer`.
 
     Raises:
@@ -218,8 +220,10 @@ def load(
     elif name == "folder":
         found = files.folder_images(pathlib.Path(path), split, keys)
         found = found._replace(files={kind: file for kind, file in found.files.items() if kind in shapes})
-        if flip and found.files:
-            raise ValueError(f"data.flip: {path} holds images as conditions, which are not flipped with the examples.")
+        if found.files and (flip or crop):
+            raise ValueError(
+                f"{flip=}, {crop=}: {path} holds images as conditions, which are not changed with the examples."
+            )
     else:
         from diffusion_jax.data import builders
 
@@ -233,10 +237,12 @@ def load(
 
 
 def _derived(source: Source, derive: Derived | None) -> Source:
-    if derive is not None and len(source.shape) != 3:
+    if derive is None:
+        return source
+    if len(source.shape) != 3:
         raise ValueError(f"The condition 'image' is made of images, and examples have shape {source.shape}.")
-    if derive is not None:  # it refuses images that it cannot use
-        derive.make(np.zeros((1, *source.shape), np.float32), np.zeros((1, derive.draws), np.float32))
+    # It refuses images that it cannot use.
+    derive.make(np.zeros((1, *source.shape), np.float32), np.zeros((1, derive.draws), np.float32))
     return dataclasses.replace(source, derive=derive)
 
 
@@ -245,8 +251,13 @@ def _balanced(
 ) -> Source:
     values = {"": None, "label": labels, "caption": captions}[balance]
     if balance and values is None:
-        raise ValueError(f"data.balance = {balance!r}: the examples have no {balance}s.")
-    return source if values is None else dataclasses.replace(source, groups=np.asarray(values))
+        raise ValueError(
+            f"data.balance = {balance!r}: the examples have no {balance}s of their own, see data.{balance}_key."
+        )
+    if values is None:
+        return source
+    numbers: dict[object, int] = {}
+    return dataclasses.replace(source, groups=np.array([numbers.setdefault(v, len(numbers)) for v in values]))
 
 
 def _with_conditions(
@@ -360,10 +371,16 @@ def _decoded(
             x[row] = pixels
         batch = {"x": x, "label": label} if found.num_classes else {"x": x}
         for name, file in found.files.items():
-            batch[name] = np.stack([images.from_files(*file(int(i)), shapes[name], crop) for i in indices])
+            batch[name] = np.empty((len(indices), *shapes[name]), np.float32)
+            for row, i in enumerate(indices):
+                try:
+                    batch[name][row] = images.from_files(*file(int(i)), shapes[name])
+                except ValueError as error:
+                    raise ValueError(f"{found.describe(int(i))}, its condition {name!r}: {error}") from error
         return batch
 
-    if found.size * sum(map(math.prod, (shape, *(shapes[name] for name in found.files)))) <= cache_bytes:
+    sizes = {name: value.nbytes for name, value in read(np.zeros(1, np.int64)).items()}
+    if found.size * sum(sizes.values()) <= cache_bytes:
         read = _remembered(read, found.size)
     return Source(read=read, size=found.size, shape=shape, num_classes=found.num_classes)
 

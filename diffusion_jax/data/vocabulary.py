@@ -55,9 +55,10 @@ def learn(texts: Sequence[str], size: int) -> tokenizers.Tokenizer:
     return backend
 
 
-def captions(path: str, split: str, caption_key: str) -> list[str]:
+def captions(path: str, split: str, caption_key: str, image_key: str = "") -> list[str]:
     """The captions of a folder of images or a file of arrays. Raises ValueError where there are none."""
-    where, keys = pathlib.Path(path).expanduser(), {"caption": caption_key} if caption_key else {}
+    where, keys = pathlib.Path(path).expanduser(), {"caption": caption_key, "image": image_key}
+    keys = {kind: key for kind, key in keys.items() if key}
     if where.is_dir() and not any(where.glob("*.np[yz]")):
         found = files.folder_images(where, split, keys).captions
     else:
@@ -75,12 +76,13 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--path", required=True, help="folder of images, or file of arrays")
     parser.add_argument("--caption_key", default="", help="where the captions are")
+    parser.add_argument("--image_key", default="", help="of a folder: the field that names images without captions")
     parser.add_argument("--split", default="train")
     parser.add_argument("--size", type=int, default=2048, help="number of tokens, padding and bytes among them")
     parser.add_argument("--to", required=True, type=pathlib.Path, help="folder for tokenizer.json")
     options = parser.parse_args(arguments)
     try:
-        texts = captions(options.path, options.split, options.caption_key)
+        texts = captions(options.path, options.split, options.caption_key, options.image_key)
         backend = learn(texts, options.size)
         options.to.mkdir(parents=True, exist_ok=True)
         backend.save(str(options.to / "tokenizer.json"))

@@ -275,14 +275,15 @@ def test_what_is_drawn_evenly_belongs_to_the_examples(tmp_path):
             found = orders[options["name"]][files.select(split, 4)]
             load = functools.partial(data.load, **options, split=split)
             assert load().groups is None
-            assert load(balance="caption").groups.tolist() == names[found].tolist()
-            assert load(balance="label").groups.tolist() == (kinds[found] == "l").tolist()
+            for balance, values in (("caption", names[found]), ("label", kinds[found])):
+                groups = load(balance=balance).groups
+                assert ((groups[:, None] == groups) == (values[:, None] == values)).all()
     bare = dict(name="arrays", path=str(tmp_path / "c.npz"))
     np.savez(tmp_path / "c.npz", images=images)
     for wrong, message in (
         (dict(balance="name"), "must be '', 'label' or 'caption', got 'name'"),
-        (dict(balance="label"), "the examples have no labels"),
-        (dict(balance="caption"), "the examples have no captions"),
+        (dict(balance="label"), r"no labels of their own, see data\.label_key"),
+        (dict(balance="caption"), "no captions of their own"),
         (dict(balance="label", name="digits", path=None), "for 'folder' and 'arrays', not for 'digits'"),
     ):
         with pytest.raises(ValueError, match=f"data.balance.*{message}"):
@@ -381,10 +382,13 @@ def test_folder_with_images_as_conditions(tmp_path):
     part = data.arrays(data.load(**options, shapes=shapes, split="train[1:]"))
     np.testing.assert_array_equal(part["control"], batch["control"][chosen])
     assert data.arrays(data.load(**options)).keys() == {"x"}  # a model without them
-    with pytest.raises(ValueError, match=r"data\.flip"):
-        data.load(**options, shapes=shapes, flip=True)
-    with pytest.raises(ValueError, match=r"'drawn/0\.png' must be 2 path\(s\)"):
-        data.arrays(data.load(**options, shapes=shapes | {"control": (2, 2, 4)}))
+    grey = data.load(**options, shapes={"image": (4, 4, 2)}).batch(np.arange(2))["image"]
+    np.testing.assert_allclose(grey[:, 0, 0], [[100 / 127.5 - 1, -1], [101 / 127.5 - 1, 1]], atol=1e-6)
+    for wrong in (dict(flip=True), dict(crop=2)):
+        with pytest.raises(ValueError, match="images as conditions, which are not changed"):
+            data.load(**options, shapes=shapes, **wrong)
+    with pytest.raises(ValueError, match=r"0\.png, its condition 'control': 'drawn/0\.png' must be 2 path\(s\)"):
+        data.load(**options, shapes=shapes | {"control": (2, 2, 4)})
     with pytest.raises(ValueError, match=r"data\.control_key is for 'folder' and 'arrays', not for 'digits'"):
         data.load(name="digits", control_key="edges")
     for value, message in (
@@ -400,6 +404,19 @@ def test_folder_with_images_as_conditions(tmp_path):
         (tmp_path / "metadata.jsonl").write_text("\n".join([*lines[:2], json.dumps(row)]))
         with pytest.raises(ValueError, match=message):
             data.arrays(data.load(**options, shapes=shapes))
+
+
+def test_a_condition_with_a_line_of_its_own_is_an_example_too(tmp_path):
+    """Each frame of a film with the one before it."""
+    for i in range(4):
+        save_gray(tmp_path / f"{i}.png", 10 * i)
+    lines = [json.dumps({"file_name": f"{i}.png", "text": "x", "last": f"{max(i - 1, 0)}.png"}) for i in range(4)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    batch = data.arrays(data.load(name="folder", path=str(tmp_path), image_key="last", shapes={"image": (4, 4, 1)}))
+    assert [np.round((batch[name][:, 0, 0, 0] + 1) * 127.5).tolist() for name in ("x", "image")] == [
+        [0, 10, 20, 30],
+        [0, 0, 10, 20],
+    ]
 
 
 def test_conditions_of_arrays_have_the_names_asked_for(tmp_path):

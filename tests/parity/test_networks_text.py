@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from diffusion_jax.networks import clip, ldm_bert, t5
 from diffusion_jax.networks.functional import count_parameters, init_methods
 from diffusion_jax.weights import clip as clip_weights
-from diffusion_jax.weights import folders
+from diffusion_jax.weights import families, folders
 from diffusion_jax.weights import ldm_bert as bert_weights
 from diffusion_jax.weights import t5 as t5_weights
 from diffusion_jax.weights.layout import export_params, import_params
@@ -164,6 +164,15 @@ def test_openclips_own_names():
     prefixed = {f"conditioner.embedders.1.model.{name}": array for name, array in source.items()} | {"model.x": source}
     again = import_params(clip_weights.originals(arguments)[3], prefixed, params)
     jax.tree.map(np.testing.assert_array_equal, again, params)
+    # Stable Diffusion 2 reads neither the last layer nor the projection, which its file holds.
+    fewer = {**arguments, "num_hidden_layers": arguments["num_hidden_layers"] - 1, "projection_dim": None}
+    family = families.named("clip_text")
+    file = {f"cond_stage_model.model.{name}": array for name, array in source.items()}
+    found = families.load(family, fewer, file, families.abstract(family, fewer))
+    for name, tree in found.items():
+        held = params[name] if name != "layers" else {i: params[name][i] for i in tree}
+        jax.tree.map(np.testing.assert_array_equal, tree, held)
+    assert len(found["layers"]) == fewer["num_hidden_layers"]
     exported = export_params(clip_weights.OPENCLIP_TEXT, params)
     assert exported.keys() == source.keys() - {"logit_scale"}
     for name, array in exported.items():

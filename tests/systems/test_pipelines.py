@@ -18,6 +18,8 @@ from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.families import named
 from diffusion_jax.weights.files import write_weights
 from diffusion_jax.weights.folders import open_component, write_component
+from diffusion_jax.weights.layout import export_params
+from diffusion_jax.weights.options import with_defaults
 
 UNET = dict(block_out_channels=(8, 16), transformer_layers=(0, 1), num_attention_heads=2, norm_num_groups=4)
 
@@ -176,6 +178,16 @@ def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
         params["frozen"]["text"]["0"]["layers"]["0"]["self_attn"]["q_proj"]["kernel"] for params in (found, plain)
     ]
     np.testing.assert_allclose(kernel[0] - kernel[1], 0.5 * (b @ a).T, atol=1e-5)
+    # A run that began with them has them, and its folder too.
+    trained = saved(read, tmp_path / "run")
+    again, _ = load_params(prepare(read), tmp_path / "run")
+    jax.tree.map(np.testing.assert_array_equal, again, trained)
+    conversion.to_folder(tmp_path / "run", tmp_path / "pipeline")
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        open_component(tmp_path / "pipeline" / "text_encoder").load(),
+        trained["frozen"]["text"]["0"],
+    )
     for changes, message in (
         (dict(rank=2), "also updates text_encoder, and config.lora.rank=2 trains the network alone"),
         (
@@ -232,6 +244,45 @@ def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
         component = open_component(tmp_path / "parts" / name)
         jax.tree.map(np.testing.assert_array_equal, component.load(), params)
     assert open_component(tmp_path / "parts" / "vae").config["scaling_factor"] == 0.5
+
+    # All of it in one file, as the authors of these models write them, and with what they leave in there.
+    arrays = {"model_ema.decay": np.float32(1), "betas": np.ones(3, np.float32)}
+    for kind, section, params, i in (
+        ("unet_2d_condition", read.network, expected["unet"], 2),
+        ("autoencoder_kl", read.system.first_stage, expected["vae"], 2),
+        ("clip_text", read.system.text_encoder, expected["text_encoder"], 2),
+    ):
+        given = {key: value for key, value in section.items() if key != "name"}
+        layout = named(kind).layouts(with_defaults(named(kind).network, given))[i]
+        arrays |= export_params(layout, params)
+    prefixes = {name.split(".")[0] for name in arrays}
+    assert prefixes == {"model", "first_stage_model", "cond_stage_model", "model_ema", "betas"}
+    (file,) = write_weights(tmp_path / "file", arrays)
+    read.weights = str(file)
+    found, _ = load_params(prepare(read), file)
+    for name in ("network", "frozen"):
+        held = {key: tree for key, tree in trained[name].items() if key != "first_stage"}
+        jax.tree.map(np.testing.assert_array_equal, {key: found[name][key] for key in held}, held)
+    jax.tree.map(np.testing.assert_array_equal, found["frozen"]["first_stage"]["network"], expected["vae"])
+    conversion.to_folder(file, tmp_path / "again", read)
+    for name, params in expected.items():
+        jax.tree.map(np.testing.assert_array_equal, open_component(tmp_path / "again" / name).load(), params)
+    # A ControlNet on it.
+    read.network.name, read.network.hint_channels, read.weights, read.system.pipeline = (
+        "controlnet",
+        (4,),
+        "",
+        str(file),
+    )
+    jax.tree.map(np.testing.assert_array_equal, build.pretrained(read)["frozen"]["unet"], expected["unet"])
+    for missing, message in (
+        ("cond_stage_model", "missing: cond_stage_model"),
+        ("first_stage", "holds no first stage"),
+    ):
+        (half,) = write_weights(tmp_path / missing, {k: x for k, x in arrays.items() if not k.startswith(missing)})
+        read.system.pipeline = str(half)
+        with pytest.raises(ConfigError, match=rf"config\.system\.pipeline.*{message}"):
+            build.pretrained(read)
 
 
 def test_a_pipeline_with_another_unet_is_refused(pipeline):
