@@ -64,7 +64,8 @@ def read_factors(path: str, section: Mapping[str, Any], network: PyTree[Any], pr
     """
     family = families.named(section["name"])
     arguments = with_defaults(family.network, section)
-    return read_lora(path, family.layouts(arguments)[0], network, prefix=prefix or prefix_of(section["name"]))
+    layout, *others = (layout for layout in family.layouts(arguments) if not layout.prefix)
+    return read_lora(path, layout, network, prefix=prefix or prefix_of(section["name"]), others=others)
 
 
 def prefix_of(network: str) -> str:

@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -76,7 +76,14 @@ def write_lora(
     return path
 
 
-def read_lora(path: str | os.PathLike, layout: Layout, network: PyTree[Any], *, prefix: str = "unet") -> Params:
+def read_lora(
+    path: str | os.PathLike,
+    layout: Layout,
+    network: PyTree[Any],
+    *,
+    prefix: str = "unet",
+    others: Sequence[Layout] = (),
+) -> Params:
     """The factors in a file, so that W + A B is the updated kernel; B holds the scales of the file.
 
     Names of other components than `prefix` are left out, see `components`. Layers of theirs that are one of ours give a
@@ -87,13 +94,14 @@ def read_lora(path: str | os.PathLike, layout: Layout, network: PyTree[Any], *, 
       layout: of the network.
       network: its parameters, or their shapes.
       prefix: the component, "unet", "transformer", "text_encoder" or "text_encoder_2".
+      others: layouts whose names a file may have instead, such as kohya's files for SDXL those of its authors.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it cannot be read, is of another network, or lacks one of two factors. All problems are named.
     """
     source = _open(path)
-    layers = _layers(layout, network)
+    layers = {name: place for known in (*others, layout) for name, place in _layers(known, network).items()}
     flat = {name.replace(".", "_"): name for name in layers}
     found: dict[str, dict[str, np.ndarray]] = {}
     problems: dict[str, list[str]] = {"unexpected": [], "without its other factor": [], "of another shape": []}
@@ -107,6 +115,7 @@ def read_lora(path: str | os.PathLike, layout: Layout, network: PyTree[Any], *, 
         else:
             found.setdefault(name, {})[part] = np.asarray(source[full]).astype(np.float32)
     parts: dict[tuple[str, ...], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
+    totals: dict[tuple[str, ...], int] = {}
     for name, tensors_ in found.items():
         module, piece = layers[name]
         if not {"A", "B"} <= tensors_.keys():
@@ -125,15 +134,15 @@ def read_lora(path: str | os.PathLike, layout: Layout, network: PyTree[Any], *, 
         alpha = float(tensors_["alpha"].reshape(-1)[0]) if "alpha" in tensors_ and tensors_["alpha"].size else rank
         up = b.reshape(b.shape[0], rank).T * np.float32(alpha / rank)
         parts.setdefault(module, {})[piece.i] = (down, up)
+        totals[module] = piece.parts
     if any(problems.values()) or not parts:
         raise ValueError(f"{path} is no LoRA of this network ({listing(problems) or 'nothing of it is in the file'})")
     factors: dict[str, Any] = {}
     for module, pieces in parts.items():
-        total = next(piece.parts for where, piece in layers.values() if where == module)
         node = factors
         for key in module[:-1]:
             node = node.setdefault(key, {})
-        node[module[-1]] = _joined(pieces, total)
+        node[module[-1]] = _joined(pieces, totals[module])
     return factors
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from diffusion_jax import defaults
+from diffusion_jax import defaults, low_rank
 from diffusion_jax.networks.controlnet import ControlledUNet, ControlNetModel
 from diffusion_jax.networks.functional import count_parameters, init_apply
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.public import read_factors
 from diffusion_jax.weights import families
 from diffusion_jax.weights import unet_2d_condition as weights
+from diffusion_jax.weights.files import write_weights
 from diffusion_jax.weights.layout import export_params, import_params, tensors
 from diffusion_jax.weights.options import with_defaults
 from tests.parity import relative_error
@@ -261,6 +263,37 @@ def test_checkpoints_of_the_authors(name):
     for file in (*({**held, **others} for held in prefixed), alone):
         found = families.load(family, arguments, file, abstract)
         jax.tree.map(np.testing.assert_array_equal, found, params)
+
+
+def test_low_rank_updates_by_kohya_in_the_names_of_the_authors(tmp_path):
+    """As files for SDXL are; the factors are those under the names that diffusers makes of these."""
+    torch = pytest.importorskip("torch")
+    diffusers = pytest.importorskip("diffusers")
+    from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+
+    model = diffusers.UNet2DConditionModel(**{**SHARED, **VARIANTS["sdxl"]})
+    arguments = weights.arguments(dict(model.config))
+    family = families.named("unet_2d_condition")
+    network = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), families.abstract(family, arguments))
+    arrays, rng = {}, np.random.default_rng(0)
+    for layer, tensor in export_params(family.layouts(with_defaults(family.network, arguments))[-1], network).items():
+        if layer.endswith((".attn1.to_q.weight", ".ff.net.2.weight", ".proj_in.weight", ".in_layers.2.weight")):
+            name = f"lora_unet_{layer.removesuffix('.weight').replace('.', '_')}"
+            window = (1,) * (tensor.ndim - 2)
+            arrays[f"{name}.lora_down.weight"] = rng.normal(size=(2, *tensor.shape[1:])).astype(np.float32)
+            arrays[f"{name}.lora_up.weight"] = rng.normal(size=(tensor.shape[0], 2, *window)).astype(np.float32)
+            arrays[f"{name}.alpha"] = np.float32(2)
+    assert any("output_blocks_0_1_" in name for name in arrays) and any("middle_block_1_" in name for name in arrays)
+    (file,) = write_weights(tmp_path / "theirs", arrays)
+    tensors_, _ = StableDiffusionXLLoraLoaderMixin.lora_state_dict(
+        {name: torch.tensor(array) for name, array in arrays.items()}, unet_config=model.config
+    )
+    (other,) = write_weights(tmp_path / "names", {name: tensor.numpy() for name, tensor in tensors_.items()})
+    section = {"name": "unet_2d_condition", **arguments}
+    found, expected = (low_rank.merge(network, read_factors(str(p), section, network), 1.0) for p in (file, other))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    changed = sum(bool(leaf.any()) for leaf in jax.tree.leaves(found))
+    assert changed == len(arrays) // 3
 
 
 @pytest.mark.parametrize("name", FULL)
