@@ -18,7 +18,7 @@ from diffusion_jax.faults import replacing
 from diffusion_jax.job import fresh_state, load_params, prepare
 from diffusion_jax.low_rank import LowRank
 from diffusion_jax.pretrained import restore_averaged
-from diffusion_jax.public import is_public, prefix_of
+from diffusion_jax.public import is_public, load_network, prefix_of
 from diffusion_jax.systems import Autoencoder, LatentDiffusion
 from diffusion_jax.systems.text_to_image import TextToImage
 from diffusion_jax.training.checkpoints import Checkpoints
@@ -120,10 +120,13 @@ def to_folder(
         job = prepare(config)
         system = job.system
         with jax.set_mesh(job.mesh):
+            whole = text_to_image.pipeline_of(config) or text_to_image.file_of(config)
+            if isinstance(system, TextToImage) and is_public(source) and not whole:
+                given = (source, config.network.to_dict(), system.diffusion.shape, job.params["network"])
+                return _write(target, config, system.diffusion, {"network": load_network(*given)}, options)
             params, _ = load_params(job, source)
     if isinstance(system, TextToImage):
-        alone = is_public(source) and not folders.is_pipeline(source) and not text_to_image.file_of(config)
-        if system.controlled or alone:
+        if system.controlled:
             return _write(target, config, system.diffusion, params, options)
         return _write_text_to_image(target, config, system, params, options)
     if not isinstance(system, LatentDiffusion):
@@ -335,7 +338,8 @@ def _write_text_to_image(
     target: pathlib.Path, config: ConfigDict, system: TextToImage, params: Params, options: Mapping[str, Any]
 ) -> list[pathlib.Path]:
     source = text_to_image.pipeline_of(config)
-    if source is None and config.weights and not pathlib.Path(config.weights).exists():
+    weights = pathlib.Path(config.weights)
+    if source is None and config.weights and not weights.suffix and not weights.exists():
         raise ValueError(
             f"config.weights={config.weights!r}, which the model was fine-tuned from, is not there any more"
         )

@@ -142,7 +142,12 @@ def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     else:
         params, step = _of_run(job, directory)
         held = _saved_lora(job, directory).get("weights", "")  # a run that began with them has them in its network
-    if job.config.lora.weights not in ("", held) and not job.config.lora.rank:
+    given = job.config.lora.weights
+    if (
+        given
+        and not job.config.lora.rank
+        and not (held and pathlib.Path(held).resolve() == pathlib.Path(given).resolve())
+    ):
         with refusal("config.lora.weights"):
             params = _with_updates(job, params)
     return params, step
@@ -165,9 +170,9 @@ def _of_run(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
 
 
 def _saved_lora(job: Job, directory: pathlib.Path) -> dict[str, Any]:
-    """The section lora of the config of a run, or that of the job where the run has none."""
-    saved = (workdir.read_config(directory) or job.config).get("lora", {})
-    return dict(saved) if isinstance(saved, dict | ConfigDict) else {}
+    """The section lora of the config of a run; where the run has none that of the job, but for its file."""
+    saved = (workdir.read_config(directory) or {"lora": {**job.config.lora.to_dict(), "weights": ""}}).get("lora", {})
+    return saved if isinstance(saved, dict) else {}
 
 
 def _laid_out(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, state: TrainState) -> TrainState:
@@ -214,7 +219,12 @@ def _with_updates(job: Job, params: Params) -> Params:
     encoders = text_to_image.encoder_sections(job.config) if is_text_to_image else {}
     if unknown := held - {"", denoiser, *encoders}:
         raise ValueError(f"{section.weights} updates {', '.join(sorted(unknown))}, which this model does not have")
-    if not held or held - set(encoders):
+    if job.config.network.name == "controlnet" and held - set(encoders):  # updates are of the U-Net that it corrects
+        frozen = params["frozen"]
+        unet = text_to_image.unet_section(job.config)
+        factors = public.read_factors(section.weights, unet, job.params["frozen"]["unet"])
+        params = {**params, "frozen": {**frozen, "unet": add(frozen["unet"], factors, section.scale)}}
+    elif not held or held - set(encoders):
         factors = public.read_factors(section.weights, job.config.network.to_dict(), job.params["network"])
         params = {**params, "network": add(params["network"], factors, section.scale)}
     for i, (name, encoder) in enumerate(encoders.items()):
@@ -235,6 +245,11 @@ def _public_params(job: Job, path: pathlib.Path) -> Params:
         section = job.config.network.to_dict()
         network = public.load_network(path, section, given.shape, abstract["network"])
         others = build.pretrained(job.config)
+        if job.config.system.name == "text_to_image" and not others:
+            raise ValueError(
+                f"{path} is not a whole model; give config.system.pipeline, a folder of diffusers or one file, for the "
+                "first stage and the text encoders"
+            )
         rest = {group: layout[group] for group in layout if group != "network"}
         start = jax.jit(lambda key: _part(job.system.init(key), rest), out_shardings=rest)
         rest = _filled(start(jax.random.key(job.config.seed)), jax.device_put(others, _part(layout, others)))

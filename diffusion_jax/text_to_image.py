@@ -47,6 +47,7 @@ ENCODERS = {"clip_text": CLIPTextModel, "ldm_bert": LDMBert}
 _TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
 _STAGE_FOLDERS = ("vae", "vqvae")
 _LDM_TEXT = "bert"
+_BERT_ENDS = (101, 102)  # [CLS] and [SEP] of the vocabulary of BERT; CLIP's ends with its two
 _STAGE_PREFIX = "first_stage_model."  # in a file of a whole model
 _OTHERS = ("name", "task", "pipeline", "tokenizer", "first_stage", "latent_scale", *_TEXT_FOLDERS)
 
@@ -169,10 +170,21 @@ def _tokenizers(config: ConfigDict) -> list[Callable[[Sequence[str]], Int32[np.n
         elif path or pipeline:
             with refusal("config.system.tokenizer"):
                 folder = pathlib.Path(path) if path else pipeline / ("tokenizer", "tokenizer_2")[i]
-                parts.append(tokenization.load(folder, max_tokens=length))
+                part = tokenization.load(folder, max_tokens=length, pad_id=_pad_id(section["name"], given))
+                # One folder for both encoders names the padding of the first.
+                parts.append(dataclasses.replace(part, pad_id=0) if path and i else part)
         else:
-            parts.append(functools.partial(_only_empty, vocabulary=vocabulary, max_tokens=length, second=i > 0))
+            start, end = _BERT_ENDS if section["name"] == "ldm_bert" else (vocabulary - 2, vocabulary - 1)
+            pad_id = _pad_id(section["name"], given)
+            row = [start, end] + [end if pad_id is None else pad_id] * (length - 2)
+            parts.append(functools.partial(_only_empty, row=np.array(row, np.int32)))
     return parts
+
+
+def _pad_id(name: str, given: Mapping[str, Any]) -> int | None:
+    """What fills up rows where a tokenizer does not say: None for the end of the text as for OpenAI's CLIP, which has
+    another activation than OpenCLIP's."""
+    return 0 if name == "ldm_bert" or given["hidden_act"] != "quick_gelu" else None
 
 
 def pretrained(config: ConfigDict) -> dict[str, Any]:
@@ -185,7 +197,7 @@ def pretrained(config: ConfigDict) -> dict[str, Any]:
         return {}
     copied: dict[str, Any] = {}
     frozen: dict[str, Any] = {"text": {}}
-    with refusal(f"config.system.pipeline={str(folder)!r}"):
+    with refusal("config.system.pipeline" if config.system.get("pipeline", "") else "config.weights"):
         held = folders.components(folder) if folder.is_dir() else {}
         for i, (name, section) in enumerate(encoder_sections(config).items()):
             init = _encoder(section, config.training.dtype)[0]
@@ -200,7 +212,7 @@ def pretrained(config: ConfigDict) -> dict[str, Any]:
             init = init_methods(lambda rngs: AutoencoderKL(**arguments, rngs=rngs), ())[0]
             frozen["first_stage"] = {"network": _component(folder, held, _STAGE_FOLDERS, section, shape, init)}
         if config.network.name == "controlnet":
-            unet, (size, channels) = _unet_section(config), _latent_size(config)
+            unet, (size, channels) = unet_section(config), _latent_size(config)
             arguments = {"image_size": size, "in_channels": channels, **unet}
             del arguments["name"]
             init = init_methods(lambda rngs: UNet2DConditionModel(**arguments, rngs=rngs), ())[0]
@@ -232,7 +244,7 @@ def _component(
 def pipeline_of(config: ConfigDict) -> pathlib.Path | None:
     """The folder of the frozen parts and the tokenizer; None where there is none."""
     path = config.system.get("pipeline", "")
-    if path and not folders.is_pipeline(pathlib.Path(path)) and not pathlib.Path(path).is_file():
+    if path and not folders.is_pipeline(pathlib.Path(path)) and not pathlib.Path(path).suffix:
         raise ConfigError(
             f"config.system.pipeline={path!r} must be a folder of diffusers, with a model_index.json, or one file of a "
             "whole model"
@@ -245,6 +257,8 @@ def file_of(config: ConfigDict) -> pathlib.Path | None:
     """The one file that holds a whole model, as its authors write it; None where there is none."""
     given = config.system.get("pipeline", "")
     path = pathlib.Path(given or config.weights or ".")
+    if given and path.suffix and not path.exists():
+        raise ConfigError(f"config.system.pipeline={given!r} does not exist")
     if not path.is_file():
         return None
     with refusal("config.system.pipeline" if given else "config.weights"):
@@ -280,7 +294,7 @@ def encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _unet_section(config: ConfigDict) -> dict[str, Any]:
+def unet_section(config: ConfigDict) -> dict[str, Any]:
     """That of the U-Net below a ControlNet."""
     names = inspect.signature(UNet2DConditionModel.__init__).parameters
     return {
@@ -334,21 +348,15 @@ def _byte_tokens(texts: Sequence[str], max_tokens: int) -> Int32[np.ndarray, "n 
     return captions.tokens_of(texts, max_tokens)
 
 
-def _only_empty(
-    texts: Sequence[str], vocabulary: int, max_tokens: int, second: bool
-) -> Int32[np.ndarray, "n max_tokens"]:
-    """The ids of empty texts in CLIP's vocabulary, which ends with those of the start and the end of a text.
-
-    The end fills up the rows; those of a second encoder are filled up with 0.
-    """
+def _only_empty(texts: Sequence[str], row: Int32[np.ndarray, "max_tokens"]) -> Int32[np.ndarray, "n max_tokens"]:
+    """The ids of empty texts, which are `row`."""
     tokenization.check_texts(texts)
     if any(texts):
         raise ValueError(
             "texts need the files of a tokenizer: give config.system.tokenizer=FOLDER, or as config.system.pipeline or "
             "config.weights the folder of a pipeline of diffusers"
         )
-    row = [vocabulary - 2, vocabulary - 1] + [0 if second else vocabulary - 1] * (max_tokens - 2)
-    return np.tile(np.array(row, np.int32), (len(texts), 1))
+    return np.tile(row, (len(texts), 1))
 
 
 def _first_stage(

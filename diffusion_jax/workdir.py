@@ -24,7 +24,9 @@ from diffusion_jax.sections import ConfigError
 # What decides the structure and the meaning of the parameters.
 MODEL = ("system", "process", "parameterization", "network")
 # What decides, beyond that, the structure of the train state.
-STATE = ("optimizer.name", "optimizer.groups", "ema.rates", "lora.rank", "lora.alpha", "lora.modules")
+STATE = ("optimizer.name", "optimizer.groups", "ema.rates", "lora")
+# Where files of the frozen parts lie, which may be moved, unless a tokenizer is none of them but "bytes".
+_PLACES = ("system.pipeline", "system.tokenizer")
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -113,7 +115,12 @@ def check_same_model(config: ConfigDict, workdir: pathlib.Path, *, resume: bool)
         return []
     fixed = (*MODEL, "data.image_size", "data.channels", *(STATE if resume else ()))
     differences = changes(config, {**defaults().to_dict(), **saved})  # the file may be older than a section
-    refused = [line for line in differences if any(_key(line) == f or _key(line).startswith(f + ".") for f in fixed)]
+    refused = [
+        line
+        for line in differences
+        if any(_key(line) == f or _key(line).startswith(f + ".") for f in fixed)
+        and not (_key(line) in _PLACES and "'bytes'" not in line)
+    ]
     if refused:
         raise ConfigError(
             f"{workdir} holds a run of another model: {'; '.join(refused)}. "

@@ -1,9 +1,12 @@
 """Low-rank updates: their algebra, training them by a config switch, and their files."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from diffusion_jax import conversion, low_rank, workdir
 from diffusion_jax.job import fresh_state, load_params, prepare, train_step
@@ -152,6 +155,39 @@ def test_names_of_other_programs(tmp_path, dit):
     for i, (names, scale) in enumerate(((old, 0.5), (kohya, 1.5))):
         (file,) = write_weights(tmp_path / str(i), names)
         same_updates(network, drawn, scale, read_lora(file, LAYOUT, network, prefix="transformer"))
+
+
+@pytest.mark.parametrize("where", ["header", "folder"])
+def test_the_alpha_that_peft_keeps_apart(tmp_path, dit, where):
+    """alpha / rank, by layer where there are patterns, and alpha / sqrt(rank) with use_rslora."""
+    network, drawn = dit
+    held = open_weights(write_lora(tmp_path / "plain", LAYOUT, network, drawn, 1.0, prefix="transformer"))
+    arrays = {name: np.asarray(tensor) for name, tensor in held.items()}
+    for i, (settings, first, others) in enumerate(
+        (
+            ({"lora_alpha": 6}, 3.0, 3.0),
+            ({"lora_alpha": 6, "alpha_pattern": {"pos_embed.proj": 8}}, 4.0, 3.0),
+            ({"lora_alpha": 6, "use_rslora": True}, 6 / 2**0.5, 6 / 2**0.5),
+            ({}, 1.0, 1.0),
+        )
+    ):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        if where == "header":
+            packed = json.dumps({f"transformer.{key}": value for key, value in settings.items()})
+            save_file(arrays, folder / "pytorch_lora_weights.safetensors", {"lora_adapter_metadata": packed})
+        else:
+            plain = {name.replace("transformer.", "base_model.model.", 1): array for name, array in arrays.items()}
+            save_file(plain, folder / "adapter_model.safetensors")
+            (folder / "adapter_config.json").write_text(json.dumps(settings))
+        patch = drawn["x_embedder"]["proj"]
+        patch = {"down": patch["down"], "up": patch["up"] * first / others}
+        expected = {**drawn, "x_embedder": {"proj": patch}}
+        same_updates(network, expected, others, read_lora(folder, LAYOUT, network, prefix="transformer"))
+    (folder / "adapter_config.json").write_text('{"use_dora": true}')
+    if where == "folder":
+        with pytest.raises(ValueError, match="use_dora is True; only plain low-rank updates are read"):
+            read_lora(folder, LAYOUT, network, prefix="transformer")
 
 
 def test_files_that_are_refused(tmp_path, dit):

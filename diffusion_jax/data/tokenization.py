@@ -68,7 +68,7 @@ def check_texts(texts: Any) -> None:
             raise ValueError(f"prompt {i} holds the code point {text[error.start]!r}, half of a character.") from error
 
 
-def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
+def load(folder: str | os.PathLike, max_tokens: int | None = None, pad_id: int | None = None) -> Tokenizer:
     """The tokenizer in a folder such as the tokenizer/ of a pipeline of diffusers.
 
     | files | tokenizer |
@@ -85,6 +85,7 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
     Args:
         folder: with these files.
         max_tokens: length of a row; by default the `model_max_length` of tokenizer_config.json, or CLIP's 77.
+        pad_id: the padding where the files name none.
 
     Raises:
         ValueError: files are missing or damaged, or say nothing of the length.
@@ -110,7 +111,8 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None) -> Tokenizer:
             raise ValueError("there must be vocab.json and merges.txt, tokenizer.json or vocab.txt")
         if max(backend.get_vocab().values(), default=0) >= _LARGEST:
             raise ValueError(f"an id of its vocabulary is not less than {_LARGEST}")
-        pad = _pad(backend, said, END if clip else "[PAD]" if backend.token_to_id("[PAD]") is not None else "<pad>")
+        default = END if clip else "[PAD]" if backend.token_to_id("[PAD]") is not None else "<pad>"
+        pad = _pad(backend, said, default) if pad_id is None or said.get("pad_token") else pad_id
         backend.no_padding()
         backend.enable_truncation(length)
     except Exception as error:  # the library of tokenizers raises Exception itself

@@ -26,7 +26,7 @@ from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
 from diffusion_jax.networks.vq_model import VQModel
 from diffusion_jax.types import Params
 from diffusion_jax.weights import adm, autoencoders, clip, dit, edm, ldm_bert, ncsnpp, t5, unet_2d, unet_2d_condition
-from diffusion_jax.weights.layout import Layout, import_params, mismatches
+from diffusion_jax.weights.layout import Layout, fit, import_params
 from diffusion_jax.weights.options import with_defaults
 
 
@@ -195,5 +195,8 @@ def load(
 ) -> Params:
     """Parameters from `source` in that layout of the family that fits it best; see `layout.import_params`."""
     layouts = family.layouts(with_defaults(family.network, arguments))
-    best = min(layouts, key=lambda layout: mismatches(layout, source, abstract_params))
-    return import_params(best, source, abstract_params, what=what)
+    fits = [fit(layout, source, abstract_params) for layout in layouts]
+    # Names in common count first, since a file may hold other networks too. Without any, all of both are listed.
+    known = any(there for there, _ in fits)
+    best = max(range(len(layouts)), key=lambda i: (fits[i][0], -fits[i][1])) if known else 0
+    return import_params(layouts[best], source, abstract_params, what=what)

@@ -73,6 +73,16 @@ def open_weights(path: str | os.PathLike) -> Mapping[str, Any]:
     return _open_safetensors(path) if path.suffix == ".safetensors" else _state_dict(path, read_torch_file(path))
 
 
+def metadata(path: pathlib.Path) -> dict[str, str]:
+    """What the header of a file of safetensors says beside its tensors; nothing for other files."""
+    if path.suffix != ".safetensors":
+        return {}
+    try:
+        return safe_open(path, "np").metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read: {str(error)[:200]}") from error
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file. Raises FileNotFoundError, and ValueError for anything else in it."""
     if not path.is_file():

@@ -188,13 +188,17 @@ def export_params(layout: Layout, params: PyTree[Any]) -> dict[str, np.ndarray]:
     return exported
 
 
-def mismatches(layout: Layout, source: Mapping[str, Any], abstract_params: PyTree[Any]) -> int:
-    """How many tensors are missing, unexpected or of another shape: it tells the layout that a file is in."""
+def fit(layout: Layout, source: Mapping[str, Any], abstract_params: PyTree[Any]) -> tuple[int, int]:
+    """How many tensors are there, of whatever shape, and how many are missing, unexpected or of another shape.
+
+    It tells the layout that a file is in.
+    """
     expected = tensors(layout, abstract_params)
     names = _names(layout, source, expected)
     wanted = {name for name, tensor in expected.items() if not tensor.copy_of}
     common = expected.keys() & names.keys()
-    return len(wanted ^ names.keys()) + sum(tuple(source[names[n]].shape) != expected[n].shape for n in common)
+    other_shapes = sum(tuple(source[names[n]].shape) != expected[n].shape for n in common)
+    return len(common), len(wanted ^ names.keys()) + other_shapes
 
 
 def listing(problems: Mapping[str, list[str]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pathlib
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from diffusion_jax.types import Params
-from diffusion_jax.weights.files import open_weights, write_weights
+from diffusion_jax.weights.files import metadata, open_weights, read_json, write_weights
 from diffusion_jax.weights.layout import KINDS, Layout, listing, tensors
 
 STEM = "pytorch_lora_weights"  # of the file that diffusers looks for in a folder
@@ -90,7 +91,9 @@ def read_lora(
     factor of the sum of their ranks.
 
     Args:
-      path: a file of safetensors or torch.save, or a folder with pytorch_lora_weights.safetensors.
+      path: a file of safetensors or torch.save, or a folder with pytorch_lora_weights.safetensors or, as of peft,
+        adapter_model.safetensors. Without tensors of alpha, which is then the rank, the header of the file may say it,
+        or peft's adapter_config.json beside it.
       layout: of the network.
       network: its parameters, or their shapes.
       prefix: the component, "unet", "transformer", "text_encoder" or "text_encoder_2".
@@ -100,7 +103,7 @@ def read_lora(
       FileNotFoundError: there is no such file.
       ValueError: it cannot be read, is of another network, or lacks one of two factors. All problems are named.
     """
-    source = _open(path)
+    source, settings = _open(path), _settings(path, prefix)
     layers = {name: place for known in (*others, layout) for name, place in _layers(known, network).items()}
     flat = {name.replace(".", "_"): name for name in layers}
     found: dict[str, dict[str, np.ndarray]] = {}
@@ -131,8 +134,9 @@ def read_lora(
         if down.shape != (*window, c_in, rank) or b.shape[:2] != (width, rank) or b.size != width * rank:
             problems["of another shape"].append(f"{name} {a.shape} and {b.shape} for {(*window, c_in, c_out)}")
             continue
-        alpha = float(tensors_["alpha"].reshape(-1)[0]) if "alpha" in tensors_ and tensors_["alpha"].size else rank
-        up = b.reshape(b.shape[0], rank).T * np.float32(alpha / rank)
+        given = "alpha" in tensors_ and tensors_["alpha"].size
+        scale = float(tensors_["alpha"].reshape(-1)[0]) / rank if given else _scale(settings, name, rank)
+        up = b.reshape(b.shape[0], rank).T * np.float32(scale)
         parts.setdefault(module, {})[piece.i] = (down, up)
         totals[module] = piece.parts
     if any(problems.values()) or not parts:
@@ -152,9 +156,45 @@ def components(path: str | os.PathLike) -> set[str]:
     return {_component(name)[0] for name in _open(path)}
 
 
-def _open(path: str | os.PathLike) -> Mapping[str, Any]:
+def _file(path: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(path).expanduser()
-    return open_weights(path / f"{STEM}.safetensors" if path.is_dir() else path)
+    if not path.is_dir():
+        return path
+    peft = path / "adapter_model.safetensors"
+    return peft if peft.is_file() else path / f"{STEM}.safetensors"
+
+
+def _open(path: str | os.PathLike) -> Mapping[str, Any]:
+    return open_weights(_file(path))
+
+
+def _settings(path: str | os.PathLike, prefix: str) -> Mapping[str, Any]:
+    """peft's options of a component, such as lora_alpha. ValueError for options that change what the tensors mean."""
+    file = _file(path)
+    beside = file.parent / "adapter_config.json"
+    text = metadata(file).get("lora_adapter_metadata")
+    try:
+        found = json.loads(text) if text else read_json(beside) if beside.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file}: its lora_adapter_metadata cannot be read: {error}") from error
+    found = found if isinstance(found, dict) else {}
+    found = {key.removeprefix(f"{prefix}."): value for key, value in found.items()}
+    for key in ("use_dora", "fan_in_fan_out"):
+        if found.get(key):
+            raise ValueError(f"{file}: {key} is {found[key]!r}; only plain low-rank updates are read")
+    alphas = (found.get("lora_alpha") or 1, *(found.get("alpha_pattern") or {}).values())
+    if not all(isinstance(alpha, int | float) for alpha in alphas):
+        raise ValueError(f"{file}: lora_alpha and those of alpha_pattern must be numbers, got {alphas}")
+    return found
+
+
+def _scale(settings: Mapping[str, Any], name: str, rank: int) -> float:
+    """alpha / rank, or with peft's use_rslora alpha / sqrt(rank) (arXiv:2312.03732)."""
+    alpha = settings.get("lora_alpha") or rank
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+            alpha = value
+    return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
 def _component(name: str) -> tuple[str, str, bool]:

@@ -149,10 +149,12 @@ def _read_zip(path: pathlib.Path) -> Any:
         if byteorder != b"little":
             raise Refused(f"its byte order is {byteorder!r}; only little-endian files are read")
         storages: dict[str, np.ndarray] = {}
+        # Once for all tensors: every map keeps a file open, and a system has a limit on these.
+        whole = np.memmap(path, np.uint8, "r")
 
         def storage(dtype: np.dtype, key: str, size: int) -> np.ndarray:
             if key not in storages:
-                storages[key] = _mapped(path, members.get(f"{folder}data/{key}"), dtype, key, size)
+                storages[key] = _mapped(whole, members.get(f"{folder}data/{key}"), dtype, key, size)
             return _same(storages[key], dtype, key, size)
 
         with archive.open(pickled) as file:
@@ -160,18 +162,19 @@ def _read_zip(path: pathlib.Path) -> Any:
         return read_pickle(content, _known, functools.partial(_persistent, storage))
 
 
-def _mapped(path: pathlib.Path, member: zipfile.ZipInfo | None, dtype: np.dtype, key: str, size: int) -> np.ndarray:
+def _mapped(whole: np.ndarray, member: zipfile.ZipInfo | None, dtype: np.dtype, key: str, size: int) -> np.ndarray:
     if member is None:
         raise Refused(f"storage {key!r} is missing")
     if member.compress_type != zipfile.ZIP_STORED or member.file_size != size * dtype.itemsize:
         raise Refused(f"storage {key!r} has {member.file_size} bytes where {size * dtype.itemsize} are announced")
     if size == 0:
         return np.empty(0, dtype)
-    with open(path, "rb") as file:
-        file.seek(member.header_offset + _LOCAL_HEADER - 4)
-        name_and_extra = sum(int.from_bytes(file.read(2), "little") for _ in range(2))
-    offset = member.header_offset + _LOCAL_HEADER + name_and_extra
-    return np.memmap(path, dtype, "r", offset, (size,))
+    start = member.header_offset + _LOCAL_HEADER
+    name, extra = (int.from_bytes(whole[at : at + 2].tobytes(), "little") for at in (start - 4, start - 2))
+    held = whole[start + name + extra :][: member.file_size]
+    if held.size != member.file_size:
+        raise Refused(f"storage {key!r} is cut off")
+    return held.view(dtype)
 
 
 def _read_legacy(path: pathlib.Path) -> Any:

@@ -1,5 +1,7 @@
 import collections
+import os
 import pickle
+import resource
 import struct
 import tracemalloc
 import zipfile
@@ -36,6 +38,18 @@ def test_arrays_come_back_bit_by_bit(tmp_path, write):
 def test_zip_files_are_mapped_rather_than_read(tmp_path):
     found = read_torch_file(write_zip(tmp_path / "weights.pth", _arrays()))
     assert not found["float32"].flags.owndata and not found["float32"].flags.writeable
+
+
+def test_a_file_of_many_tensors_is_opened_once(tmp_path):
+    """Systems limit how many files are open, often to 1024, and checkpoints hold more tensors."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    path = write_zip(tmp_path / "weights.pth", {f"x{i}": np.full(3, i, np.float32) for i in range(300)})
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 50, limits[1]))
+    try:
+        found = read_torch_file(path)
+        assert all((found[f"x{i}"] == i).all() for i in range(300))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_strided_views_share_their_storage(tmp_path):
