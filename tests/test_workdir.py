@@ -59,6 +59,24 @@ def test_another_train_state_is_refused_in_training_only(tmp_path, key, value):
     assert len(workdir.check_same_model(toy(**{key: value}), tmp_path, resume=False)) == 1
 
 
+def test_files_of_the_frozen_parts_may_be_moved(tmp_path):
+    """But texts cannot be read as bytes where they were tokens, nor other updates be gone on with."""
+
+    def run(**changes):
+        read = toy()
+        read.system.update({"pipeline": "a", "tokenizer": "b"} | changes)
+        return read
+
+    workdir.write_config(tmp_path, run())
+    assert len(workdir.check_same_model(run(pipeline="c", tokenizer="d"), tmp_path, resume=True)) == 2
+    with pytest.raises(ConfigError, match=r"config\.system\.tokenizer is 'bytes' now"):
+        workdir.check_same_model(run(tokenizer="bytes"), tmp_path, resume=False)
+    changed = run()
+    changed.lora.weights = "updates.safetensors"
+    with pytest.raises(ConfigError, match=r"config\.lora\.weights"):
+        workdir.check_same_model(changed, tmp_path, resume=True)
+
+
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
 def test_damaged_config(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)

@@ -145,6 +145,9 @@ def test_padding_and_length_are_those_of_the_files(folder, tmp_path):
     assert row.dtype == np.int32 and row.tolist() == [vocabulary[START], vocabulary[END], *[vocabulary["!"]] * 4]
     assert tokenization.load(tmp_path, 3)(["a b c d e"]).shape == (1, 3)
     assert tokenization.load(tmp_path)([]).shape == (0, 6)
+    assert tokenization.load(tmp_path, pad_id=5).pad_id == vocabulary["!"], "the files say"
+    (tmp_path / "tokenizer_config.json").unlink()
+    assert [tokenization.load(tmp_path, 4, pad_id).pad_id for pad_id in (None, 0)] == [vocabulary[END], 0]
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,19 @@ def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
         other.lora.update(changes)
         with pytest.raises(ConfigError, match=rf"config\.lora\.weights.*{message}"):
             fresh_state(prepare(other))
+    # Below a ControlNet they are of the U-Net.
+    controlled = config(pipeline[0])
+    controlled.lora.update(weights=str(file), scale=0.5)
+    saved(config(pipeline[0]), tmp_path / "controlnet")
+    found, _ = load_params(prepare(controlled), tmp_path / "controlnet")
+    before, after = (
+        tree["encoder"]["mid_block"]["cross_attentions"]["0"]["transformer_blocks"]["0"]["attn1"]["to_q"]["kernel"]
+        for tree in (pipeline[1], found["frozen"]["unet"])
+    )
+    assert np.abs(after - before).max() > 0.1
+    np.testing.assert_array_equal(
+        found["frozen"]["text"]["0"]["layers"]["0"]["self_attn"]["q_proj"]["kernel"], kernel[0]
+    )
     (file,) = write_weights(tmp_path / "text", {name: array for name, array in arrays.items() if "text" in name})
     read.lora.weights = str(file)
     found, _ = load_params(prepare(read), pipeline[0])
@@ -220,6 +233,8 @@ def test_public_files_are_written_with_what_belongs_to_them(pipeline, tmp_path):
     del read.network["hint_channels"]
     conversion.to_folder(folder, tmp_path / "pipeline", read)
     file = next((folder / "unet").glob("*.safetensors"))
+    with pytest.raises(ConfigError, match=r"config\.weights: .* is not a whole model; give config\.system\.pipeline"):
+        load_params(prepare(read), file)
     conversion.to_folder(file, tmp_path / "unet", read)
     for name in ("unet", "text_encoder"):
         here, there = (open_component(root / name).load() for root in (tmp_path / "pipeline", folder))

@@ -11,12 +11,13 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, defaults, requests
+from diffusion_jax import build, defaults, requests, text_to_image
 from diffusion_jax.sections import ConfigError
 from diffusion_jax.text_to_image import TASKS
 from diffusion_jax.training.step import init_state
 
 CONFIG = "configs/stable_diffusion.py:digits"
+ENCODER = dict(name="clip_text", vocab_size=4, hidden_size=8, num_attention_heads=2, max_position_embeddings=5)
 
 
 def config(**system):
@@ -71,6 +72,28 @@ def test_strength_is_a_share_of_the_steps(built):
 def test_texts_go_to_ids_and_back(built):
     cond = requests.requested("seven | two", built.steered, 3, built.tokenize)
     assert requests.captions(cond, built.describe) == ["seven", "two", "seven"]
+
+
+@pytest.mark.parametrize("files", [True, False])
+def test_every_encoder_has_the_padding_of_its_own(tmp_path, files):
+    """OpenCLIP's and BERT's is 0, that of OpenAI's CLIP the end of the text; also where one folder serves two."""
+    letters = ["!", "a</w>", "<|startoftext|>", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    (tmp_path / "merges.txt").write_text("")
+    clip, open_clip = ({**ENCODER, "hidden_act": act} for act in ("quick_gelu", "gelu"))
+    given = dict(tokenizer=str(tmp_path) if files else "")
+
+    def rows(**encoders):
+        return text_to_image.tokenizer(config(**encoders, **given))(["a" if files else ""]).tolist()
+
+    start = [2, 1, 3] if files else [2, 3]
+    filled = [start + [end] * (5 - len(start)) for end in (3, 0)]
+    assert rows(text_encoder=clip) == [filled[0]]
+    assert rows(text_encoder=open_clip) == [filled[1]]
+    assert rows(text_encoder=clip, text_encoder_2=open_clip) == [filled[0] + filled[1]]
+    if not files:
+        bert = dict(name="ldm_bert", vocab_size=200, max_position_embeddings=5)
+        assert rows(text_encoder=bert) == [[101, 102, 0, 0, 0]]
 
 
 def test_requests_in_a_file_name_texts_and_images(tmp_path):
