@@ -21,7 +21,8 @@ from diffusion_jax.weights.folders import open_component, write_component
 from diffusion_jax.weights.layout import export_params
 from diffusion_jax.weights.options import with_defaults
 
-UNET = dict(block_out_channels=(8, 16), transformer_layers=(0, 1), num_attention_heads=2, norm_num_groups=4)
+UNET = dict(block_out_channels=(8,), transformer_layers=(1,), num_attention_heads=2, norm_num_groups=4)
+LEVELS = UNET | dict(block_out_channels=(8, 16), transformer_layers=(0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,7 @@ def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
     read.weights, rng, arrays = str(pipeline[0]), np.random.default_rng(0), {}
     plain, _ = load_params(prepare(read), pipeline[0])
     kernels = {
-        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q": 16,
+        "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q": 8,
         "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": 16,
     }
     for name, width in kernels.items():
@@ -245,7 +246,7 @@ def test_public_files_are_written_with_what_belongs_to_them(pipeline, tmp_path):
 
 def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
     read = config()
-    read.network = ConfigDict(dict(name="unet_2d_condition", layers_per_block=1, token_dim=16, max_tokens=8, **UNET))
+    read.network = ConfigDict(dict(name="unet_2d_condition", layers_per_block=1, token_dim=16, max_tokens=8, **LEVELS))
     stage = dict(name="autoencoder_kl", block_out_channels=(4, 8), norm_num_groups=4, latent_channels=2)
     read.system.update(first_stage=ConfigDict(stage), latent_scale=0.5)
     trained = saved(read, tmp_path / "run")
@@ -302,6 +303,6 @@ def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
 
 def test_a_pipeline_with_another_unet_is_refused(pipeline):
     read = config(pipeline[0])
-    read.network.block_out_channels = (8, 24)
+    read.network.block_out_channels = (16,)
     with pytest.raises(ConfigError, match=r"config\.system\.pipeline.*block_out_channels"):
         build.pretrained(read)
