@@ -57,7 +57,7 @@ setuptools.setup(
         "audit": ["pip-audit>=2.7"],
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.17"],
-        "parity": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5", "torchmetrics>=1.4"],
+        "parity": ["torch==2.13.0", "diffusers>=0.42", "transformers>=5", "torchmetrics>=1.4", "sentencepiece>=0.2"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "hub": ["huggingface_hub>=0.30"],

@@ -13,6 +13,7 @@ import tokenizers
 from jaxtyping import Int, Int32
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
+from diffusion_jax.data import sentencepiece
 from diffusion_jax.weights.files import read_json
 
 CLIP_TOKENS = 77  # that CLIP's encoders read
@@ -76,6 +77,7 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None, pad_id: int |
     | vocab.json, merges.txt | CLIP's: NFC, white space and capitals evened out, byte-pair encoding of words |
     | tokenizer.json | what it says; of T5, for instance |
     | vocab.txt | BERT's, without capitals and accents |
+    | spiece.model | SentencePiece's, of T5 |
 
     The padding is the `pad_token` of special_tokens_map.json or tokenizer_config.json; without them CLIP's is the end
     of the text. (Stable Diffusion 1 pads with that, OpenCLIP's encoders with "!", id 0.) As in transformers, special
@@ -107,8 +109,10 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None, pad_id: int |
             backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         elif (folder / "vocab.txt").is_file():
             backend = _bert((folder / "vocab.txt").read_text(encoding="utf-8"), said)
+        elif (folder / "spiece.model").is_file():
+            backend = sentencepiece.read(folder / "spiece.model")
         else:
-            raise ValueError("there must be vocab.json and merges.txt, tokenizer.json or vocab.txt")
+            raise ValueError("there must be vocab.json and merges.txt, tokenizer.json, vocab.txt or spiece.model")
         if max(backend.get_vocab().values(), default=0) >= _LARGEST:
             raise ValueError(f"an id of its vocabulary is not less than {_LARGEST}")
         default = END if clip else "[PAD]" if backend.token_to_id("[PAD]") is not None else "<pad>"
