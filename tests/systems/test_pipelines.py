@@ -25,6 +25,13 @@ UNET = dict(block_out_channels=(8,), transformer_layers=(1,), num_attention_head
 LEVELS = UNET | dict(block_out_channels=(8, 16), transformer_layers=(0, 1))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_random_numbers():
+    """Of a kind that compiles in a moment: most of the time here would be that of drawing first parameters."""
+    with jax.default_prng_impl("unsafe_rbg"):
+        yield
+
+
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
     """The folder of a text-to-image pipeline of images of 8 pixels, and its U-Net's parameters."""
