@@ -184,10 +184,16 @@ def test_the_alpha_that_peft_keeps_apart(tmp_path, dit, where):
         patch = {"down": patch["down"], "up": patch["up"] * first / others}
         expected = {**drawn, "x_embedder": {"proj": patch}}
         same_updates(network, expected, others, read_lora(folder, LAYOUT, network, prefix="transformer"))
-    (folder / "adapter_config.json").write_text('{"use_dora": true}')
-    if where == "folder":
-        with pytest.raises(ValueError, match="use_dora is True; only plain low-rank updates are read"):
-            read_lora(folder, LAYOUT, network, prefix="transformer")
+    for text, message in (
+        ('{"use_dora": true}', "use_dora is True; only plain low-rank updates are read"),
+        ('{"alpha_pattern": {"(a+)+$": 2}}', "alpha_pattern=.* must be an object of the names of layers"),
+        ('{"alpha_pattern": [2]}', "alpha_pattern=.* must be an object"),
+        ('{"lora_alpha": "8"}', "lora_alpha and those of alpha_pattern must be numbers, got"),
+    ):
+        (folder / "adapter_config.json").write_text(text)
+        if where == "folder":
+            with pytest.raises(ValueError, match=message):
+                read_lora(folder, LAYOUT, network, prefix="transformer")
 
 
 def test_files_that_are_refused(tmp_path, dit):

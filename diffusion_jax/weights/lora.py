@@ -182,17 +182,20 @@ def _settings(path: str | os.PathLike, prefix: str) -> Mapping[str, Any]:
     for key in ("use_dora", "fan_in_fan_out"):
         if found.get(key):
             raise ValueError(f"{file}: {key} is {found[key]!r}; only plain low-rank updates are read")
-    alphas = (found.get("lora_alpha") or 1, *(found.get("alpha_pattern") or {}).values())
+    by_layer = found.get("alpha_pattern") or {}
+    if not isinstance(by_layer, dict) or not all(re.fullmatch(r"[\w.]+", layer) for layer in by_layer):
+        raise ValueError(f"{file}: alpha_pattern={str(by_layer)[:200]} must be an object of the names of layers")
+    alphas = (found.get("lora_alpha") or 1, *by_layer.values())
     if not all(isinstance(alpha, int | float) for alpha in alphas):
-        raise ValueError(f"{file}: lora_alpha and those of alpha_pattern must be numbers, got {alphas}")
+        raise ValueError(f"{file}: lora_alpha and those of alpha_pattern must be numbers, got {str(alphas)[:200]}")
     return found
 
 
 def _scale(settings: Mapping[str, Any], name: str, rank: int) -> float:
     """alpha / rank, or with peft's use_rslora alpha / sqrt(rank) (arXiv:2312.03732)."""
     alpha = settings.get("lora_alpha") or rank
-    for pattern, value in (settings.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", name):
+    for layer, value in (settings.get("alpha_pattern") or {}).items():
+        if f".{name}".endswith(f".{layer}"):
             alpha = value
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
