@@ -27,9 +27,11 @@ import numpy as np
 import PIL.Image
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, data, defaults, modes
-from diffusion_jax.job import fresh_state, load_params, prepare
+from diffusion_jax import data
+from diffusion_jax.config import build, from_file
 from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.run import modes
+from diffusion_jax.run.job import fresh_state, load_params, prepare
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.step import make_train_step
 
@@ -74,7 +76,7 @@ def shared(config: ConfigDict, folder: pathlib.Path, options: argparse.Namespace
 
 
 def stage_config(f: int, folder: pathlib.Path, options: argparse.Namespace) -> ConfigDict:
-    config = shared(defaults.read(f"{CONFIGS / 'autoencoder_kl.py'}:cifar10_f{f}"), folder, options)
+    config = shared(from_file(f"{CONFIGS / 'autoencoder_kl.py'}:cifar10_f{f}"), folder, options)
     config.network.update(STAGES[f])
     config.system.discriminator.update(channels=32, start=2000)
     return config
@@ -82,7 +84,7 @@ def stage_config(f: int, folder: pathlib.Path, options: argparse.Namespace) -> C
 
 def diffusion_config(f: int, stage: pathlib.Path, folder: pathlib.Path, options: argparse.Namespace) -> ConfigDict:
     """The config of pixels (f = 1) or latents: the levels of the U-Net from 32 / f pixels down to 8."""
-    config = shared(defaults.read(f"{CONFIGS / 'latent_diffusion.py'}:cifar10_f2"), folder, options)
+    config = shared(from_file(f"{CONFIGS / 'latent_diffusion.py'}:cifar10_f2"), folder, options)
     widths = WIDTHS[{1: 0, 2: 1, 4: 2}[f] :]
     config.network.update(
         channels=widths[0],

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, data, pretrained
-from diffusion_jax.evaluation import classifier as classifiers
+from diffusion_jax import data
+from diffusion_jax.config import build, trained
+from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation import metrics
-from diffusion_jax.systems.rows import conditioned_rows
+from diffusion_jax.training.rows import conditioned_rows
 
 
-def opened(path: str, changes: dict[str, str], steps: int, solver: str, threshold: str) -> pretrained.Trained:
+def opened(path: str, changes: dict[str, str], steps: int, solver: str, threshold: str) -> trained.Trained:
     """The run in `path` with another config.guidance, number of steps, solver and threshold."""
 
     def make(config: ConfigDict):
@@ -38,10 +39,10 @@ def opened(path: str, changes: dict[str, str], steps: int, solver: str, threshol
             config.sampling.threshold = ConfigDict({"name": threshold})
         return build.system(config)
 
-    return pretrained.open_run(path, "--curve", make)
+    return trained.open_run(path, "--curve", make)
 
 
-def curve(run: pretrained.Trained, scales: list[float], num: int, seed: int, judge, splits) -> list[dict[str, float]]:
+def curve(run: trained.Trained, scales: list[float], num: int, seed: int, judge, splits) -> list[dict[str, float]]:
     """Figures of `num` samples at each scale, as `metrics.classifier_metrics` gives them, and the samples."""
     system, params = run.system, run.load()
     numbers, draw = system.guidance.load(), jax.jit(system.draw)

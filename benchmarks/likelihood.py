@@ -26,7 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import integrate
 
-from diffusion_jax import likelihood, parameterizations, processes
+from diffusion_jax import parameterizations, processes
+from diffusion_jax.likelihood import ode
 
 try:
     import torch
@@ -123,11 +124,11 @@ def network_problem(dim: int, hidden: int, batch: int) -> Problem:
 
 def ours(problem: Problem, tolerance: float) -> Callable[[], tuple[np.ndarray, str]]:
     @jax.jit
-    def run(x: jax.Array) -> likelihood.LogProb:
+    def run(x: jax.Array) -> ode.LogProb:
         trace = "exact" if problem.exact else "hutchinson"
         options = dict(trace=trace, rtol=tolerance, atol=tolerance, t_min=T_MIN, t_max=T_MAX)
         zero = lambda x: jnp.zeros(x.shape[0], x.dtype)  # noqa: E731
-        return likelihood.log_prob(PROCESS, problem.D, jax.random.key(0), x, prior_log_prob=zero, **options)
+        return ode.log_prob(PROCESS, problem.D, jax.random.key(0), x, prior_log_prob=zero, **options)
 
     def once() -> tuple[np.ndarray, str]:
         gained, latent, nfe = jax.device_get(run(problem.x))
@@ -139,7 +140,7 @@ def ours(problem: Problem, tolerance: float) -> Callable[[], tuple[np.ndarray, s
 def probes(problem: Problem) -> np.ndarray:
     """The probes that `log_prob` draws, so that differences are those of the solvers."""
     keys = processes.row_keys(jax.random.key(0), jnp.arange(len(problem.x)))
-    return np.asarray(likelihood.draw_probes("rademacher", keys, 1, jnp.asarray(problem.x)))[0]
+    return np.asarray(ode.draw_probes("rademacher", keys, 1, jnp.asarray(problem.x)))[0]
 
 
 def scipy_on_host(problem: Problem, tolerance: float) -> Callable[[], tuple[np.ndarray, str]]:

@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from diffusion_jax import grids, parameterizations, sampling, solvers
+from diffusion_jax import parameterizations, solvers
 from diffusion_jax.networks.functional import init_apply
 from diffusion_jax.networks.unet import UNet
 from diffusion_jax.processes import DiscreteVP, beta_table
+from diffusion_jax.solvers import grids, sampling
 from tests.parity import from_torch, relative_error
 
 SMALL = dict(channels=32, channel_mult=(1, 2, 2), num_res_blocks=1, attention_resolutions=(8,))

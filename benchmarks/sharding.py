@@ -11,8 +11,8 @@ import argparse
 
 import jax
 
-from diffusion_jax import defaults
-from diffusion_jax.job import Job, prepare
+from diffusion_jax.config import from_file
+from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training import summary
 
@@ -44,8 +44,8 @@ def main() -> None:
     parser.add_argument("--network", default="", help="only those with this in their name")
     args = parser.parse_args()
     configs = {
-        "DiT-XL/2": defaults.read("configs/dit.py:imagenet256_xl2"),
-        "Stable Diffusion 1.5": defaults.read("configs/stable_diffusion.py:sd15"),
+        "DiT-XL/2": from_file("configs/dit.py:imagenet256_xl2"),
+        "Stable Diffusion 1.5": from_file("configs/stable_diffusion.py:sd15"),
     }
     print("| network | devices | fsdp x tensor | parameters, MiB | averages, MiB | optimizer, MiB | of all |")
     print("|---|---|---|---|---|---|---|")

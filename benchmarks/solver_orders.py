@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from diffusion_jax import grids, solvers
+from diffusion_jax import solvers
 from diffusion_jax.processes import VP
+from diffusion_jax.solvers import grids
 from diffusion_jax.types import Solver
 from tests.solvers.test_order import ODE, REGULAR, STEPS, integrate, mixture, order_of
 from tests.solvers.weak import errors

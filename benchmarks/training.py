@@ -32,8 +32,10 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, data, defaults, planning
-from diffusion_jax.job import Job, fresh_state, prepare, train_step
+from diffusion_jax import data
+from diffusion_jax.config import build, from_file
+from diffusion_jax.run import planning
+from diffusion_jax.run.job import Job, fresh_state, prepare, train_step
 from diffusion_jax.training import loop, summary
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints
@@ -59,7 +61,7 @@ PEAK = {
 
 
 def read(name: str, settings: tuple[str, ...]) -> ConfigDict:
-    config = defaults.read(name)
+    config = from_file(name)
     for setting in settings:
         key, _, value = setting.partition("=")
         with contextlib.suppress(SyntaxError, ValueError):

@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.defaults import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, replace
 
 
 def dequantization(*, t_min: float, **sections: Any) -> ConfigDict:

@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.defaults import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, replace
 from diffusion_jax.training.ema import decay_from_half_life
 
 DDPMPP = dict(name="song_unet", embedding_type="positional")

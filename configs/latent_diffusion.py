@@ -30,7 +30,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.defaults import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, replace
 
 
 def latent_diffusion(*, first_stage: str, cond_dropout: float = 0.0, **sections: Any) -> ConfigDict:

@@ -14,7 +14,7 @@ no average of the weights, no final denoising. The paper reports FID 25.32 on CI
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.defaults import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, replace
 from diffusion_jax.solvers import ncsnv2_step_size
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.defaults import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, replace
 
 
 def ve(*, sigma_min: float, sigma_max: float, snr: float, steps: int) -> ConfigDict:

@@ -23,7 +23,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.defaults import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, replace
 
 VIT_L = dict(
     name="clip_text",

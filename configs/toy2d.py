@@ -13,7 +13,7 @@ import functools
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.defaults import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, replace
 
 
 def toy(kind: str) -> ConfigDict:

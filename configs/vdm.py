@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.defaults import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, replace
 
 
 def vdm(*, gamma_0: float = -13.3, hidden: int = 1024, **sections: Any) -> ConfigDict:

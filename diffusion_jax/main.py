@@ -70,7 +70,9 @@ def main(argv: list[str]) -> None:
     if _DEVICES.value and (_MODE.value != "plan" or _DEVICES.value < 0):
         _refuse(f"--devices={_DEVICES.value} must be positive, and goes with --mode=plan alone, not {_MODE.value}")
     logging.set_verbosity(logging.WARNING)
-    from diffusion_jax import defaults, distributed, faults, modes, sections
+    from diffusion_jax.config import from_file, sections
+    from diffusion_jax.run import distributed, modes
+    from diffusion_jax.training import faults
     from diffusion_jax.training.loop import NotFinite
 
     try:
@@ -78,7 +80,7 @@ def main(argv: list[str]) -> None:
     except sections.ConfigError as error:
         _refuse(str(error))
     try:
-        original = defaults.read(config_flags.get_config_filename(flags.FLAGS["config"]))
+        original = from_file(config_flags.get_config_filename(flags.FLAGS["config"]))
     except OSError as error:
         _refuse(f"--config cannot be read: {error}")
     config = _CONFIG.value

@@ -37,12 +37,15 @@ from unittest import mock
 import numpy as np
 import PIL.Image
 
-from diffusion_jax import build, data, main, pretrained, sections, workdir
-from diffusion_jax.data import archives, images, prepare, tokenization
-from diffusion_jax.defaults import read
+from diffusion_jax import data, main
+from diffusion_jax.config import build, sections, trained
+from diffusion_jax.config.defaults import from_file
+from diffusion_jax.data import images, prepare, tokenization
+from diffusion_jax.data.sources import archives
 from diffusion_jax.evaluation.reference import read_statistics
-from diffusion_jax.job import load_params
-from diffusion_jax.job import prepare as prepare_job
+from diffusion_jax.run import workdir
+from diffusion_jax.run.job import load_params
+from diffusion_jax.run.job import prepare as prepare_job
 from diffusion_jax.training.writers import read_metrics
 from diffusion_jax.weights import families
 from diffusion_jax.weights.files import open_weights, write_weights
@@ -278,7 +281,7 @@ def _read_tokenizer(path: pathlib.Path) -> None:
 
 def _configs(folder: pathlib.Path) -> list[bytes]:
     names = ("ddpm", "edm", "ncsn", "toy2d", "flow")
-    configs = [runs.toy(), runs.digits(), *(read(str(runs.ROOT / "configs" / f"{name}.py")) for name in names)]
+    configs = [runs.toy(), runs.digits(), *(from_file(str(runs.ROOT / "configs" / f"{name}.py")) for name in names)]
     return [json.dumps(config.to_dict()).encode() for config in configs]
 
 
@@ -286,12 +289,12 @@ def _open_run(path: pathlib.Path) -> None:
     (path.parent / "checkpoints").mkdir(exist_ok=True)
     with contextlib.suppress(sections.ConfigError):  # of a run of another model, as most are
         workdir.check_same_model(runs.toy(), path.parent, resume=True)
-    pretrained.open_run(str(path.parent), "config.weights", build.system)
+    trained.open_run(str(path.parent), "config.weights", build.system)
 
 
 def _checkpoint(folder: pathlib.Path) -> list[bytes]:
     """One file of a checkpoint each, after its path; `_restore` puts it back among the others."""
-    from diffusion_jax import modes
+    from diffusion_jax.run import modes
 
     modes.train(runs.toy(training__num_steps=2, training__checkpoint_every=2), folder / "run")
     root = folder / "run" / "checkpoints" / "2"
@@ -342,7 +345,7 @@ def _parse_flags(path: pathlib.Path) -> None:
     with contextlib.redirect_stderr(io.StringIO()), mock.patch.object(sys, "argv", command):
         main.parse(command)
     config = runs.given_config()
-    sections.drop_replaced(config, read(runs.TOY))
+    sections.drop_replaced(config, from_file(runs.TOY))
     prepare_job(config)
 
 

@@ -12,8 +12,9 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, data, defaults, main
-from diffusion_jax.job import prepare
+from diffusion_jax import data, main
+from diffusion_jax.config import build, from_file
+from diffusion_jax.run.job import prepare
 from diffusion_jax.training.checkpoints import Checkpoints
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -22,7 +23,7 @@ TOY = str(ROOT / "tests" / "tiny_config.py")
 
 def toy(**changes: Any) -> ConfigDict:
     """tiny_config.py with `changes` such as network__hidden=8."""
-    config = defaults.read(TOY)
+    config = from_file(TOY)
     for name, value in changes.items():
         *sections, last = name.replace("__", ".").split(".")
         section = config

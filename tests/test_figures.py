@@ -5,14 +5,15 @@ import pathlib
 
 import pytest
 
-from diffusion_jax import defaults, modes
+from diffusion_jax.config import from_file
+from diffusion_jax.run import modes
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "ncsn.py"
 
 
 @pytest.mark.slow
 def test_a_quarter_of_the_training_gives_all_digits(tmp_path):
-    config = defaults.read(str(CONFIG))
+    config = from_file(str(CONFIG))
     config.training.num_steps = config.training.num_steps // 4
     config.training.sample_every = 0
     config.optimizer.warmup_steps = 50

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import parameterizations as P
-from diffusion_jax import times, weightings
-from diffusion_jax.losses import denoising_loss
+from diffusion_jax.losses import denoising_loss, times, weightings
 from diffusion_jax.processes import VE, DiscreteVP, beta_table, drift_and_diffusion, log_snr, perturb, time_of_log_snr
 from tests.oracles import PROCESSES, Gaussian, Mixture, network_of
 

@@ -6,9 +6,10 @@ import types
 
 import pytest
 
-from diffusion_jax import checks, modes, workdir
-from diffusion_jax.job import prepare
-from diffusion_jax.sections import ConfigError
+from diffusion_jax.config import checks
+from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.run import modes, workdir
+from diffusion_jax.run.job import prepare
 from tests.runs import TOY, command, flag, listing, toy
 
 
@@ -65,7 +66,7 @@ def test_a_config_json_that_holds_something_else(tmp_path, content):
 
 
 def test_a_config_json_cannot_name_more_than_there_is(tmp_path):
-    from diffusion_jax import build
+    from diffusion_jax.config import build
 
     (tmp_path / "checkpoints").mkdir()
     for section, key, value in [("network", "name", "os.system"), ("system", "name", "__class__"), ("data", "a.b", 1)]:

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 from jaxtyping import Int64
 
-from diffusion_jax.data.sources import Source
-from diffusion_jax.faults import Fault, in_time
+from diffusion_jax.data.source import Source
+from diffusion_jax.training.faults import Fault, in_time
 
 _NUM_STEPS = 2**62  # "infinite" for Grain, which wants a length
 _READ_CHUNK = 256  # examples per task when a whole split is read

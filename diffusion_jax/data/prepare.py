@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from diffusion_jax.data import archives, builders, images
+from diffusion_jax.data import images
+from diffusion_jax.data.sources import archives, tfds
 
 # The file in which mnist and fashion_mnist are told apart, and its published MD5 sums.
 _TELL_TALE = "train-images-idx3-ubyte.gz"
@@ -64,7 +65,7 @@ def mnist_examples(folder: pathlib.Path, prefix: str) -> tuple[UInt8[np.ndarray,
     return pixels, labels
 
 
-def _mnist(name: str, folder: pathlib.Path) -> dict[str, builders.Examples]:
+def _mnist(name: str, folder: pathlib.Path) -> dict[str, tfds.Examples]:
     other = {"mnist": "fashion_mnist", "fashion_mnist": "mnist"}[name]
     tell_tale = folder / _TELL_TALE
     if tell_tale.exists() and hashlib.md5(tell_tale.read_bytes()).hexdigest() == _MD5[other]:
@@ -106,7 +107,7 @@ def _cifar_file(folder: pathlib.Path, file: str) -> bytes:
     return archives.read_tar(archive, f"cifar-10-batches-bin/{file}")
 
 
-def _cifar10(folder: pathlib.Path) -> dict[str, builders.Examples]:
+def _cifar10(folder: pathlib.Path) -> dict[str, tfds.Examples]:
     def examples(split: str, pixels: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, label in enumerate(labels):
             image = images.from_array(np.ascontiguousarray(pixels[i]))
@@ -129,12 +130,12 @@ def prepare(name: str, folder: pathlib.Path, data_dir: pathlib.Path) -> pathlib.
 
     if name in _MD5:
         official = {"mnist": tfds.image_classification.MNIST, "fashion_mnist": tfds.image_classification.FashionMNIST}
-        builder_class = builders.offline(official[name], _mnist(name, folder))
+        builder_class = tfds.offline(official[name], _mnist(name, folder))
     elif name == "cifar10":
-        builder_class = builders.offline(tfds.image_classification.Cifar10, _cifar10(folder), _CIFAR_CLASSES)
+        builder_class = tfds.offline(tfds.image_classification.Cifar10, _cifar10(folder), _CIFAR_CLASSES)
     else:
         raise ValueError(f"Cannot prepare {name!r}; known: {', '.join(_MD5)}, cifar10.")
-    return builders.write(builder_class, data_dir)
+    return tfds.write(builder_class, data_dir)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -150,7 +151,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         print(
             f"{options.name} is ready in",
-            prepare(options.name, options.folder, builders.data_directory(options.data_dir)),
+            prepare(options.name, options.folder, tfds.data_directory(options.data_dir)),
         )
     except (ValueError, OSError) as error:
         parser.error(str(error))

@@ -19,7 +19,8 @@ from collections.abc import Sequence
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-from diffusion_jax.data import files, tokenization
+from diffusion_jax.data import tokenization
+from diffusion_jax.data.sources import files
 
 PAD = "[PAD]"
 _BYTES = 256

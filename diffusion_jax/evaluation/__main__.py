@@ -96,7 +96,7 @@ def _metrics(flags: argparse.Namespace) -> tuple[str, ...]:
 def _extractor(flags: argparse.Namespace):
     from diffusion_jax import data
     from diffusion_jax.evaluation import features
-    from diffusion_jax.evaluation.classifier import train_classifier
+    from diffusion_jax.evaluation.feature_classifier import train_classifier
 
     if flags.inception:
         return features.inception(flags.inception, resize=flags.resize)

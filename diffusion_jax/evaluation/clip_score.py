@@ -18,7 +18,7 @@ from diffusion_jax.data import tokenization
 from diffusion_jax.evaluation.features import ImageSet, image_source, read_uint8
 from diffusion_jax.networks.clip import CLIPTextModel, CLIPVisionModel
 from diffusion_jax.networks.functional import init_methods
-from diffusion_jax.systems.rows import in_batches
+from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Params
 from diffusion_jax.weights import clip
 from diffusion_jax.weights.files import open_weights, read_json

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from diffusion_jax import dequantization
+from diffusion_jax.likelihood import dequantization
 from diffusion_jax.processes.base import row_keys
 
 _VALIDATION = 0.1  # part of the training split that chooses the two numbers of the mixture

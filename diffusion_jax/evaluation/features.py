@@ -18,11 +18,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, PyTree, UInt8
 
 from diffusion_jax import data
-from diffusion_jax.evaluation import classifier as classifiers
+from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation.frechet import Moments, add_moments
 from diffusion_jax.evaluation.sheets import to_uint8
 from diffusion_jax.networks.inception import IMAGE_SIZE, NUM_FEATURES, Activations, Inception
-from diffusion_jax.systems.rows import in_batches
+from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Params
 from diffusion_jax.weights.inception import load_inception
 

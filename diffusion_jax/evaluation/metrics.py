@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from jaxtyping import Array
 
-from diffusion_jax.evaluation import classifier as classifiers
+from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation.frechet import frechet_distance, statistics
 from diffusion_jax.evaluation.neighbours import finite, nearest_neighbour_distance
 

@@ -12,10 +12,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import Float64, UInt8
 
-from diffusion_jax.data import archives
+from diffusion_jax.data.sources import archives
 from diffusion_jax.evaluation.features import Features
 from diffusion_jax.evaluation.frechet import covariance
-from diffusion_jax.faults import replacing
+from diffusion_jax.training.faults import replacing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.faults import replacing
+from diffusion_jax.training.faults import replacing
 
 
 def format_report(results: Mapping[str, Any]) -> str:

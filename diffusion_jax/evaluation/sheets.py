@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Array, UInt8
 
-from diffusion_jax.faults import replacing
+from diffusion_jax.training.faults import replacing
 
 _SHEET = 800  # pixels a sheet of small images aims at
 _TILE_MAX = 240  # no image is enlarged beyond this

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from diffusion_jax.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.guidance.classifier import LogLikelihood, classifier
 from diffusion_jax.guidance.classifier_free import autoguidance, check, classifier_free, text_and_image
+from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.parameterizations import bound_to
 from diffusion_jax.types import Cond, Denoiser, Embedded, Params, Process
 

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax import times as times_module
+from diffusion_jax.losses import times as times_module
+from diffusion_jax.losses.times import Times
+from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import bcast, perturb
-from diffusion_jax.times import Times
 from diffusion_jax.types import Apply, Cond, Params, Process
-from diffusion_jax.weightings import Weighting
 
 Loss = Callable[..., tuple[Float[Array, "batch"], dict[str, Array]]]  # loss(params, key, x_0, cond, *, train=True)
 

@@ -11,9 +11,9 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax import parameterizations
 from diffusion_jax.losses.denoising import Loss
+from diffusion_jax.losses.times import Times
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import perturb
-from diffusion_jax.times import Times
 from diffusion_jax.types import Apply, Cond, Params, Process
 
 ScoreFn = Callable[[Float[Array, "batch *shape"]], Float[Array, "batch *shape"]]

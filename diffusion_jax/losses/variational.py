@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.bounds import decoder_nats, posterior_kl
+from diffusion_jax.likelihood.bounds import decoder_nats, posterior_kl
 from diffusion_jax.losses.denoising import Loss, weighted_error
+from diffusion_jax.losses.times import Times
+from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import bcast, perturb
 from diffusion_jax.solvers.base import posterior, step_variance, transition
-from diffusion_jax.times import Times
 from diffusion_jax.types import Apply, Cond, Params, Process
-from diffusion_jax.weightings import Weighting
 
 
 def bound_term(

@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.bounds import prior_kl
-from diffusion_jax.dequantization import to_levels
+from diffusion_jax.likelihood.bounds import prior_kl
+from diffusion_jax.likelihood.dequantization import to_levels
 from diffusion_jax.losses.denoising import denoising_loss
+from diffusion_jax.losses.weightings import snr
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import time_derivative
 from diffusion_jax.processes.learned import LearnedVP
 from diffusion_jax.types import Apply, Cond, Params
-from diffusion_jax.weightings import snr
 
 # What a row needs of the schedule: the straight line that touches gamma at its t, and its weight; leaves are [batch].
 Local = tuple[LearnedVP, Float[Array, "batch"]]

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks import layers
 from diffusion_jax.networks.conditioning import TokenEncoder, VectorEmbedding, embed
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.transformer_2d import Transformer2DModel
 from diffusion_jax.networks.unet import Context, Upsample
 from diffusion_jax.types import Cond, Embedded

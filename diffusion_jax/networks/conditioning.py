@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks import layers
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.types import Cond, Embedded
 
 

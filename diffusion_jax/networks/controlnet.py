@@ -8,8 +8,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks import layers
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.unet_2d_condition import Encoder, Parts, UNet2DConditionModel, check_input
 from diffusion_jax.types import Cond, Controlled, Embedded
 

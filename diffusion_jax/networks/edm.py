@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks import layers, ncsnpp
 from diffusion_jax.networks.conditioning import embed
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.edm_blocks import (
     DHARIWAL,
     SONG,

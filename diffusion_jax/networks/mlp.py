@@ -6,9 +6,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks import layers
 from diffusion_jax.networks.conditioning import VectorEmbedding, embed
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.types import Cond, Embedded
 
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks import layers
 from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, VectorEmbedding, embed
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.types import Cond, Embedded
 
 Context = tuple[Array, Array | None] | None  # what cross-attention looks at, and its mask

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks import layers
 from diffusion_jax.networks.conditioning import VectorEmbedding, embed
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.transformer_2d import Transformer2DModel
 from diffusion_jax.networks.unet import DownBlock, Downsample, MidBlock, ResnetBlock, UpBlock, Upsample
 from diffusion_jax.types import Cond, Embedded

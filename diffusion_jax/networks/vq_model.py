@@ -4,9 +4,9 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffusion_jax.codebook import quantize
 from diffusion_jax.networks import layers
 from diffusion_jax.networks.autoencoder import Decoder, Encoder, check_arguments
+from diffusion_jax.networks.codebook import quantize
 
 
 class VQModel(nnx.Module):

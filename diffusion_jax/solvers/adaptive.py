@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from diffusion_jax.odes import check_adaptive, integrate, straight_flow
 from diffusion_jax.parameterizations import score
 from diffusion_jax.processes.base import bcast, drift_and_diffusion, time_of_log_snr
 from diffusion_jax.solvers.base import stateless
+from diffusion_jax.solvers.odes import check_adaptive, integrate, straight_flow
 from diffusion_jax.types import Denoiser, Process, Solver
 
 LAST_RATIO = 1e-3  # of sigma to alpha, where the ODE and the SDE are left before they become singular

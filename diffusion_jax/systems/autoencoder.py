@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from diffusion_jax.bottlenecks import Bottleneck
 from diffusion_jax.evaluation.reconstruction import psnr, ssim
 from diffusion_jax.losses.first_stage import adaptive_weight, deception
 from diffusion_jax.processes import row_keys
-from diffusion_jax.systems.rows import in_batches
+from diffusion_jax.systems.bottlenecks import Bottleneck
+from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Cond, Params, Train
 
 Pairwise = Callable[[Float[Array, "batch h w c"], Float[Array, "batch h w c"]], Float[Array, "batch"]]

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import bounds, dequantization
-from diffusion_jax.conditions import Conditions
-from diffusion_jax.likelihood import Likelihood
+from diffusion_jax.likelihood import bounds, dequantization
+from diffusion_jax.likelihood.ode import Likelihood
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import row_keys
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.types import Apply, Cond, Params, Train

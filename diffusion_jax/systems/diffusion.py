@@ -11,18 +11,19 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from diffusion_jax import parameterizations, sampling
-from diffusion_jax.conditions import NO_CONDITIONS, Conditions
-from diffusion_jax.grids import Grid
+from diffusion_jax import parameterizations
 from diffusion_jax.guidance import steering
 from diffusion_jax.guidance.steering import Guidance, Model
 from diffusion_jax.guidance.thresholding import Threshold
-from diffusion_jax.likelihood import Likelihood
+from diffusion_jax.likelihood.ode import Likelihood
 from diffusion_jax.losses.denoising import Loss
+from diffusion_jax.losses.times import Resampler
+from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes import prior
-from diffusion_jax.systems.rows import conditioned_rows
-from diffusion_jax.times import Resampler
+from diffusion_jax.solvers import sampling
+from diffusion_jax.solvers.grids import Grid
+from diffusion_jax.training.rows import conditioned_rows
 from diffusion_jax.types import Apply, Cond, Denoiser, Params, Process, Solver, Train
 
 UNGUIDED = steering.none()

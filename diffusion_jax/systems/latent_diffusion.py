@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from diffusion_jax.conditions import Conditions
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import row_keys
 from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.diffusion import Diffusion
-from diffusion_jax.systems.rows import conditioned_rows
+from diffusion_jax.training.rows import conditioned_rows
 from diffusion_jax.types import Cond, Params, Train
 
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.conditions import Conditions
+from diffusion_jax.losses.times import Times
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes import bcast, perturb, row_keys, row_normal
-from diffusion_jax.times import Times
 from diffusion_jax.types import Apply, Cond, Params, Process, Train
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # times at which `evaluate` measures

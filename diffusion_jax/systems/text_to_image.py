@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Int32, Key, PyTree
 
-from diffusion_jax import sampling
-from diffusion_jax.conditions import Conditions
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import prior, row_keys, row_normal
 from diffusion_jax.processes.base import bcast
+from diffusion_jax.solvers import sampling
 from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.latent_diffusion import decoded, first_stage_params
-from diffusion_jax.systems.rows import conditioned_rows
+from diffusion_jax.training.rows import conditioned_rows
 from diffusion_jax.types import Cond, Denoiser, Params, Train
 
 

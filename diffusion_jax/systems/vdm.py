@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax import times
-from diffusion_jax.conditions import Conditions
-from diffusion_jax.dequantization import to_levels
-from diffusion_jax.losses import vdm
+from diffusion_jax.likelihood.dequantization import to_levels
+from diffusion_jax.losses import times, vdm
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import LearnedVP, row_keys, row_normal
 from diffusion_jax.systems.diffusion import Diffusion
-from diffusion_jax.systems.rows import conditioned_rows
+from diffusion_jax.training.rows import conditioned_rows
 from diffusion_jax.types import Cond, Params, Train
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import PIL.Image
 
-from diffusion_jax.faults import replacing
+from diffusion_jax.training.faults import replacing
 
 Image = str | pathlib.Path | np.ndarray  # a PNG file, or uint8 [height, width, channels] with 1, 3 or 4 channels
 

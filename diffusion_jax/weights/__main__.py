@@ -33,18 +33,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="for diffusers")
     parser.add_argument("--max_bytes", type=int, default=MAX_SHARD_BYTES, metavar="N", help="per file, for diffusers")
     flags = parser.parse_args(argv)
-    from diffusion_jax import conversion, defaults
+    from diffusion_jax.config import from_file
+    from diffusion_jax.run import convert
 
     try:
-        config = defaults.read(flags.config) if flags.config else None
-        source = conversion.fetch(flags.source)
+        config = from_file(flags.config) if flags.config else None
+        source = convert.fetch(flags.source)
         if flags.format == "orbax":
-            written = conversion.to_workdir(source, flags.target, config)
+            written = convert.to_workdir(source, flags.target, config)
         elif flags.format == "lora":
-            written = conversion.to_lora(source, flags.target)
+            written = convert.to_lora(source, flags.target)
         else:
             options = dict(dtype=flags.dtype, max_bytes=flags.max_bytes)
-            written = conversion.to_folder(source, flags.target, config, **options)
+            written = convert.to_folder(source, flags.target, config, **options)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

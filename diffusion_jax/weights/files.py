@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from diffusion_jax.faults import replacing
+from diffusion_jax.training.faults import replacing
 from diffusion_jax.weights.torch_file import read_torch_file
 
 MAX_SHARD_BYTES = 10**10  # what diffusers splits its files at

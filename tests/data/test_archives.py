@@ -12,7 +12,8 @@ import PIL.Image
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.data import archives, builders, images, prepare
+from diffusion_jax.data import images, prepare
+from diffusion_jax.data.sources import archives, tfds
 from diffusion_jax.evaluation.reference import read_statistics
 
 
@@ -118,13 +119,13 @@ def test_programs_in_postscript_are_not_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("key", ["pythonClassName", "type"])
 def test_a_prepared_data_set_cannot_name_modules_to_import(tmp_path, key):
-    folder = builders.write(builders.Digits, tmp_path)
+    folder = tfds.write(tfds.Digits, tmp_path)
     features = folder / "features.json"
     content = json.loads(features.read_text())
     content["featuresDict"]["features"]["label"] = {key: "antigravity.Feature", "content": {}}
     features.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"features\.json names antigravity\.Feature, which is not part of"):
-        builders.tfds_images("digits", "train", str(tmp_path))
+        tfds.tfds_images("digits", "train", str(tmp_path))
     features.write_text("[" * 10**5)
     with pytest.raises(ValueError, match=r"Cannot read .*features\.json"):
-        builders.tfds_images("digits", "train", str(tmp_path))
+        tfds.tfds_images("digits", "train", str(tmp_path))

@@ -16,7 +16,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from diffusion_jax import data
-from diffusion_jax.data import builders, prepare
+from diffusion_jax.data import prepare
+from diffusion_jax.data.sources import tfds as source_tfds
 
 
 @pytest.fixture(scope="module")
@@ -69,17 +70,17 @@ def test_an_interrupted_preparation_does_no_harm(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        builders.write(builders.offline(tfds.image_classification.MNIST, {"train": interrupted}), tmp_path)
+        source_tfds.write(source_tfds.offline(tfds.image_classification.MNIST, {"train": interrupted}), tmp_path)
     assert not list(tmp_path.glob("**/*.array_record*"))
     assert _count_digits(str(tmp_path)) == 1297
 
 
 def test_data_directory_follows_path_then_environment(monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", "/somewhere")
-    assert builders.data_directory("/else") == pathlib.Path("/else")
-    assert builders.data_directory(None) == pathlib.Path("/somewhere")
+    assert source_tfds.data_directory("/else") == pathlib.Path("/else")
+    assert source_tfds.data_directory(None) == pathlib.Path("/somewhere")
     monkeypatch.delenv("TFDS_DATA_DIR")
-    assert builders.data_directory(None) == pathlib.Path.home() / "tensorflow_datasets"
+    assert source_tfds.data_directory(None) == pathlib.Path.home() / "tensorflow_datasets"
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import PIL.Image
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.data import derived, files
+from diffusion_jax.data import derived
 from diffusion_jax.data.captions import texts_of
+from diffusion_jax.data.sources import files
 
 
 def save_gray(path, value, size=(4, 4)):

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from diffusion_jax.data import latents, load
+from diffusion_jax.data import load
+from diffusion_jax.data.sources import latents
 
 MADE = dict(image_shape=(8, 12, 3), num_classes=5, first_stage="0123456789abcdef")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.data import toys
+from diffusion_jax.data.sources import toys
 
 
 @pytest.mark.parametrize("kind", toys.KINDS)

@@ -4,7 +4,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from diffusion_jax.evaluation.classifier import features, probabilities, train_classifier
+from diffusion_jax.evaluation.feature_classifier import features, probabilities, train_classifier
 
 
 @pytest.fixture(scope="module")

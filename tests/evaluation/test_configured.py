@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
-from diffusion_jax import build, data, judging, modes
+from diffusion_jax import data
+from diffusion_jax.config import build, judging
+from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.evaluation import sheets
-from diffusion_jax.sections import ConfigError
+from diffusion_jax.run import modes
 from tests.evaluation.test_features import projection
 from tests.runs import digits, toy
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from diffusion_jax import build
+from diffusion_jax.config import build
+from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data.captions import tokens_of
 from diffusion_jax.evaluation.retrieval import blocks, retrieval
-from diffusion_jax.sections import ConfigError
 from tests.runs import digits
 
 

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from diffusion_jax import data, evaluation
 from diffusion_jax.evaluation import __main__ as command
 from diffusion_jax.evaluation import features
-from diffusion_jax.evaluation.classifier import train_classifier
+from diffusion_jax.evaluation.feature_classifier import train_classifier
 from diffusion_jax.evaluation.suite import METRICS, compare
 from tests.evaluation.test_features import pixels, projection
 

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import grids, solvers
+from diffusion_jax import solvers
 from diffusion_jax.guidance import autoguidance, classifier, classifier_free, rescaled, text_and_image
 from diffusion_jax.parameterizations import score
-from diffusion_jax.sampling import sample
+from diffusion_jax.solvers import grids
+from diffusion_jax.solvers.sampling import sample
 from tests.oracles import PROCESSES, Mixture
 
 DATA = Mixture(

@@ -8,13 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import build, solvers
+from diffusion_jax import solvers
+from diffusion_jax.config import build
+from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.guidance import autoguidance, classifier, classifier_free, steering, thresholding
 from diffusion_jax.parameterizations import LearnedVariance, bound_to
 from diffusion_jax.processes import DiscreteVP, beta_table
-from diffusion_jax.sampling import sample
-from diffusion_jax.sections import ConfigError
 from diffusion_jax.solvers.base import posterior, transition
+from diffusion_jax.solvers.sampling import sample
 from diffusion_jax.types import Train
 from tests.guidance.test_guidance import DATA, NULL, PARTS, conditional_denoiser, log_likelihood
 from tests.oracles import PROCESSES

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffusion_jax.conditions import Conditions
 from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, embed
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.dit import DiT
 from diffusion_jax.networks.functional import embedder, init_apply
 from diffusion_jax.networks.mlp import MLP

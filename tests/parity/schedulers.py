@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.processes import EDM, DiscreteVP, beta_table, time_of_log_snr
-from diffusion_jax.sampling import sample
+from diffusion_jax.solvers.sampling import sample
 from diffusion_jax.types import Process, Solver, pytree
 from tests.oracles import Mixture
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import low_rank
 from diffusion_jax.networks.functional import count_parameters, init_apply, init_methods
+from diffusion_jax.systems import low_rank
 from diffusion_jax.weights import families
 from diffusion_jax.weights.files import write_weights
 from diffusion_jax.weights.folders import open_component, write_component

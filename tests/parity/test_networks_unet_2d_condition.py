@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from diffusion_jax import defaults, low_rank
+from diffusion_jax.config import from_file
 from diffusion_jax.networks.controlnet import ControlledUNet, ControlNetModel
 from diffusion_jax.networks.functional import count_parameters, init_apply
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
-from diffusion_jax.public import read_factors
+from diffusion_jax.systems import low_rank
 from diffusion_jax.weights import families
 from diffusion_jax.weights import unet_2d_condition as weights
 from diffusion_jax.weights.files import write_weights
 from diffusion_jax.weights.layout import export_params, import_params, tensors
 from diffusion_jax.weights.options import with_defaults
+from diffusion_jax.weights.public import read_factors
 from tests.parity import relative_error
 
 pytestmark = pytest.mark.parity
@@ -312,5 +313,5 @@ def test_full_size_names_shapes_and_counts(name):
     assert count_parameters(abstract) == count
     again = weights.config_of(arguments)
     assert weights.arguments(again) == arguments
-    section = defaults.read(f"configs/stable_diffusion.py:{name}").network.to_dict()
+    section = from_file(f"configs/stable_diffusion.py:{name}").network.to_dict()
     assert weights.config_of({**section, "image_size": config["sample_size"]}) == again

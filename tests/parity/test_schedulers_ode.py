@@ -29,8 +29,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import grids, solvers
+from diffusion_jax import solvers
 from diffusion_jax.processes import EDM, RectifiedFlow
+from diffusion_jax.solvers import grids
 from tests.parity import relative_error, schedulers
 
 pytestmark = [pytest.mark.parity, pytest.mark.filterwarnings("ignore::FutureWarning")]

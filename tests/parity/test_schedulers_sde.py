@@ -27,9 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import grids, solvers
+from diffusion_jax import solvers
 from diffusion_jax.parameterizations import score
 from diffusion_jax.processes import EDM, VE, row_keys, row_normal
+from diffusion_jax.solvers import grids
 from tests.parity import relative_error, schedulers
 from tests.parity.test_schedulers_ode import DPM, TOLERANCE, compare, make, sigmas_of
 

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import defaults, grids, requests, solvers
-from diffusion_jax.job import load_params, prepare
+from diffusion_jax import solvers
+from diffusion_jax.config import from_file, replace
 from diffusion_jax.processes import prior, row_keys, row_normal
+from diffusion_jax.run import requests
+from diffusion_jax.run.job import load_params, prepare
+from diffusion_jax.solvers import grids
 from diffusion_jax.weights import autoencoders, clip, unet_2d_condition
 from tests.parity import relative_error
 
@@ -111,7 +114,7 @@ def text_section(folder, **more):
 
 def ours(pipeline, folder, task="text_to_image", network=None, **sections):
     """The system of a config with the folder's weights, and its parameters."""
-    config = defaults.read("configs/stable_diffusion.py:sd15")
+    config = from_file("configs/stable_diffusion.py:sd15")
     stage = autoencoders.kl_arguments(dict(pipeline.vae.config))
     unet = {"name": "unet_2d_condition", **unet_2d_condition.arguments(dict(pipeline.unet.config))}
     config.network = ConfigDict({**(network or unet), "max_tokens": 12})
@@ -131,7 +134,7 @@ def ours(pipeline, folder, task="text_to_image", network=None, **sections):
     )
     for key, value in (system | sections.pop("system", {})).items():
         config.system[key] = ConfigDict(value) if isinstance(value, dict) else value
-    job = prepare(defaults.replace(config, **given | sections))
+    job = prepare(replace(config, **given | sections))
     return job.system, load_params(job, folder)[0]
 
 

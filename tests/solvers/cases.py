@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from diffusion_jax import grids, solvers
-from diffusion_jax.grids import Grid
+from diffusion_jax import solvers
 from diffusion_jax.processes import VE, VP
+from diffusion_jax.solvers import grids
+from diffusion_jax.solvers.grids import Grid
 from diffusion_jax.types import Process, Solver
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from diffusion_jax import solvers
 from diffusion_jax.processes import VP
-from diffusion_jax.sampling import sample
+from diffusion_jax.solvers.sampling import sample
 from tests.oracles import PROCESSES, Gaussian
 from tests.solvers.test_marginals import DATA, N, assert_samples_of, start
 

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import grids, solvers
+from diffusion_jax import solvers
 from diffusion_jax.processes import VE, VP, DiscreteVP, beta_table, row_normal
-from diffusion_jax.sampling import sample
+from diffusion_jax.solvers import grids
+from diffusion_jax.solvers.sampling import sample
 from tests.oracles import PROCESSES, Mixture
 
 DATA = Mixture(weights=np.array([0.3, 0.7]), means=np.array([[-1.0], [1.0]]), variances=np.array([0.2, 0.1]))

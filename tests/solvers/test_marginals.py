@@ -3,9 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import grids, solvers
+from diffusion_jax import solvers
 from diffusion_jax.processes import VE, VP, DiscreteVP, RectifiedFlow, SubVP, beta_table, rescale_zero_terminal_snr
-from diffusion_jax.sampling import sample
+from diffusion_jax.solvers import grids
+from diffusion_jax.solvers.sampling import sample
 from tests.oracles import Mixture
 from tests.solvers.cases import CASES
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.processes import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
-from diffusion_jax.sampling import sample
+from diffusion_jax.solvers.sampling import sample
 from tests.oracles import PROCESSES, Gaussian, Mixture
 from tests.solvers.cases import CASES, RELATIVES
 

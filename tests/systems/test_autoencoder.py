@@ -13,9 +13,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import bottlenecks, build, systems
+from diffusion_jax import systems
+from diffusion_jax.config import build
+from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.losses import first_stage
-from diffusion_jax.sections import ConfigError
+from diffusion_jax.systems import bottlenecks
 from diffusion_jax.systems.autoencoder import Adversary
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System, Train

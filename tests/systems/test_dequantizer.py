@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, job, modes, workdir
-from diffusion_jax.sections import ConfigError
+from diffusion_jax.config import build
+from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.run import job, modes, workdir
 from diffusion_jax.types import System
 from tests.runs import digits
 

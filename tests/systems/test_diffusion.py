@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import build
+from diffusion_jax.config import build
 from diffusion_jax.guidance import thresholding
 from diffusion_jax.types import System, Train
 from tests.runs import digits, toy

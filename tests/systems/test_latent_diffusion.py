@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import bottlenecks, build, job, latents, modes, systems, workdir
-from diffusion_jax.data import latents as files
+from diffusion_jax import systems
+from diffusion_jax.config import build
+from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.data.sources import latents as files
 from diffusion_jax.losses import first_stage as losses
-from diffusion_jax.sections import ConfigError
+from diffusion_jax.run import encode, job, modes, workdir
+from diffusion_jax.systems import bottlenecks
 from diffusion_jax.systems.latent_diffusion import averaged_to, first_stage_params
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System, Train
@@ -139,7 +142,7 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     assert drawn.shape == (6, 8, 8, 1) and drawn.dtype == np.uint8
 
     folder = tmp_path / "latents"
-    latents.main(["encode", f"--first_stage={stage}", f"--to={folder}"])
+    encode.main(["encode", f"--first_stage={stage}", f"--to={folder}"])
     output = capsys.readouterr().out
     assert "1297 latents of (4, 4, 4)" in output and "standardised" in output
     header = files.read_header(folder, "train")
@@ -154,7 +157,7 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     read = latent_config(stage, data__name="latents", data__path=str(folder))
     modes.train(read, tmp_path / "read")
     assert json.loads((tmp_path / "read" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
-    latents.main(["decode", f"--first_stage={stage}", f"--from={folder}", f"--to={tmp_path / 'x.npz'}", "--num=10"])
+    encode.main(["decode", f"--first_stage={stage}", f"--from={folder}", f"--to={tmp_path / 'x.npz'}", "--num=10"])
     decoded = np.load(tmp_path / "x.npz")["samples"]
     whole = build.source(stage_config()).batch(np.arange(10))["x"]
     expected = jax.jit(run.system.reconstruct)(run.load(), jnp.asarray(whole))

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import build, modes, times
+from diffusion_jax.config import build
+from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.losses import times
 from diffusion_jax.networks.encoder_unet import EncoderUNet
 from diffusion_jax.networks.functional import init_apply
 from diffusion_jax.parameterizations import eps_prediction
 from diffusion_jax.processes import VP, bcast
-from diffusion_jax.sections import ConfigError
+from diffusion_jax.run import modes
 from diffusion_jax.systems import NoisyClassifier
 from diffusion_jax.types import System
 from tests.networks import random_params

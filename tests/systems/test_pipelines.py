@@ -9,11 +9,12 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, conversion, defaults, modes, workdir
-from diffusion_jax.conversion import Beginning
-from diffusion_jax.job import fresh_state, load_params, prepare
+from diffusion_jax.config import build, from_file
+from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.networks.functional import init_methods
-from diffusion_jax.sections import ConfigError
+from diffusion_jax.run import convert, modes, workdir
+from diffusion_jax.run.convert import Beginning
+from diffusion_jax.run.job import fresh_state, load_params, prepare
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.families import named
 from diffusion_jax.weights.files import write_weights
@@ -62,7 +63,7 @@ def pipeline(tmp_path_factory):
 
 
 def config(folder=None):
-    read = defaults.read("configs/stable_diffusion.py:digits")
+    read = from_file("configs/stable_diffusion.py:digits")
     read.system.text_encoder.update(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     read.network = ConfigDict(dict(name="controlnet", layers_per_block=1, token_dim=16, max_tokens=8, **UNET))
     read.network.update(hint_channels=(4,))
@@ -108,7 +109,7 @@ def test_it_is_trained_written_and_read_beside_its_pipeline(pipeline, tmp_path):
     trained, _ = load_params(prepare(config(folder)), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, trained["frozen"]["unet"], unet)
     assert np.abs(trained["network"]["controlnet_mid_block"]["kernel"]).max() > 0
-    conversion.to_folder(tmp_path / "run", tmp_path / "controlnet")
+    convert.to_folder(tmp_path / "run", tmp_path / "controlnet")
     read = config(folder)
     read.weights = str(tmp_path / "controlnet")
     found, _ = load_params(prepare(read), tmp_path / "controlnet")
@@ -142,7 +143,7 @@ def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):
     del read.network["hint_channels"]
     read.weights, read.system.pipeline = str(folder), ""
     trained = saved(read, tmp_path / "run")
-    conversion.to_folder(tmp_path / "run", tmp_path / "pipeline")
+    convert.to_folder(tmp_path / "run", tmp_path / "pipeline")
     assert {p.name for p in (tmp_path / "pipeline").iterdir()} == {"unet", "text_encoder", "model_index.json"}
     read.weights = str(tmp_path / "pipeline")
     found, _ = load_params(prepare(read), tmp_path / "pipeline")
@@ -151,7 +152,7 @@ def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):
     read.weights = str(tmp_path / "moved")
     workdir.write_config(tmp_path / "run", read)
     with pytest.raises(ValueError, match=r"config\.weights='.*moved', which .* is not there any more"):
-        conversion.to_folder(tmp_path / "run", tmp_path / "none")
+        convert.to_folder(tmp_path / "run", tmp_path / "none")
 
 
 def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
@@ -190,7 +191,7 @@ def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
     trained = saved(read, tmp_path / "run")
     again, _ = load_params(prepare(read), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, again, trained)
-    conversion.to_folder(tmp_path / "run", tmp_path / "pipeline")
+    convert.to_folder(tmp_path / "run", tmp_path / "pipeline")
     jax.tree.map(
         np.testing.assert_array_equal,
         open_component(tmp_path / "pipeline" / "text_encoder").load(),
@@ -239,11 +240,11 @@ def test_public_files_are_written_with_what_belongs_to_them(pipeline, tmp_path):
     read = config()
     read.network.name = "unet_2d_condition"
     del read.network["hint_channels"]
-    conversion.to_folder(folder, tmp_path / "pipeline", read)
+    convert.to_folder(folder, tmp_path / "pipeline", read)
     file = next((folder / "unet").glob("*.safetensors"))
     with pytest.raises(ConfigError, match=r"config\.weights: .* is not a whole model; give config\.system\.pipeline"):
         load_params(prepare(read), file)
-    conversion.to_folder(file, tmp_path / "unet", read)
+    convert.to_folder(file, tmp_path / "unet", read)
     for name in ("unet", "text_encoder"):
         here, there = (open_component(root / name).load() for root in (tmp_path / "pipeline", folder))
         jax.tree.map(np.testing.assert_array_equal, here, there)
@@ -257,7 +258,7 @@ def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
     stage = dict(name="autoencoder_kl", block_out_channels=(4, 8), norm_num_groups=4, latent_channels=2)
     read.system.update(first_stage=ConfigDict(stage), latent_scale=0.5)
     trained = saved(read, tmp_path / "run")
-    conversion.to_folder(tmp_path / "run", tmp_path / "parts")
+    convert.to_folder(tmp_path / "run", tmp_path / "parts")
     expected = dict(
         unet=trained["network"],
         vae=trained["frozen"]["first_stage"]["network"],
@@ -287,7 +288,7 @@ def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
         held = {key: tree for key, tree in trained[name].items() if key != "first_stage"}
         jax.tree.map(np.testing.assert_array_equal, {key: found[name][key] for key in held}, held)
     jax.tree.map(np.testing.assert_array_equal, found["frozen"]["first_stage"]["network"], expected["vae"])
-    conversion.to_folder(file, tmp_path / "again", read)
+    convert.to_folder(file, tmp_path / "again", read)
     for name, params in expected.items():
         jax.tree.map(np.testing.assert_array_equal, open_component(tmp_path / "again" / name).load(), params)
     # A ControlNet on it.

@@ -11,9 +11,11 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, defaults, requests, text_to_image
-from diffusion_jax.sections import ConfigError
-from diffusion_jax.text_to_image import TASKS
+from diffusion_jax.config import build, from_file
+from diffusion_jax.config.recipes import text_to_image
+from diffusion_jax.config.recipes.text_to_image import TASKS
+from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.run import requests
 from diffusion_jax.training.step import init_state
 
 CONFIG = "configs/stable_diffusion.py:digits"
@@ -21,7 +23,7 @@ ENCODER = dict(name="clip_text", vocab_size=4, hidden_size=8, num_attention_head
 
 
 def config(**system):
-    read = defaults.read(CONFIG)
+    read = from_file(CONFIG)
     read.sampling.steps = 4
     for key, value in system.items():
         read.system[key] = ConfigDict(value) if isinstance(value, dict) else value

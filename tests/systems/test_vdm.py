@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import build, grids, processes, solvers, systems
-from diffusion_jax.conditions import Conditions
-from diffusion_jax.sections import ConfigError
+from diffusion_jax import processes, solvers, systems
+from diffusion_jax.config import build
+from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.solvers import grids
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System
+from tests.losses.test_vdm import DATA, PARAM, exact
 from tests.runs import digits
-from tests.test_vdm import DATA, PARAM, exact
 
 
 def config(**changes):

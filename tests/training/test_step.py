@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax import modes
+from diffusion_jax.run import modes
 from diffusion_jax.training import summary
 from diffusion_jax.training.optimizers import make_optimizer
 from diffusion_jax.training.step import init_state, make_train_step

@@ -1,0 +1,102 @@
+"""What every config starts from. A config file changes what it needs and returns the result."""
+
+import importlib.machinery
+import importlib.util
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def defaults() -> ConfigDict:
+    """The full set of keys, with a DDPM-like model of the embedded digits that runs on any machine."""
+    return ConfigDict(
+        dict(
+            seed=0,
+            system=dict(name="diffusion"),
+            process=dict(name="vp"),
+            parameterization=dict(name="eps", label="time"),
+            weighting=dict(name="simple"),
+            times=dict(name="uniform"),
+            loss=dict(name="denoising"),
+            network=dict(name="unet"),
+            solver=dict(name="ancestral"),
+            guidance=dict(name="none"),
+            data=dict(name="digits", split="train", eval_split="test", image_size=8, channels=1, path=""),
+            training=dict(
+                num_steps=2000,
+                batch_size=128,
+                log_every=50,
+                checkpoint_every=1000,
+                keep_last=2,
+                keep_every=0,
+                sample_every=1000,
+                accumulate=1,
+                dtype="float32",
+                loggers=("jsonl",),
+                data_timeout=600.0,  # seconds that a batch may take to read; 0 for no limit
+            ),
+            optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=0, schedule="constant", clip_norm=1.0),
+            ema=dict(rates=(0.9999,), warmup=True),
+            sampling=dict(
+                num_samples=100,
+                steps=1000,
+                batch_size=128,
+                grid=dict(name="uniform"),
+                threshold=dict(name="none"),
+                cond="",  # class ids "3" or "0,1,2", captions "a cat|a dog", or a file of conditions
+                denoise=False,
+                seed=0,
+                file="samples",
+                ema_rate=0.0,
+            ),
+            evaluation=dict(
+                num_samples=500,
+                metrics=("classifier",),
+                after_training=True,
+                inception="",  # a file of the PyTorch weights of FID's network
+                resize="pytorch",
+                reference="",  # images, or a file of their statistics, in the place of the training split
+                likelihood=dict(name="none"),
+            ),
+            # Low-rank updates are trained in the place of the network: rank 0 for none, alpha 0 for that of the rank;
+            # of which layers, by default those of attention; a file of updates to begin with or, for rank 0, to add.
+            lora=dict(rank=0, alpha=0.0, modules=r"(to_[qkv]|to_out|qkv|attn\.proj)$", weights="", scale=1.0),
+            mesh=dict(data=-1, fsdp=1, tensor=1),
+            profile=dict(after=10, steps=0),  # trace so many steps, leaving out the first `after` of the run
+            weights="",
+        )
+    )
+
+
+def replace(config: ConfigDict, **sections: Any) -> ConfigDict:
+    """Set sections of `config` in place and return it: a mapping with a `name` replaces its section, whose other keys
+    belong to what was named before; another mapping updates it; a number or string is set."""
+    for key, value in sections.items():
+        if key not in config:
+            raise ValueError(f"config has no section {key!r}; it has {', '.join(config)}")
+        if not isinstance(value, Mapping):
+            config[key] = value
+        elif "name" in value:
+            config[key] = ConfigDict(value)
+        else:
+            for name, entry in value.items():
+                config[key][name] = ConfigDict(entry) if isinstance(entry, Mapping) else entry
+    return config
+
+
+def choose(variant: str | None, variants: Mapping[str, Any], default: str) -> Any:
+    """variants[variant], or variants[default] for no variant. ValueError names the choices."""
+    name = variant or default
+    if name not in variants:
+        raise ValueError(f"variant {name!r} is unknown; choose one of {', '.join(variants)}")
+    return variants[name]
+
+
+def from_file(filename: str) -> ConfigDict:
+    """The config of "FILE.py" or "FILE.py:VARIANT", as the file gives it."""
+    path, _, variant = filename.partition(":")
+    loader = importlib.machinery.SourceFileLoader("config", path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("config", loader))
+    loader.exec_module(module)
+    return module.get_config(variant) if variant else module.get_config()

@@ -1,0 +1,91 @@
+"""Other runs that a model stands on, named by their work directories: a first stage, a classifier, a weaker model."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jaxtyping import PyTree
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import checks
+from diffusion_jax.config.defaults import defaults, replace
+from diffusion_jax.config.sections import ConfigError, refusal
+from diffusion_jax.run import workdir
+from diffusion_jax.systems.low_rank import learner, plain
+from diffusion_jax.training import ema as averages
+from diffusion_jax.training import mesh as meshes
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.types import Params, System
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trained run. Its config has been read and its system built; its parameters are read by `load`."""
+
+    directory: pathlib.Path
+    config: ConfigDict
+    system: System
+    field: str  # of the config that names the run
+
+    def load(self) -> Params:
+        """The averaged parameters of its newest checkpoint, on every device of the current mesh.
+
+        Raises ConfigError if no checkpoint can be read or they do not belong to config.json.
+        """
+        mesh = jax.sharding.get_mesh()
+        with refusal(f"{self.field}: config.lora"):
+            trained = learner(self.config.lora, self.system)
+        params = jax.eval_shape(trained.init, jax.random.key(0))
+        ema = jax.eval_shape(lambda p: averages.init(p, self.config.ema.rates), params)
+        if not mesh.empty:
+            everywhere = meshes.replicated(mesh)
+            params, ema = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (params, ema)
+            )
+        with refusal(self.field):
+            return plain(trained, restore_averaged(self.directory, self.config, params, ema)[0])
+
+
+def open_run(path: str, field: str, make_system: Callable[[ConfigDict], System]) -> Trained:
+    """The run in the work directory `path`, which `field` of a config names. Raises ConfigError if there is none."""
+    directory = pathlib.Path(path)
+    if not path or not (directory / "checkpoints").is_dir():
+        raise ConfigError(f"{field}={path!r} must be the work directory of a trained run, with config.json in it")
+    saved = workdir.read_config(directory)
+    if saved is None:
+        raise ConfigError(f"{field}={path!r} has no config.json, which says what its checkpoints are of")
+    try:
+        config = replace(defaults(), **_with_tuples(saved))  # the file may be older than a key of the defaults
+        checks.check_keys(config)
+        return Trained(directory=directory, config=config, system=make_system(config), field=field)
+    except Exception as error:  # the file may come from anywhere, and hold anything that is JSON
+        cause = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(f"{field}={path!r}: its config.json describes no model: {cause[:1000]}") from error
+
+
+def restore_averaged(
+    directory: pathlib.Path, config: ConfigDict, params: PyTree[Any], ema: dict[str, PyTree[Any]]
+) -> tuple[Params, int]:
+    """The parameters that samples of a run come from, and their step, from its newest checkpoint.
+
+    `params` and `ema` are abstract. Only the average of config.sampling.ema_rate is read, and what has none.
+    """
+    if ema:
+        rate = checks.ema_rate(config)
+        ema = {rate: ema[rate]}
+        params = {group: tree for group, tree in params.items() if group not in ema[rate]}
+    wanted = {name: tree for name, tree in {"params": params, "ema": ema}.items() if tree}
+    with Checkpoints(directory / "checkpoints") as checkpoints, refusal("checkpoint"):
+        restored, step = checkpoints.restore_state(wanted)
+    return {**restored.get("params", {}), **(restored["ema"][rate] if ema else {})}, step
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON has lists only, configs tuples only."""
+    if isinstance(value, dict):
+        return {key: _with_tuples(entry) for key, entry in value.items()}
+    return tuple(_with_tuples(entry) for entry in value) if isinstance(value, list) else value

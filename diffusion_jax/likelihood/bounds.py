@@ -1,0 +1,198 @@
+"""The variational bound of a chain of Gaussian steps, term by term (arXiv:2006.11239, eq. 5).
+
+    -log P(x_0) <= L_T + sum_{t > 1} L_{t-1} + L_0
+    L_T = KL(q(x_T | x_0) || N(0, sigma(1)^2 I)),   L_{t-1} = KL(q(x_s | x_t, x_0) || N(mean, variance)),
+    L_0 = -log P(x_0 | x_1) of a Gaussian that is integrated over the cell of each grey level
+
+Everything is in nats per example, summed over dimensions, for any process and any decreasing times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import log_ndtr
+from jaxtyping import Array, Float, Key
+
+from diffusion_jax.losses import times as times_module
+from diffusion_jax.losses import weightings
+from diffusion_jax.processes.base import bcast, row_keys, row_normal
+from diffusion_jax.solvers.base import check_variance, posterior, step_variance, transition
+from diffusion_jax.solvers.grids import Grid
+from diffusion_jax.types import Denoiser, Process
+
+Time = Float[Array, "*n"]
+Variance = Float[Array, "..."]  # a scalar, one number per row, or one per value
+
+
+def gaussian_kl(
+    squared_distance: Float[Array, "batch *shape"], variance_q: Variance, variance_p: Variance
+) -> Float[Array, "batch"]:
+    """KL(N(m_q, variance_q) || N(m_p, variance_p)) in nats, summed over all but the first axis.
+
+    `squared_distance` is (m_q - m_p)^2 [batch, ...]; the variances are scalars, [batch] or [batch, ...].
+    """
+    q, p = bcast(variance_q, squared_distance), bcast(variance_p, squared_distance)
+    ratio = q / p
+    return _row_sum(0.5 * (squared_distance / p + (ratio - 1 - jnp.log(ratio))))
+
+
+def posterior_kl(
+    process: Process, t: Time, s: Time, x_0: Float[Array, "batch *shape"], x_hat: Array, variance: Variance
+) -> Float[Array, "batch"]:
+    """L_{t-1} = KL(q(x_s | x_t, x_0) || N(a x_t + b x_hat, variance)) in nats, with x_hat = D(x_t, t).
+
+    The means differ by b (x_0 - x_hat), see `posterior`. sigma(s) must be positive. `variance` is a scalar, [batch] or
+    [batch, ...].
+    """
+    _, b, v = posterior(process, t, s)
+    return gaussian_kl((bcast(b, x_0) * (x_0 - x_hat)) ** 2, v, variance)
+
+
+def prior_kl(process: Process, x_0: Float[Array, "batch *shape"], t: Time | float = 1.0) -> Float[Array, "batch"]:
+    """L_T = KL(q(x_t | x_0) || N(0, sigma(1)^2 I)) in nats."""
+    t = jnp.asarray(t, x_0.dtype)
+    variance_p = process.sigma(jnp.ones_like(t)) ** 2
+    return gaussian_kl((bcast(process.alpha(t), x_0) * x_0) ** 2, process.sigma(t) ** 2, variance_p)
+
+
+def decoder_nats(
+    x_0: Float[Array, "batch *shape"], mean: Float[Array, "batch *shape"], variance: Variance, levels: int = 256
+) -> Float[Array, "batch"]:
+    """L_0 = -log P(x_0): N(mean, variance) integrated over x_0 +- 1 / (levels - 1), in nats.
+
+    x_0 = 2 k / (levels - 1) - 1. The cells of -1 and 1 reach to infinity, so the probabilities of the levels sum to
+    one (arXiv:2006.11239, eq. 13). Logarithms throughout: there is no floor under a probability.
+    """
+    std = jnp.sqrt(bcast(variance, x_0))
+    half = 1 / (levels - 1)
+    low = jnp.where(x_0 < -1 + half, -jnp.inf, (x_0 - half - mean) / std)
+    high = jnp.where(x_0 > 1 - half, jnp.inf, (x_0 + half - mean) / std)
+    # In the upper tail both distribution functions round to 1; the interval is mirrored into the lower one.
+    mirrored = low + high > 0
+    low, high = jnp.where(mirrored, -high, low), jnp.where(mirrored, -low, high)
+    log_low, log_high = log_ndtr(low), log_ndtr(high)
+    return -_row_sum(log_high + jnp.log1p(-jnp.exp(log_low - log_high)))
+
+
+def discrete_bound(
+    process: Process,
+    D: Denoiser,
+    key: Key[Array, ""],
+    x_0: Float[Array, "batch *shape"],
+    times: Float[Array, "num_times"],
+    *,
+    variance: str = "beta_tilde",
+    levels: int = 256,
+) -> dict[str, Float[Array, "batch"]]:
+    """All terms of the bound in nats per example, in one scan over `times`, with one x_t ~ q(x_t | x_0) per term.
+
+    `times` decrease from T to the data, as a sampling grid does: its last entry stands for x_0, which is decoded from
+    the one before. The result is {"prior": L_T, "terms": [num_times - 2, batch] of L_{t-1}, largest t first,
+    "decoder": L_0, "squared_error": |x_0 - D(x_1)|^2}. The noise of row r comes from fold_in(key, r).
+
+    Args:
+      D: conditions bound. With variance="learned" it offers D.both(x, t) -> (x_0, v), v in [0, 1].
+      variance: of the reverse steps, see `step_variance`. The decoder has the posterior variance of the step before
+        it, as DDPM has, since its own is zero.
+
+    Raises ValueError for fewer than two steps, an unknown variance, or a D without learned variances.
+    """
+    check_variance(variance, D)
+    if len(times) < 3:
+        raise ValueError(f"times has {len(times)} entries; the bound needs at least 2 steps")
+    keys = row_keys(key, jnp.arange(x_0.shape[0]))
+    *_, decoder_variance = posterior(process, times[-3], times[-2])
+
+    def denoised(t: Array, index: Array) -> tuple[Array, Array | None]:
+        x_t = process.alpha(t) * x_0 + process.sigma(t) * row_normal(row_keys(keys, index), x_0)
+        return D.both(x_t, t) if variance == "learned" else (D(x_t, t), None)
+
+    def term(_, step: tuple[Array, Array, Array]) -> tuple[None, Array]:
+        t, s, index = step
+        x_hat, v = denoised(t, index)
+        _, beta = transition(process, t, s)
+        *_, beta_tilde = posterior(process, t, s)
+        return None, posterior_kl(process, t, s, x_0, x_hat, step_variance(variance, beta, beta_tilde, v))
+
+    _, terms = jax.lax.scan(term, None, (times[:-2], times[1:-1], jnp.arange(len(times) - 2)))
+    x_hat, v = denoised(times[-2], jnp.asarray(len(times) - 2))
+    if variance == "learned":
+        _, beta = transition(process, times[-2], times[-1])
+        decoder_variance = step_variance(variance, beta, decoder_variance, v)
+    return {
+        "prior": prior_kl(process, x_0, times[0]),
+        "terms": terms,
+        "decoder": decoder_nats(x_0, x_hat, decoder_variance, levels),
+        "squared_error": _row_sum((x_0 - x_hat) ** 2),
+    }
+
+
+def continuous_bound(
+    process: Process,
+    D: Denoiser,
+    key: Key[Array, ""],
+    x_0: Float[Array, "batch *shape"],
+    *,
+    t_min: float = 1e-5,
+    t_max: float = 1.0,
+) -> Float[Array, "batch"]:
+    """An unbiased estimate, in nats, of an upper bound on -log p(x_0) for continuous x_0: one t and one eps per row.
+
+        L_T + 1/2 int g^2 |score error|^2 dt + d/2 log(2 pi e sigma(t_min)^2 / alpha(t_min)^2)
+
+    The integral from t_min to t_max is of the denoising loss under the likelihood weighting, at times drawn in
+    proportion to g^2 / sigma^2; the last term decodes x_0 from x_{t_min} by N(x_{t_min} / alpha, sigma^2 / alpha^2).
+    Unlike `likelihood.log_prob` it is cheap to differentiate. arXiv:2101.09258, theorem 3; arXiv:2107.00630, eq. 17.
+    Row r has the randomness of fold_in(key, r).
+    """
+    keys = row_keys(key, jnp.arange(x_0.shape[0]))
+    draw = times_module.importance(weightings.likelihood(), t_min=t_min, t_max=t_max)
+    t, weight = jax.tree.map(jnp.ravel, jax.vmap(lambda k: draw(process, k, 1))(row_keys(keys, 0)))
+    x_t = bcast(process.alpha(t), x_0) * x_0 + bcast(process.sigma(t), x_0) * row_normal(row_keys(keys, 1), x_0)
+    error = (t_max - t_min) * weight * weightings.likelihood()(process, t) * _row_sum((x_0 - D(x_t, t)) ** 2)
+    end = jnp.asarray(t_min, x_0.dtype)
+    decoder = 0.5 + 0.5 * jnp.log(2 * jnp.pi) + jnp.log(process.sigma(end) / process.alpha(end))
+    return prior_kl(process, x_0, t_max) + 0.5 * error + x_0[0].size * decoder
+
+
+def bound_likelihood(
+    *, grid: Grid, steps: int = 0, variance: str = "beta_tilde", levels: int = 256
+) -> Callable[..., dict[str, Float[Array, "batch"]]]:
+    """The variational bound as the likelihood of config.evaluation: figures of (process, D, key, x_0), x_0 on levels.
+
+    `bits_per_dim` = `rate` + `distortion` with rate = L_T + sum_{t > 1} L_{t-1} and distortion = L_0, all in bits per
+    dimension, as in arXiv:2006.11239, table 2; `prior` = L_T; `rmse` of D at the last time, in grey levels. `steps` of
+    `grid` are taken, 0 standing for all that a discrete process has. See `discrete_bound`.
+
+    Raises ValueError for an unknown variance, fewer than 2 levels or one step.
+    """
+    if variance not in ("beta", "beta_tilde", "learned"):
+        raise ValueError(f"variance is {variance!r}; choose beta, beta_tilde or learned")
+    if levels < 2:
+        raise ValueError(f"levels is {levels}; it must be at least 2")
+    if steps < 0 or steps == 1:
+        raise ValueError(f"steps is {steps}; it must be at least 2, or 0 for all steps of a discrete process")
+
+    def likelihood(process: Process, D: Denoiser, key: Key[Array, ""], x_0: Array) -> dict[str, Array]:
+        times = grid(process, steps or process.num_steps)
+        nats = discrete_bound(process, D, key, x_0, times, variance=variance, levels=levels)
+        bits = x_0[0].size * np.log(2)
+        rate, distortion = (nats["prior"] + jnp.sum(nats["terms"], axis=0)) / bits, nats["decoder"] / bits
+        rmse = jnp.sqrt(nats["squared_error"] / x_0[0].size) * (levels - 1) / 2
+        return {
+            "bits_per_dim": rate + distortion,
+            "rate": rate,
+            "distortion": distortion,
+            "prior": nats["prior"] / bits,
+            "rmse": rmse,
+        }
+
+    return likelihood
+
+
+def _row_sum(a: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+    return jnp.sum(a.reshape(a.shape[0], -1), axis=-1)

@@ -1,0 +1,377 @@
+"""From public checkpoints to work directories and back: what `python -m diffusion_jax.weights` does."""
+
+from __future__ import annotations
+
+import pathlib
+import pprint
+import shutil
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import build
+from diffusion_jax.config.defaults import defaults, replace
+from diffusion_jax.config.recipes import text_to_image
+from diffusion_jax.config.trained import restore_averaged
+from diffusion_jax.run import workdir
+from diffusion_jax.run.job import fresh_state, load_params, prepare
+from diffusion_jax.systems import Autoencoder, LatentDiffusion
+from diffusion_jax.systems.low_rank import LowRank
+from diffusion_jax.systems.text_to_image import TextToImage
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.faults import replacing
+from diffusion_jax.types import Params, System
+from diffusion_jax.weights import autoencoders, folders
+from diffusion_jax.weights.families import named
+from diffusion_jax.weights.files import MAX_SHARD_BYTES, read_json
+from diffusion_jax.weights.lora import write_lora
+from diffusion_jax.weights.options import with_defaults
+from diffusion_jax.weights.public import is_public, load_network, prefix_of
+
+HUB = "hub:"
+_BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
+_FIRST_STAGES = {"autoencoder_kl": "autoencoder_kl", "vq_model": "vqgan"}  # network -> system
+_DENOISERS = ("unet", "ncsnpp", "dit")
+
+
+class Beginning:
+    """In the place of a data iterator that has returned nothing."""
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": 0}
+
+
+def to_workdir(source: pathlib.Path, target: pathlib.Path, config: ConfigDict | None = None) -> list[pathlib.Path]:
+    """Make a work directory of a public checkpoint, at step 0, and return what was written.
+
+    It holds config.json and config.py, the same for --config, beside checkpoints/, whose parameters and averages are
+    those of `source`. Without `config` the folder itself says what it is, see `config_of`; of a pipeline with a first
+    stage, that becomes a work directory `target`/first_stage.
+
+    Raises:
+      FileNotFoundError: `source` or a part of it is missing.
+      ValueError: it cannot be read, is of another network than `config`, or `target` is not empty.
+    """
+    _check_empty(target)
+    if not is_public(source):
+        raise ValueError(f"{source} is no file of weights and no folder of diffusers")
+    written = []
+    if config is None:
+        stage = _first_stage_folder(source)
+        config = config_of(source, str(target / "first_stage") if stage else "")
+        if stage is not None:
+            written = to_workdir(stage, target / "first_stage")
+    config = config.copy_and_resolve_references()
+    config.weights = str(source)
+    job = prepare(config)
+    with jax.set_mesh(job.mesh):
+        state = fresh_state(job)
+        with Checkpoints(target / "checkpoints") as checkpoints:
+            checkpoints.save(0, state, Beginning(), wait=True)
+    config.weights = ""
+    workdir.write_config(target, config)
+    text = pprint.pformat(config.to_dict(), sort_dicts=False, width=100)
+    with replacing(target / "config.py", "w") as file:
+        file.write(
+            f'"""What {source.name} is, for --config."""\n\nfrom ml_collections import ConfigDict\n\n\n'
+            f"def get_config(variant=None):\n    return ConfigDict(\n{text}\n    )\n"
+        )
+    return [*written, target]
+
+
+def to_folder(
+    source: pathlib.Path,
+    target: pathlib.Path,
+    config: ConfigDict | None = None,
+    *,
+    dtype: str = "float32",
+    max_bytes: int = MAX_SHARD_BYTES,
+) -> list[pathlib.Path]:
+    """Write the networks of `source` as folders of diffusers, and return their files.
+
+    `source` is a work directory, whose averaged parameters are written, or a public checkpoint, a single file with the
+    `config` of ours that it belongs to. One network, and a ControlNet, comes to lie in `target` itself; a latent
+    diffusion model becomes `target`/unet or transformer and `target`/vae or vqvae. A text-to-image model becomes the
+    pipeline that it was fine-tuned from, whose other components are copied as they are, with its own U-Net; or else
+    `target`/unet, text_encoder and vae. `dtype` and `max_bytes` are of what is written, not of what is copied.
+
+    Raises:
+      FileNotFoundError: `source` or a part of it is missing.
+      ValueError: it cannot be read, is of another network, has one that diffusers has not, or `target` is not empty.
+    """
+    _check_empty(target)
+    options = dict(dtype=dtype, max_bytes=max_bytes)
+    if config is None and is_public(source):
+        if source.is_file():
+            raise ValueError(f"{source} does not say what network it is of; give --config=FILE.py")
+        component = folders.open_component(source)
+        kept = {key: component.config[key] for key in ("scaling_factor",) if key in component.config}
+        arguments = (component.family, component.arguments, component.load())
+        return folders.write_component(target, *arguments, extra=kept, **options)
+    if config is None:
+        run = build.trained(str(source), "--from")
+        config, system, params = run.config, run.system, run.load()
+    else:
+        if is_public(source):
+            config = config.copy_and_resolve_references()
+            config.weights = str(source)
+        job = prepare(config)
+        system = job.system
+        with jax.set_mesh(job.mesh):
+            whole = text_to_image.pipeline_of(config) or text_to_image.file_of(config)
+            if isinstance(system, TextToImage) and is_public(source) and not whole:
+                given = (source, config.network.to_dict(), system.diffusion.shape, job.params["network"])
+                return _write(target, config, system.diffusion, {"network": load_network(*given)}, options)
+            params, _ = load_params(job, source)
+    if isinstance(system, TextToImage):
+        if system.controlled:
+            return _write(target, config, system.diffusion, params, options)
+        return _write_text_to_image(target, config, system, params, options)
+    if not isinstance(system, LatentDiffusion):
+        return _write(target, config, system, params, options)
+    stage = build.trained(config.system.first_stage, "config.system.first_stage")
+    inner = "transformer" if config.network.name == "dit" else "unet"
+    outer = "vae" if stage.config.network.name == "autoencoder_kl" else "vqvae"
+    return [
+        *_write(target / inner, config, system.diffusion, params, options),
+        *_write(target / outer, stage.config, system.first_stage, params["frozen"]["first_stage"], options),
+    ]
+
+
+def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
+    """Write the averaged low-rank updates of a work directory for `load_lora_weights` of diffusers.
+
+    Raises ValueError where the run has none, or `target` is not empty.
+    """
+    _check_empty(target)
+    config = build.trained(str(source), "--from").config
+    job = prepare(config)
+    if not isinstance(job.learner, LowRank):
+        raise ValueError(f"{source} has no low-rank updates: its config.lora.rank is 0")
+    with jax.set_mesh(job.mesh):
+        params, _ = restore_averaged(source, config, job.state.params, job.state.ema)
+    family = named(config.network.name)
+    layout = family.layouts(with_defaults(family.network, config.network.to_dict()))[0]
+    given = (layout, job.params["network"], params["lora"], job.learner.scale)
+    return [write_lora(target, *given, prefix=prefix_of(family.name))]
+
+
+def config_of(source: pathlib.Path, first_stage: str = "") -> ConfigDict:
+    """The config that a folder of diffusers stands for: of a pipeline with its scheduler, a denoiser or a first stage.
+
+    A denoiser by itself is taken for one of DDPM's process, a `NCSNpp` for one of the VE process.
+
+    Args:
+      source: the folder.
+      first_stage: the work directory of the first stage, for a model of latents.
+
+    Raises ValueError for networks and schedulers that no config is made for.
+    """
+    pipeline = folders.is_pipeline(source)
+    component = _denoiser(source) if pipeline else folders.open_component(source)
+    family, arguments = component.family, component.arguments
+    own = with_defaults(family.network, {})
+    kept = {key: value for key, value in arguments.items() if value != own[key] and key not in ("image_size",)}
+    channels = kept.pop("in_channels", own["in_channels"])
+    if kept.get("out_channels") == channels:
+        del kept["out_channels"]
+    sections: dict[str, Any] = dict(
+        network=dict(name=family.name, **kept),
+        data=dict(
+            name="folder",
+            split="train",
+            eval_split="train",
+            image_size=arguments["image_size"],
+            channels=channels,
+            path="",
+        ),
+        evaluation=dict(metrics=(), after_training=False),
+    )
+    if family.name in _FIRST_STAGES:
+        scale = autoencoders.scaling_factor(component.config)
+        sections |= dict(
+            system=dict(name=_FIRST_STAGES[family.name], latent_scale=scale),
+            loss=dict(name="l1"),
+            solver=dict(name="none"),
+            sampling=dict(steps=1),
+        )
+    elif family.name in _DENOISERS:
+        scheduler = _scheduler(source) if pipeline else {}
+        sections |= _ve(component, scheduler) if family.name == "ncsnpp" else _discrete(arguments, scheduler)
+        if first_stage:
+            factor = 2 ** (len(_stage_component(source).arguments["block_out_channels"]) - 1)
+            sections["system"] = dict(name="latent_diffusion", first_stage=first_stage)
+            sections["data"] |= dict(image_size=factor * arguments["image_size"], channels=3)
+            sections["sampling"] = {k: v for k, v in sections["sampling"].items() if k != "threshold"}
+    else:
+        raise ValueError(f"{source}: no config is made for the network {family.name!r}; give --config=FILE.py")
+    return replace(defaults(), **sections)
+
+
+def fetch(source: str) -> pathlib.Path:
+    """The path that `source` names, after a download where it is "hub:owner/name", with "/component" or "@revision".
+
+    Raises ValueError where that is not possible.
+    """
+    if not source.startswith(HUB):
+        return pathlib.Path(source).expanduser()
+    name, _, revision = source.removeprefix(HUB).partition("@")
+    owner, _, rest = name.partition("/")
+    repository, _, component = rest.partition("/")
+    if not owner or not repository or ".." in name.split("/"):
+        raise ValueError(f"{source!r} must be hub:owner/name, hub:owner/name/component or hub:owner/name@revision")
+    hint = "; a folder that lies here already can be given as it is"
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise ValueError(f"{source} needs pip install 'diffusion_jax[hub]'{hint}") from error
+    wanted = [
+        f"{component or '*'}{'/' if component else ''}{end}" for end in ("*.json", "*.safetensors", "*.bin", "*.txt")
+    ]
+    try:
+        folder = snapshot_download(f"{owner}/{repository}", revision=revision or None, allow_patterns=wanted)
+    except Exception as error:  # of the network, of many types
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        raise ValueError(f"{source} cannot be downloaded: {reason}{hint}") from error
+    return pathlib.Path(folder, component)
+
+
+def _discrete(arguments: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a model of DDPM's process, from the config of a scheduler of diffusers."""
+    betas, prediction = scheduler.get("beta_schedule", "linear"), scheduler.get("prediction_type", "epsilon")
+    steps = scheduler.get("num_train_timesteps", 1000)
+    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
+    for name, value, known in (("beta_schedule", betas, _BETAS), ("prediction_type", prediction, _PREDICTIONS)):
+        if not isinstance(value, str) or value not in known:
+            raise ValueError(f"scheduler_config.json: {name}={value!r} is not known here; only {', '.join(known)} are")
+    if scheduler.get("trained_betas") is not None:
+        raise ValueError("scheduler_config.json: trained_betas must be null; no table of betas can be given here")
+    learned = bool(arguments.get("learn_sigma"))
+    variance = dict(variance="learned") if learned else {}
+    zero_snr = dict(zero_terminal_snr=True) if scheduler.get("rescale_betas_zero_snr") else {}
+    return dict(
+        process=dict(
+            name="discrete_vp", betas=_BETAS[betas], num_steps=steps, beta_start=start, beta_end=end, **zero_snr
+        ),
+        parameterization=dict(name=_PREDICTIONS[prediction], label="index"),
+        times=dict(name="discrete", num_steps=steps),
+        loss=dict(name="hybrid" if learned else "denoising"),
+        solver=dict(name="ancestral", **variance),
+        sampling=dict(
+            steps=min(steps, 250),
+            batch_size=16,
+            num_samples=16,
+            grid=dict(name="discrete", spacing="linspace"),
+            threshold=dict(name="static" if scheduler.get("clip_sample", True) else "none"),
+        ),
+    )
+
+
+def _ve(component: folders.Component, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections of a model of the VE process. With a centered input it was trained on images in [0, 1]."""
+    unit = bool(component.config.get("center_input_sample"))
+    scale = 2.0 if unit else 1.0
+    steps = scheduler.get("num_train_timesteps", 2000)
+    return dict(
+        process=dict(
+            name="ve",
+            sigma_min=scale * scheduler.get("sigma_min", 0.01),
+            sigma_max=scale * scheduler.get("sigma_max", 1348.0),
+        ),
+        parameterization=dict(name="score", label="log_sigma_unit" if unit else "log_sigma", scale_by_sigma=True),
+        weighting=dict(name="sigma_squared"),
+        times=dict(name="uniform", t_min=1e-5),
+        solver=dict(name="predictor_corrector", predictor="reverse_diffusion", snr=scheduler.get("snr", 0.15)),
+        sampling=dict(steps=steps, batch_size=16, num_samples=16, grid=dict(name="uniform", t_min=1e-5), denoise=True),
+    )
+
+
+def _scheduler(pipeline: pathlib.Path) -> dict[str, Any]:
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    found = read_json(path)
+    for name in ("num_train_timesteps", "beta_start", "beta_end", "sigma_min", "sigma_max", "snr"):
+        value = found.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{path}: {name}={value!r} must be a number")
+    return found
+
+
+def _denoiser(pipeline: pathlib.Path) -> folders.Component:
+    names = [name for name in folders.components(pipeline) if name in ("unet", "transformer")]
+    if len(names) != 1:
+        raise ValueError(f"{pipeline} must have one component unet or transformer; it has {', '.join(names) or 'none'}")
+    return folders.open_component(pipeline / names[0])
+
+
+def _first_stage_folder(source: pathlib.Path) -> pathlib.Path | None:
+    if not folders.is_pipeline(source):
+        return None
+    return next((source / name for name in folders.components(source) if name in ("vae", "vqvae")), None)
+
+
+def _stage_component(pipeline: pathlib.Path) -> folders.Component:
+    return folders.open_component(_first_stage_folder(pipeline))
+
+
+def _write(
+    target: pathlib.Path, config: ConfigDict, system: System, params: Params, options: Mapping[str, Any]
+) -> list[pathlib.Path]:
+    """The network of one system."""
+    section = config.network.to_dict()
+    family = named(section.pop("name"))
+    if section.pop("fourier", ()):
+        raise ValueError("config.network.fourier must be empty: diffusers has no such features")
+    shape = system.shape
+    arguments = {"image_size": shape[0], "in_channels": shape[-1], **section}
+    extra = {}
+    if isinstance(system, Autoencoder):
+        # Where latents are standardised by channel, the factor that comes closest.
+        moments = jax.tree.map(np.asarray, params["frozen"]["latents"])
+        std = float(np.sqrt(np.mean(moments["square"] - np.square(moments["mean"]))))
+        extra["scaling_factor"] = system.latent_scale or 1 / std
+    return folders.write_component(target, family, arguments, params["network"], extra=extra, **options)
+
+
+def _write_text_to_image(
+    target: pathlib.Path, config: ConfigDict, system: TextToImage, params: Params, options: Mapping[str, Any]
+) -> list[pathlib.Path]:
+    source = text_to_image.pipeline_of(config)
+    weights = pathlib.Path(config.weights)
+    if source is None and config.weights and not weights.suffix and not weights.exists():
+        raise ValueError(
+            f"config.weights={config.weights!r}, which the model was fine-tuned from, is not there any more"
+        )
+    written = _write(target / "unet", config, system.diffusion, params, options)
+    if source is not None:
+        # All others are as they were, but for text encoders with updates from a file.
+        updated = text_to_image.encoder_sections(config) if config.lora.weights else {}
+        written += _write_text_encoders(target, updated, params, options)
+        for name in folders.components(source).keys() - {"unet", *updated}:
+            written.append(pathlib.Path(shutil.copytree(source / name, target / name)))
+        written.append(pathlib.Path(shutil.copyfile(source / "model_index.json", target / "model_index.json")))
+    else:
+        written += _write_text_encoders(target, text_to_image.encoder_sections(config), params, options)
+        if config.system.first_stage.name != "identity":
+            stage = ConfigDict({"network": config.system.first_stage})
+            frozen = params["frozen"]["first_stage"]
+            written += _write(target / "vae", stage, system.first_stage, frozen, options)
+    return written
+
+
+def _write_text_encoders(
+    target: pathlib.Path, sections: Mapping[str, dict[str, Any]], params: Params, options: Mapping[str, Any]
+) -> list[pathlib.Path]:
+    written = []
+    for i, (name, section) in enumerate(sections.items()):
+        given = (named(section.pop("name")), section, params["frozen"]["text"][str(i)])
+        written += folders.write_component(target / name, *given, **options)
+    return written
+
+
+def _check_empty(target: pathlib.Path) -> None:
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"--to={target} exists and is not an empty folder")

@@ -1,0 +1,78 @@
+"""What a job takes, from shapes alone: the lines of `--mode=plan`, and those at the start of training."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+
+from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.run.job import Job, train_step
+from diffusion_jax.training import summary
+from diffusion_jax.training.mesh import AXES
+
+SMALL = 2**14  # arrays of less elements are not listed one by one
+
+
+def plan(job: Job) -> list[str]:
+    """Parameters by group, memory and floating-point operations per step and device, and the layout of parameters."""
+    settings, devices = job.config.training, math.prod(job.mesh.shape.values())
+    rows = settings.batch_size // settings.accumulate // (job.mesh.shape["data"] * job.mesh.shape["fsdp"])
+    activations = summary.activation_bytes(job.learner, job.state.params, job.batch)
+    parts = {**summary.state_bytes(job.state), "gradient": summary.gradient_bytes(job.state)}
+    parts["activations"] = (round(activations * rows * devices), round(activations * rows))
+    parts["sum"] = tuple(sum(column) for column in zip(*parts.values(), strict=True))
+    flops = step_flops(job)
+    groups = {group: count_parameters(tree) for group, tree in job.state.params.items()}
+    example = ", ".join(f"{name} {x.shape[1:]}" for name, x in job.batch.items())
+    lines = [
+        f"parameters      {count_parameters(job.state.params):,}",
+        *(f"  {group:<14}{count:,}" for group, count in groups.items()),
+        f"mesh            {_mesh(job)}: {devices} device(s)",
+        f"batch           {settings.batch_size} of {example}",
+        f"                in {settings.accumulate} part(s) of {rows} per device",
+        f"FLOPs per step  {flops:.3g}, per device {flops / devices:.3g}",
+        "",
+        f"{'memory':<14}{'on each device':>16}{'on all':>16}",
+        *(f"{name:<14}{_mib(one):>16}{_mib(every):>16}" for name, (every, one) in parts.items()),
+        f"Activations are those that differentiation keeps, {_mib(round(activations))} per example, in the dtype"
+        f" {settings.dtype}; compilers keep less. config.network.remat=True keeps one per block.",
+        "",
+        "layout of the parameters: arrays, shape, axes that its dimensions are split over, on each device",
+    ]
+    small = [0, 0]
+    for path, count, shape, split, size in summary.layout(job.state.params):
+        if split == "whole" and math.prod(shape) < SMALL:
+            small = [small[0] + count, small[1] + size]
+        else:
+            lines.append(f"{path:<56}{count:>4} x {'x'.join(map(str, shape)):<18}{split:<22}{_mib(size):>14}")
+    return [
+        *lines,
+        f"{'arrays of less than ' + format(SMALL, ',') + ' elements':<56}{small[0]:>4} {_mib(small[1]):>56}",
+    ]
+
+
+def start(job: Job) -> str:
+    """One line: the mesh, and what lies on each device."""
+    parts = ", ".join(f"{name} {_mib(one)}" for name, (_, one) in summary.state_bytes(job.state).items())
+    arrays = [leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(job.state.params)]
+    return f"mesh {_mesh(job)}; each device holds {parts}; {arrays.count(False)} of {len(arrays)} parameters are split"
+
+
+def step_flops(job: Job) -> float:
+    """Floating-point operations of one step on all devices, as XLA counts those of the program it is given."""
+
+    def shapes(tree):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+    # The parts of a batch are the body of a loop, which the analysis counts once: the whole batch is asked for.
+    step = jax.jit(train_step(job, accumulate=1))
+    return (step.lower(shapes(job.state), shapes(job.batch)).cost_analysis() or {}).get("flops", math.nan)
+
+
+def _mesh(job: Job) -> str:
+    return ", ".join(f"{name} {job.mesh.shape[name]}" for name in AXES)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.2f} MiB"

@@ -1,0 +1,150 @@
+"""Fine-tuning by low-rank updates, LoRA (arXiv:2106.09685), of any network.
+
+The kernel W of a chosen layer becomes W + (alpha / rank) A B with `down`, A [in, rank], and `up`, B [rank, out], which
+begins at zero. Of a convolution A has its window, B is one of single pixels. A and B are trained, W stays frozen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key, PyTree
+from ml_collections import ConfigDict
+
+from diffusion_jax.config.sections import check_type
+from diffusion_jax.types import Cond, Params, System, Train
+
+
+def targets(network: PyTree[Any], modules: str) -> dict[tuple[str, ...], tuple[int, ...]]:
+    """The shapes of the kernels in `network` whose module, "blocks.0.attn.qkv", the regular expression is found in.
+
+    Raises ValueError if there is none, or the expression is none.
+    """
+    try:
+        pattern = re.compile(modules)
+    except re.error as error:
+        raise ValueError(f"modules={modules!r} is no regular expression: {error}") from error
+    layers = {path: leaf.shape for path, leaf in _kernels(network, ())}
+    found = {path: shape for path, shape in layers.items() if pattern.search(".".join(path))}
+    if not found:
+        names = [".".join(path) for path in layers]
+        raise ValueError(f"modules={modules!r} is found in no layer of the network; among them are {names[:8]}")
+    return found
+
+
+def init(key: Key[Array, ""], network: PyTree[Any], *, rank: int, modules: str) -> Params:
+    """The factors of step 0, {"blocks": {... "qkv": {"down": A, "up": B}}}: A ~ U(-1, 1) / sqrt(fan_in), B = 0.
+
+    Raises ValueError for a rank below 1, and see `targets`.
+    """
+    if rank < 1:
+        raise ValueError(f"rank={rank} must be at least 1")
+    found = targets(network, modules)
+    factors: dict[str, Any] = {}
+    for path, layer_key in zip(found, jax.random.split(key, len(found)), strict=True):
+        *window, c_in, c_out = found[path]
+        bound = 1 / math.sqrt(math.prod((*window, c_in)))
+        down = jax.random.uniform(layer_key, (*window, c_in, rank), minval=-bound, maxval=bound)
+        _put(factors, path, {"down": down, "up": jnp.zeros((rank, c_out))})
+    return factors
+
+
+def merge(network: PyTree[Any], factors: PyTree[Any], scale: float | Float[Array, ""]) -> Params:
+    """`network` with W + scale A B in the place of W wherever there are factors."""
+    if set(factors) == {"down", "up"}:
+        update = jnp.einsum("...r,ro->...o", factors["down"], factors["up"])
+        kernel = network["kernel"]
+        return {**network, "kernel": kernel + (scale * update).astype(kernel.dtype)}
+    return {**network, **{name: merge(network[name], tree, scale) for name, tree in factors.items()}}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LowRank:
+    """What trains low-rank updates of the network of `system` in its place.
+
+    Parameters are {"lora": factors, "frozen": {"network": W, ...}} and what else `system` has; those of `system` itself
+    come from `merged`. Gradients, averages and optimizer reach the factors alone.
+    """
+
+    system: System
+    rank: int
+    alpha: float  # 0 stands for `rank`
+    modules: str
+
+    @property
+    def scale(self) -> float:
+        return (self.alpha or self.rank) / self.rank
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        system_key, key = jax.random.split(key)
+        return self.adopt(key, self.system.init(system_key))
+
+    def adopt(self, key: Key[Array, ""], params: Params) -> Params:
+        """The parameters that begin with those of `system`."""
+        factors = init(key, params["network"], rank=self.rank, modules=self.modules)
+        frozen = {**params.get("frozen", {}), "network": params["network"]}
+        return {**{g: tree for g, tree in params.items() if g != "network"}, "lora": factors, "frozen": frozen}
+
+    def merged(self, params: Params) -> Params:
+        """The parameters of `system`."""
+        network = merge(params["frozen"]["network"], params["lora"], self.scale)
+        frozen = {name: tree for name, tree in params["frozen"].items() if name != "network"}
+        others = {group: tree for group, tree in params.items() if group not in ("lora", "frozen")}
+        return {**others, "network": network, **({"frozen": frozen} if frozen else {})}
+
+    def loss(
+        self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
+    ) -> tuple[Float[Array, "batch"], dict[str, PyTree[Array]]]:
+        return self.system.loss(self.merged(params), key, batch, train)
+
+    def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
+        """What `system` advances, but for the network."""
+        after = self.system.advance(self.merged(params), train, metrics)
+        others = {group: tree for group, tree in after.items() if group not in ("network", "frozen")}
+        frozen = {**after.get("frozen", {}), "network": params["frozen"]["network"]}
+        return {**params, **others, "frozen": frozen}
+
+    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, Any]:
+        return self.system.sample(self.merged(params), key, num, cond)
+
+    def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Any]:
+        return self.system.evaluate(self.merged(params), key, batch)
+
+
+def learner(section: Mapping[str, Any] | ConfigDict, system: System) -> System:
+    """What is trained: `system`, or with rank > 0 in `section` low-rank updates of it. Raises ValueError."""
+    for name, kind in (("rank", "int"), ("alpha", "float"), ("modules", "str")):
+        check_type(f"lora.{name}", section[name], kind)
+    rank, alpha = section["rank"], section["alpha"]
+    if rank < 1:
+        return system
+    if not 0 <= alpha < math.inf:
+        raise ValueError(f"alpha={alpha} must be at least 0 and finite")
+    built = LowRank(system=system, rank=rank, alpha=float(alpha), modules=section["modules"])
+    targets(jax.eval_shape(system.init, jax.random.key(0))["network"], built.modules)
+    return built
+
+
+def plain(learner: System, params: Params) -> Params:
+    """The parameters of the system that `learner` trains; of low-rank updates, the network with them."""
+    return jax.jit(learner.merged)(params) if isinstance(learner, LowRank) else params
+
+
+def _kernels(tree: PyTree[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, node in tree.items():
+        if name == "kernel" and len(node.shape) >= 2:
+            yield path, node
+        elif isinstance(node, Mapping):
+            yield from _kernels(node, (*path, name))
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value

@@ -1,0 +1,71 @@
+"""Rows drawn one by one from their ids, in batches over all devices."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float, Int, PyTree
+
+from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.training.mesh import batch_sharding
+from diffusion_jax.types import Cond
+
+
+def in_batches(
+    draw: Callable[[Int[Array, "batch"], Cond], PyTree[Array]],
+    num: int,
+    batch_size: int,
+    cond: dict[str, Array | np.ndarray] | None = None,
+) -> PyTree[np.ndarray]:
+    """Rows 0..num-1 of `draw(ids, cond)`, which makes row r from ids[r] and cond[r] alone, as NumPy arrays.
+
+    Every call has the same shape, `batch_size` rounded up to a multiple of the devices that the current mesh (see
+    `jax.set_mesh`) splits a batch over; the last is filled up and cut.
+    """
+    mesh = jax.sharding.get_mesh()
+    shards = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    size = -(-min(batch_size, num) // shards) * shards
+    parts = []
+    for start in range(0, num, size):
+        ids = np.arange(start, start + size)
+        rows = np.minimum(ids, num - 1)
+        inputs = (ids, jax.tree.map(lambda c, rows=rows: np.asarray(c)[rows], cond))
+        if not mesh.empty:
+            inputs = jax.tree.map(lambda x: _put(x, batch_sharding(mesh)), inputs)
+        parts.append(jax.tree.map(_fetch, draw(*inputs)))
+    return jax.tree.map(lambda *p: np.concatenate(p)[:num], *parts)
+
+
+def conditioned_rows(
+    draw: Callable[[Int[Array, "batch"], Cond], Float[Array, "batch *shape"]],
+    num: int,
+    batch_size: int,
+    conditions: Conditions,
+    cond: dict[str, Array | np.ndarray] | None,
+) -> dict[str, np.ndarray]:
+    """`in_batches` as {"samples": ..., **cond}. Without `cond`, labels go round the classes, where there is no other
+    condition.
+
+    Raises ValueError for a missing condition, one of another shape, ids out of range, or another number of rows.
+    """
+    if cond is None and set(conditions.shapes) == {"label"}:
+        cond = {"label": np.arange(num) % conditions.num_classes}
+    if conditions.shapes:
+        cond = {name: np.asarray(value) for name, value in (conditions.of(cond or {}) or {}).items()}
+        conditions.check(cond)
+        short = [name for name, value in cond.items() if len(value) != num]
+        if short:
+            raise ValueError(f"condition {short[0]!r} has {len(cond[short[0]])} rows for {num} samples")
+    else:
+        cond = None
+    return {"samples": in_batches(draw, num, batch_size, cond), **(cond or {})}
+
+
+def _put(x: np.ndarray, sharding: NamedSharding) -> Array:
+    return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def _fetch(x: Array) -> np.ndarray:
+    return multihost_utils.process_allgather(x, tiled=True) if jax.process_count() > 1 else np.asarray(x)

@@ -1,0 +1,243 @@
+"""Every config and variant is built, initialised and stepped abstractly, at full size, without allocating."""
+
+import functools
+import inspect
+import pathlib
+import re
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import data
+from diffusion_jax.config import build, checks, from_file, judging
+from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.run import workdir
+from diffusion_jax.training import mesh as meshes
+from diffusion_jax.training import summary
+from diffusion_jax.training.step import init_state, make_train_step
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+FILES = sorted(CONFIGS.glob("*.py"))
+# Tens of seconds of tracing each; of every network's CIFAR-10 variants one is kept.
+SLOW = re.compile(
+    "_deep|256_|256$|1024|bedroom|church|celeba|subvp_ddpmpp|edm:(cifar10|afhqv2|ffhq|imagenet)|adm:(imagenet|lsun|upsampler)|flow:cifar10"
+    "|vdm:(cifar10|imagenet)|_ldm[48]|dit_xl2|openimages|imagenet_f16|latent_diffusion:(mnist|cifar10|crawl|semantic|layout)|emoji"
+)
+
+# Built, initialised and called once, but not stepped: another variant steps the same network, smaller or as large.
+BUILT = re.compile(
+    "vdm:imagenet|dequantization:cifar10|subvp_ddpmpp_deep|_deep_likelihood|(celebahq256|celebahq1024|bedroom256)_ve"
+    "|edm:(cifar10_cond|(afhqv2|ffhq)_64_ncsnpp|imagenet64)|iddpm:(imagenet64|lsun)|(celebahq|ffhq|lsun_bedroom)_ldm4"
+    "|adm:(imagenet|lsun|upsampler)|xl2_released"
+)
+
+
+# Of another process than the variant that is initialised in their place, with the same network.
+SAME_NETWORK = {
+    f"score_sde:cifar10_{variant}": "score_sde:cifar10_vp_ddpmpp_deep"
+    for variant in ("subvp_ddpmpp_deep", "vp_ddpmpp_deep_likelihood", "subvp_ddpmpp_deep_likelihood")
+}
+
+# Public networks of up to 2.6 billion parameters, which `tests/parity` compares with diffusers' at full size.
+PUBLIC = re.compile("stable_diffusion:(?!digits)")
+
+
+def variants(path: pathlib.Path) -> list[str]:
+    """The keys of the dictionary VARIANTS, which the error about an unknown variant lists."""
+    with pytest.raises(ValueError, match="variant 'unknown' is unknown; choose one of") as refusal:
+        from_file(f"{path}:unknown")
+    return str(refusal.value).partition("choose one of ")[2].split(", ")
+
+
+ALL = [f"{path.stem}:{variant}" for path in FILES for variant in variants(path)]
+
+
+def case(name: str, *values):
+    return pytest.param(name, *values, marks=[pytest.mark.slow] if SLOW.search(name) else [])
+
+
+def read(name: str):
+    stem, _, variant = name.partition(":")
+    return from_file(f"{CONFIGS / stem}.py:{variant}")
+
+
+# The field of a config that names the work directory of another run, and the config of that run.
+STANDS_ON = {
+    "dequantization:digits": ("system.model", "score_sde:digits_vp_likelihood"),
+    "dequantization:mnist": ("system.model", "score_sde:mnist_vp_likelihood"),
+    "dequantization:cifar10": ("system.model", "score_sde:cifar10_vp_ddpmpp_deep_likelihood"),
+    **{
+        f"latent_diffusion:{variant}": ("system.first_stage", run)
+        for variant, run in {
+            "digits": "autoencoder_kl:digits",
+            "digits_dit": "vqgan:digits",
+            "digits_captions": "autoencoder_kl:digits",
+            "semantic_f4": "autoencoder_kl:crawl_tiles_f4",
+            "layout_f4": "vqgan:crawl_tiles_f4",
+            "mnist": "autoencoder_kl:mnist",
+            "emoji_f4": "autoencoder_kl:emoji_f4",
+            "cifar10_f2": "autoencoder_kl:cifar10_f2",
+            "cifar10_f4": "autoencoder_kl:cifar10_f4",
+            "crawl_tiles_f4": "autoencoder_kl:crawl_tiles_f4",
+            "celebahq_ldm4": "vqgan:openimages_f4",
+            "ffhq_ldm4": "vqgan:openimages_f4",
+            "lsun_bedroom_ldm4": "vqgan:openimages_f4",
+            "lsun_church_ldm8": "autoencoder_kl:openimages_f8",
+            "imagenet_ldm4": "vqgan:openimages_f4",
+            "imagenet_dit_xl2": "autoencoder_kl:openimages_f8",
+        }.items()
+    },
+}
+
+
+def as_if_trained(name: str) -> str:
+    """A work directory with the config.json of "FILE:VARIANT", in which nothing was trained."""
+    directory = pathlib.Path(tempfile.mkdtemp())
+    (directory / "checkpoints").mkdir()
+    workdir.write_config(directory, read(name))
+    return str(directory)
+
+
+@functools.cache
+def built(name: str):
+    """The config "FILE:VARIANT" for two examples and two sampling steps, its system, optimizer and abstract state."""
+    config = read(name)
+    config.training.batch_size = 2
+    config.sampling.steps = 2
+    if name in STANDS_ON:
+        field, run = STANDS_ON[name]
+        config.update_from_flattened_dict({field: as_if_trained(run)})
+    checks.check_keys(config)
+    system = build.system(config)
+    optimizer, _ = build.optimizer(config)
+    if name in SAME_NETWORK:
+        other, *_, state = built(SAME_NETWORK[name])
+        assert (config.network, build.data_shape(config)) == (other.network, build.data_shape(other))
+        return config, system, optimizer, state
+    state = jax.eval_shape(lambda key: init_state(system, optimizer, config.ema.rates, key), jax.random.key(0))
+    return config, system, optimizer, state
+
+
+def test_the_files_are_found():
+    assert {"ncsn", "ncsnv2", "ddpm", "score_sde", "edm", "flow", "dit", "toy2d"} <= {path.stem for path in FILES}
+    assert len(ALL) >= 40
+
+
+@pytest.mark.parametrize("name", [case(name) for name in ALL if not PUBLIC.search(name)])
+def test_builds_and_traces_a_train_and_a_sample_step(name):
+    config, system, optimizer, state = built(name)
+    assert count_parameters(state.params) > 0
+    if BUILT.search(name):
+        return
+    step = make_train_step(system, optimizer, num_steps=config.training.num_steps, ema_rates=config.ema.rates)
+    shape = build.data_shape(config)
+    batch = {"x": jax.ShapeDtypeStruct((2, *shape), np.float32), "label": jax.ShapeDtypeStruct((2,), np.int32)}
+    batch |= {
+        name: jax.ShapeDtypeStruct((2, *entry.shape), entry.dtype)
+        for name, entry in build.conditions(config).shapes.items()
+    }
+    after, metrics = jax.eval_shape(step, state, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert metrics["loss"].shape == ()
+
+    if config.system.name == "noisy_classifier":  # which draws nothing
+        return
+    cond = system.conditions.null(2) if hasattr(system, "conditions") else {"label": jnp.arange(2)}
+    assert jax.eval_shape(system.draw, state.params, jax.random.key(0), jnp.arange(2), cond).shape == (2, *shape)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_data_section(name):
+    config = read(name)
+    allowed = set(inspect.signature(data.load).parameters)
+    assert set(config.data) <= allowed - {"evaluation"}
+    assert not config.data.get("path")
+    assert set(config.evaluation.metrics) <= set(judging.METRICS)
+    if ":digits" in name:
+        assert config.data.name == "digits" and config.training.num_steps <= 20_000
+    small = config.data.name in ("digits", "mnist", "toy") or "retrieval" in config.evaluation.metrics
+    assert config.evaluation.after_training == small
+    assert bool(config.evaluation.metrics) == (small and config.system.name != "noisy_classifier")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_default_variant_runs_anywhere(path):
+    config = from_file(str(path))
+    assert config.data.name in ("digits", "toy")
+    assert config.to_dict() == read(f"{path.stem}:{variants(path)[0]}").to_dict()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_docstring_gives_the_command_and_the_variants(path):
+    source = path.read_text()
+    docstring = source.split('"""')[1]
+    commands = re.findall(r"python -m diffusion_jax\.main --config=configs/(\w+)\.py(?::(\w+))?", docstring)
+    assert (path.stem, "") in commands
+    for name, variant in commands:
+        assert not variant or variant in variants(CONFIGS / f"{name}.py")
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        case("ddpm:cifar10", 35_746_307),  # 35.7 M, arXiv:2006.11239, appendix B
+        case("ddpm:celebahq256", 113_673_219),  # 114 M, ibid.
+        case("ncsnv2:cifar10", 29_694_083),  # as counted in the authors' network
+        # As printed when training the authors' network.
+        case("edm:afhqv2_64_ddpmpp", 61_805_571),
+        # The same network, less the 9 x 128 weights that read the augmentation; attention sits at another level.
+        case("flow:cifar10", 61_805_571 - 9 * 128),
+        case("score_sde:cifar10_vp_ddpmpp", 61_805_571 - 9 * 128),
+        # As printed by the authors' training script, less its fixed position table and the channels of the variance.
+        case("dit:imagenet256_xl2", 675_129_632 - 256 * 1152 - (2 * 2 * 4) * (1152 + 1)),
+    ],
+)
+def test_published_parameter_counts(name, count):
+    assert count_parameters(built(name)[-1].params) == count
+
+
+@pytest.mark.parametrize(("variant", "epsilon"), [("cifar10", 6.2e-6), ("celeba", 3.3e-6), ("bedroom", 1.8e-6)])
+def test_ncsnv2_step_size_is_the_papers(variant, epsilon):
+    # The paper's epsilon (appendix B) is for data in [0, 1] and noise sqrt(2 epsilon): ours is 4 times 2 times that.
+    assert read(f"ncsnv2:{variant}").solver.step_size == pytest.approx(8 * epsilon, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "num_evaluations"), [("edm:cifar10_ddpmpp", 35), ("edm:ffhq_64_ncsnpp", 79), ("edm:digits", 35)]
+)
+def test_edm_takes_the_papers_number_of_network_evaluations(name, num_evaluations):
+    config = read(name)
+    assert 2 * config.sampling.steps + config.sampling.denoise == num_evaluations
+
+
+def test_edm_average_forgets_half_in_half_a_million_images():
+    config = read("edm:cifar10_ddpmpp")
+    (rate,) = config.ema.rates
+    assert rate ** (500_000 / config.training.batch_size) == pytest.approx(0.5)
+    assert config.training.num_steps * config.training.batch_size == pytest.approx(200e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "fsdp", "tensor", "least"),
+    [
+        case("ddpm:cifar10", 8, 1, 7.7),
+        case("ddpm:cifar10", 16, 4, 48),
+        case("dit:imagenet256_xl2", 8, 1, 7.9),
+        case("dit:imagenet256_xl2", 64, 1, 60),
+        case("dit:imagenet256_xl2", 128, 8, 560),
+    ],
+)
+def test_bytes_on_each_device_fall_with_the_mesh(name, fsdp, tensor, least):
+    """Small arrays stay whole, so that the last devices save less."""
+    state = built(name)[-1]
+    mesh = meshes.make_mesh(data=1, fsdp=fsdp, tensor=tensor, devices=fsdp * tensor)
+    placed = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        state,
+        meshes.state_sharding(mesh, state),
+    )
+    for whole, one in summary.state_bytes(placed).values():
+        assert least <= whole / one <= fsdp * tensor

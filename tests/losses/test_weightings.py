@@ -1,0 +1,94 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion_jax import parameterizations
+from diffusion_jax.losses import weightings
+from diffusion_jax.processes import VE, VP, drift_and_diffusion, log_snr, perturb, time_of_log_snr
+from tests.oracles import PROCESSES
+
+each_process = pytest.mark.parametrize("name", PROCESSES)
+
+
+@pytest.fixture(autouse=True)
+def t():
+    with jax.enable_x64(True):
+        yield jnp.linspace(0.05, 0.95, 8)
+
+
+def tolerance(name):
+    return 1e-3 if name == "discrete_vp" else 1e-8  # float32 tables
+
+
+def mean_square(error):
+    return jnp.mean(error**2, axis=-1)
+
+
+@each_process
+@pytest.mark.parametrize("weight", ["uniform", "simple", "sigma_squared", "likelihood", "velocity_matching"])
+def test_a_weight_turns_the_error_of_x_0_into_that_of_its_space(name, weight, t):
+    """w |D - D'|^2 equals the squared difference of the views of two denoisers, times the weight of that view."""
+    process = PROCESSES[name]
+    x_0 = jax.random.normal(jax.random.key(0), (8, 3))
+    x, _ = perturb(process, jax.random.key(1), x_0, t)
+    views = [lambda x, t: 0.5 * x, lambda x, t: jnp.tanh(x)]
+    sigma, (_, g) = process.sigma(t), drift_and_diffusion(process, t)
+    space, factor = {
+        "uniform": (lambda process, D, x, t: D(x, t), 1.0),
+        "simple": (parameterizations.epsilon, 1.0),
+        "sigma_squared": (parameterizations.score, sigma**2),
+        "likelihood": (parameterizations.score, g**2),
+        "velocity_matching": (parameterizations.velocity, 1.0),
+    }[weight]
+    a, b = (space(process, D, x, t) for D in views)
+    value = getattr(weightings, weight)()(process, t) * mean_square(views[0](x, t) - views[1](x, t))
+    np.testing.assert_allclose(value, factor * mean_square(a - b), rtol=tolerance(name))
+
+
+@each_process
+def test_edm_weight_makes_the_network_error_count_once(name, t):
+    process = PROCESSES[name]
+    c_out = parameterizations.edm_preconditioning(0.7)(process, t).c_out
+    np.testing.assert_allclose(weightings.edm(0.7)(process, t) * c_out**2, 1, rtol=1e-6)
+
+
+def test_edm_weight_at_a_published_value():
+    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2: at sigma = sigma_data = 0.5 it is 8."""
+    process = VE(sigma_min=0.5, sigma_max=5.0)
+    assert float(weightings.edm(0.5)(process, jnp.asarray(0.0))) == pytest.approx(8)
+
+
+@pytest.mark.parametrize("snr", [0.1, 1.0, 5.0, 30.0])
+def test_weights_that_are_functions_of_the_snr(snr):
+    t = time_of_log_snr(VP(), jnp.log(jnp.asarray(snr)))
+    value = {
+        "min_snr": weightings.min_snr(5.0)(VP(), t) / snr,
+        "p2": weightings.p2(0.5, 2.0)(VP(), t) / snr,
+        "p2_default": weightings.p2()(VP(), t) / snr,
+        "sigmoid": weightings.sigmoid(-1.0)(VP(), t) / snr,
+        "simple": weightings.simple()(VP(), t),
+    }
+    expected = {  # weights of the error of eps
+        "min_snr": min(snr, 5) / snr,
+        "p2": 1 / (2 + snr) ** 0.5,
+        "p2_default": 1 / (1 + snr),
+        "sigmoid": 1 / (1 + np.e * snr),
+        "simple": snr,
+    }
+    for name in expected:
+        assert float(value[name]) == pytest.approx(expected[name], rel=1e-8), name
+
+
+def test_p2_without_gamma_and_sigmoid_with_a_large_bias_are_simple(t):
+    simple = weightings.simple()(VP(), t)
+    np.testing.assert_allclose(weightings.p2(gamma=0.0)(VP(), t), simple, rtol=1e-12)
+    np.testing.assert_allclose(weightings.sigmoid(bias=60.0)(VP(), t), simple, rtol=1e-12)
+
+
+@each_process
+def test_likelihood_weight_is_the_rate_of_the_snr(name, t):
+    """g^2 |score error|^2 = -d SNR / dt |D error|^2 (arXiv:2107.00630, eq. 12)."""
+    process = PROCESSES[name]
+    rate = jax.vmap(jax.grad(lambda t: jnp.exp(log_snr(process, t))))(t)
+    np.testing.assert_allclose(weightings.likelihood()(process, t), -rate, rtol=tolerance(name))

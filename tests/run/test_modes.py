@@ -1,0 +1,205 @@
+"""What the modes write, on points and on images."""
+
+import json
+import re
+
+import numpy as np
+import PIL.Image
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import build
+from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.data import vocabulary
+from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.run import modes
+from diffusion_jax.run.job import prepare
+from tests.runs import digits, toy
+
+CLASSES = dict(network__num_classes=10)
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("points")
+    modes.train(toy(training__sample_every=2, profile__after=1, profile__steps=1), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    modes.train(digits(**CLASSES), folder)
+    return folder
+
+
+def test_train_writes_its_files(points):
+    config = json.loads((points / "config.json").read_text())
+    assert config["training"]["num_steps"] == 4
+    assert config["process"] == {"name": "vp"}
+    rows = [json.loads(line) for line in (points / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert {"step", "loss", "grad_norm", "learning_rate", "examples_per_second"} <= row.keys()
+        assert all(np.isfinite(value) for value in row.values())
+    assert {path.name for path in (points / "checkpoints").iterdir()} >= {"2", "4"}
+    assert len(list((points / "profile").rglob("perfetto_trace.json.gz"))) == 1
+    assert {path.name for path in (points / "samples").glob("step_*.png")} == {
+        "step_00000002.png",
+        "step_00000004.png",
+    }
+
+
+def test_train_says_where_things_are(points, capsys):
+    modes.train(toy(), points)  # already finished
+    output = capsys.readouterr().out
+    assert "resuming from step 4" in output and "trained to step 4" in output
+    for part in ("checkpoints", "metrics.jsonl", "samples"):
+        assert str(points / part) in output
+
+
+def test_train_for_longer(points, tmp_path):
+    modes.train(toy(training__num_steps=2), tmp_path)
+    modes.train(toy(training__num_steps=3), tmp_path)
+    rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows == [1, 2, 3]
+    assert json.loads((tmp_path / "config.json").read_text())["training"]["num_steps"] == 3
+
+
+def test_train_evaluates_when_it_is_done(tmp_path):
+    modes.train(toy(evaluation__after_training=True), tmp_path)
+    assert (tmp_path / "evaluation.json").exists()
+
+
+def test_weights_start_a_new_run(points, tmp_path):
+    """The parameters are the averages of the other run, so its samples are the samples of step 0."""
+    config = toy(weights=str(points), training__num_steps=1, optimizer__learning_rate=1e-12)
+    modes.train(config, tmp_path)
+    for folder in (points, tmp_path):
+        modes.sample(toy(sampling__file="compare"), folder)
+    a, b = (np.load(folder / "samples" / "compare.npz")["samples"] for folder in (points, tmp_path))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_sample_points(points, capsys):
+    modes.sample(toy(sampling__file="drawn"), points)
+    assert str(points / "samples" / "drawn.npz") in capsys.readouterr().out
+    drawn = np.load(points / "samples" / "drawn.npz")
+    assert drawn["samples"].shape == (6, 2)
+    assert drawn["samples"].dtype == np.float32
+    assert set(drawn) == {"samples"}
+    assert PIL.Image.open(points / "samples" / "drawn.png").size[0] > 100
+
+
+def test_samples_do_not_depend_on_their_number_and_batch(points):
+    for file, num, batch in (("a", 6, 6), ("b", 9, 4)):
+        modes.sample(toy(sampling__file=file, sampling__num_samples=num, sampling__batch_size=batch), points)
+    a, b = (np.load(points / "samples" / f"{file}.npz")["samples"] for file in "ab")
+    assert len(b) == 9
+    np.testing.assert_allclose(a, b[:6], atol=2e-6)
+
+
+def test_the_seed_of_sampling(points):
+    for seed in (0, 1):
+        modes.sample(toy(sampling__file=f"seed{seed}", sampling__seed=seed), points)
+    a, b = (np.load(points / "samples" / f"seed{seed}.npz")["samples"] for seed in (0, 1))
+    assert np.abs(a - b).min() > 1e-4
+
+
+def test_sample_images(images):
+    modes.sample(digits(**CLASSES), images)
+    drawn = np.load(images / "samples" / "samples.npz")
+    assert drawn["samples"].shape == (6, 8, 8, 1)
+    assert drawn["samples"].dtype == np.uint8
+    np.testing.assert_array_equal(drawn["cond"], np.arange(6))
+    assert PIL.Image.open(images / "samples" / "samples.png").mode == "RGB"
+
+
+def test_evaluate_images(images):
+    modes.evaluate(digits(**CLASSES), images)
+    figures = json.loads((images / "evaluation.json").read_text())
+    assert {"step", "solver", "steps", "seed", "num_samples", "held_out_loss"} <= figures.keys()
+    assert figures["num_samples"] == 32
+
+
+def test_evaluate_points(points, capsys):
+    modes.evaluate(toy(sampling__seed=5), points)
+    figures = json.loads((points / "evaluation.json").read_text())
+    expected = {"step": 4, "solver": "ddim", "steps": 4, "seed": 5, "num_samples": 32}
+    assert {name: figures[name] for name in expected} == expected
+    assert figures["sliced_wasserstein"] > 0
+    assert 0 < figures["held_out_loss"] < 10
+    assert str(points / "evaluation.json") in capsys.readouterr().out
+
+
+def test_latents_are_written_as_they_are(tmp_path):
+    """Arrays of four channels are neither images nor points: no picture, and floats in the file."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "latents.npz", x=rng.standard_normal((64, 8, 8, 4), np.float32))
+    config = digits()
+    config.data.name, config.data.path = "arrays", str(tmp_path / "latents.npz")
+    config.data.eval_split, config.data.channels = "train", 4
+    modes.train(config, tmp_path / "run")
+    modes.sample(config, tmp_path / "run")
+    drawn = np.load(tmp_path / "run" / "samples" / "samples.npz")["samples"]
+    assert drawn.shape == (6, 8, 8, 4) and drawn.dtype == np.float32
+    assert not list((tmp_path / "run").rglob("*.png"))
+
+
+def test_plan(capsys):
+    config = toy(network__hidden=128, training__accumulate=2)
+    modes.plan(config)
+    output = capsys.readouterr().out
+    count = int(re.search(r"^parameters +([\d,]+)$", output, re.MULTILINE)[1].replace(",", ""))
+    assert count == count_parameters(prepare(config).state.params) > 16_384
+    assert "batch           16 of x (2,)" in output and "in 2 part(s) of 8 per device" in output
+    assert "data 1, fsdp 1, tensor 1: 1 device(s)" in output
+
+    # The forward pass and the gradient take six operations per parameter and example.
+    flops = float(re.search(r"^FLOPs per step +(\S+),", output, re.MULTILINE)[1])
+    assert 0.8 < flops / (6 * 16 * count) < 1.5
+    kernel = [line for line in output.splitlines() if "128x128" in line]
+    assert kernel and all("whole" in line for line in kernel)
+
+
+def test_plan_for_devices_that_are_not_there(capsys):
+    sizes = {}
+    for devices in (1, 256):
+        modes.plan(toy(network__hidden=256, training__batch_size=512, mesh__fsdp=min(devices, 64)), devices)
+        output = capsys.readouterr().out
+        table = [line.replace(" MiB", "").rsplit(maxsplit=2) for line in output.splitlines() if line.count("MiB") == 2]
+        sizes[devices] = {name: (float(one), float(every)) for name, one, every in table}
+    assert set(sizes[256]) == {"parameters", "averages", "optimizer", "gradient", "activations", "sum"}
+    assert "data 4, fsdp 64, tensor 1: 256 device(s)" in output
+    for name in ("parameters", "averages", "optimizer"):
+        assert sizes[256][name][1] == sizes[1][name][1]
+        assert sizes[256][name][0] < 0.1 * sizes[1][name][0], "nearly all of it is in arrays that 64 divides"
+    np.testing.assert_allclose(sizes[256]["activations"][1], sizes[1]["activations"][1], rtol=0.05)
+
+
+def test_captions_are_read_by_the_words_of_a_tokenizer(tmp_path):
+    rng, names = np.random.default_rng(0), ["red heart", "blue heart", "dog face", "cat face"] * 4
+    np.savez(tmp_path / "pictures.npz", images=rng.integers(0, 256, (16, 8, 8, 1), np.uint8), names=np.array(names))
+    vocabulary.learn(names, 300).save(str(tmp_path / "tokenizer.json"))
+    config = toy(training__num_steps=1, sampling__cond="Dog face|red cat|", sampling__num_samples=3)
+    config.data = ConfigDict(dict(name="arrays", split="train", eval_split="train", image_size=8, channels=1))
+    config.data.update(path=str(tmp_path / "pictures.npz"), caption_key="names", tokenizer=str(tmp_path))
+    config.network = ConfigDict(dict(name="dit", patch_size=4, hidden_size=8, depth=1, num_heads=1, token_dim=4))
+    config.network.update(vocabulary=300, max_tokens=4)
+    config.evaluation.metrics = ("retrieval",)
+    modes.train(config, tmp_path / "run")
+    modes.sample(config, tmp_path / "run")
+    assert np.load(tmp_path / "run" / "samples" / "samples.npz")["cond"].tolist() == ["dog face", "red cat", ""]
+    modes.evaluate(config, tmp_path / "run")
+    assert "retrieval_caption" in json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    for changes, message in (
+        (dict(vocabulary=270), r"has 2.. tokens, which config\.network\.vocabulary=270 is not"),
+        (dict(vocabulary=0), "is for networks with a vocabulary of their own"),
+    ):
+        other = ConfigDict(config.to_dict())
+        other.network.update(changes)
+        with pytest.raises(ConfigError, match=message):
+            build.source(other)
+    config.data.tokenizer = str(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"config\.data\.tokenizer='.*none'.*holds no tokenizer"):
+        modes.sample(config, tmp_path / "run")

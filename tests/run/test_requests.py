@@ -1,0 +1,81 @@
+"""What config.sampling.cond may say, and how conditions are recorded."""
+
+import numpy as np
+import pytest
+
+from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
+from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
+from diffusion_jax.run.requests import captions, recorded, requested
+
+CLASSES = Conditions(num_classes=10)
+CAPTIONS = Conditions(token_dim=4, vocabulary=VOCABULARY, max_tokens=6)
+VECTORS = Conditions(num_classes=10, vector_dim=2)
+
+
+def test_texts_survive_tokens():
+    texts = ["a cat", "", "Grüße", "longer than five"]
+    tokens = tokens_of(texts, 5)
+    assert tokens.shape == (4, 5) and tokens.max() < VOCABULARY
+    assert texts_of(tokens) == ["a cat", "", "Grü", "longe"], "five bytes end within the fourth letter"
+    assert texts_of(tokens_of(texts, 40)) == texts
+
+
+def test_classes_go_round():
+    np.testing.assert_array_equal(requested("3", CLASSES, 3)["label"], [3, 3, 3])
+    np.testing.assert_array_equal(requested("0, 7", CLASSES, 5)["label"], [0, 7, 0, 7, 0])
+    assert requested("", CLASSES, 5) is None
+
+
+def test_captions_are_separated_by_bars_or_lines(tmp_path):
+    (tmp_path / "texts.txt").write_text("a, b\n\nc\n")
+    for text in ("a, b|c", str(tmp_path / "texts.txt")):
+        cond = requested(text, CAPTIONS, 3)
+        assert captions(cond) == ["a, b", "c", "a, b"]
+        np.testing.assert_array_equal(recorded(cond)["cond"], ["a, b", "c", "a, b"])
+
+
+def test_a_file_holds_any_conditions(tmp_path):
+    path = tmp_path / "cond.npz"
+    np.savez(path, label=np.array([1, 2]), vector=np.array([[1.0, 2.0], [3.0, 4.0]]))
+    cond = requested(str(path), VECTORS, 3)
+    np.testing.assert_array_equal(cond["label"], [1, 2, 1])
+    np.testing.assert_array_equal(cond["vector"][:, 0], [1, 3, 1])
+    assert set(recorded(cond)) == {"cond", "cond_vector"} and captions(cond) == ["1", "2", "1"]
+    pixels = np.array([0, 51, 255, 204], np.uint8).reshape(1, 2, 2, 1)
+    for control in (pixels, np.array([-1, -0.6, 1, 0.6]).reshape(1, 2, 2, 1)):
+        np.savez(path, label=np.array([1], np.uint8), control=control)
+        cond = requested(str(path), Conditions(num_classes=3, control_shape=(2, 2, 1)), 1)
+        np.testing.assert_allclose(cond["control"].ravel(), [-1, -0.6, 1, 0.6], atol=1e-6)
+        assert cond["control"].dtype == np.float32 and cond["label"] == 1
+    np.savez(path, caption=np.array(["x", "y"]))
+    assert captions(requested(str(path), CAPTIONS, 2)) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("text", "conditions", "message"),
+    [
+        ("10", CLASSES, "label 10 is out of range; it must be in 0..9"),
+        ("-1", CLASSES, "label -1 is out of range"),
+        ("cat", CLASSES, "must be class ids in 0..9"),
+        ("3", NO_CONDITIONS, "the model is unconditional"),
+        ("3", VECTORS, "give them in a file"),
+        ("none.npz", VECTORS, "none.npz cannot be read"),
+        ("none.txt", CLASSES, "none.txt cannot be read"),
+        ("a", Conditions(token_dim=4, vocabulary=9, max_tokens=6), "need a vocabulary of 257"),
+    ],
+)
+def test_what_does_not_fit_is_refused(text, conditions, message):
+    with pytest.raises(ValueError, match=message):
+        requested(text, conditions, 2)
+
+
+def test_a_file_that_does_not_fit(tmp_path):
+    path = tmp_path / "cond.npz"
+    for arrays, message in (
+        (dict(label=np.array([1])), "'vector' is missing"),
+        (dict(label=np.array([0.5]), vector=np.ones((1, 2))), "label is float64"),
+        (dict(label=np.array([1, 2]), vector=np.ones((1, 2))), "need the same number"),
+    ):
+        np.savez(path, **arrays)
+        with pytest.raises(ValueError, match=message):
+            requested(str(path), VECTORS, 2)
