@@ -27,7 +27,6 @@ def vqgan(**sections: Any) -> ConfigDict:
     config = replace(
         defaults(),
         loss=dict(name="l1"),
-        solver=dict(name="none"),
         sampling=dict(steps=1),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100, b1=0.5, b2=0.9),
         ema=dict(rates=(0.999,)),

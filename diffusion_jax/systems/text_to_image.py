@@ -141,7 +141,7 @@ class TextToImage(Sampled):
         h = self.first_stage.encode(stage["network"], batch["x"])
         z = self.first_stage.latents(stage, row_keys(latent_key, rows), h)
         batch = batch if train is None else self._dropped(drop_key, batch)
-        cond = self.network_conditions(params, row_keys(cond_key, rows), batch)
+        cond = self.encode_conditions(params, row_keys(cond_key, rows), batch)
         if train is not None and self.cond_dropout and self.task.dropped:
             keep = jax.random.bernoulli(jax.random.fold_in(drop_key, 1), 1 - self.cond_dropout, rows.shape)
             cond["image"] = cond["image"] * bcast(keep, cond["image"])
@@ -182,12 +182,12 @@ class TextToImage(Sampled):
         """D(x, t) of latents as solvers see it: texts and images read once, guidance applied."""
         guidance, network = self.diffusion.guidance, {"network": self._network(params)}
         numbers = guidance.load() if numbers is None else numbers
-        given = self.network_conditions(params, keys, cond)
+        given = self.encode_conditions(params, keys, cond)
         model = self.diffusion.model(network, given)
         null = self.diffusion.embed(network["network"], {**given, **self._negative(params, given)})
         return self.diffusion.threshold(guidance.steer(numbers, model._replace(null=null, given=cond)))
 
-    def network_conditions(self, params: Params, keys: Key[Array, "batch"], cond: Cond) -> dict[str, Array]:
+    def encode_conditions(self, params: Params, keys: Key[Array, "batch"], cond: Cond) -> dict[str, Array]:
         """What the network reads for the ids and images of a batch; row r may be random by keys[r]."""
         given = self.texts.encode(params["frozen"]["text"], cond["tokens"])
         if self.diffusion.network_conditions.num_sizes:
