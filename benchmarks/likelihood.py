@@ -107,7 +107,7 @@ def network_problem(dim: int, hidden: int, batch: int) -> Problem:
     in_torch = [torch.tensor(w) for w in weights] if torch else None
 
     def denoise(x: Any, t: Any, weights: list, xp: Any, join: Callable) -> Any:
-        """The denoiser with EDM's preconditioning for data of variance 1/4, so that a random network has a smooth flow."""
+        """The denoiser with EDM's preconditioning for data of variance 1/4, under which a random network is smooth."""
         alpha, sigma_squared = (s.reshape(-1, 1) for s in scales(t, xp))
         norm = alpha**2 / 4 + sigma_squared
         out = forward(x / norm**0.5, t, weights, xp, join)
