@@ -110,6 +110,30 @@ class LowRank:
         frozen = {**after.get("frozen", {}), "network": params["frozen"]["network"]}
         return {**params, **others, "frozen": frozen}
 
+    @property
+    def batch(self) -> Mapping[str, Spec]:
+        return self.system.batch
+
+    @property
+    def conditions(self) -> Any:
+        return self.system.conditions
+
+    @property
+    def makes(self) -> Spec | None:
+        return self.system.makes
+
+    @property
+    def networks(self) -> Mapping[str, Placed]:
+        return self.system.networks
+
+    def numbers(self) -> PyTree[Array]:
+        return self.system.numbers()
+
+    def draw(
+        self, params: Params, key: Key[Array, ""], ids: Array, cond: Cond, numbers: PyTree[Array]
+    ) -> dict[str, Array]:
+        return self.system.draw(self.merged(params), key, ids, cond, numbers)
+
     def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, Any]:
         return self.system.sample(self.merged(params), key, num, cond)
 

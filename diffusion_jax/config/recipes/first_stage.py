@@ -149,14 +149,14 @@ def patchgan(
 
     if loss not in losses.DISCRIMINATOR_LOSSES:
         raise ValueError(f"loss={loss!r} is unknown; choose one of {', '.join(losses.DISCRIMINATOR_LOSSES)}")
-    init, (judge,) = init_methods(make, ("judge",), dtype)
+    init, (discriminate,) = init_methods(make, ("discriminate",), dtype)
     x = jax.ShapeDtypeStruct((1, *shape), np.float32)
-    logits: Array = jax.eval_shape(lambda key, x: judge(init(key), x), jax.random.key(0), x)
+    logits: Array = jax.eval_shape(lambda key, x: discriminate(init(key), x), jax.random.key(0), x)
     if logits.size == 0:
         raise ValueError(f"n_layers={n_layers} leave nothing of images of {shape}; take fewer")
     return Adversary(
         init=init,
-        judge=judge,
+        discriminate=discriminate,
         loss=losses.DISCRIMINATOR_LOSSES[loss],
         start=start,
         weight=weight,
