@@ -19,10 +19,10 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.losses import times as times_module
 from diffusion_jax.losses import weightings
-from diffusion_jax.processes.base import bcast, row_keys, row_normal
+from diffusion_jax.processes.base import bcast, row_keys, row_normal, row_sum
 from diffusion_jax.solvers.base import check_variance, posterior, step_variance, transition
 from diffusion_jax.solvers.grids import Grid
-from diffusion_jax.types import Denoiser, Process
+from diffusion_jax.types import Denoiser, Process, check, check_choice
 
 Time = Float[Array, "*n"]
 Variance = Float[Array, "..."]  # a scalar, one number per row, or one per value
@@ -37,7 +37,7 @@ def gaussian_kl(
     """
     q, p = bcast(variance_q, squared_distance), bcast(variance_p, squared_distance)
     ratio = q / p
-    return _row_sum(0.5 * (squared_distance / p + (ratio - 1 - jnp.log(ratio))))
+    return row_sum(0.5 * (squared_distance / p + (ratio - 1 - jnp.log(ratio))))
 
 
 def posterior_kl(
@@ -75,7 +75,7 @@ def decoder_nats(
     mirrored = low + high > 0
     low, high = jnp.where(mirrored, -high, low), jnp.where(mirrored, -low, high)
     log_low, log_high = log_ndtr(low), log_ndtr(high)
-    return -_row_sum(log_high + jnp.log1p(-jnp.exp(log_low - log_high)))
+    return -row_sum(log_high + jnp.log1p(-jnp.exp(log_low - log_high)))
 
 
 def discrete_bound(
@@ -127,7 +127,7 @@ def discrete_bound(
         "prior": prior_kl(process, x_0, times[0]),
         "terms": terms,
         "decoder": decoder_nats(x_0, x_hat, decoder_variance, levels),
-        "squared_error": _row_sum((x_0 - x_hat) ** 2),
+        "squared_error": row_sum((x_0 - x_hat) ** 2),
     }
 
 
@@ -153,7 +153,7 @@ def continuous_bound(
     draw = times_module.importance(weightings.likelihood(), t_min=t_min, t_max=t_max)
     t, weight = jax.tree.map(jnp.ravel, jax.vmap(lambda k: draw(process, k, 1))(row_keys(keys, 0)))
     x_t = bcast(process.alpha(t), x_0) * x_0 + bcast(process.sigma(t), x_0) * row_normal(row_keys(keys, 1), x_0)
-    error = (t_max - t_min) * weight * weightings.likelihood()(process, t) * _row_sum((x_0 - D(x_t, t)) ** 2)
+    error = (t_max - t_min) * weight * weightings.likelihood()(process, t) * row_sum((x_0 - D(x_t, t)) ** 2)
     end = jnp.asarray(t_min, x_0.dtype)
     decoder = 0.5 + 0.5 * jnp.log(2 * jnp.pi) + jnp.log(process.sigma(end) / process.alpha(end))
     return prior_kl(process, x_0, t_max) + 0.5 * error + x_0[0].size * decoder
@@ -170,12 +170,9 @@ def bound_likelihood(
 
     Raises ValueError for an unknown variance, fewer than 2 levels or one step.
     """
-    if variance not in ("beta", "beta_tilde", "learned"):
-        raise ValueError(f"variance is {variance!r}; choose beta, beta_tilde or learned")
-    if levels < 2:
-        raise ValueError(f"levels is {levels}; it must be at least 2")
-    if steps < 0 or steps == 1:
-        raise ValueError(f"steps is {steps}; it must be at least 2, or 0 for all steps of a discrete process")
+    check_choice("variance", variance, ("beta", "beta_tilde", "learned"))
+    check(levels >= 2, "levels", levels, "at least 2")
+    check(steps >= 2 or steps == 0, "steps", steps, "at least 2, or 0 for all steps of a discrete process")
 
     def likelihood(process: Process, D: Denoiser, key: Key[Array, ""], x_0: Array) -> dict[str, Array]:
         times = grid(process, steps or process.num_steps)
@@ -192,7 +189,3 @@ def bound_likelihood(
         }
 
     return likelihood
-
-
-def _row_sum(a: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-    return jnp.sum(a.reshape(a.shape[0], -1), axis=-1)
