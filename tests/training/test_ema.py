@@ -40,7 +40,7 @@ def test_warmup_raises_the_rate_with_the_steps(step, decay):
 
 
 def test_warmup_averages_the_first_steps():
-    """The average of 0, 1, 2 and 3 after a start at 100, by hand: shares 9/10, 9/11, 9/12 and 9/13 for the new value."""
+    """The average of 0, 1, 2 and 3 after a start at 100, by hand: the new value has 9/10, 9/11, 9/12, 9/13."""
     average = ema.init(_params(100.0), (0.9999,))
     expected = (10.0, 2.6363636, 2.1590909, 2.7412587)
     for step, value in enumerate(expected):
