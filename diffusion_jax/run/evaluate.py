@@ -48,7 +48,7 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
 
 def metrics_of(job: Job, directory: pathlib.Path) -> list[judging.Metric]:
     """What config.evaluation.metrics names. Raises ConfigError for a metric that data or config cannot give."""
-    return judging.metrics(job.config, job.source, directory, levels=job.parts.likelihood_levels)
+    return judging.metrics(job.config, job.source, directory, levels=job.built.parts.likelihood_levels)
 
 
 def _held_out(job: Job, params: Params) -> dict[str, float]:

@@ -70,7 +70,7 @@ def conditions(job: Job, num: int) -> dict[str, np.ndarray] | None:
     if job.recipe.role == "first_stage":
         return None if text == "prior" else cycled({"x": data.shuffled(job.held_out, num)["x"]}, num)
     with refusal(f"config.sampling.cond={text!r}"):
-        cond = requested(text, wanted, num, job.reading.tokenize)
+        cond = requested(text, wanted, num, job.built.reading.tokenize)
     if cond is None and set(wanted.shapes) - {"label"}:
         examples = data.shuffled(job.held_out, num)
         cond = cycled(wanted.of(examples), num)

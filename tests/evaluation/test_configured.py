@@ -7,7 +7,7 @@ from diffusion_jax import data
 from diffusion_jax.config import build, judging
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.evaluation import sheets
-from diffusion_jax.run import modes
+from diffusion_jax.run import train
 from tests.evaluation.test_features import projection
 from tests.runs import digits, toy
 
@@ -79,7 +79,7 @@ def test_inception_figures_and_their_reference(tmp_path, monkeypatch):
 )
 def test_refusals_before_training(tmp_path, changes, metrics, message):
     with pytest.raises(ConfigError, match=message):
-        modes.train(_config(*metrics, **changes), tmp_path / "run")
+        train.train(_config(*metrics, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
