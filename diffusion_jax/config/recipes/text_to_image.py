@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -24,10 +23,11 @@ from diffusion_jax.losses import first_stage as losses
 from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
 from diffusion_jax.networks.clip import CLIPTextModel
 from diffusion_jax.networks.conditions import Conditions
-from diffusion_jax.networks.controlnet import ControlledUNet, ControlNetModel
+from diffusion_jax.networks.controlnet import ControlNetModel, controlled_unet
 from diffusion_jax.networks.functional import init_methods
 from diffusion_jax.networks.ldm_bert import LDMBert
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.networks.unet_spec import UNetSpec
 from diffusion_jax.systems import bottlenecks
 from diffusion_jax.systems import text_to_image as tasks
 from diffusion_jax.systems.text_to_image import Task, Texts, TextToImage
@@ -53,18 +53,8 @@ _STAGE_PREFIX = "first_stage_model."  # in a file of a whole model
 _OTHERS = ("name", "task", "pipeline", "tokenizer", "first_stage", "latent_scale", *_TEXT_FOLDERS)
 
 
-def controlled_unet(*, control_scale: float = 1.0, rngs: nnx.Rngs, **arguments: Any) -> ControlledUNet:
-    """A U-Net and its ControlNet of the same arguments, which are those of `ControlNetModel`."""
-    names = inspect.signature(UNet2DConditionModel.__init__).parameters
-    unet = UNet2DConditionModel(**{k: v for k, v in arguments.items() if k in names}, rngs=rngs)
-    return ControlledUNet(unet, ControlNetModel(**arguments, rngs=rngs), scale=control_scale)
-
-
-# What builds the network, by its name in a config; `construct` reads the names and types of arguments here.
+# What builds the network, by its name in a config.
 NETWORKS = {"unet_2d_condition": UNet2DConditionModel, "controlnet": controlled_unet}
-_SCALE = inspect.signature(controlled_unet).parameters["control_scale"]
-_OWN = [p for p in inspect.signature(ControlNetModel.__init__).parameters.values() if p.name != "self"]
-controlled_unet.__signature__ = inspect.Signature([_SCALE, *_OWN])
 
 
 def network_conditions(config: ConfigDict, image_size: int) -> Conditions:
@@ -297,7 +287,7 @@ def encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 def unet_section(config: ConfigDict) -> dict[str, Any]:
     """That of the U-Net below a ControlNet."""
-    names = inspect.signature(UNet2DConditionModel.__init__).parameters
+    names = {field.name for field in dataclasses.fields(UNetSpec)}
     return {
         "name": "unet_2d_condition",
         **{key: value for key, value in config.network.to_dict().items() if key in names},
