@@ -22,6 +22,7 @@ class Embedded(NamedTuple):
     image: Float[Array, "batch h w c"] | None = None  # concatenated to x; by a ControlNet added to its activations
     # Added to the activations that the way up of a U-Net reads, in their order, the last to those in the middle.
     residuals: tuple[Float[Array, "batch _ _ _"], ...] = ()
+    others: dict[str, Array] | None = None  # conditions of other names, as they are: structures, for example
 
 
 class Controlled(NamedTuple):
