@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     if _DEVICES.value and (_MODE.value != "plan" or _DEVICES.value < 0):
         _refuse(f"--devices={_DEVICES.value} must be positive, and goes with --mode=plan alone, not {_MODE.value}")
     logging.set_verbosity(logging.WARNING)
-    from diffusion_jax.config import from_file, sections
+    from diffusion_jax.config import data, from_file, sections
     from diffusion_jax.run import distributed, modes
     from diffusion_jax.training import faults
     from diffusion_jax.training.loop import NotFinite
@@ -86,6 +86,7 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     try:
         sections.drop_replaced(config, original)
+        data.drop_replaced(config, original)
         if _MODE.value == "plan":
             modes.plan(config, _DEVICES.value or None)
         else:

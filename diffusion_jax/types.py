@@ -63,6 +63,15 @@ class Coefficients(NamedTuple):
     c_noise: Array
 
 
+class Spec(NamedTuple):
+    """One entry of an example, declared by the data."""
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    modality: str = "array"
+    values: int = 0  # classes, vocabulary
+
+
 class Train(NamedTuple):
     """What a loss may know about the training it is part of; `None` stands for evaluation."""
 

@@ -19,14 +19,15 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data, losses, parameterizations, processes, solvers, systems
 from diffusion_jax.config import checks, guidance, judging
+from diffusion_jax.config import data as config_data
 from diffusion_jax.config.recipes import first_stage, text_to_image
 from diffusion_jax.config.sections import ConfigError, check_type, construct, lookup, refusal
 from diffusion_jax.config.trained import Trained, open_run
-from diffusion_jax.data import images, tokenization
+from diffusion_jax.data import tokenization
 from diffusion_jax.data.derived import averaged
-from diffusion_jax.data.sources import latents, toys
+from diffusion_jax.data.sources import toys
 from diffusion_jax.guidance import steering, thresholding
-from diffusion_jax.likelihood import bounds, dequantization, ode
+from diffusion_jax.likelihood import bounds, ode
 from diffusion_jax.losses import times, weightings
 from diffusion_jax.networks.adm import ADM
 from diffusion_jax.networks.conditions import NO_RATES, Conditions
@@ -43,7 +44,7 @@ from diffusion_jax.solvers import grids
 from diffusion_jax.systems import augmentation
 from diffusion_jax.training import optimizers
 from diffusion_jax.training.writers import JsonlWriter, TensorBoardWriter, WandbWriter, Writers
-from diffusion_jax.types import Cond, Params, Process, System
+from diffusion_jax.types import Cond, Params, Process, Spec, System
 
 PROCESSES = {
     "vp": processes.VP,
@@ -169,18 +170,7 @@ LIKELIHOODS = {"none": lambda: None, "ode": ode.ode_likelihood, "bound": bounds.
 
 def data_shape(config: ConfigDict) -> tuple[int, ...]:
     """The shape of one example: [size, size, channels], or [2] for points in the plane."""
-    if config.data.get("name") == "toy":
-        return (2,)
-    if config.data.get("name") == "latents":
-        with refusal("config.data"):
-            return latents.read_header(config.data.get("path", ""), config.data.split).shape
-    for key in ("image_size", "channels"):
-        if not isinstance(config.data.get(key), int) or config.data[key] < 1:
-            raise ConfigError(
-                f"config.data.{key}={config.data.get(key)!r} must be a positive integer for images such as those of "
-                f"{config.data.get('name')!r}"
-            )
-    return (config.data.image_size, config.data.image_size, config.data.channels)
+    return config_data.spec(config.data).shape
 
 
 def data_levels(config: ConfigDict) -> int:
@@ -434,69 +424,34 @@ def optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, optax.S
 
 def source(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
     """The training split of the data set, or the split that evaluation compares with. Opens files; ConfigError."""
-    section = {key: value for key, value in config.data.items() if value != ""}
-    name, read = section["name"], conditions(config)
-    tokenize: Callable | None = tokenizer(config)
     low_res = config.network.get("low_res", 0)
-    derive = averaged(low_res) if low_res else None
+    tokenize, derive = None, averaged(low_res) if low_res else None
     if config.system.name == "text_to_image":
         tokenize, derive = text_to_image.tokenizer(config), text_to_image.derived(config)
-    loaded = construct(
-        {name: functools.partial(data.load, name=name)},
-        "data",
-        section,
-        evaluation=evaluation,
-        max_tokens=read.max_tokens,
-        tokenize=tokenize,
-        shapes={kind: entry.shape for kind, entry in read.shapes.items() if kind in images.CONDITIONS},
-        derive=derive,
-    )
-    if loaded.shape != data_shape(config):
-        raise ConfigError(f"config.data: {name} holds examples of {loaded.shape}, not {data_shape(config)}")
+    wanted = _wanted(config)
+    loaded = config_data.source(config.data, wanted=wanted, tokenize=tokenize, derive=derive, evaluation=evaluation)
     if config.system.name in ("vdm", "variational_dequantization"):
-        try:
-            dequantization.check_levels(data.arrays(loaded, 256)["x"], config.data.get("levels", 256))
-        except ValueError as error:
-            raise ConfigError(f"config.data (for config.system.name={config.system.name!r}): {error}") from error
+        with refusal(f"config.data (for config.system.name={config.system.name!r})"):
+            config_data.check_levels(loaded, config.data.get("levels", 256))
     if config.evaluation.likelihood.name != "none" and data_levels(config):
-        try:
-            dequantization.check_levels(data.arrays(loaded, 256)["x"], data_levels(config))
-        except ValueError as error:
-            raise ConfigError(f"config.evaluation.likelihood ({config.evaluation.likelihood.name}): {error}") from error
-    example = loaded.batch(np.zeros(1, np.int64))
-    for condition, entry in read.shapes.items():
-        found = np.shape(example.get(condition))[1:]
-        if condition != "label" and (condition not in example or found != entry.shape):
-            raise ConfigError(
-                f"config.network needs the condition {condition!r} of shape {entry.shape}, which config.data.name="
-                f"{name!r} {'gives as ' + str(found) if condition in example else 'does not give'}"
-            )
-    num_classes = read.num_classes
-    if (num_classes and loaded.num_classes > num_classes) or (num_classes and not loaded.num_classes):
-        raise ConfigError(
-            f"config.network.num_classes={num_classes} must be 0 or at least the {loaded.num_classes} classes of {name}"
-        )
+        with refusal(f"config.evaluation.likelihood ({config.evaluation.likelihood.name})"):
+            config_data.check_levels(loaded, data_levels(config))
     return loaded
 
 
-def tokenizer(config: ConfigDict) -> tokenization.Tokenizer | None:
-    """What makes ids of captions for a network that learns to read, of config.data.tokenizer; None for bytes.
+def _wanted(config: ConfigDict) -> dict[str, Spec]:
+    """The conditions that batches must hold."""
+    read = conditions(config)
+    values = {"label": read.num_classes, "tokens": read.vocabulary}
+    return {
+        name: Spec(entry.shape, np.dtype(entry.dtype).name, values=values.get(name, 0))
+        for name, entry in read.shapes.items()
+    }
 
-    Raises ConfigError: there is none in that folder, or its ids are not those of the network.
-    """
-    path, read = config.data.get("tokenizer", ""), conditions(config)
-    if not path:
-        return None
-    given = f"config.data.tokenizer={path!r}"
-    if config.system.name == "text_to_image" or not read.vocabulary:
-        raise ConfigError(
-            f"{given} is for networks with a vocabulary of their own; a text-to-image model has config.system.tokenizer"
-        )
-    with refusal(given):
-        found = tokenization.load_for_network(path, read.max_tokens)
-    if found.size > read.vocabulary:
-        raise ConfigError(f"{given} has {found.size} tokens, which config.network.vocabulary={read.vocabulary} is not")
-    return found
+
+def tokenizer(config: ConfigDict) -> tokenization.Tokenizer | None:
+    """What makes ids of captions for a network that learns to read, see `config.data.tokenizer`."""
+    return config_data.tokenizer(config.data, _wanted(config))
 
 
 def reconstructed(config: ConfigDict, num: int) -> dict[str, np.ndarray] | None:
