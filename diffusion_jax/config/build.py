@@ -17,15 +17,14 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from diffusion_jax import data, losses, parameterizations, processes, solvers, systems
-from diffusion_jax.config import checks, guidance, judging
+from diffusion_jax import data, losses, modalities, parameterizations, processes, solvers, systems
+from diffusion_jax.config import checks, guidance
 from diffusion_jax.config import data as config_data
 from diffusion_jax.config.recipes import first_stage, text_to_image
 from diffusion_jax.config.sections import ConfigError, check_type, construct, lookup, refusal
 from diffusion_jax.config.trained import Trained, open_run
 from diffusion_jax.data import tokenization
 from diffusion_jax.data.derived import averaged
-from diffusion_jax.data.sources import toys
 from diffusion_jax.guidance import steering, thresholding
 from diffusion_jax.likelihood import bounds, ode
 from diffusion_jax.losses import times, weightings
@@ -477,19 +476,41 @@ def writers(config: ConfigDict, directory: pathlib.Path, step: int) -> Writers:
     return Writers([table[name]() for name in config.training.loggers])
 
 
-def metrics(config: ConfigDict, source: data.Source, directory: pathlib.Path | None = None) -> list[judging.Metric]:
-    """What config.evaluation.metrics names, see `judging.metrics`."""
-    return judging.metrics(config, source, directory, levels=data_levels(config))
+def metrics(
+    config: ConfigDict,
+    source: data.Source,
+    directory: pathlib.Path | None = None,
+    held_out: data.Source | None = None,
+) -> list[modalities.base.Metric]:
+    """Functions of samples that config.evaluation.metrics names. Raises ConfigError, see `modalities.metrics`."""
+    evaluation = modalities.Evaluation(
+        options={**config.evaluation, "levels": data_levels(config)},
+        train=source,
+        test=held_out,
+        makes=makes(config),
+        data=config.data.to_dict(),
+        conditions=tuple(conditions(config).shapes),
+        cache=None if directory is None else directory / "statistics",
+    )
+    try:
+        return modalities.metrics(modalities.of(evaluation.makes), evaluation)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
 
 
-def plane(config: ConfigDict, built: systems.Diffusion, params: Params) -> dict[str, Callable]:
-    """What a picture of points in the plane shows beside them: the learned score at a small time, the exact density."""
+def makes(config: ConfigDict) -> Spec:
+    """The spec of a sample: of a first stage's image where the data are latents."""
+    spec = config_data.spec(config.data)
+    if spec.modality != "latents":
+        return spec
+    return Spec((config.data.image_size, config.data.image_size, config.data.channels), modality="image")
+
+
+def score(built: systems.Diffusion, params: Params) -> Callable:
+    """The learned score at a small time, a function of points."""
     t = jnp.float32(0.1)
     D = built.denoiser(params, None)
-    pictures = {"score": jax.jit(lambda x: parameterizations.score(built.process, D, x, t))}
-    if config.data.get("kind", "gaussian_mixture") == "gaussian_mixture":
-        pictures["log_density"] = toys.mixture_log_density
-    return pictures
+    return jax.jit(lambda x: parameterizations.score(built.process, D, x, t))
 
 
 def _likelihood(config: ConfigDict, process: Process, grid: Callable) -> ode.Likelihood | None:

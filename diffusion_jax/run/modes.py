@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import pathlib
 import time
 from typing import Any
@@ -14,8 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from diffusion_jax import data
+from diffusion_jax import data, modalities
 from diffusion_jax.config import build
+from diffusion_jax.config import data as config_data
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data import Source
 from diffusion_jax.data.captions import texts_of
@@ -141,9 +141,8 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
         seconds = time.monotonic() - began
         path = directory / "samples" / f"{config.sampling.file}.npz"
         if jax.process_index() == 0:
-            samples = drawn["samples"]
             with refusal("samples"):
-                arrays = {"samples": sheets.to_uint8(samples) if _is_image(samples) else samples}
+                arrays = {"samples": modalities.of(build.makes(config)).stored(drawn["samples"])}
             with faults.replacing(path) as file:
                 np.savez(file, **arrays, **requests.recorded(_conditions_of(drawn), _words(job)[1]))
         pictured = _picture(job, params, drawn, path.with_suffix(".png"))
@@ -158,7 +157,7 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
     """Compute config.evaluation.metrics with the newest checkpoint; print them and write evaluation.json."""
     job = prepare(config)
     source, held_out = build.source(config), build.source(config, evaluation=True)
-    metrics = build.metrics(config, source, directory)
+    metrics = build.metrics(config, source, directory, held_out)
     workdir.check_writable(directory)
     params, step = _params(job, directory)
     num = config.evaluation.num_samples
@@ -175,7 +174,7 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
         }
         for metric in metrics:
             with refusal("config.evaluation.metrics"):
-                figures |= metric(drawn, source, held_out)
+                figures |= metric(drawn)
     if jax.process_index() == 0:
         write_evaluation(directory / "evaluation.json", figures)
     _say(format_report(figures), f"written to {directory / 'evaluation.json'}")
@@ -236,25 +235,18 @@ def _conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
     """Whether `path` is now a picture of the samples: there is none of latents and of samples that are not finite."""
-    samples, labels, columns = drawn["samples"], requests.captions(_conditions_of(drawn), _words(job)[1]), None
-    if "original" in drawn:
-        # Pairs side by side, the original first.
-        samples = np.stack([drawn["original"], samples], axis=1).reshape(-1, *samples.shape[1:])
-        columns = 2 * math.ceil(math.sqrt(len(samples) / 4))
-    if not np.isfinite(samples).all() or not (_is_image(samples) or samples.shape[1:] == (2,)):
-        return False
-    if jax.process_count() > 1 and not _is_image(samples):
-        params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
-    if jax.process_index() == 0 and _is_image(samples):
-        shown = None if labels is None else labels[:256]
-        sheets.image_sheet(samples[:256], path=path, columns=columns, labels=shown)
-    elif jax.process_index() == 0:
-        sheets.scatter_sheet({"samples": samples}, path=path, **build.plane(job.config, job.system, params))
-    return True
-
-
-def _is_image(samples: np.ndarray) -> bool:
-    return samples.ndim == 4 and samples.shape[-1] in (1, 3)
+    modality = modalities.of(build.makes(job.config))
+    views = dict(config_data.facts(job.config.data))
+    if "score" in modality.views:
+        if jax.process_count() > 1:
+            params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
+        views["score"] = build.score(job.system, params)
+    if jax.process_index():
+        return True
+    picture = modality.picture(drawn, requests.captions(_conditions_of(drawn), _words(job)[1]), views)
+    if picture is not None:
+        sheets.write_png(picture, path)
+    return picture is not None
 
 
 def _how(config: ConfigDict) -> str:

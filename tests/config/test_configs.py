@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.config import build, checks, from_file, judging
+from diffusion_jax import modalities
+from diffusion_jax.config import build, checks, from_file
 from diffusion_jax.data.load import COMMON, keys
 from diffusion_jax.networks.functional import count_parameters
 from diffusion_jax.run import workdir
@@ -153,7 +154,7 @@ def test_data_section(name):
     config = read(name)
     assert set(config.data) <= {*COMMON, *keys(config.data.name)}
     assert not config.data.get("path")
-    assert set(config.evaluation.metrics) <= set(judging.METRICS)
+    assert set(config.evaluation.metrics) <= {*modalities.of(build.makes(config)).metrics}
     if ":digits" in name:
         assert config.data.name == "digits" and config.training.num_steps <= 20_000
     small = config.data.name in ("digits", "mnist", "toy") or "retrieval" in config.evaluation.metrics
