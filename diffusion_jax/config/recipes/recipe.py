@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.config.parts import Parts
 from diffusion_jax.config import data
+from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.sections import refusal
 from diffusion_jax.data import Source
 from diffusion_jax.data.captions import texts_of
@@ -32,8 +32,6 @@ CHOICES = (
 )
 TRAINING = frozenset({"process", "parameterization", "weighting", "times", "loss", "network"})
 SAMPLING = frozenset({"solver", "guidance", "sampling.grid", "sampling.threshold"})
-
-NO_VIEWS: Mapping[str, Callable] = {}
 
 
 class Reading(NamedTuple):
@@ -87,7 +85,7 @@ class Recipe:
     stands_on: Callable[[Parts], Mapping[str, Callable[[], Params]]] = _nothing
     check: Callable[[Parts, Source], None] = no_check
     reading: Callable[[Parts, System], Reading] = reading
-    views: Mapping[str, Callable[[System, Params], Callable]] = NO_VIEWS
+    views: Mapping[str, Callable[[System, Params], Callable]] = dataclasses.field(default_factory=dict)
     role: str = ""
     trains_lora: bool = True
 
