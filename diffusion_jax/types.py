@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -45,6 +47,49 @@ def pytree(cls):
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
 
 
+def spread(cls: type, **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the parameter that is annotated as the dataclass `cls` is given by keywords, one for each field.
+
+    `f(x, options: Options, *, key)` becomes `f(x, *, key, **fields of Options)`. Its signature lists the fields with
+    their types and defaults, for `inspect.signature` is what a config section is checked against. `defaults` replace
+    those of `cls`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+        target = next(name for name, p in signature.parameters.items() if p.annotation in (cls, cls.__name__))
+        fields = {
+            name: p.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, p.default))
+            for name, p in inspect.signature(cls).parameters.items()
+        }
+
+        @functools.wraps(function)
+        def call(*args: Any, **keywords: Any) -> Any:
+            given = {name: keywords.pop(name) for name in fields if name in keywords}
+            return function(*args, **{target: cls(**{**defaults, **given})}, **keywords)
+
+        others = [p for name, p in signature.parameters.items() if name != target]
+        kept = [p for p in others if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        own = [p for p in others if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        call.__signature__ = signature.replace(parameters=[*kept, *fields.values(), *own])
+        return call
+
+    return decorate
+
+
+def check(allowed: bool, field: str, value: Any, words: str) -> None:
+    """Raises ValueError, with the field, its value and what it must be, unless the value is `allowed`."""
+    if not allowed:
+        raise ValueError(f"{field} is {value!r}; it must be {words}")
+
+
+def check_choice(field: str, value: Any, choices: Collection[str]) -> None:
+    """Raises ValueError, which lists the `choices`, unless `value` is one of them."""
+    if value not in choices:
+        *first, last = choices
+        raise ValueError(f"{field} is {value!r}; choose {', '.join(first)}{' or ' if first else ''}{last}")
+
+
 @runtime_checkable
 class Process(Protocol):
     """How data is destroyed: x_t = alpha(t) x_0 + sigma(t) eps, with t in [0, 1] and noise growing with t."""
@@ -64,12 +109,31 @@ class Coefficients(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """One entry of an example, declared by the data."""
+    """One entry of an example, declared by the data: its shape and dtype without the batch axis, its kind of data, and
+    the number of values that integers take (classes, vocabulary), 0 for any."""
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     modality: str = "array"
-    values: int = 0  # classes, vocabulary
+    values: int = 0
+
+
+class Placed(NamedTuple):
+    """One network of a system: what it is, and where its parameters lie. Import, export and LoRA go through these.
+
+    `name` and `arguments` are those of a section of a config, `path` leads to its parameters. `shape` is that of one
+    input, of which the arguments `image_size` and `in_channels` are made. `adopt(params, network)` gives the parameters
+    of the system when the network has come from elsewhere. `extra(params)` are further entries of the config.json that
+    is written with it. `written` tells whether writing the system writes this network.
+    """
+
+    name: str
+    arguments: Mapping[str, Any]
+    path: tuple[str, ...]
+    shape: tuple[int, ...] = ()
+    adopt: Callable[[Params, Params], Params] | None = None
+    extra: Callable[[Params], Mapping[str, Any]] | None = None
+    written: bool = True
 
 
 class Train(NamedTuple):
@@ -92,11 +156,27 @@ class Solver(NamedTuple):
 
 @runtime_checkable
 class System(Protocol):
-    """What the trainer drives. It hides which process, networks, losses and solvers are in play.
+    """What is trained and sampled. The trainer and the command ask a system for this and for nothing else.
 
     `params` is a nested dict whose top-level keys are parameter groups. The group "frozen" is neither
     differentiated nor averaged nor touched by an optimizer; other groups may each have an optimizer of their own.
     """
+
+    @property
+    def batch(self) -> Mapping[str, Spec]:
+        """What training reads: "x", the example, and conditions by name; {} for a system that reads no data."""
+
+    @property
+    def conditions(self) -> Any:
+        """The `networks.conditions.Conditions` that samples are drawn under: of the network, guidance and editing."""
+
+    @property
+    def makes(self) -> Spec | None:
+        """One sample; None for a system that draws none."""
+
+    @property
+    def networks(self) -> Mapping[str, Placed]:
+        """The networks by their public name, that of the component of a pipeline, such as "unet" or "vae"."""
 
     def init(self, key: Key[Array, ""]) -> Params: ...
 
@@ -105,12 +185,21 @@ class System(Protocol):
     ) -> tuple[Float[Array, "batch"], dict[str, PyTree[Array]]]:
         """Per-example loss and metrics. An adversarial system adds its losses with stop_gradient between groups.
 
-        The entry "followed" of the metrics, of any structure, is for `advance` alone and not logged."""
+        The entry "statistics" of the metrics, of any structure, is for `advance` alone and is not logged."""
 
     def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
-        """What changes without a gradient after each optimizer step: target networks, codebooks. Often nothing."""
+        """The parameters after what changes without a gradient: target networks, codebooks, teachers."""
 
-    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, Array]: ...
+    def numbers(self) -> PyTree[Array]:
+        """Numbers that `draw` needs, such as those of guidance. They are read once, outside of `jit`."""
+
+    def draw(
+        self, params: Params, key: Key[Array, ""], ids: Array, cond: Cond, numbers: PyTree[Array]
+    ) -> dict[str, Array]:
+        """The samples of `ids` under "samples": row r is made from ids[r] and cond[r] alone. A pure function."""
+
+    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
+        """`num` samples and their conditions, from `draw`; see `systems.base.Sampled.sample`."""
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """Per-example figures of held-out data, e.g. {"loss": [batch]}."""
+        """Per-example metrics of held-out data, e.g. {"loss": [batch]}."""

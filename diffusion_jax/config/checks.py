@@ -13,9 +13,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax.config.defaults import defaults
-from diffusion_jax.config.sections import ConfigError, check_type, lookup, suggest
+from diffusion_jax.config.sections import ConfigError, check_type, flatten, lookup, suggest
 from diffusion_jax.networks.conditions import Conditions
-from diffusion_jax.run.workdir import flatten
 from diffusion_jax.systems import augmentation
 from diffusion_jax.types import Process
 

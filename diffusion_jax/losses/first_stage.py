@@ -53,16 +53,16 @@ def vanilla(real: Float[Array, "batch *n"], fake: Float[Array, "batch *n"]) -> F
 DISCRIMINATOR_LOSSES = {"hinge": hinge, "vanilla": vanilla}
 
 
-def deception(fake: Float[Array, "batch *n"]) -> Float[Array, "batch"]:
+def generator_loss(fake: Float[Array, "batch *n"]) -> Float[Array, "batch"]:
     """The autoencoder's share, minus the mean logit of its reconstruction (arXiv:2012.09841)."""
     return -fake.mean(tuple(range(1, fake.ndim)))
 
 
-def adaptive_weight(reconstruction_gradient: PyTree[Array], deception_gradient: PyTree[Array]) -> Float[Array, ""]:
+def adaptive_weight(reconstruction_gradient: PyTree[Array], generator_gradient: PyTree[Array]) -> Float[Array, ""]:
     """lambda = |grad L_rec| / (|grad L_GAN| + 1e-4), at most 1e4 (arXiv:2012.09841, eq. 7).
 
     The gradients are those for the decoder's last layer. With it, neither loss drowns the other whatever their scales.
     No gradient passes.
     """
-    ratio = optax.global_norm(reconstruction_gradient) / (optax.global_norm(deception_gradient) + 1e-4)
+    ratio = optax.global_norm(reconstruction_gradient) / (optax.global_norm(generator_gradient) + 1e-4)
     return jax.lax.stop_gradient(jnp.clip(ratio, 0.0, 1e4))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from diffusion_jax.types import Cond
+from diffusion_jax.types import Cond, Spec
 
 NO_RATES: Mapping[str, float] = types.MappingProxyType({})
 
@@ -86,6 +86,12 @@ network has read | empty mask |
         if self.control_shape:
             shapes["control"] = given(self.control_shape, np.float32)
         return shapes
+
+    @property
+    def specs(self) -> dict[str, Spec]:
+        """One entry of each condition, by name."""
+        values = {"label": self.num_classes, "tokens": self.vocabulary}
+        return {name: Spec(x.shape, x.dtype.name, values=values.get(name, 0)) for name, x in self.shapes.items()}
 
     def of(self, batch: Mapping[str, Any] | None) -> dict[str, Any] | None:
         """The conditions among the entries of a batch, None where there are none. ValueError: one is missing."""

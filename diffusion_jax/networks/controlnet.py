@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
+from typing import Any
 
 import jax
 from flax import nnx
@@ -171,3 +173,15 @@ class ControlledUNet(nnx.Module):
         if isinstance(cond, Controlled):
             return cond
         return Controlled(self.unet.embed(cond, batch), self.controlnet.embed(cond, batch))
+
+
+def controlled_unet(*, control_scale: float = 1.0, rngs: nnx.Rngs, **arguments: Any) -> ControlledUNet:
+    """A U-Net and its ControlNet of the same arguments, which are those of `ControlNetModel`."""
+    names = inspect.signature(UNet2DConditionModel.__init__).parameters
+    unet = UNet2DConditionModel(**{k: v for k, v in arguments.items() if k in names}, rngs=rngs)
+    return ControlledUNet(unet, ControlNetModel(**arguments, rngs=rngs), scale=control_scale)
+
+
+_SCALE = inspect.signature(controlled_unet).parameters["control_scale"]
+_OWN = [p for p in inspect.signature(ControlNetModel.__init__).parameters.values() if p.name != "self"]
+controlled_unet.__signature__ = inspect.Signature([_SCALE, *_OWN])

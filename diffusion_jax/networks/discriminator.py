@@ -52,7 +52,7 @@ class NLayerDiscriminator(nnx.Module):
         self.norms = nnx.List(layers.GroupNorm(width, num_groups=num_groups) for width in widths[1:])
         self.conv_out = conv(widths[-1], 1, 1, True)
 
-    def judge(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 1"]:
+    def discriminate(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 1"]:
         """The logits of all patches."""
         h = jax.nn.leaky_relu(self.conv_in(x), 0.2)
         for conv, norm in zip(self.convs, self.norms, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,12 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.evaluation.reconstruction import psnr, ssim
-from diffusion_jax.losses.first_stage import adaptive_weight, deception
+from diffusion_jax.losses.first_stage import adaptive_weight, generator_loss
 from diffusion_jax.processes import row_keys
+from diffusion_jax.systems.base import Sampled
 from diffusion_jax.systems.bottlenecks import Bottleneck
 from diffusion_jax.training.rows import in_batches
-from diffusion_jax.types import Cond, Params, Train
+from diffusion_jax.types import Cond, Params, Placed, Spec, Train
 
 Pairwise = Callable[[Float[Array, "batch h w c"], Float[Array, "batch h w c"]], Float[Array, "batch"]]
 _MEMORY = 0.99  # of the average that the statistics of latents are
@@ -24,13 +25,13 @@ _MEMORY = 0.99  # of the average that the statistics of latents are
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adversary:
-    """A discriminator: `init(key) -> params`, `judge(params, x) -> logits`, and how it takes part."""
+    """A discriminator: `init(key) -> params`, `discriminate(params, x) -> logits`, and its part in the loss."""
 
     init: Callable[[Key[Array, ""]], Params]
-    judge: Callable[[Params, Array], Array]
+    discriminate: Callable[[Params, Array], Array]
     loss: Callable[[Array, Array], Float[Array, "batch"]]  # of (logits of real images, of reconstructions)
-    start: int = 0  # the step from which on it takes part
-    weight: float = 1.0  # of the deception, in reconstruction losses
+    start: int = 0  # the step from which on it is part of the loss
+    weight: float = 1.0  # of the generator loss, in units of the reconstruction loss
     adaptive: bool = True  # multiply it by `losses.first_stage.adaptive_weight`
 
     def __post_init__(self) -> None:
@@ -48,16 +49,16 @@ class Perceptual:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Autoencoder:
+class Autoencoder(Sampled):
     """Train `encode` and `decode` of a network to reconstruct images through a bottleneck. See `types.System`.
 
     The loss of an image is its reconstruction and perceptual loss, the penalty of the bottleneck, and from step `start`
-    of the adversary on the deception of the discriminator and the discriminator's own loss (arXiv:2012.09841,
-    arXiv:2112.10752): a sum whose parts reach disjoint groups of parameters, so that one step trains both networks.
+    of the adversary on the generator loss and the discriminator loss (arXiv:2012.09841, arXiv:2112.10752). This is a
+    sum whose parts reach disjoint groups of parameters, so that one step trains both networks.
 
     Parameters are {"network", "discriminator" (with an adversary), "frozen": {"bottleneck", "latents", "perceptual"}}.
     `latents` are averages over training, mean and mean square per channel, by which `latents` and `decode_latents`
-    standardise what diffusion models see; `latent_scale` > 0 is a fixed factor in their place.
+    standardise what diffusion models see; `latent_scale` > 0 is a fixed factor instead of them.
     """
 
     init_network: Callable[[Key[Array, ""]], Params]
@@ -69,8 +70,19 @@ class Autoencoder:
     adversary: Adversary | None
     shape: tuple[int, ...]  # of an image
     latent_shape: tuple[int, ...]  # of what the decoder takes
+    encoded_shape: tuple[int, ...] = ()  # of what the encoder gives: moments of a Gaussian, or the latent itself
+    modality: str = "image"  # the kind of data
     batch_size: int = 128  # of sampling
     latent_scale: float = 0.0
+    networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
+
+    @property
+    def batch(self) -> dict[str, Spec]:
+        return {"x": self.makes}
+
+    @property
+    def makes(self) -> Spec:
+        return Spec(self.shape, modality=self.modality)
 
     def init(self, key: Key[Array, ""]) -> Params:
         keys = jax.random.split(key, 3)
@@ -90,11 +102,11 @@ class Autoencoder:
     ) -> tuple[Float[Array, "batch"], dict[str, PyTree[Array]]]:
         """The sum of all parts; without `train`, without the adversary and without randomness. Metrics are the parts.
 
-        The entry "followed" of the metrics is what `advance` needs.
+        The entry "statistics" of the metrics is what `advance` needs.
         """
         x, network = batch["x"], params["network"]
         h = self.encode(network, x)
-        z, penalty, metrics, told = self.bottleneck(
+        z, penalty, metrics, statistics = self.bottleneck(
             network, params["frozen"]["bottleneck"], None if train is None else key, h
         )
         metrics["penalty"] = penalty
@@ -114,18 +126,18 @@ class Autoencoder:
         if train is not None:
             kept = jax.lax.stop_gradient(z)
             latents = {"mean": kept.mean((0, 1, 2)), "square": jnp.square(kept).mean((0, 1, 2))}
-            metrics["followed"] = {"bottleneck": told, "latents": latents}
+            metrics["statistics"] = {"bottleneck": statistics, "latents": latents}
         return loss + penalty, metrics
 
     def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
-        """The state of the bottleneck and the statistics of latents follow the batch."""
-        told, frozen = metrics["followed"], params["frozen"]
-        network, bottleneck = self.bottleneck.advance(params["network"], frozen["bottleneck"], told["bottleneck"])
-        # A running mean over the first steps, of which nothing is the initial value.
+        """Update the state of the bottleneck and the statistics of latents from those of the batch."""
+        statistics, frozen = metrics["statistics"], params["frozen"]
+        network, bottleneck = self.bottleneck.advance(params["network"], frozen["bottleneck"], statistics["bottleneck"])
+        # Over the first steps this is a plain running mean, in which the initial value has no part.
         memory = jnp.minimum(_MEMORY, train.step / (train.step + 1))
         # With gradients accumulated over parts of a batch, there is one row per part.
         latents = {
-            name: old + (1 - memory) * (told["latents"][name].reshape(-1, len(old)).mean(0) - old)
+            name: old + (1 - memory) * (statistics["latents"][name].reshape(-1, len(old)).mean(0) - old)
             for name, old in frozen["latents"].items()
         }
         return {**params, "network": network, "frozen": {**frozen, "bottleneck": bottleneck, "latents": latents}}
@@ -144,11 +156,11 @@ class Autoencoder:
 
     def shift_and_scale(self, params: Params) -> tuple[Float[Array, "z"], Float[Array, "z"]]:
         """Mean and standard deviation of each channel of the latents, or 0 and 1 / `latent_scale` where that is set."""
-        followed = params["frozen"]["latents"]
+        moments = params["frozen"]["latents"]
         if self.latent_scale:
-            return jnp.zeros_like(followed["mean"]), jnp.full_like(followed["mean"], 1 / self.latent_scale)
-        variance = followed["square"] - jnp.square(followed["mean"])
-        return followed["mean"], jnp.sqrt(jnp.maximum(variance, 1e-12))
+            return jnp.zeros_like(moments["mean"]), jnp.full_like(moments["mean"], 1 / self.latent_scale)
+        variance = moments["square"] - jnp.square(moments["mean"])
+        return moments["mean"], jnp.sqrt(jnp.maximum(variance, 1e-12))
 
     def reconstruct(self, params: Params, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         """decode(encode(x)) without randomness."""
@@ -157,10 +169,8 @@ class Autoencoder:
     def sample(
         self, params: Params, key: Key[Array, ""], num: int, cond: dict[str, Array | np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
-        """Images under "samples". With images in cond["x"], which are then also under "original", their
-        reconstructions; else decoded draws from the bottleneck's prior."""
-        drawn = {"samples": in_batches(functools.partial(self._draw, params, key), num, self.batch_size, cond)}
-        return drawn if cond is None else {**drawn, "original": np.asarray(cond["x"])[:num]}
+        """`num` images under "samples", see `draw`."""
+        return in_batches(functools.partial(self._draw, params, key, {}), num, self.batch_size, cond)
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """Of held-out images: the loss without the adversary and its parts, `psnr` in dB and `ssim`."""
@@ -170,17 +180,14 @@ class Autoencoder:
         return {"loss": loss, **parts, "psnr": psnr(x, y), "ssim": ssim(x, y)}
 
     def draw(
-        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond
-    ) -> Float[Array, "batch *shape"]:
-        """The rows of `sample`, as a pure function for use under `jit`."""
-        if cond is not None and "x" in cond:
-            return self.reconstruct(params, cond["x"])
+        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
+    ) -> dict[str, Float[Array, "batch *shape"]]:
+        """Images under "samples": reconstructions of the images cond["x"], which are then also under "original", or
+        without them decoded draws from the bottleneck's prior."""
+        if cond is not None:
+            return {"samples": self.reconstruct(params, cond["x"]), "original": cond["x"]}
         z = self.bottleneck.prior(params["network"], row_keys(key, ids), self.latent_shape)
-        return self.decode(params["network"], z)
-
-    @functools.cached_property
-    def _draw(self) -> Callable[..., Float[Array, "batch *shape"]]:
-        return jax.jit(self.draw)
+        return {"samples": self.decode(params["network"], z)}
 
     def _distance(self, params: Params, x: Array, y: Array) -> Float[Array, "batch"]:
         distance = self.reconstruction(x, y)
@@ -196,18 +203,18 @@ class Autoencoder:
         adversary, stop = self.adversary, jax.lax.stop_gradient
         own = params["discriminator"]
 
-        def deceive(y: Array) -> Float[Array, "batch"]:
-            return deception(adversary.judge(stop(own), y))
+        def generator(y: Array) -> Float[Array, "batch"]:
+            return generator_loss(adversary.discriminate(stop(own), y))
 
         weight = jnp.float32(1.0)
         if adversary.adaptive:
-            gradients = [pull(jax.grad(lambda y, f=f: f(y).mean())(stop(y))) for f in (distance, deceive)]
+            gradients = [pull(jax.grad(lambda y, f=f: f(y).mean())(stop(y))) for f in (distance, generator)]
             weight = adaptive_weight(*gradients)
-        real, fake = adversary.judge(own, x), adversary.judge(own, stop(y))
-        deceived, told_apart = deceive(y), adversary.loss(real, fake)
+        real, fake = adversary.discriminate(own, x), adversary.discriminate(own, stop(y))
+        on_generator, on_discriminator = generator(y), adversary.loss(real, fake)
         active = train.step >= adversary.start
-        loss = jnp.where(active, adversary.weight * weight * deceived + told_apart, 0.0)
-        parts = {"deception": deceived, "discriminator": told_apart, "adaptive_weight": weight}
+        loss = jnp.where(active, adversary.weight * weight * on_generator + on_discriminator, 0.0)
+        parts = {"generator_loss": on_generator, "discriminator_loss": on_discriminator, "adaptive_weight": weight}
         return loss, parts | {"logits_real": real.mean(), "logits_fake": fake.mean()}
 
 

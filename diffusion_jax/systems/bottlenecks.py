@@ -29,12 +29,14 @@ class Bottleneck(Protocol):
     def __call__(
         self, network: Params, state: Params, key: Key[Array, ""] | None, h: Float[Array, "batch h w c"]
     ) -> tuple[Float[Array, "batch h w z"], Float[Array, "batch"], dict[str, Array], dict[str, Array]]:
-        """(what the decoder takes, penalty, metrics, what `advance` is told) for the encoder's output h.
+        """(what the decoder takes, penalty, metrics, statistics for `advance`) for the encoder's output h.
 
         Without `key` nothing is random."""
 
-    def advance(self, network: Params, state: Params, told: dict[str, Float[Array, "..."]]) -> tuple[Params, Params]:
-        """(network, state) after an optimizer step. `told` has a leading axis of the parts of the batch."""
+    def advance(
+        self, network: Params, state: Params, statistics: dict[str, Float[Array, "..."]]
+    ) -> tuple[Params, Params]:
+        """(network, state) after an optimizer step. `statistics` has a leading axis of the parts of the batch."""
 
     def latent(self, keys: Key[Array, "batch"] | None, h: Float[Array, "batch h w c"]) -> Float[Array, "batch h w z"]:
         """What a diffusion model of latents is trained on; without `keys` nothing is random."""
@@ -73,7 +75,9 @@ class Gaussian:
         z = self.latent(None if key is None else row_keys(key, jnp.arange(len(h))), h)
         return z, self.kl_weight * kl / self.size, {"kl": kl}, {}
 
-    def advance(self, network: Params, state: Params, told: dict[str, Float[Array, "..."]]) -> tuple[Params, Params]:
+    def advance(
+        self, network: Params, state: Params, statistics: dict[str, Float[Array, "..."]]
+    ) -> tuple[Params, Params]:
         return network, state
 
     def latent(self, keys: Key[Array, "batch"] | None, h: Float[Array, "batch h w c"]) -> Float[Array, "batch h w z"]:
@@ -139,15 +143,20 @@ class Codebook:
             "perplexity": codebook.perplexity(counts),
             "usage": jnp.mean(state["size"] > 0.5 * self.restart_below),
         }
-        told = {"counts": counts, "sums": sums}
+        statistics = {"counts": counts, "sums": sums}
         if key is not None:
-            told["drawn"] = vectors[jax.random.randint(key, (len(embedding),), 0, len(vectors))]
-        return h, self.codebook_weight * penalty, metrics, told
+            statistics["drawn"] = vectors[jax.random.randint(key, (len(embedding),), 0, len(vectors))]
+        return h, self.codebook_weight * penalty, metrics, statistics
 
-    def advance(self, network: Params, state: Params, told: dict[str, Float[Array, "..."]]) -> tuple[Params, Params]:
+    def advance(
+        self, network: Params, state: Params, statistics: dict[str, Float[Array, "..."]]
+    ) -> tuple[Params, Params]:
         old = network["quantize"]["embedding"]["embedding"]
-        counts, sums = told["counts"].reshape(-1, len(old)).sum(0), told["sums"].reshape(-1, *old.shape).sum(0)
-        drawn = told["drawn"].reshape(-1, *old.shape)[0]
+        counts, sums = (
+            statistics["counts"].reshape(-1, len(old)).sum(0),
+            statistics["sums"].reshape(-1, *old.shape).sum(0),
+        )
+        drawn = statistics["drawn"].reshape(-1, *old.shape)[0]
         # Without a codebook of averages the usage is an average all the same.
         total = state.get("total", jnp.zeros(old.shape))
         size, total = codebook.follow(state["size"], total, counts, sums, self.decay or 0.99)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.likelihood import bounds, dequantization
 from diffusion_jax.likelihood.ode import Likelihood
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import row_keys
+from diffusion_jax.systems.base import Sampled
 from diffusion_jax.systems.diffusion import Diffusion
-from diffusion_jax.types import Apply, Cond, Params, Train
+from diffusion_jax.types import Apply, Cond, Params, Placed, Spec, Train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VariationalDequantization:
+class VariationalDequantization(Sampled):
     """Train q(u | x) of `dequantization.variational` so that log q(u | x) - log p(x with u) is small, p fixed.
 
     -log p is bounded by `bounds.continuous_bound` of `diffusion`, which starts from the data with the noise of t_min in
@@ -36,6 +36,7 @@ class VariationalDequantization:
     levels: int = 256
     num_layers: int = 4
     t_min: float = 1e-5
+    networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.num_layers < 1 or not 0 < self.t_min < 1:
@@ -44,9 +45,26 @@ class VariationalDequantization:
             )
 
     @property
-    def steered(self) -> Conditions:
+    def batch(self) -> dict[str, Spec]:
+        return self.diffusion.batch
+
+    @property
+    def makes(self) -> Spec:
+        return self.diffusion.makes
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples that are drawn at once."""
+        return self.diffusion.batch_size
+
+    @property
+    def conditions(self) -> Conditions:
         """The conditions that samples are drawn under."""
-        return self.diffusion.steered
+        return self.diffusion.conditions
+
+    def numbers(self) -> PyTree[Array]:
+        """The numbers of the diffusion model's guidance."""
+        return self.diffusion.numbers()
 
     def init(self, key: Key[Array, ""]) -> Params:
         network_key, frozen_key = jax.random.split(key)
@@ -66,29 +84,27 @@ class VariationalDequantization:
         nats = log_q + bounds.continuous_bound(self.diffusion.process, D, bound_key, x, t_min=self.t_min)
         return dequantization.bits_per_dim(-nats, x_0[0].size, self.levels), {"log_q": log_q / x_0[0].size}
 
-    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
-        return params
-
-    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
-        """Samples of the diffusion model."""
-        return self.diffusion.sample(params["frozen"]["diffusion"], key, num, cond)
-
     def draw(
-        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond
-    ) -> Float[Array, "batch *shape"]:
-        """As `Diffusion.draw`."""
-        return self.diffusion.draw(params["frozen"]["diffusion"], key, ids, cond)
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        ids: Int[Array, "batch"],
+        cond: Cond,
+        numbers: PyTree[Array] = None,
+    ) -> dict[str, Float[Array, "batch *shape"]]:
+        """Samples of the diffusion model, see `Diffusion.draw`."""
+        return self.diffusion.draw(params["frozen"]["diffusion"], key, ids, cond, numbers)
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """The loss of held-out examples, and the figures of `likelihood` with learned and, as `uniform_...`, with
+        """The loss of held-out examples, and the metrics of `likelihood` with learned and, as `uniform_...`, with
         uniform noise."""
-        figures = {"loss": self.loss(params, key, batch, None)[0]}
+        metrics = {"loss": self.loss(params, key, batch, None)[0]}
         if self.likelihood:
             D, key = self._denoiser(params, batch), jax.random.fold_in(key, 1)
             arguments = (self.diffusion.process, D, key, batch["x"])
-            figures |= self.likelihood(*arguments, dequantize=self.dequantize(params))
-            figures |= {f"uniform_{name}": value for name, value in self.likelihood(*arguments).items()}
-        return figures
+            metrics |= self.likelihood(*arguments, dequantize=self.dequantize(params))
+            metrics |= {f"uniform_{name}": value for name, value in self.likelihood(*arguments).items()}
+        return metrics
 
     def _denoiser(self, params: Params, batch: dict[str, Array]):
-        return self.diffusion.denoiser(params["frozen"]["diffusion"], self.diffusion.conditions.of(batch))
+        return self.diffusion.denoiser(params["frozen"]["diffusion"], self.diffusion.network_conditions.of(batch))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax import parameterizations
@@ -23,18 +21,18 @@ from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes import prior
 from diffusion_jax.solvers import sampling
 from diffusion_jax.solvers.grids import Grid
-from diffusion_jax.training.rows import conditioned_rows
-from diffusion_jax.types import Apply, Cond, Denoiser, Params, Process, Solver, Train
+from diffusion_jax.systems.base import Sampled, entries
+from diffusion_jax.types import Apply, Cond, Denoiser, Params, Placed, Process, Solver, Spec, Train
 
 UNGUIDED = steering.none()
 Augment = Callable[[Key[Array, ""], Array], tuple[Array, Array]]  # (key, x) -> (x, what was done to each)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Diffusion:
+class Diffusion(Sampled):
     """Train a denoiser with `loss_fn`, sample it with `solver` on `grid`. See `diffusion_jax.types.System`.
 
-    Batches are {"x": [batch, *shape], ...} with the `conditions` of the network by name. Parameters are
+    Batches are {"x": [batch, *shape], ...} with the `network_conditions` by name. Parameters are
     {"network": ...}; with a `resampler`, whose state follows the losses seen, also {"frozen": {"resampler": ...}}.
     """
 
@@ -46,8 +44,9 @@ class Diffusion:
     solver: Solver
     grid: Grid
     steps: int
-    shape: tuple[int, ...]
-    conditions: Conditions = NO_CONDITIONS  # that the network reads
+    shape: tuple[int, ...]  # of one example
+    modality: str = "array"  # its kind of data
+    network_conditions: Conditions = NO_CONDITIONS  # that the network reads
     cond_dropout: float = 0.0  # how often training replaces them by none, all at once
     cond_dropouts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # and each of these alone
     augment: Augment | None = None  # of training images; the network reads what was done as the condition "augment"
@@ -59,6 +58,7 @@ class Diffusion:
     likelihood: Likelihood | None = None  # what `evaluate` computes beside the loss
     learned_variance: bool = False  # the network has a second output, see `parameterizations.LearnedVariance`
     resampler: Resampler | None = None  # draws the times of `loss_fn` by their "vlb"
+    networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     def init(self, key: Key[Array, ""]) -> Params:
         params = {"network": self.init_network(key)}
@@ -70,18 +70,18 @@ class Diffusion:
         arguments = {"train": train is not None}
         if self.resampler is not None:
             arguments["times"] = self.resampler.draw(params["frozen"]["resampler"])
-        cond = self.conditions.of(batch)
+        cond = self.network_conditions.of(batch)
         if (self.cond_dropout or self.cond_dropouts) and train is not None:
             key, drop_key = jax.random.split(key)
-            cond = self.conditions.dropped(drop_key, cond, self.cond_dropout, self.cond_dropouts)
+            cond = self.network_conditions.dropped(drop_key, cond, self.cond_dropout, self.cond_dropouts)
         x = batch["x"]
         if self.augment is not None and train is not None:
             key, augment_key = jax.random.split(key)
-            x, told = self.augment(augment_key, x)
-            cond = {**(cond or {}), "augment": told}
+            x, labels = self.augment(augment_key, x)
+            cond = {**(cond or {}), "augment": labels}
         loss, aux = self.loss_fn(params["network"], key, x, cond, **arguments)
-        followed = (("t",) if self.resampler else ()) + (("vlb",) if self.learned_variance else ())
-        return loss, {name: aux[name] for name in followed}
+        logged = (("t",) if self.resampler else ()) + (("vlb",) if self.learned_variance else ())
+        return loss, {name: aux[name] for name in logged}
 
     def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
         if self.resampler is None:
@@ -94,8 +94,8 @@ class Diffusion:
         """The network's denoiser and its condition, embedded, before guidance."""
         make = parameterizations.learned_variance_denoiser if self.learned_variance else parameterizations.denoiser
         D = make(lambda x, c_noise, cond: self.apply(params["network"], x, c_noise, cond), self.param, self.process)
-        embedded = self.embed(params["network"], self.conditions.of(cond))
-        null = self.embed(params["network"], self.conditions.null())
+        embedded = self.embed(params["network"], self.network_conditions.of(cond))
+        null = self.embed(params["network"], self.network_conditions.null())
         return Model(D=D, cond=embedded, null=null, given=cond, process=self.process)
 
     def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
@@ -106,21 +106,17 @@ class Diffusion:
         numbers = self.guidance.load() if numbers is None else numbers
         return self.threshold(self.guidance.steer(numbers, self.model(params, cond)))
 
-    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
-        """`num` samples under "samples", and their conditions by name where the network or the guidance takes any.
-
-        Sample i depends on fold_in(key, i) and cond[i] alone. Without `cond`, labels go round the classes.
-        """
-        draw = functools.partial(self._draw, params, key, numbers=self.guidance.load())
-        return conditioned_rows(draw, num, self.batch_size, self.steered, cond)
+    def numbers(self) -> PyTree[Array]:
+        """The numbers of the guidance."""
+        return self.guidance.load()
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """The loss of held-out examples, without dropout, and the figures of `likelihood`, both without guidance."""
-        figures = {"loss": self.loss(params, key, batch, None)[0]}
+        """The loss of held-out examples, without dropout, and the metrics of `likelihood`, both without guidance."""
+        metrics = {"loss": self.loss(params, key, batch, None)[0]}
         if self.likelihood:
-            D = self.unguided.denoiser(params, self.conditions.of(batch))
-            figures |= self.likelihood(self.process, D, jax.random.fold_in(key, 1), batch["x"])
-        return figures
+            D = self.unguided.denoiser(params, self.network_conditions.of(batch))
+            metrics |= self.likelihood(self.process, D, jax.random.fold_in(key, 1), batch["x"])
+        return metrics
 
     def draw(
         self,
@@ -129,25 +125,29 @@ class Diffusion:
         ids: Int[Array, "batch"],
         cond: Cond,
         numbers: PyTree[Array] = None,
-    ) -> Float[Array, "batch *shape"]:
+    ) -> dict[str, Float[Array, "batch *shape"]]:
         """The samples of `ids`, as a pure function for use under `jit`."""
         prior_key, noise_key = jax.random.split(key)
         D = self.denoiser(params, cond, numbers)
         x_T = prior(self.process, prior_key, (len(ids), *self.shape), ids=ids)
         times = self.grid(self.process, self.steps)
         x = sampling.sample(self.solver, self.process, D, noise_key, x_T, times, ids=ids)
-        return D(x, times[-1]) if self.denoise else x
+        return {"samples": D(x, times[-1]) if self.denoise else x}
 
     @property
-    def steered(self) -> Conditions:
+    def batch(self) -> dict[str, Spec]:
+        return entries(self.makes, self.network_conditions)
+
+    @property
+    def makes(self) -> Spec:
+        return Spec(self.shape, modality=self.modality)
+
+    @property
+    def conditions(self) -> Conditions:
         """The conditions that samples are drawn under: those of the network and of the guidance."""
-        return self.conditions | self.guidance.conditions
+        return self.network_conditions | self.guidance.conditions
 
     @property
     def unguided(self) -> Diffusion:
         """The same model without guidance."""
         return dataclasses.replace(self, guidance=UNGUIDED)
-
-    @functools.cached_property
-    def _draw(self) -> Callable[..., Float[Array, "batch *shape"]]:
-        return jax.jit(self.draw)

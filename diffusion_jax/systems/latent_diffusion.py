@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import row_keys
 from diffusion_jax.systems.autoencoder import Autoencoder
+from diffusion_jax.systems.base import Sampled, entries
 from diffusion_jax.systems.diffusion import Diffusion
-from diffusion_jax.training.rows import conditioned_rows
-from diffusion_jax.types import Cond, Params, Train
+from diffusion_jax.types import Cond, Params, Placed, Spec, Train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentDiffusion:
+class LatentDiffusion(Sampled):
     """Train `diffusion` on the standardised latents of `first_stage`, and decode what it draws. See `types.System`.
 
     Batches hold images, which are encoded on the way, or with `precomputed` what the encoder gave for them; both see
@@ -32,6 +31,7 @@ class LatentDiffusion:
     first_stage: Autoencoder
     precomputed: bool = False
     decode_batch_size: int = 0  # images that are decoded at once on each device; 0: as many as are drawn
+    networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.decode_batch_size < 0:
@@ -43,17 +43,35 @@ class LatentDiffusion:
         return {**params, "frozen": {**params.get("frozen", {}), "first_stage": stage}}
 
     @property
-    def conditions(self) -> Conditions:
-        """What batches of images are to hold."""
-        read = self.diffusion.conditions
-        if not read.image_shape or self.precomputed:
-            return read
-        return dataclasses.replace(read, image_shape=(*self.first_stage.shape[:2], read.image_shape[-1]))
+    def network_conditions(self) -> Conditions:
+        """The conditions that come with images: those of the network, a map at the size of the images."""
+        conditions = self.diffusion.network_conditions
+        if not conditions.image_shape or self.precomputed:
+            return conditions
+        return dataclasses.replace(conditions, image_shape=(*self.first_stage.shape[:2], conditions.image_shape[-1]))
 
     @property
-    def steered(self) -> Conditions:
+    def batch(self) -> dict[str, Spec]:
+        x = Spec(self.first_stage.encoded_shape, modality="latents") if self.precomputed else self.makes
+        return entries(x, self.network_conditions)
+
+    @property
+    def makes(self) -> Spec:
+        return self.first_stage.makes
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples that are drawn at once."""
+        return self.diffusion.batch_size
+
+    @property
+    def conditions(self) -> Conditions:
         """What sampling takes: the conditions of the network and of the guidance."""
-        return self.conditions | self.diffusion.steered
+        return self.network_conditions | self.diffusion.conditions
+
+    def numbers(self) -> PyTree[Array]:
+        """The numbers of the guidance."""
+        return self.diffusion.numbers()
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
@@ -65,13 +83,6 @@ class LatentDiffusion:
     def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
         after = self.diffusion.advance(params, train, metrics)
         return {**after, "frozen": {**params["frozen"], **after["frozen"]}}
-
-    def sample(
-        self, params: Params, key: Key[Array, ""], num: int, cond: dict[str, Array | np.ndarray] | None = None
-    ) -> dict[str, np.ndarray]:
-        """As `Diffusion.sample`; the samples are decoded images."""
-        draw = functools.partial(self._draw, params, key, numbers=self.diffusion.guidance.load())
-        return conditioned_rows(draw, num, self.diffusion.batch_size, self.steered, cond)
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """The loss of held-out latents, without dropout."""
@@ -85,17 +96,13 @@ class LatentDiffusion:
         ids: Int[Array, "batch"],
         cond: Cond,
         numbers: PyTree[Array] = None,
-    ) -> Float[Array, "batch *shape"]:
-        """The images of `ids`, as a pure function for use under `jit`."""
-        z = self.diffusion.draw(params, key, ids, self._at_latents(cond), numbers)
-        return decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)
-
-    @functools.cached_property
-    def _draw(self) -> Callable[..., Float[Array, "batch *shape"]]:
-        return jax.jit(self.draw)
+    ) -> dict[str, Float[Array, "batch *shape"]]:
+        """The decoded images of `ids`, as a pure function for use under `jit`."""
+        z = self.diffusion.draw(params, key, ids, self._at_latents(cond), numbers)["samples"]
+        return {"samples": decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)}
 
     def _latents(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """The batch with latents in the place of images."""
+        """The batch with latents instead of images."""
         stage, x = params["frozen"]["first_stage"], batch["x"]
         h = x if self.precomputed else self.first_stage.encode(stage["network"], x)
         z = self.first_stage.latents(stage, row_keys(key, jnp.arange(len(x))), h)

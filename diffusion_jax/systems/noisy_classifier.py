@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.losses.times import Times
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes import bcast, perturb, row_keys, row_normal
-from diffusion_jax.types import Apply, Cond, Params, Process, Train
+from diffusion_jax.systems.base import Sampled, entries
+from diffusion_jax.types import Apply, Params, Placed, Process, Spec, Train
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # times at which `evaluate` measures
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class NoisyClassifier:
+class NoisyClassifier(Sampled):
     """Train log p(label | x_t, t) = log_softmax(F(c_in x_t, c_noise)) by cross-entropy at the times of training.
 
     Batches are {"x": [batch, *shape], "label": [batch]}, parameters {"network": ...}. It draws no samples. See
@@ -33,11 +33,18 @@ class NoisyClassifier:
     param: Parameterization  # whose c_in and c_noise the network is given
     times: Times
     num_classes: int
+    shape: tuple[int, ...]  # of one example
+    modality: str = "array"  # its kind of data
+    networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     @property
-    def conditions(self) -> Conditions:
-        """What it steers towards."""
+    def classes(self) -> Conditions:
+        """The condition that it guides a diffusion model towards."""
         return Conditions(num_classes=self.num_classes)
+
+    @property
+    def batch(self) -> dict[str, Spec]:
+        return entries(Spec(self.shape, modality=self.modality), self.classes)
 
     def init(self, key: Key[Array, ""]) -> Params:
         return {"network": self.init_network(key)}
@@ -64,26 +71,19 @@ class NoisyClassifier:
         t, weight = self.times(self.process, time_key, batch["x"].shape[0])
         x_t, _ = perturb(self.process, noise_key, batch["x"], t)
         logits = self.logits(params, x_t, t, dropout_key if train is not None else None)
-        found = jax.nn.log_softmax(logits)
-        loss = -jnp.take_along_axis(found, batch["label"][:, None], axis=1)[:, 0]
+        log_probs = jax.nn.log_softmax(logits)
+        loss = -jnp.take_along_axis(log_probs, batch["label"][:, None], axis=1)[:, 0]
         return weight * loss, {"accuracy": (jnp.argmax(logits, 1) == batch["label"]).astype(jnp.float32)}
-
-    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
-        return params
-
-    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
-        """Nothing: a classifier draws no samples."""
-        return {}
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """The loss of held-out examples, and the accuracy at each of the times `LEVELS`, as `accuracy_t0.1`."""
         loss, metrics = self.loss(params, key, batch, None)
-        figures = {"loss": loss, **metrics}
+        metrics = {"loss": loss, **metrics}
         keys = row_keys(key, jnp.arange(len(batch["x"])))
         for i, level in enumerate(LEVELS):
             t = jnp.float32(level)
             noise = row_normal(row_keys(keys, i), batch["x"])
             x_t = self.process.alpha(t) * batch["x"] + self.process.sigma(t) * noise
             right = jnp.argmax(self.logits(params, x_t, t), 1) == batch["label"]
-            figures[f"accuracy_t{level:g}"] = right.astype(jnp.float32)
-        return figures
+            metrics[f"accuracy_t{level:g}"] = right.astype(jnp.float32)
+        return metrics

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,10 +16,10 @@ from diffusion_jax.processes import prior, row_keys, row_normal
 from diffusion_jax.processes.base import bcast
 from diffusion_jax.solvers import sampling
 from diffusion_jax.systems.autoencoder import Autoencoder
+from diffusion_jax.systems.base import Sampled, entries
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.latent_diffusion import decoded, first_stage_params
-from diffusion_jax.training.rows import conditioned_rows
-from diffusion_jax.types import Cond, Denoiser, Params, Train
+from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train
 
 
 class Texts(NamedTuple):
@@ -56,7 +55,7 @@ TEXT_ALONE = Task()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextToImage:
+class TextToImage(Sampled):
     """Train and sample `diffusion`, a model of the latents of `first_stage` that reads `texts`. See `types.System`.
 
     Batches are {"x": images in [-1, 1], "tokens": ids, ...} with the other conditions by name. Parameters are
@@ -67,7 +66,7 @@ class TextToImage:
     diffusion: Diffusion
     first_stage: Autoencoder
     texts: Texts
-    conditions: Conditions  # of batches, and of samples
+    batch_conditions: Conditions  # that come with the images of a batch
     task: Task = TEXT_ALONE
     negative_prompt: str = ""
     zero_negative: bool = False  # what an empty one stands for: zeros instead of the states of an empty text
@@ -76,6 +75,7 @@ class TextToImage:
     cond_dropout: float = 0.0  # how often training replaces a text by an empty one, and apart from it an image by none
     controlled: bool = False  # the network is a ControlNet, and the U-Net frozen
     decode_batch_size: int = 0  # images that are decoded at once on each device; 0: as many as are drawn
+    networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, low, high in (("cond_dropout", 0.0, 1.0), ("strength", 0.0, 1.0)):
@@ -99,9 +99,26 @@ class TextToImage:
         return self.texts.describe
 
     @property
-    def steered(self) -> Conditions:
-        """What sampling takes: the conditions, and those of the guidance."""
-        return self.conditions | self.diffusion.guidance.conditions
+    def batch(self) -> dict[str, Spec]:
+        return entries(self.makes, self.batch_conditions)
+
+    @property
+    def makes(self) -> Spec:
+        return self.first_stage.makes
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples that are drawn at once."""
+        return self.diffusion.batch_size
+
+    @property
+    def conditions(self) -> Conditions:
+        """What sampling takes: the conditions of a batch, and those of the guidance."""
+        return self.batch_conditions | self.diffusion.guidance.conditions
+
+    def numbers(self) -> PyTree[Array]:
+        """The numbers of the guidance."""
+        return self.diffusion.numbers()
 
     def init(self, key: Key[Array, ""]) -> Params:
         network_key, stage_key, text_key = jax.random.split(key, 3)
@@ -124,7 +141,7 @@ class TextToImage:
         h = self.first_stage.encode(stage["network"], batch["x"])
         z = self.first_stage.latents(stage, row_keys(latent_key, rows), h)
         batch = batch if train is None else self._dropped(drop_key, batch)
-        cond = self.network_conditions(params, row_keys(cond_key, rows), batch)
+        cond = self.encode_conditions(params, row_keys(cond_key, rows), batch)
         if train is not None and self.cond_dropout and self.task.dropped:
             keep = jax.random.bernoulli(jax.random.fold_in(drop_key, 1), 1 - self.cond_dropout, rows.shape)
             cond["image"] = cond["image"] * bcast(keep, cond["image"])
@@ -132,20 +149,9 @@ class TextToImage:
         network = {"network": self._network(params)}
         return self.diffusion.loss(network, loss_key, {"x": jax.lax.stop_gradient(z), **cond}, train)
 
-    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
-        return params
-
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """The loss of held-out images, without dropout."""
         return {"loss": self.loss(params, key, batch, None)[0]}
-
-    def sample(
-        self, params: Params, key: Key[Array, ""], num: int, cond: dict[str, Array | np.ndarray] | None = None
-    ) -> dict[str, np.ndarray]:
-        """`num` images under "samples", and their conditions by name. Image i depends on fold_in(key, i) and cond[i]
-        alone."""
-        draw = functools.partial(self._draw, params, key, numbers=self.diffusion.guidance.load())
-        return conditioned_rows(draw, num, self.diffusion.batch_size, self.steered, cond)
 
     def draw(
         self,
@@ -154,7 +160,7 @@ class TextToImage:
         ids: Int[Array, "batch"],
         cond: Cond,
         numbers: PyTree[Array] = None,
-    ) -> Float[Array, "batch *shape"]:
+    ) -> dict[str, Float[Array, "batch *shape"]]:
         """The images of `ids`, as a pure function for use under `jit`."""
         prior_key, noise_key, cond_key = jax.random.split(key, 3)
         D = self.denoiser(params, row_keys(cond_key, ids), cond, numbers)
@@ -168,7 +174,7 @@ class TextToImage:
             x = x + model.process.sigma(times[0]) * noise
         z = sampling.sample(model.solver, model.process, D, noise_key, x, times, ids=ids)
         z = D(z, times[-1]) if model.denoise else z
-        return decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)
+        return {"samples": decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)}
 
     def denoiser(
         self, params: Params, keys: Key[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
@@ -176,15 +182,15 @@ class TextToImage:
         """D(x, t) of latents as solvers see it: texts and images read once, guidance applied."""
         guidance, network = self.diffusion.guidance, {"network": self._network(params)}
         numbers = guidance.load() if numbers is None else numbers
-        given = self.network_conditions(params, keys, cond)
+        given = self.encode_conditions(params, keys, cond)
         model = self.diffusion.model(network, given)
         null = self.diffusion.embed(network["network"], {**given, **self._negative(params, given)})
         return self.diffusion.threshold(guidance.steer(numbers, model._replace(null=null, given=cond)))
 
-    def network_conditions(self, params: Params, keys: Key[Array, "batch"], cond: Cond) -> dict[str, Array]:
+    def encode_conditions(self, params: Params, keys: Key[Array, "batch"], cond: Cond) -> dict[str, Array]:
         """What the network reads for the ids and images of a batch; row r may be random by keys[r]."""
         given = self.texts.encode(params["frozen"]["text"], cond["tokens"])
-        if self.diffusion.conditions.num_sizes:
+        if self.diffusion.network_conditions.num_sizes:
             # As SDXL was told of a square image that was not cropped.
             side = self.first_stage.shape[0]
             given["sizes"] = jnp.tile(jnp.array([side, side, 0, 0, side, side]), (len(cond["tokens"]), 1))
@@ -215,10 +221,6 @@ class TextToImage:
     def _network(self, params: Params) -> Params:
         network = params["network"]
         return {"unet": params["frozen"]["unet"], "controlnet": network} if self.controlled else network
-
-    @functools.cached_property
-    def _draw(self) -> Callable[..., Float[Array, "batch *shape"]]:
-        return jax.jit(self.draw)
 
 
 def masked(system: TextToImage, params: Params, keys: Any, image: Float[Array, "batch h w c"]) -> dict[str, Array]:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.likelihood.dequantization import to_levels
 from diffusion_jax.losses import times, vdm
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import LearnedVP, row_keys, row_normal
+from diffusion_jax.systems.base import Sampled
 from diffusion_jax.systems.diffusion import Diffusion
-from diffusion_jax.training.rows import conditioned_rows
-from diffusion_jax.types import Cond, Params, Train
+from diffusion_jax.types import Cond, Params, Placed, Spec, Train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VDM:
+class VDM(Sampled):
     """Train `diffusion`'s network and its process, a `LearnedVP`, on the bound of `losses.vdm`, in bits per dimension.
 
     Parameters are {"network": ..., "schedule": {the fields of LearnedVP}}. The process of `diffusion` is the schedule
@@ -65,25 +63,18 @@ class VDM:
         process, x_0 = self.process(params), self._on_levels(batch["x"])
         u, _ = times.low_discrepancy(t_min=0.0)(process, time_key, x_0.shape[0])
         eps = jax.random.normal(noise_key, x_0.shape, x_0.dtype)
-        cond = self.diffusion.conditions.of(batch)
+        cond = self.diffusion.network_conditions.of(batch)
         diffusion = self._diffusion_loss(
             params["network"], process, diffusion_key, x_0, self._time(u), cond, train=train is not None
         )
         parts = self._other_parts(process, eps, x_0) | {"diffusion": diffusion}
         return sum(parts.values()), parts | {"gamma_0": process.gamma_0, "gamma_1": process.gamma_1}
 
-    def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
-        return params
-
-    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
-        """As `Diffusion.sample`, with the learned process."""
-        draw = functools.partial(self._draw, params, key)
-        return conditioned_rows(draw, num, self.diffusion.batch_size, self.diffusion.steered, cond)
-
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """`bits_per_dim` of held-out examples, an estimate of the bound with `num_times` evenly spread times for each,
-        its parts `reconstruction`, `prior` and `diffusion`, and the figures of the diffusion's own `likelihood`."""
-        process, x_0, cond = self.process(params), self._on_levels(batch["x"]), self.diffusion.conditions.of(batch)
+        its parts `reconstruction`, `prior` and `diffusion`, and the metrics of the diffusion's own `likelihood`."""
+        process, x_0 = self.process(params), self._on_levels(batch["x"])
+        cond = self.diffusion.network_conditions.of(batch)
         keys = row_keys(key, jnp.arange(x_0.shape[0]))
 
         def row(key: Array, x: Array, cond: Cond) -> Array:
@@ -100,31 +91,53 @@ class VDM:
 
         parts = self._other_parts(process, row_normal(row_keys(keys, self.num_times), x_0), x_0)
         parts["diffusion"] = jax.vmap(row)(keys, x_0, cond)
-        figures = {"bits_per_dim": sum(parts.values()), **parts}
+        metrics = {"bits_per_dim": sum(parts.values()), **parts}
         if self.diffusion.likelihood:
             D = self.at(params).unguided.denoiser(params, cond)
             others = self.diffusion.likelihood(process, D, jax.random.fold_in(key, 1), batch["x"])
-            figures |= {f"likelihood_{name}": value for name, value in others.items()}
-        return figures
+            metrics |= {f"likelihood_{name}": value for name, value in others.items()}
+        return metrics
 
     def at(self, params: Params) -> Diffusion:
         """The diffusion system with the process that has been learned."""
         return dataclasses.replace(self.diffusion, process=self.process(params))
 
     @property
-    def steered(self) -> Conditions:
+    def batch(self) -> dict[str, Spec]:
+        return self.diffusion.batch
+
+    @property
+    def makes(self) -> Spec:
+        return self.diffusion.makes
+
+    @property
+    def batch_size(self) -> int:
+        """The number of samples that are drawn at once."""
+        return self.diffusion.batch_size
+
+    @property
+    def networks(self) -> Mapping[str, Placed]:
+        return self.diffusion.networks
+
+    @property
+    def conditions(self) -> Conditions:
         """The conditions that samples are drawn under."""
-        return self.diffusion.steered
+        return self.diffusion.conditions
+
+    def numbers(self) -> PyTree[Array]:
+        """The numbers of the guidance."""
+        return self.diffusion.numbers()
 
     def draw(
-        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond
-    ) -> Float[Array, "batch *shape"]:
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        ids: Int[Array, "batch"],
+        cond: Cond,
+        numbers: PyTree[Array] = None,
+    ) -> dict[str, Float[Array, "batch *shape"]]:
         """As `Diffusion.draw`, with the learned process."""
-        return self.at(params).draw(params, key, ids, cond)
-
-    @functools.cached_property
-    def _draw(self) -> Callable[..., Float[Array, "batch *shape"]]:
-        return jax.jit(self.draw)
+        return self.at(params).draw(params, key, ids, cond, numbers)
 
     @property
     def _diffusion_loss(self) -> vdm.DiffusionLoss:

@@ -6,9 +6,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
-from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.training.mesh import batch_sharding
 from diffusion_jax.types import Cond
 
@@ -36,31 +35,6 @@ def in_batches(
             inputs = jax.tree.map(lambda x: _put(x, batch_sharding(mesh)), inputs)
         parts.append(jax.tree.map(_fetch, draw(*inputs)))
     return jax.tree.map(lambda *p: np.concatenate(p)[:num], *parts)
-
-
-def conditioned_rows(
-    draw: Callable[[Int[Array, "batch"], Cond], Float[Array, "batch *shape"]],
-    num: int,
-    batch_size: int,
-    conditions: Conditions,
-    cond: dict[str, Array | np.ndarray] | None,
-) -> dict[str, np.ndarray]:
-    """`in_batches` as {"samples": ..., **cond}. Without `cond`, labels go round the classes, where there is no other
-    condition.
-
-    Raises ValueError for a missing condition, one of another shape, ids out of range, or another number of rows.
-    """
-    if cond is None and set(conditions.shapes) == {"label"}:
-        cond = {"label": np.arange(num) % conditions.num_classes}
-    if conditions.shapes:
-        cond = {name: np.asarray(value) for name, value in (conditions.of(cond or {}) or {}).items()}
-        conditions.check(cond)
-        short = [name for name, value in cond.items() if len(value) != num]
-        if short:
-            raise ValueError(f"condition {short[0]!r} has {len(cond[short[0]])} rows for {num} samples")
-    else:
-        cond = None
-    return {"samples": in_batches(draw, num, batch_size, cond), **(cond or {})}
 
 
 def _put(x: np.ndarray, sharding: NamedSharding) -> Array:

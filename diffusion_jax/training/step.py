@@ -104,7 +104,7 @@ def make_train_step(
             ema=ema.update(state.ema, params, state.step, ema_rates, ema_warmup),
             opt_state=opt_state,
         )
-        logged = {name: value for name, value in metrics.items() if name != "followed"}
+        logged = {name: value for name, value in metrics.items() if name != "statistics"}
         metrics = {**jax.tree.map(jnp.mean, logged), "grad_norm": optax.global_norm(grads)}
         if isinstance(opt_state, optax.ApplyIfFiniteState):
             metrics["skipped_steps"] = opt_state.total_notfinite.astype(jnp.float32)

@@ -1,0 +1,103 @@
+"""What all systems share: sampling from `draw`, and the answers that most of them give to what `types.System` asks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, Key, PyTree
+
+from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
+from diffusion_jax.training.rows import in_batches
+from diffusion_jax.types import Cond, Params, Placed, Spec, Train
+
+NO_NETWORKS: Mapping[str, Placed] = {}
+
+
+class Sampled:
+    """Base class of systems: `sample` from `draw`, and defaults of what a system may leave out.
+
+    A subclass is a frozen dataclass with the fields that its own equations need, and `batch_size`, the number of
+    samples that are drawn at once. See `types.System` for what each member means.
+    """
+
+    batch_size: int = 128
+    networks: Mapping[str, Placed] = NO_NETWORKS
+
+    @property
+    def conditions(self) -> Conditions:
+        """The conditions that samples are drawn under."""
+        return NO_CONDITIONS
+
+    @property
+    def makes(self) -> Spec | None:
+        """One sample; None for a system that draws none."""
+        return None
+
+    def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
+        """The parameters unchanged: nothing in this system changes without a gradient."""
+        return params
+
+    def numbers(self) -> PyTree[Array]:
+        """Numbers that `draw` needs and that are read outside of `jit`, such as those of guidance."""
+        return {}
+
+    def draw(
+        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array]
+    ) -> dict[str, Array]:
+        """Raises NotImplementedError: this system draws no samples."""
+        raise NotImplementedError(f"{type(self).__name__} draws no samples")
+
+    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
+        """`num` samples under "samples", and the conditions that they were drawn under by name.
+
+        Sample i depends on fold_in(key, i) and cond[i] alone, whatever the batch size and the mesh. Without `cond`,
+        a system whose only condition is the class cycles through the classes. {} for a system that draws no samples.
+
+        Raises ValueError for a missing condition, one of another shape, ids out of range, or another number of rows.
+        """
+        if self.makes is None:
+            return {}
+        cond = checked(self.conditions, cond, num)
+        drawn = in_batches(functools.partial(self._draw, params, key, self.numbers()), num, self.batch_size, cond)
+        return {**drawn, **{name: value for name, value in (cond or {}).items() if name != "x"}}
+
+    @functools.cached_property
+    def _draw(self) -> Callable[..., dict[str, Array]]:
+        return jax.jit(lambda params, key, numbers, ids, cond: self.draw(params, key, ids, cond, numbers))
+
+
+def checked(conditions: Conditions, cond: Cond, num: int) -> dict[str, np.ndarray] | None:
+    """The conditions of `num` samples among the entries of `cond`, None for an unconditional system.
+
+    Raises ValueError for a missing condition, one of another shape, ids out of range, or another number of rows.
+    """
+    if cond is None and set(conditions.shapes) == {"label"}:
+        cond = {"label": np.arange(num) % conditions.num_classes}
+    if not conditions.shapes:
+        return None
+    cond = {name: np.asarray(value) for name, value in (conditions.of(cond or {}) or {}).items()}
+    conditions.check(cond)
+    short = [name for name, value in cond.items() if len(value) != num]
+    if short:
+        raise ValueError(f"condition {short[0]!r} has {len(cond[short[0]])} rows for {num} samples")
+    return cond
+
+
+def entries(x: Spec, conditions: Conditions) -> dict[str, Spec]:
+    """The entries of a batch: the example `x`, and the conditions that training reads with it."""
+    return {"x": x, **conditions.specs}
+
+
+def at(tree: Mapping[str, Any], path: tuple[str, ...]) -> Any:
+    """The entry of a nested dict of parameters at `path`."""
+    return functools.reduce(lambda node, name: node[name], path, tree)
+
+
+def replaced_at(tree: Mapping[str, Any], path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    """A copy of a nested dict of parameters with `value` at `path`."""
+    name, *rest = path
+    return {**tree, name: replaced_at(tree.get(name, {}), tuple(rest), value) if rest else value}
