@@ -45,7 +45,11 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
             with refusal("samples"):
                 arrays = {"samples": sheets.to_uint8(samples) if _is_image(samples) else samples}
             with replacing(path) as file:
-                np.savez(file, **arrays, **requests.recorded(_conditions_of(drawn), job.built.reading.describe))
+                np.savez(
+                    file,
+                    **arrays,
+                    **requests.recorded(_conditions_of(drawn), job.system.conditions, job.built.reading.describe),
+                )
         pictured = picture(job, params, drawn, path.with_suffix(".png"))
     say(
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
@@ -62,7 +66,7 @@ def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathli
     """Whether `path` is now a picture of the samples: there is none of latents and of samples that are not finite."""
     samples, labels, columns = (
         drawn["samples"],
-        requests.captions(_conditions_of(drawn), job.built.reading.describe),
+        requests.captions(_conditions_of(drawn), job.system.conditions, job.built.reading.describe),
         None,
     )
     if "original" in drawn:
