@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.config import build
+from diffusion_jax.config import data as config_data
 from diffusion_jax.config.recipes.latent_diffusion import fingerprint
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data.sources import latents
@@ -38,8 +39,9 @@ from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import say
 from diffusion_jax.training.rows import in_batches
-from diffusion_jax.types import Params
+from diffusion_jax.types import Params, Spec
 
+_ANY_VOCABULARY = 2**31 - 1  # the diffusion model checks that ids are those of its network
 _CALLS = 16  # batches that are in memory at once
 
 
@@ -51,7 +53,11 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
             raise ConfigError(f"config.data.{key}={config.data[key]!r}: images as conditions are kept from arrays only")
     system, size = job.system, config.training.batch_size
     params, _ = params_of(job, directory)
-    source, sums = job.source, np.zeros((3, system.latent_shape[-1]))
+    wanted, length = dict(system.batch), config.data.get("max_tokens", 0)
+    if length:
+        wanted["tokens"] = Spec((length,), "int32", values=_ANY_VOCABULARY)
+    section = {key: value for key, value in config.data.items() if key != "max_tokens"}
+    source, sums = config_data.source(section, wanted=wanted), np.zeros((3, system.latent_shape[-1]))
 
     @jax.jit
     def encoded(ids, cond):
@@ -85,7 +91,7 @@ def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: 
     if jax.process_index() == 0:
         to.parent.mkdir(parents=True, exist_ok=True)
         np.savez(to, samples=sheets.to_uint8(images))
-        sheets.image_sheet(images, path=to.with_suffix(".png"))
+        sheets.write_png(sheets.image_sheet(images), to.with_suffix(".png"))
     say(f"{len(images)} images in {to} and {to.with_suffix('.png')}")
 
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import data
-from diffusion_jax.config import judging
-from diffusion_jax.config.sections import refusal
+from diffusion_jax import data, modalities
+from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.evaluation.report import format_report, write_evaluation
+from diffusion_jax.modalities.base import Metric
 from diffusion_jax.run import requests, workdir
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
@@ -29,7 +29,7 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
 def evaluate_job(job: Job, directory: pathlib.Path) -> None:
     """As `evaluate`, for a job that is prepared."""
     config = job.config
-    source, held_out, metrics = job.source, job.held_out, metrics_of(job, directory)
+    metrics = metrics_of(job, directory, job.held_out)
     workdir.check_writable(directory)
     params, step = params_of(job, directory)
     num = config.evaluation.num_samples
@@ -40,15 +40,30 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
         values = {"step": step, **drawn_by(job), "num_samples": num, **_held_out(job, params)}
         for metric in metrics:
             with refusal("config.evaluation.metrics"):
-                values |= metric(drawn, source, held_out)
+                values |= metric(drawn)
     if jax.process_index() == 0:
         write_evaluation(directory / "evaluation.json", values)
     say(format_report(values), f"written to {directory / 'evaluation.json'}")
 
 
-def metrics_of(job: Job, directory: pathlib.Path) -> list[judging.Metric]:
-    """What config.evaluation.metrics names. Raises ConfigError for a metric that data or config cannot give."""
-    return judging.metrics(job.config, job.source, directory, levels=job.built.parts.likelihood_levels)
+def metrics_of(job: Job, directory: pathlib.Path, held_out: data.Source | None = None) -> list[Metric]:
+    """The functions of samples that config.evaluation.metrics names.
+
+    Raises ConfigError for a metric that the data or the options cannot give.
+    """
+    evaluation = modalities.Evaluation(
+        options={**job.config.evaluation, "levels": job.built.parts.likelihood_levels},
+        train=job.source,
+        test=held_out,
+        makes=job.system.makes or job.system.batch["x"],
+        data=job.config.data.to_dict(),
+        conditions=tuple(job.system.conditions.shapes),
+        cache=directory / "statistics",
+    )
+    try:
+        return modalities.metrics(modalities.of(evaluation.makes), evaluation)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
 
 
 def _held_out(job: Job, params: Params) -> dict[str, float]:

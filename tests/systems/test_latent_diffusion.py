@@ -205,6 +205,6 @@ def test_refuses_what_does_not_fit(stage, tmp_path):
     made = dict(image_shape=(8, 8, 1), num_classes=0)
     files.write(tmp_path, "train", [rows], first_stage="0123456789abcdef", **made)
     refused(r"from weights 0123456789abcdef; .* has weights .* Encode with it", latent_config(stage, **read))
-    with pytest.raises(ConfigError, match="figures of images"):
+    with pytest.raises(ConfigError, match=r"config\.evaluation\.metrics='classifier'.*'latents'"):
         fit = latent_config(stage, **read, evaluation__metrics=("classifier",))
         build.metrics(fit, files.source(tmp_path, "train"))

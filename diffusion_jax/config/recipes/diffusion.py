@@ -87,16 +87,16 @@ def diffusion(
     )
 
 
-def score_view(system: systems.Diffusion, params: Params) -> dict[str, Callable]:
+def score(system: systems.Diffusion, params: Params) -> Callable:
     """The learned score at a small time, as a function of points."""
     D, t = system.denoiser(params, None), jnp.float32(_VIEW_TIME)
-    return {"score": jax.jit(lambda x: parameterizations.score(system.process, D, x, t))}
+    return jax.jit(lambda x: parameterizations.score(system.process, D, x, t))
 
 
 RECIPE = Recipe(
     build=build,
     reads=TRAINING | SAMPLING | {"evaluation.likelihood"},
     check=check_likelihood_levels,
-    views=score_view,
+    views={"score": score},
     role="denoiser",
 )

@@ -9,12 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.config.parts import Parts
-from diffusion_jax.config.sections import ConfigError, refusal
-from diffusion_jax.data import Source, arrays, tokenization
+from diffusion_jax.config import data
+from diffusion_jax.config.sections import refusal
+from diffusion_jax.data import Source
 from diffusion_jax.data.captions import texts_of
 from diffusion_jax.data.derived import Derived, averaged
-from diffusion_jax.likelihood.dequantization import check_levels
-from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.types import Params, System
 
 # Sections that name a point of the algebra. One that was changed and that a system does not read is refused.
@@ -33,9 +32,8 @@ CHOICES = (
 )
 TRAINING = frozenset({"process", "parameterization", "weighting", "times", "loss", "network"})
 SAMPLING = frozenset({"solver", "guidance", "sampling.grid", "sampling.threshold"})
-_CHECKED_EXAMPLES = 256  # that are looked at to see whether data lies on grey levels
 
-Views = Mapping[str, Callable]
+NO_VIEWS: Mapping[str, Callable] = {}
 
 
 class Reading(NamedTuple):
@@ -57,28 +55,15 @@ def no_check(parts: Parts, source: Source) -> None:
     """Any data of the right shapes will do."""
 
 
-def no_views(system: System, params: Params) -> Views:
-    """There is nothing to draw next to samples."""
-    return {}
-
-
-def reading(parts: Parts, conditions: Conditions) -> Reading:
+def reading(parts: Parts, system: System) -> Reading:
     """How a network with a vocabulary of its own reads captions, and the small image that an upsampler reads.
 
     Raises ConfigError: config.data.tokenizer is no folder of a tokenizer, or its ids are not those of the network.
     """
-    path, low_res = parts.config.data.get("tokenizer", ""), parts.config.network.get("low_res", 0)
+    low_res = parts.config.network.get("low_res", 0)
     derive = averaged(low_res) if low_res else None
-    if not path:
-        return Reading(derive=derive)
-    field = f"config.data.tokenizer={path!r}"
-    if not conditions.vocabulary:
-        raise ConfigError(f"{field} needs a network with config.network.vocabulary > 0, which learns to read captions")
-    with refusal(field):
-        tokenizer = tokenization.load_for_network(path, conditions.max_tokens)
-    if tokenizer.size > conditions.vocabulary:
-        raise ConfigError(f"{field} has {tokenizer.size} tokens, but config.network.vocabulary={conditions.vocabulary}")
-    return Reading(tokenizer, tokenizer.describe, derive)
+    tokenizer = data.tokenizer(parts.config.data, system.batch)
+    return Reading(derive=derive) if tokenizer is None else Reading(tokenizer, tokenizer.describe, derive)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +77,7 @@ class Recipe:
         fresh start, from another run or from public files.
       check: refuses data that the system cannot use, such as values off its grey levels. Raises ConfigError.
       reading: how captions and derived conditions are read.
-      views: functions of points that a picture of samples shows, such as the score.
+      views: functions of the model that pictures of a modality show, by name: (system, params) -> such as the score.
       role: what other runs can use a trained run as: "denoiser", "classifier", "first_stage"; "" for nothing.
       trains_lora: whether low-rank updates of the network can be trained.
     """
@@ -101,18 +86,16 @@ class Recipe:
     reads: frozenset[str]
     stands_on: Callable[[Parts], Mapping[str, Callable[[], Params]]] = _nothing
     check: Callable[[Parts, Source], None] = no_check
-    reading: Callable[[Parts, System], Reading] = lambda parts, system: reading(parts, system.conditions)
-    views: Callable[[System, Params], Views] = no_views
+    reading: Callable[[Parts, System], Reading] = reading
+    views: Mapping[str, Callable[[System, Params], Callable]] = NO_VIEWS
     role: str = ""
     trains_lora: bool = True
 
 
 def check_grey_levels(field: str, source: Source, levels: int) -> None:
     """Raises ConfigError, naming the `field` that asks for it, unless the values of images lie on `levels` levels."""
-    try:
-        check_levels(arrays(source, _CHECKED_EXAMPLES)["x"], levels)
-    except ValueError as error:
-        raise ConfigError(f"config.{field}: {error}") from error
+    with refusal(f"config.{field}"):
+        data.check_levels(source, levels)
 
 
 def check_likelihood_levels(parts: Parts, source: Source) -> None:

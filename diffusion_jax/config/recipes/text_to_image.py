@@ -125,11 +125,6 @@ def _conditions(parts: Parts) -> Conditions:
 def reading(parts: Parts, system: TextToImage) -> Reading:
     """Captions by the tokenizers of the text encoders, and what makes the image of the task where data has none."""
     task, derive = system.task, None
-    if parts.config.data.get("tokenizer", ""):
-        raise ConfigError(
-            f"config.data.tokenizer={parts.config.data.tokenizer!r} is for networks with a vocabulary of their own; a "
-            "text-to-image model has config.system.tokenizer"
-        )
     if task.at_latents:
         derive = averaged(latent_size(parts.config)[0])
     elif task.mask or task.start:
