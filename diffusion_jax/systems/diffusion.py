@@ -94,8 +94,9 @@ class Diffusion(Sampled):
         """The network's denoiser and its condition, embedded, before guidance."""
         make = parameterizations.learned_variance_denoiser if self.learned_variance else parameterizations.denoiser
         D = make(lambda x, c_noise, cond: self.apply(params["network"], x, c_noise, cond), self.param, self.process)
-        embedded = self.embed(params["network"], self.network_conditions.of(cond))
-        null = self.embed(params["network"], self.network_conditions.null())
+        entries = self.network_conditions.of(cond)
+        embedded = self.embed(params["network"], entries)
+        null = self.embed(params["network"], self.network_conditions.nulled(entries))
         return Model(D=D, cond=embedded, null=null, given=cond, process=self.process)
 
     def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:

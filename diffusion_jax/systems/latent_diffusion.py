@@ -48,7 +48,7 @@ class LatentDiffusion(Sampled):
         conditions = self.diffusion.network_conditions
         if not conditions.image_shape or self.precomputed:
             return conditions
-        return dataclasses.replace(conditions, image_shape=(*self.first_stage.shape[:2], conditions.image_shape[-1]))
+        return Conditions(image_shape=(*self.first_stage.shape[:2], conditions.image_shape[-1])) | conditions
 
     @property
     def batch(self) -> dict[str, Spec]:

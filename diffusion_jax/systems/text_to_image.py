@@ -190,7 +190,7 @@ class TextToImage(Sampled):
     def encode_conditions(self, params: Params, keys: Key[Array, "batch"], cond: Cond) -> dict[str, Array]:
         """What the network reads for the ids and images of a batch; row r may be random by keys[r]."""
         given = self.texts.encode(params["frozen"]["text"], cond["tokens"])
-        if self.diffusion.network_conditions.num_sizes:
+        if "sizes" in self.diffusion.network_conditions:
             # As SDXL was told of a square image that was not cropped.
             side = self.first_stage.shape[0]
             given["sizes"] = jnp.tile(jnp.array([side, side, 0, 0, side, side]), (len(cond["tokens"]), 1))
