@@ -18,7 +18,7 @@ import optax
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, losses, parameterizations, processes, solvers, systems
-from diffusion_jax.config import checks, guidance, judging
+from diffusion_jax.config import fits, guidance, judging
 from diffusion_jax.config.recipes import first_stage, text_to_image
 from diffusion_jax.config.sections import ConfigError, check_type, construct, lookup, refusal
 from diffusion_jax.config.trained import Trained, open_run
@@ -43,7 +43,7 @@ from diffusion_jax.solvers import grids
 from diffusion_jax.systems import augmentation
 from diffusion_jax.training import optimizers
 from diffusion_jax.training.writers import JsonlWriter, TensorBoardWriter, WandbWriter, Writers
-from diffusion_jax.types import Cond, Params, Process, System
+from diffusion_jax.types import Cond, Params, Process, System, needs_of
 
 PROCESSES = {
     "vp": processes.VP,
@@ -158,10 +158,10 @@ SOLVERS = {
 }
 GUIDANCE = {
     "none": steering.none,
-    "classifier_free": steering.free,
+    "classifier_free": steering.classifier_free,
     "classifier": guidance.classifier,
     "autoguidance": guidance.autoguidance,
-    "instruct_pix2pix": steering.instruct,
+    "instruct_pix2pix": steering.instruct_pix2pix,
 }
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": ode.ode_likelihood, "bound": bounds.bound_likelihood}
@@ -221,25 +221,15 @@ def _diffusion(
     process = construct(PROCESSES, "process", config.process)
     param = parameterization(config)
     weighting = construct(WEIGHTINGS, "weighting", config.weighting)
-    steps = {"num_steps": process.num_steps} if hasattr(process, "num_steps") else {}
+    steps = {} if process.num_steps is None else {"num_steps": process.num_steps}
     draw_times, resampler = construct(TIMES, "times", config.times, weighting=weighting, **steps), None
     if isinstance(draw_times, times.Resampler):
         resampler = draw_times
         draw_times = resampler.draw(resampler.init())
     grid = construct(GRIDS, "sampling.grid", config.sampling.grid)
-    drawn, _ = jax.jit(draw_times, static_argnums=2)(process, jax.random.key(0), 4096)
-    visited = checks.sampling_times(config, process, grid)[:-1]  # what happens at the last time depends on the solver
-    last = [config.times.t_max] if "t_max" in config.times else []
-    figures = _likelihood(config, process, grid)
-    if config.evaluation.likelihood.name == "ode":
-        last += [config.evaluation.likelihood.get("t_min", 1e-5), config.evaluation.likelihood.get("t_max", 1.0)]
-    checks.check_coefficients(config, process, param, np.concatenate([drawn, visited, np.float32(last)]))
     init, apply = network(config)
-    learned = config.loss.name in checks.LEARNED_VARIANCE
     read = conditions(config)
-    checks.check_outputs(config, data_shape(config), init, apply, read, learned_variance=learned)
-    checks.check_guidance(config, read, cond_dropout, cond_dropouts)
-    checks.check_augmentation(config, augment)
+    likelihood = _likelihood(config, process, grid)
     loss = construct(
         LOSSES,
         "loss",
@@ -254,26 +244,38 @@ def _diffusion(
     # Solvers that lower their order, or spread noise, over the steps of a run are told how many there are.
     # annealed_langevin's num_steps are those at each level.
     total = {} if config.solver.name == "annealed_langevin" else {"num_steps": config.sampling.steps}
+    solver = construct(SOLVERS, "solver", config.solver, **total)
+    guide = construct(GUIDANCE, "guidance", config.guidance, config=config, trained=trained)
+    learned = needs_of(loss).learned_variance
+    drawn, weights = jax.jit(draw_times, static_argnums=2)(process, jax.random.key(0), 4096)
+    visited = fits.sampling_times(config, process, grid)
+    fits.check_training(config, process=process, param=param, loss=loss, drawn=np.asarray(drawn), weights=weights)
+    fits.check_sampling(config, process=process, param=param, solver=solver, guidance=guide, times=visited)
+    fits.check_likelihood(config, process=process, param=param, likelihood=likelihood)
+    parts = {"solver": solver, "evaluation.likelihood": likelihood, "times": resampler}
+    fits.check_outputs(config, data_shape(config), init, apply, read, parts, learned_variance=learned)
+    fits.check_guidance(config, guide, read, cond_dropout, cond_dropouts)
+    fits.check_augmentation(config, augment)
     return systems.Diffusion(
         init_network=init,
         apply=apply,
         process=process,
         param=param,
         loss_fn=loss,
-        conditions=read,
+        network_conditions=read,
         cond_dropout=cond_dropout,
         cond_dropouts=cond_dropouts,
         augment=functools.partial(augmentation.augment, probability=augment) if augment else None,
         embed=embedding(config) if read.shapes else lambda params, cond: cond,
-        guidance=construct(GUIDANCE, "guidance", config.guidance, config=config, trained=trained),
+        guidance=guide,
         threshold=construct(THRESHOLDS, "sampling.threshold", config.sampling.threshold),
-        solver=construct(SOLVERS, "solver", config.solver, **total),
+        solver=solver,
         grid=grid,
         steps=config.sampling.steps,
         shape=data_shape(config),
         batch_size=config.sampling.batch_size,
         denoise=config.sampling.denoise,
-        likelihood=figures,
+        likelihood=likelihood,
         learned_variance=learned,
         resampler=resampler,
     )
@@ -324,12 +326,12 @@ def _noisy_classifier(config: ConfigDict) -> systems.NoisyClassifier:
     the network are used."""
     process = construct(PROCESSES, "process", config.process)
     param = parameterization(config)
-    steps = {"num_steps": process.num_steps} if hasattr(process, "num_steps") else {}
+    steps = {} if process.num_steps is None else {"num_steps": process.num_steps}
     draw_times = construct(TIMES, "times", config.times, **steps)
     if isinstance(draw_times, times.Resampler):
         raise ConfigError(f"config.times.name={config.times.name!r} follows the bound, which a classifier has not")
-    drawn, _ = jax.jit(draw_times, static_argnums=2)(process, jax.random.key(0), 4096)
-    checks.check_coefficients(config, process, param, np.asarray(drawn))
+    drawn, weights = jax.jit(draw_times, static_argnums=2)(process, jax.random.key(0), 4096)
+    fits.check_drawn(config, process, param, np.asarray(drawn), np.asarray(weights))
     if config.network.name != "encoder_unet":
         raise ConfigError(f"config.network.name={config.network.name!r} must be 'encoder_unet' for a classifier")
     init, apply = network(config)
@@ -538,18 +540,13 @@ def plane(config: ConfigDict, built: systems.Diffusion, params: Params) -> dict[
 
 
 def _likelihood(config: ConfigDict, process: Process, grid: Callable) -> ode.Likelihood | None:
-    """The figures of config.evaluation.likelihood. Refuses a bound whose steps the process does not have."""
+    """The metrics of config.evaluation.likelihood. Refuses a number of steps that the grid does not have."""
     section = config.evaluation.likelihood
     built = construct(LIKELIHOODS, "evaluation.likelihood", section, grid=grid, levels=data_levels(config))
-    if section.name != "bound":
-        return built
-    if not section.get("steps") and not hasattr(process, "num_steps"):
-        raise ConfigError(
-            "config.evaluation.likelihood.steps=0 stands for all steps of a discrete process, but "
-            f"config.process.name={config.process.name!r} is continuous; give their number"
-        )
-    try:
-        grid(process, section.get("steps") or process.num_steps)
-    except ValueError as error:
-        raise ConfigError(f"config.evaluation.likelihood.steps={section.get('steps', 0)}: {error}") from error
+    steps = section.get("steps", 0) or process.num_steps
+    if section.name == "bound" and steps:
+        try:
+            grid(process, steps)
+        except ValueError as error:
+            raise ConfigError(f"config.evaluation.likelihood.steps={section.get('steps', 0)}: {error}") from error
     return built

@@ -39,7 +39,7 @@ def classifier(
             f"config.guidance.path={path!r}: the classifier has {there} classes, config.network.num_classes={here}"
         )
     classify = run.system
-    return steering.by_classifier(classify.log_prob, run.load, classify.conditions, scale=scale, schedule=schedule)
+    return steering.classifier(classify.log_prob, run.load, classify.conditions, scale=scale, schedule=schedule)
 
 
 def autoguidance(
@@ -78,7 +78,7 @@ def autoguidance(
             )
         run.config.sampling.ema_rate = ema_rate
     weak = run.system.unguided
-    return steering.auto(weak.denoiser, run.load, scale=scale, schedule=schedule, interval=interval)
+    return steering.autoguidance(weak.denoiser, run.load, scale=scale, schedule=schedule, interval=interval)
 
 
 def check_alike(config: ConfigDict, run: Trained) -> None:

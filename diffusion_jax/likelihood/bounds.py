@@ -22,7 +22,7 @@ from diffusion_jax.losses import weightings
 from diffusion_jax.processes.base import bcast, row_keys, row_normal
 from diffusion_jax.solvers.base import check_variance, posterior, step_variance, transition
 from diffusion_jax.solvers.grids import Grid
-from diffusion_jax.types import Denoiser, Process
+from diffusion_jax.types import Denoiser, Process, needing
 
 Time = Float[Array, "*n"]
 Variance = Float[Array, "..."]  # a scalar, one number per row, or one per value
@@ -177,6 +177,7 @@ def bound_likelihood(
     if steps < 0 or steps == 1:
         raise ValueError(f"steps is {steps}; it must be at least 2, or 0 for all steps of a discrete process")
 
+    @needing(num_steps=not steps, learned_variance=variance == "learned")
     def likelihood(process: Process, D: Denoiser, key: Key[Array, ""], x_0: Array) -> dict[str, Array]:
         times = grid(process, steps or process.num_steps)
         nats = discrete_bound(process, D, key, x_0, times, variance=variance, levels=levels)

@@ -104,7 +104,7 @@ class Diffusion(Sampled):
         `numbers` are those of the guidance, read by its `load` unless they are given.
         """
         numbers = self.guidance.load() if numbers is None else numbers
-        return self.threshold(self.guidance.steer(numbers, self.model(params, cond)))
+        return self.threshold(self.guidance.steer(numbers, self.model(params, cond)).bound)
 
     def numbers(self) -> PyTree[Array]:
         """The numbers of the guidance."""

@@ -185,7 +185,7 @@ class TextToImage(Sampled):
         given = self.network_conditions(params, keys, cond)
         model = self.diffusion.model(network, given)
         null = self.diffusion.embed(network["network"], {**given, **self._negative(params, given)})
-        return self.diffusion.threshold(guidance.steer(numbers, model._replace(null=null, given=cond)))
+        return self.diffusion.threshold(guidance.steer(numbers, model._replace(null=null, given=cond)).bound)
 
     def network_conditions(self, params: Params, keys: Key[Array, "batch"], cond: Cond) -> dict[str, Array]:
         """What the network reads for the ids and images of a batch; row r may be random by keys[r]."""
