@@ -1,19 +1,34 @@
-# make demo: set up and train the default model.  make test: set up and run the tests.
-# PYTHON picks the interpreter (3.11 or later), VENV the environment's folder.
+# make demo: set up and train the default model.
+# make test: set up and run the tests that are not slow.  make test-slow: the slow ones.  make types: with types checked.
+# PYTHON picks the interpreter (3.11 or later), VENV the environment's folder, WORKERS the number of test processes.
 
 PYTHON ?= python3
 VENV ?= .venv
+WORKERS ?= 2
 WORKDIR ?= runs/ncsn
 run := $(VENV)/bin/python
 pip := $(run) -m pip install --quiet --disable-pip-version-check
+pytest := $(run) -m pytest -n $(WORKERS) --dist worksteal
+# pyenv offers names of interpreters that it refuses to start unless they are selected: they are looked up in its folder.
+interpreter = $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/null \
+	|| ls $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin/$(PYTHON) 2>/dev/null | tail -n 1)
 
-.PHONY: demo test lint parity audit clean
+.PHONY: demo setup test test-slow types lint parity audit python clean
 
 demo: $(VENV)/.demo
 	$(run) -m diffusion_jax.main --config=configs/ncsn.py --workdir=$(WORKDIR)
 
+setup: $(VENV)/.test
+
 test: $(VENV)/.test
-	$(run) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(pytest) -m "not slow and not parity"
+
+test-slow: $(VENV)/.test
+	$(pytest) -m "slow and not parity"
+
+# The annotations of every function of the package, checked at each call of a part of the tests.
+types: $(VENV)/.test
+	$(pytest) -m "not slow and not parity" --jaxtyping-packages=diffusion_jax,beartype.beartype
 
 lint: $(VENV)/.lint
 	$(run) -m ruff check .
@@ -27,9 +42,14 @@ parity: $(VENV)/.parity
 audit: $(VENV)/.audit
 	$(run) .ci/audit.py
 
+# Prints the interpreter that PYTHON names, and fails where there is none.
+python:
+	@test -n '$(interpreter)' && echo $(interpreter)
+
 $(run):
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "diffusion_jax needs Python 3.11 or later; set PYTHON"'
-	$(PYTHON) -m venv $(VENV)
+	@test -n '$(interpreter)' || { echo "make: PYTHON=$(PYTHON) is not an interpreter that starts"; exit 1; }
+	$(interpreter) -c 'import sys; assert sys.version_info >= (3, 11), "diffusion_jax needs Python 3.11 or later; set PYTHON"'
+	$(interpreter) -m venv $(VENV)
 	$(pip) --upgrade pip
 
 $(VENV)/.demo: setup.py | $(run)

@@ -14,7 +14,7 @@ setuptools.setup(
     description="Train, sample and evaluate every classical family of diffusion model in JAX",
     long_description=(here / "README.md").read_text(),
     long_description_content_type="text/markdown",
-    license="Apache-2.0",
+    license_expression="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["diffusion_jax", "diffusion_jax.*"]),
@@ -64,7 +64,6 @@ setuptools.setup(
         "colab": ["ipywidgets"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],

@@ -1,18 +1,18 @@
-"""Pixels against latents of f = 2 and f = 4 on CIFAR-10 at equal training time: LDM's study of compression, small.
+"""Pixels against latents of f = 2 and f = 4 on CIFAR-10 at equal training time: LDM's compression study, small.
 
     python -m benchmarks.compression --data=CIFAR --to=runs/compression --seconds=3600 --stage_seconds=1800
 
 CIFAR is `cifar10_jpeg.npz` (a common JPEG header and one scan per image), or a folder with train.npz and test.npz
 that hold `images` and `labels`. Three diffusion models are trained for the same number of seconds each on the same
-machine: of pixels, of 16 x 16 x 3 latents and of 8 x 8 x 4 latents. On a CPU these are seconds of all its cores, added
-up, which other programs disturb less. The models are one U-Net cut off at the resolution of what it sees: 32, 64 and
-128 channels at 32, 16 and 8 pixels. The two first stages get `--stage_seconds` each, which the table states apart,
-since one first stage serves many models.
+machine: of pixels, of 16 x 16 x 3 latents and of 8 x 8 x 4 latents. On a CPU these are the seconds of all its cores,
+added up, which other programs disturb less. The models are one U-Net, truncated at the resolution of its input: 32, 64
+and 128 channels at 32, 16 and 8 pixels. The two first stages get `--stage_seconds` each, which the table states
+separately, since one first stage serves many models.
 
-Steps are counted from the speed of the first ones without compilation, so that a run that is started again goes on.
-`--spaces 2` does a part; the table has all that was done in `--to` with as many steps and samples.
-The Frechet distance is of features of a small classifier that is trained on the same data, beside that of test images.
-Prints a Markdown table and writes it to table.md.
+The number of steps is computed from the speed of the first ones without compilation, so a run that is started again
+resumes. `--spaces 2` does one part; the table has all parts in `--to` with the same number of steps and samples. The
+Frechet distance is in features of a small classifier that is trained on the same data; that of test images is given for
+comparison. Prints a Markdown table and writes it to table.md.
 """
 
 import argparse
@@ -30,8 +30,10 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.config import build, from_file
 from diffusion_jax.networks.functional import count_parameters
-from diffusion_jax.run import modes
-from diffusion_jax.run.job import fresh_state, load_params, prepare
+from diffusion_jax.run import evaluate
+from diffusion_jax.run import train as trainer
+from diffusion_jax.run.job import prepare
+from diffusion_jax.run.parameters import fresh_state, load_params
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.step import make_train_step
 
@@ -83,7 +85,7 @@ def stage_config(f: int, folder: pathlib.Path, options: argparse.Namespace) -> C
 
 
 def diffusion_config(f: int, stage: pathlib.Path, folder: pathlib.Path, options: argparse.Namespace) -> ConfigDict:
-    """The config of pixels (f = 1) or latents: the levels of the U-Net from 32 / f pixels down to 8."""
+    """The config of a model of pixels (f = 1) or latents, whose U-Net has the levels from 32 / f pixels down to 8."""
     config = shared(from_file(f"{CONFIGS / 'latent_diffusion.py'}:cifar10_f2"), folder, options)
     widths = WIDTHS[{1: 0, 2: 1, 4: 2}[f] :]
     config.network.update(
@@ -105,12 +107,12 @@ def diffusion_config(f: int, stage: pathlib.Path, folder: pathlib.Path, options:
 
 
 def clock() -> float:
-    """Seconds, to take differences of."""
+    """A clock in seconds, whose differences are meaningful."""
     return time.process_time() if jax.default_backend() == "cpu" else time.monotonic()
 
 
 def examples_per_second(config: ConfigDict) -> float:
-    """Of the compiled step with batches that are there already."""
+    """Speed of the compiled train step with batches that are already on the devices."""
     job = prepare(config)
     with jax.set_mesh(job.mesh):
         step = make_train_step(job.system, job.optimizer, num_steps=TIMED, ema_rates=config.ema.rates)
@@ -127,7 +129,7 @@ def examples_per_second(config: ConfigDict) -> float:
 
 
 def train(config: ConfigDict, directory: pathlib.Path, seconds: float) -> float:
-    """Train for as many steps as `seconds` allow, a number that the directory remembers. The speed."""
+    """Train for as many steps as `seconds` allow, a number stored in the directory, and return examples per second."""
     file = directory / "speed.json"
     if not file.exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -135,7 +137,7 @@ def train(config: ConfigDict, directory: pathlib.Path, seconds: float) -> float:
     speed = json.loads(file.read_text())["speed"]
     config.training.num_steps = max(int(seconds * speed / config.training.batch_size), 1)
     config.training.checkpoint_every = max(config.training.num_steps // 20, 1)
-    modes.train(config, directory)
+    trainer.train(config, directory)
     reached = max(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
     if reached < config.training.num_steps:
         raise SystemExit(f"{directory} is at step {reached}; the same command goes on")
@@ -143,7 +145,7 @@ def train(config: ConfigDict, directory: pathlib.Path, seconds: float) -> float:
 
 
 def seconds_to_sample(config: ConfigDict, directory: pathlib.Path, num: int) -> float:
-    """For `num` images with all steps and the decoding, compiled before."""
+    """Sampling time of `num` images with all steps and the decoding, without compilation."""
     job = prepare(config)
     with jax.set_mesh(job.mesh):
         params, _ = load_params(job, directory)
@@ -154,7 +156,7 @@ def seconds_to_sample(config: ConfigDict, directory: pathlib.Path, num: int) -> 
 
 
 def figures(config: ConfigDict, directory: pathlib.Path) -> dict:
-    """Those of the trained model, which are kept."""
+    """Metrics of the trained model, evaluated once and then read from evaluation.json."""
     config.evaluation.metrics = ("classifier",)
     file = directory / "evaluation.json"
     wanted = dict(
@@ -162,7 +164,7 @@ def figures(config: ConfigDict, directory: pathlib.Path) -> dict:
     )
     found = json.loads(file.read_text()) if file.exists() else {}
     if not wanted.items() <= found.items():
-        modes.evaluate(config, directory)
+        evaluate.evaluate(config, directory)
         found = json.loads(file.read_text())
     return found
 
@@ -177,7 +179,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--blocks", type=int, default=1, help="residual blocks per level")
     parser.add_argument("--steps", type=int, default=50, help="of DDIM")
-    parser.add_argument("--samples", type=int, default=2000, help="images that are judged")
+    parser.add_argument("--samples", type=int, default=2000, help="number of samples to evaluate")
     options = parser.parse_args()
     folder = arrays(options.data, options.to / "data")
     for f in options.spaces:

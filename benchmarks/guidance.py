@@ -1,13 +1,14 @@
-"""Agreement with the condition against distance from the data, over scales of guidance.
+"""Condition accuracy against Frechet distance over guidance scales.
 
     python -m benchmarks.guidance --picture docs/pictures/guidance_digits.png \\
         --curve "classifier-free" runs/cfg \\
         --curve "classifier" runs/ddpm name=classifier path=runs/classifier
 
-Each curve is the work directory of a trained run, and what is different from its own config.guidance. For every scale
-as many samples of each class are drawn and judged by one small classifier, which is trained on the clean data: how
-often it sees the class that was asked for, and the Frechet distance in its features to the training split, over that
-of test images. They are not FID. The scale is an argument of the compiled sampler, so a curve compiles once.
+Each curve is the work directory of a trained run, with changes of its own config.guidance. For every scale the same
+number of samples of each class is drawn and evaluated by one small classifier, which is trained on the clean data. The
+metrics are the fraction of samples in which it recognises the requested class, and the Frechet distance in its features
+to the training split, over that of test images. They are not FID. The scale is an argument of the compiled sampler, so
+a curve compiles once.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from diffusion_jax.training.rows import conditioned_rows
 
 
 def opened(path: str, changes: dict[str, str], steps: int, solver: str, threshold: str) -> trained.Trained:
-    """The run in `path` with another config.guidance, number of steps, solver and threshold."""
+    """Open the run in `path` with another config.guidance, number of steps, solver and threshold."""
 
     def make(config: ConfigDict):
         if changes:
@@ -43,15 +44,15 @@ def opened(path: str, changes: dict[str, str], steps: int, solver: str, threshol
 
 
 def curve(run: trained.Trained, scales: list[float], num: int, seed: int, judge, splits) -> list[dict[str, float]]:
-    """Figures of `num` samples at each scale, as `metrics.classifier_metrics` gives them, and the samples."""
+    """Metrics of `num` samples at each guidance scale, as `metrics.classifier_metrics` returns them."""
     system, params = run.system, run.load()
     numbers, draw = system.guidance.load(), jax.jit(system.draw)
     figures = []
     for scale in scales:
         here = functools.partial(draw, params, jax.random.key(seed), numbers={**numbers, "scale": jnp.float32(scale)})
-        drawn = conditioned_rows(here, num, run.config.sampling.batch_size, system.steered, None)
+        drawn = conditioned_rows(here, num, run.config.sampling.batch_size, system.conditions, None)
         samples = np.clip(drawn["samples"], -1, 1)
-        found = metrics.classifier_metrics(samples, *splits, judge=judge, labels=drawn["label"])
+        found = metrics.classifier_metrics(samples, *splits, classifier=judge, labels=drawn["label"])
         figures.append({"scale": scale, **found})
         print(
             f"| {scale:g} | {found['condition_accuracy']:.3f} | {found['classifier_frechet']:.2f} "
@@ -62,7 +63,7 @@ def curve(run: trained.Trained, scales: list[float], num: int, seed: int, judge,
 
 
 def picture(curves: dict[str, list[dict[str, float]]], path: pathlib.Path) -> None:
-    """Accuracy by scale, and Frechet ratio by accuracy."""
+    """Plot condition accuracy by scale, and Frechet ratio by condition accuracy."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

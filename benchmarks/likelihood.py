@@ -7,12 +7,13 @@ All three integrate the probability-flow ODE of the VP process from t = 1e-5 to 
 - diffusion_jax: one program on the device, in which every example has its own steps;
 - SciPy: `solve_ivp(method="RK45")` on the host over the flattened batch, as score_sde does; the drift with its
   divergence is compiled by JAX and called once per evaluation;
-- torchdiffeq: `odeint(method="dopri5")`, one step size for the batch, divergence by autograd. Left out where torch or
+- torchdiffeq: `odeint(method="dopri5")`, one step size for the batch, divergence by autograd. Omitted if torch or
   torchdiffeq is missing.
 
-A Gaussian mixture with its exact denoiser and exact trace tells the true error; a network with the same random weights
-in JAX and PyTorch and Hutchinson's trace with the same probes shows the speed where evaluations cost something. The
-three are run in turn, A B C A B C ...; the table shows the best time of each, and its ratio to that of diffusion_jax.
+A Gaussian mixture with its exact denoiser and exact trace gives the true error. A network with the same random weights
+in JAX and PyTorch, and Hutchinson's trace estimate with the same probes, shows the speed when evaluations are costly.
+The three are run in turn, A B C A B C ...; the table shows the best time of each, and its ratio to that of
+diffusion_jax.
 """
 
 import argparse
@@ -106,7 +107,7 @@ def network_problem(dim: int, hidden: int, batch: int) -> Problem:
     in_torch = [torch.tensor(w) for w in weights] if torch else None
 
     def denoise(x: Any, t: Any, weights: list, xp: Any, join: Callable) -> Any:
-        """With EDM's preconditioning for data of variance 1/4: a random network without it has no smooth flow."""
+        """The denoiser with EDM's preconditioning for data of variance 1/4, under which a random network is smooth."""
         alpha, sigma_squared = (s.reshape(-1, 1) for s in scales(t, xp))
         norm = alpha**2 / 4 + sigma_squared
         out = forward(x / norm**0.5, t, weights, xp, join)
@@ -138,7 +139,7 @@ def ours(problem: Problem, tolerance: float) -> Callable[[], tuple[np.ndarray, s
 
 
 def probes(problem: Problem) -> np.ndarray:
-    """The probes that `log_prob` draws, so that differences are those of the solvers."""
+    """The Hutchinson probes that `log_prob` draws, so that only the solvers differ."""
     keys = processes.row_keys(jax.random.key(0), jnp.arange(len(problem.x)))
     return np.asarray(ode.draw_probes("rademacher", keys, 1, jnp.asarray(problem.x)))[0]
 

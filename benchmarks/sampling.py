@@ -29,7 +29,7 @@ CIFAR10 = dict(channels=128, channel_mult=(1, 2, 2, 2), num_res_blocks=2, attent
 
 
 def networks(channels: int, channel_mult: tuple, num_res_blocks: int, attention_resolutions: tuple):
-    """The same random network twice: a UNet2DModel, and (apply, params) of a UNet."""
+    """The same random network twice, as a UNet2DModel of diffusers and as (apply, params) of our UNet."""
     attention = [32 // 2**i in attention_resolutions for i in range(len(channel_mult))]
     model = diffusers.UNet2DModel(
         sample_size=32,
@@ -62,7 +62,7 @@ def networks(channels: int, channel_mult: tuple, num_res_blocks: int, attention_
 
 
 def make_sampler(apply: Callable, process: DiscreteVP, num_steps: int) -> Callable:
-    """sampler(params, key, batch) -> images: noise, the whole scan and the last image in one program."""
+    """Returns sampler(params, x_T) -> images, which is one program with all DDIM steps."""
     param = parameterizations.eps_prediction(parameterizations.index_label)
     times = grids.discrete("leading")(process, num_steps)
 
@@ -81,7 +81,7 @@ def seconds(f: Callable) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cifar10", action="store_true", help="DDPM's network for CIFAR-10 in place of a small one")
+    parser.add_argument("--cifar10", action="store_true", help="DDPM's network for CIFAR-10 instead of a small one")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=5)

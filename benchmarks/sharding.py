@@ -2,9 +2,9 @@
 
     python -m benchmarks.sharding
 
-By abstract evaluation: nothing is allocated. For every number of devices the table shows the mesh (fsdp, tensor), out
-of those that use all of them, which leaves least on each device: an axis splits an array only where it divides a
-dimension.
+Sizes are found by abstract evaluation: nothing is allocated. For every number of devices the table shows the mesh
+(fsdp, tensor) with the fewest bytes per device, among those that use all devices. An axis splits an array only if it
+divides a dimension.
 """
 
 import argparse
@@ -20,7 +20,7 @@ DEVICES = (1, 8, 64, 256, 1024)
 
 
 def layouts(job: Job) -> list[tuple[int, dict[str, int], dict[str, tuple[int, int]]]]:
-    """(devices, mesh, `state_bytes`) with least bytes on each device, for every number of `DEVICES`."""
+    """(devices, mesh, `state_bytes`) of the mesh with the fewest bytes per device, for every number of `DEVICES`."""
     plain = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), job.state)
     found = []
     for devices in DEVICES:

@@ -3,10 +3,11 @@
     python -m benchmarks.solver_orders                                      # all processes; the picture of docs/
     python -m benchmarks.solver_orders --picture errors.png --processes vp  # one process, another file
 
-Everything is in float64 on problems whose answers are known. Orders of deterministic solvers: in one dimension the
-flow of a mixture of Gaussians keeps every point's quantile, so the error is a difference of distribution functions.
-Weak orders of solvers with noise: on a Gaussian their results are Gaussian, with a mean and a variance that are
-computed to rounding rather than sampled. Both are slopes between two numbers of steps, whose first ones are short.
+Everything is in float64 on problems whose answers are known. The orders of ODE solvers are measured on a mixture of
+Gaussians in one dimension, whose flow keeps every point's quantile, so the error is a difference of distribution
+functions. The weak orders of SDE solvers are measured on a Gaussian: their results are Gaussian, with a mean and a
+variance that are computed to rounding rather than sampled. Both are slopes between two numbers of steps on grids whose
+first steps are short.
 """
 
 import argparse
@@ -41,7 +42,7 @@ NOISY = {
 }
 CHURN = 20.0  # shared among the steps of a solve, so every number of steps is another solver
 NOISY_STEPS = (1600, 3200)
-DRAWN = {  # colours of Okabe and Ito, told apart by all
+DRAWN = {  # the palette of Okabe and Ito, which colour-blind readers can distinguish
     "ddim": ("#000000", "o"),
     "euler": ("#999999", "s"),
     "heun": ("#E69F00", "^"),

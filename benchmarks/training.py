@@ -1,15 +1,15 @@
-"""What the training loop costs over the bare jitted step, what a save costs, and how long it takes to start.
+"""Overhead of the training loop over the bare jitted step, cost of a checkpoint, and start-up time.
 
     python -m benchmarks.training                                            # three models, seconds each
     python -m benchmarks.training --config configs/ddpm.py:cifar10 --set data.name=folder data.path=DIR
     python -m benchmarks.training --startup                                  # with and without the compilation cache
 
 The loop is that of the command: it reads and shuffles the data, moves it to the devices, logs, shows its progress and
-saves. The bare step is the same compiled, donated function on one batch that is on the devices already. They are run in
-turn, A B A B ..., on the same state; the table shows the median of each and of the ratios, pair by pair, of the time on
-the clock and of that on all processors, which other programs disturb less. A piece has at least as many steps as lie
-between two logged ones. A second table shows how long a save holds up the loop and how long it takes in the background,
-a third the memory of the compiled step and, on a GPU or TPU, the share of its peak FLOPs that the bare step reaches.
+saves. The bare step is the same compiled, donated function on one batch that is already on the devices. They are run in
+turn, A B A B ..., on the same state. The table shows the median of each and of the ratios, pair by pair, of wall-clock
+time and of processor time, which other programs disturb less. A piece has at least as many steps as there are between
+two logged ones. A second table shows how long a save blocks the loop and how long it takes in the background, a third
+the memory of the compiled step and, on a GPU or TPU, the fraction of its peak FLOPs that the bare step reaches (MFU).
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.config import build, from_file
-from diffusion_jax.run import planning
-from diffusion_jax.run.job import Job, fresh_state, prepare, train_step
+from diffusion_jax.run import plan
+from diffusion_jax.run.job import Job, prepare, train_step
+from diffusion_jax.run.parameters import fresh_state
 from diffusion_jax.training import loop, summary
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints
@@ -48,7 +49,7 @@ DEFAULT = {
     "configs/ddpm.py": (),
     "configs/ddpm.py:mnist": DIGITS,
 }
-# Dense bfloat16 FLOPs per second by jax.Device.device_kind, from the makers' data sheets.
+# Dense bfloat16 FLOPs per second by jax.Device.device_kind, from the manufacturers' data sheets.
 PEAK = {
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
@@ -71,7 +72,7 @@ def read(name: str, settings: tuple[str, ...]) -> ConfigDict:
 
 
 class Rows(JsonlWriter):
-    """Also notes when the last row was written: the devices have finished its step."""
+    """A writer that records when the last row was written; the devices have then finished its step."""
 
     def scalars(self, step: int, values: Any) -> None:
         super().scalars(step, values)
@@ -79,7 +80,7 @@ class Rows(JsonlWriter):
 
 
 class Saves(Checkpoints):
-    """Saves once when it is `asked` to, and notes how long that held up the loop."""
+    """Checkpoints that save once when `asked`, and record how long that blocked the loop."""
 
     asked = False
     held = 0.0
@@ -97,7 +98,7 @@ class Took(NamedTuple):
 
 
 class Loop:
-    """The loop of the command on a job, in pieces of some steps; the state goes from piece to piece."""
+    """The training loop of the command on a job, in pieces of some steps; each piece starts from the last state."""
 
     def __init__(self, job: Job, folder: pathlib.Path) -> None:
         self.job, self.state, self.step = job, fresh_state(job), 0
@@ -105,15 +106,15 @@ class Loop:
         self.batches = data.batches(
             build.source(job.config), batch_size=job.config.training.batch_size, seed=job.config.seed
         )
-        # One generator for all pieces: closing it would close what it reads from.
+        # One generator for all pieces: closing it would close the data that it reads.
         self.placed = data.device_batches(self.batches, meshes.batch_sharding(job.mesh), names=tuple(job.batch))
         self.writer = Rows(folder / "metrics.jsonl")
         self.checkpoints = Saves(folder / "checkpoints")
 
     def run(self, num_steps: int) -> Took:
-        """What `num_steps` steps of the loop take, until the devices have finished the last one.
+        """Time of `num_steps` steps of the loop, until the devices have finished the last one.
 
-        A save that is asked for comes in the middle.
+        A requested save happens in the middle.
         """
         began, cpu = time.perf_counter(), time.process_time()
         with contextlib.redirect_stderr(io.StringIO()):
@@ -139,7 +140,7 @@ class Loop:
         return Took(self.writer.at - began, time.process_time() - cpu)
 
     def bare(self, num_steps: int, batch: dict[str, jax.Array]) -> Took:
-        """What `num_steps` calls of the step on one batch take."""
+        """Time of `num_steps` calls of the compiled step on one batch."""
         jax.block_until_ready(self.state)
         began, cpu = time.perf_counter(), time.process_time()
         for _ in range(num_steps):
@@ -177,7 +178,7 @@ def compare(job: Job, folder: pathlib.Path, seconds: float, pairs: int) -> dict[
         trace_seconds=traced - began,
         compile_seconds=compiled - traced,
         memory=memory,
-        flops=planning.step_flops(job),
+        flops=plan.step_flops(job),
     )
 
 

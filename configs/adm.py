@@ -1,17 +1,19 @@
-"""ADM: ablated diffusion models, for classifier guidance and in stages of super-resolution (arXiv:2105.05233).
+"""ADM (guided diffusion): U-Nets for classifier guidance, and their super-resolution stages (arXiv:2105.05233).
 
     python -m diffusion_jax.main --config=configs/adm.py --workdir=runs/adm
     python -m diffusion_jax.main --config=configs/adm.py:imagenet64 --workdir=runs/adm64 --config.data.path=FOLDER
 
-Without a variant: the 8 x 8 digits of scikit-learn by class, and a small network of this family, in minutes on two CPU
-cores. `digits_upsampler` draws them at 8 x 8 from 4 x 4. Every model learns its variances with its means, by
-L_simple + 0.001 L_vlb. A classifier of `noisy_classifier.py` steers it: --config.guidance.name=classifier.
+Without a variant, a small network of this family is trained on the 8 x 8 digits of scikit-learn, class-conditional, in
+minutes on two CPU cores. `digits_upsampler` is super-resolution from 4 x 4 to 8 x 8. Every model learns its variances
+with its means, by the hybrid loss L_simple + 0.001 L_vlb. For classifier guidance train a classifier with
+`noisy_classifier.py` and set --config.guidance.name=classifier.
 
-The other variants are the paper's (tables 11 and 12): `imagenet{64,128,256,512}` by class, `imagenet256_uncond`,
-`lsun_bedroom256`, whose settings are also those of cats and horses, and `upsampler_{64_256,128_512}`, which read small
-images, of the data where they train and --config.sampling.cond=FILE.npz where they sample. ImageNet, as folders of
-classes, comes by config.data.path. With classifier guidance in 250 steps the paper reports FID 2.07, 2.97, 4.59 and
-7.72 on ImageNet, 3.94 and 3.85 with the upsamplers, and without guidance in 1000 steps 1.90 on bedrooms.
+The other variants are the paper's (tables 11 and 12): `imagenet{64,128,256,512}`, class-conditional;
+`imagenet256_uncond`; `lsun_bedroom256`, whose settings are also those of cats and horses; and the upsamplers
+`upsampler_{64_256,128_512}`. The small images that these are conditioned on are made from the data in training, and
+read from --config.sampling.cond=FILE.npz in sampling. config.data.path is ImageNet as folders of classes. With
+classifier guidance in 250 steps the paper reports FID 2.07, 2.97, 4.59 and 7.72 on ImageNet, and 3.94 and 3.85 with the
+upsamplers; without guidance in 1000 steps it reports 1.90 on bedrooms.
 """
 
 from typing import Any
@@ -22,7 +24,7 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def adm(*, betas: str = "linear", **sections: Any) -> ConfigDict:
-    """What all variants share. The network's second half of channels are the variances."""
+    """The sections that all variants share. The second half of the network's output channels are the variances."""
     config = replace(
         defaults(),
         process=dict(name="discrete_vp", betas=betas, num_steps=1000),
@@ -106,7 +108,7 @@ def imagenet64() -> ConfigDict:
 
 
 def large(size: int, *, num_steps: int, data: dict[str, Any], **network: Any) -> ConfigDict:
-    """128 x 128 and above, except for the upsamplers."""
+    """The models of 128 x 128 pixels and more, except for the upsamplers."""
     options = dict(model_channels=256, num_res_blocks=2, channel_mult=MULTS[size], **network)
     return paper(size, num_steps=num_steps, data=data, **options)
 

@@ -1,4 +1,4 @@
-"""KL-regularised autoencoders, the first stages of latent diffusion (arXiv:2112.10752).
+"""KL autoencoders (VAEs), the first stages of latent diffusion (arXiv:2112.10752).
 
     python -m diffusion_jax.main --config=configs/autoencoder_kl.py --workdir=runs/autoencoder_kl
     python -m diffusion_jax.main --config=configs/autoencoder_kl.py:cifar10_f4 --workdir=runs/kl_f4 \\
@@ -7,15 +7,15 @@
         --config.data.path=FOLDER \\
         --config.system.perceptual.vgg=vgg16-397923af.pth --config.system.perceptual.lin=vgg.pth
 
-Without a variant: the 8 x 8 digits of scikit-learn as 4 x 4 latents of 2 channels, in minutes on two CPU cores, with a
-discriminator for the last third. Sheets and samples show reconstructions of held-out digits beside the originals.
-configs/latent_diffusion.py trains a diffusion model on the latents.
+Without a variant, the 8 x 8 digits of scikit-learn are encoded as 4 x 4 latents of 2 channels. Training takes minutes
+on two CPU cores, with a discriminator in the last third. Sheets and samples show reconstructions of held-out digits
+next to the originals. configs/latent_diffusion.py trains a diffusion model on the latents.
 
 `mnist`, `cifar10_f2`, `cifar10_f4`, `crawl_tiles_f4` (folders of images) and `emoji_f4` (an .npz file of images, a
-twentieth of them held out) have small networks and the Laplacian pyramid in the place of LPIPS, which needs weights
-and larger images. `openimages_f4`, `_f8` and `_f16` are the paper's networks (table 8) with LPIPS: its files are those
-of torchvision's VGG-16 and of the linear layers of LPIPS.
-The authors report a Frechet distance of reconstructions of 0.27, 0.90 and 0.87.
+twentieth of them held out) have small networks. Their perceptual loss is the Laplacian pyramid instead of LPIPS, which
+needs weights and larger images. `openimages_f4`, `_f8` and `_f16` are the paper's networks (table 8) with LPIPS, whose
+files are those of torchvision's VGG-16 and of the linear layers of LPIPS. The authors report a Frechet distance of
+reconstructions of 0.27, 0.90 and 0.87.
 """
 
 from typing import Any
@@ -26,11 +26,10 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def autoencoder(**sections: Any) -> ConfigDict:
-    """What all variants share. Solver and steps are of no meaning for an autoencoder."""
+    """The sections that all variants share. The solver and its steps are unused by an autoencoder."""
     config = replace(
         defaults(),
         loss=dict(name="l1"),
-        solver=dict(name="none"),
         sampling=dict(steps=1),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100, b1=0.5, b2=0.9),
         ema=dict(rates=(0.999,)),
@@ -85,7 +84,7 @@ def mnist() -> ConfigDict:
 
 
 def folder(*block_out_channels: int, image_size: int, latent_channels: int, **data: Any) -> ConfigDict:
-    """Small images from a folder, by a network that a CPU can train in hours and a GPU in minutes."""
+    """The variants of small images in a folder. A CPU trains their network in hours, a GPU in minutes."""
     return autoencoder(
         system=system(kl_weight=1e-5, start=10_000, n_layers=2),
         network=small(*block_out_channels, latent_channels=latent_channels),
@@ -114,14 +113,14 @@ def emoji_f4() -> ConfigDict:
     data = dict(split="train[:95%]", eval_split="train[95%:]")
     config = folder(16, 32, 64, image_size=32, latent_channels=4, **data)
     config.data.name = "arrays"
-    # A quarter of an hour on one core of a CPU, too short for the discriminator.
+    # Training takes a quarter of an hour on one CPU core, too short for the discriminator.
     config.training.update(num_steps=3500, batch_size=16, checkpoint_every=500, sample_every=0)
     config.optimizer.learning_rate = 1e-3
     return config
 
 
 def openimages(*block_out_channels: int, latent_channels: int, num_steps: int, **network: Any) -> ConfigDict:
-    """The paper's autoencoders of 256 x 256 images (table 8); numbers of training as in the authors' code and list."""
+    """The paper's autoencoders of 256 x 256 images (table 8), with the authors' numbers of steps."""
     return autoencoder(
         system=system(perceptual="lpips", start=50_001),
         network=dict(
@@ -133,7 +132,7 @@ def openimages(*block_out_channels: int, latent_channels: int, num_steps: int, *
         ),
         data=dict(name="folder", split="train", eval_split="train", image_size=256, channels=3, flip=True, path=""),
         training=dict(num_steps=num_steps, batch_size=12, checkpoint_every=5000, sample_every=5000),
-        # 4.5e-6 per image.
+        # The authors' learning rate is 4.5e-6 per image of the batch.
         optimizer=dict(name="adam", learning_rate=5.4e-5, schedule="constant", warmup_steps=0, b1=0.5, b2=0.9),
         ema=dict(rates=(0.9999,)),
         sampling=dict(num_samples=16, batch_size=16),
@@ -146,7 +145,7 @@ def openimages_f4() -> ConfigDict:
 
 
 def openimages_f8() -> ConfigDict:
-    # Also the network of Stable Diffusion's first stage.
+    # This is also the network of Stable Diffusion's first stage.
     return openimages(128, 256, 512, 512, latent_channels=4, num_steps=246_803)
 
 

@@ -1,23 +1,23 @@
-"""Classifier-free guidance: a conditional model that is trained without its condition at times (arXiv:2207.12598).
+"""Classifier-free guidance: a conditional model trained with condition dropout (arXiv:2207.12598).
 
     python -m diffusion_jax.main --config=configs/classifier_free.py --workdir=runs/cfg
     python -m diffusion_jax.main --config=configs/classifier_free.py --workdir=runs/cfg --mode=sample \\
         --config.guidance.scale=3.0 --config.sampling.cond=3
 
-Without a variant: the 8 x 8 digits of scikit-learn by class, in minutes on two CPU cores; `mnist` is the network of
-`ddpm.py:mnist` with classes. `digits_captions` is a DiT that is told the digits in words, which a small transformer
-trained with it reads: --config.sampling.cond="three|five". A scale of 0 draws without the condition, 1 from the
-conditional model, and more trades variety for agreement with the condition; docs/guidance.md has the curves. The
-condition is replaced by none in a tenth of the examples, as in the paper.
+Without a variant, the model is class-conditional on the 8 x 8 digits of scikit-learn, trained in minutes on two CPU
+cores. `mnist` is the network of `ddpm.py:mnist` with classes. `digits_captions` is a DiT that is conditioned on the
+digits in words; a small transformer, trained with it, encodes them: --config.sampling.cond="three|five". A guidance
+scale of 0 samples the unconditional model, 1 the conditional model, and a larger one trades variety for agreement with
+the condition; docs/guidance.md has the curves. A tenth of the examples get the null condition, as in the paper.
 
-`emoji` draws 32 x 32 pictures from their names: --config.data.path=FILE.npz with the arrays `images`, uint8
-[n, 32, 32, 3 or 4] (transparent pixels are white), `names` and `groups`, strings. A twentieth of them, the end of one
-fixed shuffle, is held out. --config.sampling.cond="red heart|dog face" asks for two pictures, and evaluation.json has
-the retrieval score of docs/metrics.md for held-out names. For a folder of images set config.data.name=folder, and
-config.data.caption_key=.txt for text files beside them, or the name of a field of metadata.jsonl.
+`emoji` is text to image: 32 x 32 pictures from their names. --config.data.path=FILE.npz has the arrays `images`, uint8
+[n, 32, 32, 3 or 4] (transparent pixels become white), `names` and `groups`, strings. A twentieth of them, the end of
+one fixed shuffle, is held out. --config.sampling.cond="red heart|dog face" is a pair of prompts, and evaluation.json
+has the retrieval accuracy of docs/metrics.md for held-out names. For a folder of images set config.data.name=folder,
+and config.data.caption_key=.txt for text files next to them, or the name of a field of metadata.jsonl.
 
 `cifar10` is DDPM's setting for CIFAR-10 with classes. The paper's own models are for ImageNet at 64 x 64 and 128 x 128
-and have ADM's network, as `adm.py`; it reports FID 1.55 at 64 x 64 with w = 0.1, which is a scale of 1.1 here.
+and have ADM's network, as in `adm.py`; it reports FID 1.55 at 64 x 64 with w = 0.1, which is a scale of 1.1 here.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def classifier_free(*, scale: float, **sections: Any) -> ConfigDict:
-    """What all variants share: DDPM's process and loss, and DDIM in 50 steps, which shows guidance best."""
+    """The sections that all variants share: DDPM's process and loss, and DDIM in 50 steps as the sampler."""
     config = replace(
         defaults(),
         system=dict(name="diffusion", cond_dropout=0.1),

@@ -1,4 +1,4 @@
-"""DDPM: noise prediction on 1000 discrete steps, sampled by the ancestral chain (arXiv:2006.11239).
+"""DDPM: eps-prediction (noise prediction) on 1000 discrete steps, ancestral sampling (arXiv:2006.11239).
 
     python -m diffusion_jax.main --config=configs/ddpm.py --workdir=runs/ddpm
     python -m diffusion_jax.main --config=configs/ddpm.py:cifar10 --workdir=runs/ddpm_cifar10
@@ -8,10 +8,9 @@ DDIM (arXiv:2010.02502) samples the same model in fewer steps:
     python -m diffusion_jax.main --config=configs/ddpm.py --workdir=runs/ddpm --mode=sample \\
         --config.solver.name=ddim --config.sampling.steps=50
 
-Without a variant: the 8 x 8 digits of scikit-learn in minutes on two CPU cores, with what suits so small an image and
-network: the cosine table of betas and EDM's preconditioning. `mnist` trains a
-small U-Net in about 20 minutes on a CPU; prepare the data with
-`python -m diffusion_jax.data.prepare mnist --from DIR`.
+Without a variant, a small network is trained on the 8 x 8 digits of scikit-learn, in minutes on two CPU cores. The
+cosine noise schedule and EDM's preconditioning suit so small an image and network. `mnist` trains a small U-Net in
+about 20 minutes on a CPU; prepare the data with `python -m diffusion_jax.data.prepare mnist --from DIR`.
 
 `cifar10`, `lsun_church`, `lsun_bedroom` and `celebahq256` are the paper's settings, with 35.7 M parameters at 32 x 32
 and 114 M at 256 x 256. The paper reports FID 3.17 on CIFAR-10, 7.89 on LSUN church and 6.36 on LSUN bedroom (4.90 with
@@ -26,7 +25,7 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def ddpm(*, variance: str = "beta_tilde", **sections: Any) -> ConfigDict:
-    """What all variants share: the process, L_simple and the ancestral sampler, which clips its estimates of x_0."""
+    """The sections that all variants share: the process, L_simple and the ancestral sampler, which clips its x_0."""
     config = replace(
         defaults(),
         process=dict(name="discrete_vp", betas="linear", num_steps=1000),
@@ -42,7 +41,7 @@ def ddpm(*, variance: str = "beta_tilde", **sections: Any) -> ConfigDict:
 def digits() -> ConfigDict:
     return ddpm(
         process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
-        # A network without skips from input to output learns fastest what EDM's preconditioning asks of it.
+        # A network without skip connections from input to output learns fastest with EDM's preconditioning.
         parameterization=dict(name="edm", sigma_data=0.5),
         network=dict(name="mlp", hidden=512, num_layers=4),
         training=dict(num_steps=10_000, batch_size=128, log_every=100),
@@ -78,7 +77,7 @@ def cifar10() -> ConfigDict:
 
 
 def paper_256(*, num_steps: int, **data: Any) -> ConfigDict:
-    """The paper's setting at 256 x 256: no dropout, and a lower learning rate, which was unstable otherwise."""
+    """The paper's setting at 256 x 256: no dropout, and a lower learning rate, as training was unstable."""
     return ddpm(
         network=dict(name="unet", channels=128, channel_mult=(1, 1, 2, 2, 4, 4), attention_resolutions=(16,)),
         data=dict(split="train", image_size=256, channels=3, path="", **data),

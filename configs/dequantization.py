@@ -3,10 +3,10 @@
     python -m diffusion_jax.main --config=configs/score_sde.py:digits_vp_likelihood --workdir=runs/likelihood
     python -m diffusion_jax.main --config=configs/dequantization.py --workdir=runs/dequantization
 
-The first command trains the diffusion model, the second, with that model frozen, a flow q(u | x) in the place of
-uniform noise. `held_out_bits_per_dim` in evaluation.json is the bound with the flow, `held_out_uniform_bits_per_dim`
-that with uniform noise, both on the same examples with the same probes. Another model: --config.system.model=DIR, with
-the data section it was trained on but for `dequantize`.
+The first command trains the diffusion model. The second freezes it and trains a flow q(u | x) that replaces the uniform
+dequantization noise. `held_out_bits_per_dim` in evaluation.json is the bound with the flow, and
+`held_out_uniform_bits_per_dim` is the bound with uniform noise, both on the same examples with the same probes. For
+another model set --config.system.model=DIR, with the data section it was trained on except for `dequantize`.
 
 `mnist` and `cifar10` are for the runs of `score_sde.py:mnist_vp_likelihood` and
 `score_sde.py:cifar10_vp_ddpmpp_deep_likelihood`.
@@ -30,7 +30,7 @@ def dequantization(*, t_min: float, **sections: Any) -> ConfigDict:
 
 def digits() -> ConfigDict:
     return dequantization(
-        t_min=1e-4,  # that of the model
+        t_min=1e-4,  # the t_min of the model
         network=dict(name="mlp", hidden=256, num_layers=2),
         data=dict(levels=17),
         training=dict(num_steps=3000, batch_size=128, log_every=100, sample_every=0),

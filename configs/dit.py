@@ -4,17 +4,18 @@
     python -m diffusion_jax.main --config=configs/dit.py:imagenet256_b4 --workdir=runs/dit_b4 \\
         --config.data.path=LATENTS
 
-Without a variant: the 8 x 8 digits of scikit-learn in 16 patches, with a small transformer; minutes on two CPU cores.
-The labels go round the digits, so a sheet shows 0 to 9 in turn.
+Without a variant, a small transformer is trained on the 8 x 8 digits of scikit-learn in 16 patches, in minutes on two
+CPU cores. Samples cycle through the classes, so a sheet shows 0 to 9 in turn.
 
 `imagenet256_xl2` and `imagenet256_b4` train on latents of ImageNet at 256 x 256. LATENTS is an .npz file, or a folder
 with train.npz, that holds `x`: float [n, 32, 32, 4], the latents of Stable Diffusion's autoencoder times 0.18215, and
-`label`: integers [n] in 0..999. Sizes, optimizer, average and sampler are the paper's. The variance is not learned,
-labels are not dropped and samples are not guided. The paper reports, with a learned variance and without guidance, FID
-9.62 for XL/2 after 7 million steps and 68.38 for B/4 after 400,000.
+`label`: integers [n] in 0..999. Sizes, optimizer and sampler are the paper's. The variance is not learned, labels are
+not dropped and samples are not guided. The paper reports, with a learned variance and without guidance, FID 9.62 for
+XL/2 after 7 million steps and 68.38 for B/4 after 400,000.
 
-`imagenet256_xl2_released` is the network of the authors' file and of facebook/DiT-XL-2-256, for --config.weights, with
-its learned variance, trained on with labels dropped and sampled with guidance. Samples are latents:
+`imagenet256_xl2_released` is the network of the authors' file and of facebook/DiT-XL-2-256, for --config.weights. It
+has a learned variance; training continues with label dropout, and samples use classifier-free guidance. Samples are
+latents:
 
     python -m diffusion_jax.main --config=configs/dit.py:imagenet256_xl2_released --workdir=runs/dit_xl2 \\
         --mode=sample --config.weights=DiT-XL-2-256x256.pt --config.sampling.cond=207,360
@@ -28,7 +29,7 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def dit(**sections: Any) -> ConfigDict:
-    """What all variants share: DDPM's process, loss and sampler, the latter on 250 of the 1000 steps."""
+    """The sections that all variants share: DDPM's process and loss, and its sampler on 250 of the 1000 steps."""
     config = replace(
         defaults(),
         process=dict(name="discrete_vp", betas="linear", num_steps=1000),

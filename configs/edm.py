@@ -3,13 +3,13 @@
     python -m diffusion_jax.main --config=configs/edm.py --workdir=runs/edm
     python -m diffusion_jax.main --config=configs/edm.py:cifar10_ddpmpp --workdir=runs/edm_cifar10
 
-Without a variant: the 8 x 8 digits of scikit-learn and a small network, minutes on two CPU cores.
+Without a variant, a small network is trained on the 8 x 8 digits of scikit-learn, in minutes on two CPU cores.
 
-`cifar10_*`, `afhqv2_64_*` and `ffhq_64_*` are the paper's training runs ("config F") with DDPM++ and NCSN++, with
-classes where they are called `cond`, and with its augmentation, of which the network is told. AFHQv2 and FFHQ are
-folders of images: give --config.data.path. The paper reports FID with DDPM++ of 1.97 on CIFAR-10, 1.79 with classes,
-after 35 network evaluations, 1.96 on AFHQv2 and 2.39 on FFHQ after 79. `imagenet64_adm`, with ADM's network and no
-augmentation, reaches 1.36 there after 511.
+`cifar10_*`, `afhqv2_64_*` and `ffhq_64_*` are the paper's training runs ("config F") with DDPM++ and NCSN++,
+class-conditional if they are called `cond`, and with its non-leaking augmentation, on whose parameters the network is
+conditioned. AFHQv2 and FFHQ are folders of images: give --config.data.path. The paper reports FID with DDPM++ of 1.97
+on CIFAR-10, 1.79 with classes, after 35 network evaluations, 1.96 on AFHQv2 and 2.39 on FFHQ after 79.
+`imagenet64_adm`, with ADM's network and no augmentation, reaches 1.36 there after 511.
 """
 
 import functools
@@ -31,7 +31,7 @@ NCSNPP = dict(
 
 
 def edm(*, steps: int, **sections: Any) -> ConfigDict:
-    """What all variants share. The final denoising is the algorithm's last step, from sigma_min to 0.
+    """The sections that all variants share. The final denoising is the algorithm's last step, from sigma_min to 0.
 
     So `steps` is one less than the paper's number of steps N, and costs 2 `steps` + 1 = 2 N - 1 evaluations.
     """
@@ -69,7 +69,7 @@ def paper(
     images: int = 200_000_000,
     half_life: int = 500_000,
 ) -> ConfigDict:
-    """The paper's setting (table 7): so many images, the learning rate rising over the first 10 million."""
+    """The paper's setting (table 7): training lasts `images` images, with a warm-up over the first 10 million."""
     return edm(
         steps=steps,
         system=dict(name="diffusion", augment=augment),
@@ -96,7 +96,7 @@ def cifar10(architecture: dict[str, Any], **conditions: int) -> ConfigDict:
 
 
 def faces_64(architecture: dict[str, Any], *, dropout: float) -> ConfigDict:
-    """AFHQv2 and FFHQ at 64 x 64."""
+    """The variants of AFHQv2 and FFHQ at 64 x 64."""
     return paper(
         steps=39,
         augment=0.15,

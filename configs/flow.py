@@ -1,9 +1,9 @@
-"""Flow matching on straight paths: rectified flow (arXiv:2209.03003, arXiv:2210.02747).
+"""Flow matching on straight paths (rectified flow), velocity prediction (arXiv:2209.03003, arXiv:2210.02747).
 
     python -m diffusion_jax.main --config=configs/flow.py --workdir=runs/flow
     python -m diffusion_jax.main --config=configs/flow.py:cifar10 --workdir=runs/flow_cifar10
 
-Without a variant: the 8 x 8 digits of scikit-learn and a small network, minutes on two CPU cores.
+Without a variant, a small network is trained on the 8 x 8 digits of scikit-learn, in minutes on two CPU cores.
 
 `cifar10` is the first rectified flow of arXiv:2209.03003 with DDPM++, as its authors configured it. The paper reports
 FID 2.58 with an adaptive solver that took 127 evaluations on average, as many as 64 steps of Heun's method here.
@@ -17,7 +17,7 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def flow(**sections: Any) -> ConfigDict:
-    """What all variants share. Times start above 0, where the velocity does not determine x_0."""
+    """The sections that all variants share. Training times start above 0, where the velocity does not determine x_0."""
     config = replace(
         defaults(),
         process=dict(name="rectified_flow"),

@@ -1,14 +1,14 @@
-"""Improved DDPM: learned variances, the cosine schedule, the variational bound (arXiv:2102.09672).
+"""Improved DDPM: learned variances, the cosine noise schedule, the variational bound (arXiv:2102.09672).
 
     python -m diffusion_jax.main --config=configs/iddpm.py --workdir=runs/iddpm
     python -m diffusion_jax.main --config=configs/iddpm.py:cifar10_hybrid --workdir=runs/iddpm_cifar10
 
-Without a variant: the 8 x 8 digits of scikit-learn and a small network, minutes on two CPU cores. Evaluation reports
-the bound in bits/dim with its rate and distortion; with --config.loss.name=vlb --config.times.name=loss_second_moment
-the bound itself is minimised.
+Without a variant, a small network is trained on the 8 x 8 digits of scikit-learn, in minutes on two CPU cores.
+Evaluation reports the bound in bits/dim with its rate and distortion. With --config.loss.name=vlb
+--config.times.name=loss_second_moment the bound itself is minimised.
 
-The other variants are the paper's, with the networks of its published weights: `hybrid` minimises
-L_simple + 0.001 L_vlb over uniform times, `vlb` the bound over times drawn by importance; 4000 steps of which the
+The other variants are the paper's, with the networks of its published weights: `hybrid` minimises L_simple + 0.001
+L_vlb over uniform times, `vlb` the bound over importance-sampled times. The process has 4000 steps, of which the
 sampler takes any number, --config.sampling.steps=100. The paper reports on CIFAR-10, linear 3.70 bits/dim and FID 2.90
 (L_simple), cosine 3.17 and 3.19 (hybrid), 2.94 and 11.47 (vlb); on ImageNet 64 with cosine 3.57 and 19.2 (hybrid), 3.53
 and 40.1 (vlb).
@@ -23,7 +23,7 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def iddpm(*, loss: str, num_steps: int, **sections: Any) -> ConfigDict:
-    """What all variants share. The network's second half of channels are the variances."""
+    """The sections that all variants share. The second half of the network's output channels are the variances."""
     uniform = dict(name="discrete", num_steps=num_steps)
     config = replace(
         defaults(),
@@ -43,10 +43,10 @@ def digits() -> ConfigDict:
     return iddpm(
         loss="hybrid",
         num_steps=200,
-        # The first step's noise is about a grey level, of 17 here, as the paper's is among 256.
+        # The noise of the first step is about one of the 17 grey levels here, as in the paper it is one of 256.
         process=dict(name="discrete_vp", betas="linear", num_steps=200, beta_start=0.01, beta_end=0.1),
         data=dict(levels=17),
-        # A network without skips from input to output learns fastest what EDM's preconditioning asks of it.
+        # A network without skip connections from input to output learns fastest with EDM's preconditioning.
         parameterization=dict(name="edm", sigma_data=0.5),
         weighting=dict(name="edm", sigma_data=0.5),
         network=dict(name="mlp", hidden=512, num_layers=4, out_channels=2, dropout=0.2),

@@ -1,29 +1,29 @@
-"""Latent diffusion: a diffusion model of the latents of a first stage (arXiv:2112.10752); DiT on latents (2212.09748).
+"""Latent diffusion: a diffusion model of an autoencoder's latents (arXiv:2112.10752), U-Net or DiT (2212.09748).
 
     python -m diffusion_jax.main --config=configs/autoencoder_kl.py --workdir=runs/autoencoder_kl
     python -m diffusion_jax.main --config=configs/latent_diffusion.py --workdir=runs/latent_diffusion
 
-The first command trains the first stage, which the second finds by config.system.first_stage and keeps frozen in its
-own checkpoints. Another one: --config.system.first_stage=DIR. A VQGAN will do as well.
+The first command trains the first stage, a KL autoencoder. The second finds it by config.system.first_stage and keeps
+it frozen in its own checkpoints. For another first stage, a VQGAN for example, set --config.system.first_stage=DIR.
 
-Images are encoded as they are read. To encode them once:
+Images are encoded in the training step. To encode them once:
 
     python -m diffusion_jax.latents encode --first_stage=runs/autoencoder_kl --to=runs/latents
     python -m diffusion_jax.main --config=configs/latent_diffusion.py --workdir=runs/latent_diffusion \\
         --config.data.name=latents --config.data.path=runs/latents --config.evaluation.metrics='()'
 
-Without a variant: the 8 x 8 digits of scikit-learn with their classes as 4 x 4 latents, a small U-Net; minutes on two
-CPU cores. `digits_dit` has a transformer in its place, `digits_captions` is told the digits in words. `mnist`,
-`cifar10_f2`, `cifar10_f4` and `crawl_tiles_f4` stand on the variants of the same name of autoencoder_kl.py.
-`semantic_f4` and `layout_f4`, on crawl_tiles_f4 or what you train of your images, take a map [n, 32, 32, 8] and
-boxes as tokens [n, 16, 8] with a mask [n, 16] from .npz files that hold them as `image`, or as `tokens` and `mask`,
-beside `images`. `emoji_f4` draws pictures from their names, with a
-vocabulary that is made first; docs/latent_diffusion.md has the three commands.
+Without a variant, a small class-conditional U-Net is trained on 4 x 4 latents of the 8 x 8 digits of scikit-learn, in
+minutes on two CPU cores. `digits_dit` has a transformer instead, `digits_captions` is conditioned on the digits in
+words. `mnist`, `cifar10_f2`, `cifar10_f4` and `crawl_tiles_f4` use first stages of the variants of the same name of
+autoencoder_kl.py. `semantic_f4` and `layout_f4` use crawl_tiles_f4 or a first stage of your own images. They are
+conditioned on a semantic map [n, 32, 32, 8], or on boxes as tokens [n, 16, 8] with a mask [n, 16], from .npz files that
+hold them next to `images` as `image`, or as `tokens` and `mask`. `emoji_f4` is text to image, pictures from their
+names, with a vocabulary that is made first; docs/latent_diffusion.md has the three commands.
 
-`celebahq_ldm4`, `ffhq_ldm4`, `lsun_bedroom_ldm4` (on vqgan.py:openimages_f4), `lsun_church_ldm8` (on
-autoencoder_kl.py:openimages_f8) and `imagenet_ldm4`, with classes read by cross-attention, are the paper's settings
-(tables 12 and 13). Its model of churches minimises the absolute error, this one the squared. The paper reports FID
-5.11, 4.98, 2.95, 4.02 and 10.56. `imagenet_dit_xl2` is DiT's, labels dropped for guidance.
+`celebahq_ldm4`, `ffhq_ldm4`, `lsun_bedroom_ldm4` (first stage vqgan.py:openimages_f4), `lsun_church_ldm8` (first stage
+autoencoder_kl.py:openimages_f8) and `imagenet_ldm4`, class-conditional by cross-attention, follow the paper's settings
+(tables 12 and 13). The paper's model of churches minimises the absolute error, this one the squared error. The paper
+reports FID 5.11, 4.98, 2.95, 4.02 and 10.56. `imagenet_dit_xl2` is DiT's model, with label dropout for guidance.
 """
 
 from typing import Any
@@ -34,7 +34,7 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def latent_diffusion(*, first_stage: str, cond_dropout: float = 0.0, **sections: Any) -> ConfigDict:
-    """What all variants share: noise prediction on 1000 steps with square roots of betas evenly spaced, DDIM."""
+    """The sections that all variants share: eps-prediction, the scaled linear noise schedule of 1000 steps, DDIM."""
     config = replace(
         defaults(),
         system=dict(name="latent_diffusion", first_stage=first_stage, cond_dropout=cond_dropout),
@@ -61,7 +61,7 @@ def digits(network: dict[str, Any] | None = None) -> ConfigDict:
         first_stage="runs/autoencoder_kl",
         cond_dropout=0.1,
         network=network or unet,
-        # Of so few latents little is left to predict at the ends of the paper's table.
+        # So few latents leave little to predict at the ends of the paper's noise schedule.
         process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
         parameterization=dict(name="edm", sigma_data=1.0),
         training=dict(num_steps=2000, batch_size=64, log_every=100),
@@ -91,7 +91,7 @@ def mnist() -> ConfigDict:
         first_stage="runs/kl_mnist",
         cond_dropout=0.1,
         network=dict(
-            # Latents of 7 x 7: no level below.
+            # Latents of 7 x 7 cannot be halved: there is no lower level.
             name="unet",
             channels=64,
             channel_mult=(1,),
@@ -118,7 +118,7 @@ def small(
     conditions: dict[str, int] | None = None,
     **data: Any,
 ) -> ConfigDict:
-    """Small colour images from a folder. `resolution` is that of the attention, in latent pixels."""
+    """The variants of small colour images in a folder. Attention is at `resolution`, in latent pixels."""
     return latent_diffusion(
         first_stage=first_stage,
         network=dict(

@@ -3,9 +3,9 @@
     python -m diffusion_jax.main --config=configs/ncsn.py --workdir=runs/ncsn
     python -m diffusion_jax.main --config=configs/ncsn.py:cifar10 --workdir=runs/ncsn_cifar10
 
-Without a variant: the 8 x 8 digits of scikit-learn and a small network, minutes on two CPU cores, ending with a sheet
-of readable digits and the figures of `--mode=evaluate`. The levels and step sizes there follow the rules of NCSNv2
-(arXiv:2006.09011), and the network sees log sigma.
+Without a variant, a small network is trained on the 8 x 8 digits of scikit-learn, in minutes on two CPU cores. The run
+ends with a sheet of readable digits and the metrics of `--mode=evaluate`. Noise levels and step sizes follow the rules
+of NCSNv2 (arXiv:2006.09011), and the network is conditioned on log sigma.
 
 `cifar10` and `celeba` (cropped and resized to 32 x 32) are the paper's settings: 10 levels, 100 Langevin steps at each,
 no average of the weights, no final denoising. The paper reports FID 25.32 on CIFAR-10.

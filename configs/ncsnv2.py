@@ -3,12 +3,12 @@
     python -m diffusion_jax.main --config=configs/ncsnv2.py --workdir=runs/ncsnv2
     python -m diffusion_jax.main --config=configs/ncsnv2.py:cifar10 --workdir=runs/ncsnv2_cifar10
 
-Without a variant: the 8 x 8 digits of scikit-learn with a small unconditional RefineNet; slower than `ncsn.py`, whose
-network is a plain MLP. Expect readable digits.
+Without a variant, a small unconditional RefineNet is trained on the 8 x 8 digits of scikit-learn. It is slower than
+`ncsn.py`, whose network is a plain MLP. Expect readable digits.
 
 `cifar10`, `celeba` (64 x 64) and `bedroom` (LSUN, 128 x 128) are the paper's settings. The largest sigma is about the
-largest distance between two images, the number of levels keeps neighbouring levels overlapping, the network's output
-is divided by sigma, samples end with a denoising step, and the weights are averaged: the paper's five techniques. It
+largest distance between two images, the number of levels keeps neighbouring levels overlapping, the network's output is
+divided by sigma, samples end with a denoising step, and the weights are averaged: the paper's five techniques. It
 reports FID 10.87 on CIFAR-10 and 10.23 on CelebA.
 """
 
@@ -22,7 +22,7 @@ from diffusion_jax.solvers import ncsnv2_step_size
 
 
 def ncsnv2(*, sigma_min: float, sigma_max: float, num_levels: int, langevin_steps: int, **sections: Any) -> ConfigDict:
-    """What all variants share: the algebra, with the step size that technique 4 gives for these levels."""
+    """The sections that all variants share, with the step size that technique 4 gives for these noise levels."""
     step_size = ncsnv2_step_size(np.geomspace(sigma_min, sigma_max, num_levels), langevin_steps)
     config = replace(
         defaults(),

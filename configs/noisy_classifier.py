@@ -1,4 +1,4 @@
-"""A classifier of noisy images, whose gradient steers an unconditional model of the same process (arXiv:2105.05233).
+"""A noisy classifier for classifier guidance of an unconditional model of the same process (arXiv:2105.05233).
 
     python -m diffusion_jax.main --config=configs/noisy_classifier.py --workdir=runs/classifier
     python -m diffusion_jax.main --config=configs/noisy_classifier.py:mnist --workdir=runs/classifier_mnist
@@ -9,13 +9,13 @@ Then, with a model of `ddpm.py` in runs/ddpm (`ddpm.py:mnist` for `mnist`):
         --config.guidance.path=runs/classifier --config.guidance.scale=3.0 --config.sampling.cond=3 \\
         --config.sampling.threshold.name=static
 
-Without a variant: the classes of scikit-learn's digits under the noise of `ddpm.py`, in minutes on two CPU cores. The
-network is the encoder of ADM with attention pooling, small. For another model set config.process, config.data and
-config.times to those of that model; a classifier with another process is refused.
+Without a variant, it learns the classes of scikit-learn's digits under the noise of `ddpm.py`, in minutes on two CPU
+cores. The network is a small encoder of ADM with attention pooling. For another model set config.process, config.data
+and config.times to those of that model; a classifier with another process is refused.
 
-`imagenet64`, `imagenet128` and `imagenet256` are the authors' networks, for models with the linear table of betas (at
-64 x 64 the cosine table). They publish how they train the one for 128 x 128, and so are all three trained here.
-ImageNet, as folders of classes, comes by config.data.path.
+`imagenet64`, `imagenet128` and `imagenet256` are the authors' networks, for models with the linear noise schedule (at
+64 x 64 the cosine schedule). The authors publish how they train the one for 128 x 128, and all three are trained so
+here. config.data.path is ImageNet as folders of classes.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def classifier(*, betas: str = "linear", **sections: Any) -> ConfigDict:
-    """What all variants share: DDPM's process, of which the network is told the timestep."""
+    """The sections that all variants share: DDPM's process, and a network that is conditioned on the timestep."""
     config = replace(
         defaults(),
         system=dict(name="noisy_classifier"),
@@ -78,7 +78,7 @@ def mnist() -> ConfigDict:
 
 
 def imagenet(size: int, *, betas: str = "linear", **network: Any) -> ConfigDict:
-    """The authors' training at 128 x 128."""
+    """The variants of ImageNet, with the authors' training at 128 x 128."""
     return classifier(
         betas=betas,
         network=dict(name="encoder_unet", num_classes=1000, **network),

@@ -1,18 +1,18 @@
-"""Score-based generative modelling through SDEs: VE, VP and sub-VP (arXiv:2011.13456).
+"""Score SDEs: score-based generative modelling with the VE, VP and sub-VP SDE (arXiv:2011.13456).
 
     python -m diffusion_jax.main --config=configs/score_sde.py --workdir=runs/score_sde
     python -m diffusion_jax.main --config=configs/score_sde.py:digits_vp --workdir=runs/score_sde_vp
     python -m diffusion_jax.main --config=configs/score_sde.py:cifar10_ve_ncsnpp --workdir=runs/cifar10_ve
 
-`digits_ve` (the default), `digits_vp` and `digits_subvp`: the 8 x 8 digits of scikit-learn and a small network, minutes
-on two CPU cores each. Another solver of the same model: --mode=sample --config.solver.name=heun.
+`digits_ve` (the default), `digits_vp` and `digits_subvp` train a small network on the 8 x 8 digits of scikit-learn, in
+minutes on two CPU cores each. To sample the same model with another solver: --mode=sample --config.solver.name=heun.
 
 `digits_vp_likelihood`, `digits_subvp_likelihood` and `mnist_vp_likelihood` train with the likelihood weighting and
-importance-sampled times of arXiv:2101.09258 and report bits/dim beside those of a Gaussian mixture; see
+importance-sampled times of arXiv:2101.09258 and report bits/dim next to those of a Gaussian mixture; see
 docs/likelihood.md. `cifar10_{vp,subvp}_ddpmpp_deep_likelihood` are that paper's larger networks, without augmentation;
 its best model, with variational dequantization, reaches 2.83 bits/dim.
 
-The other variants are the paper's continuous settings: NCSN++ under the VE SDE, sampled by predictor and corrector, and
+The other variants are the paper's continuous settings: NCSN++ under the VE SDE, sampled by predictor-corrector, and
 DDPM++ under the VP and sub-VP SDEs, sampled by Euler-Maruyama; `deep` has twice the residual blocks. The paper reports
 FID on CIFAR-10 of 2.38 for NCSN++, 2.20 deep; 2.55 for DDPM++ VP, 2.41 deep; 2.61 for DDPM++ sub-VP, 2.41 deep.
 """
@@ -57,7 +57,7 @@ def vp(process: str, *, steps: int) -> ConfigDict:
 def digits(config: ConfigDict) -> ConfigDict:
     return replace(
         config,
-        # A network without skips from input to output learns fastest what EDM's preconditioning asks of it.
+        # A network without skip connections from input to output learns fastest with EDM's preconditioning.
         parameterization=dict(name="edm", sigma_data=0.5),
         network=dict(name="mlp", hidden=512, num_layers=4),
         training=dict(num_steps=7000, batch_size=128, log_every=100),
@@ -76,7 +76,7 @@ def digits_vp(process: str = "vp") -> ConfigDict:
 
 
 def likelihood(config: ConfigDict, *, t_min: float = 1e-5, levels: int = 256) -> ConfigDict:
-    """Maximum likelihood training (arXiv:2101.09258): weight g^2, times in proportion to g^2 / sigma^2, bits/dim.
+    """Maximum likelihood training (arXiv:2101.09258): likelihood weighting g^2, times with density g^2 / sigma^2.
 
     The data is dequantized, also in training, so that it has a density down to the noise of t_min.
     """
@@ -90,7 +90,8 @@ def likelihood(config: ConfigDict, *, t_min: float = 1e-5, levels: int = 256) ->
 
 
 def digits_likelihood(process: str, t_min: float) -> ConfigDict:
-    """From sigma = 0.003, a fortieth of a level, on: below, there is nothing to model but the edges of the levels."""
+    """The likelihood variants of the digits. Below their t_min, sigma = 0.003 or a fortieth of a grey level, there is
+    nothing to model but the edges of the levels."""
     return replace(
         likelihood(digits_vp(process), t_min=t_min, levels=17),
         sampling=dict(grid=dict(name="uniform", t_min=max(t_min, 1e-3))),
@@ -142,7 +143,7 @@ def cifar10_vp(process: str, deep: bool = False) -> ConfigDict:
 
 
 def large(config: ConfigDict, *, batch_size: int, ema_rate: float, data: dict, **network: Any) -> ConfigDict:
-    """NCSN++ for high resolution: the input enters, and the output is summed over, all levels."""
+    """NCSN++ for high resolution: the input enters at all levels, and the output is summed over all levels."""
     return replace(
         config,
         network=dict(name="ncsnpp", dropout=0.0, progressive="output_skip", progressive_input="input_skip", **network),
@@ -178,7 +179,7 @@ def ve_1024(**data: Any) -> ConfigDict:
     )
 
 
-# FFHQ is no TFDS data set: give its folder of images with --config.data.path.
+# FFHQ is not a TFDS data set: give its folder of images with --config.data.path.
 VARIANTS = {
     "digits_ve": digits_ve,
     "digits_vp": digits_vp,

@@ -1,22 +1,23 @@
-"""Stable Diffusion and its relatives: text to image in the latents of a first stage (arXiv:2112.10752, 2307.01952).
+"""Stable Diffusion, SDXL, ControlNet: text to image with public checkpoints (arXiv:2112.10752, 2307.01952, 2302.05543).
 
     python -m diffusion_jax.main --config=configs/stable_diffusion.py --workdir=runs/words
     python -m diffusion_jax.main --config=configs/stable_diffusion.py:sd15 --workdir=runs/sd15 --mode=sample \\
         --config.weights=FOLDER --config.sampling.cond="a photograph of an astronaut|a watercolour of a fox"
 
-Without a variant: the digits of scikit-learn from words such as "seven", by a small network of this kind, trained from
-scratch. The text encoder is random and stays so, which is enough to tell ten words apart; pixels are their own latents.
-Minutes on two CPU cores, no file of weights.
+Without a variant, a small network of this kind learns the digits of scikit-learn from words such as "seven", from
+scratch, in minutes on two CPU cores and without a file of weights. The text encoder is random and not trained, which is
+enough to distinguish ten words; the latents are the pixels.
 
 All other variants are those of public checkpoints. FOLDER holds one of them as diffusers writes it, with
-model_index.json; it gives the network, the text encoders, the tokenizer and the first stage. With --mode=train the
-network is fine-tuned, of the images and texts of config.data.path (--config.data.caption_key says where the texts are).
+model_index.json; it provides the network, the text encoders, the tokenizer and the first stage. With --mode=train the
+network is fine-tuned on the images and texts of config.data.path (--config.data.caption_key says where the texts are).
 
-`sd15` (also 1.1 to 1.4), `sd21` and `sdxl` draw from a text. `image_to_image` starts from an image, with
-config.system.strength of the noise; `inpainting` paints where a mask is, `instruct_pix2pix` edits an image as the text
-says, `x4_upscaler` enlarges one, `controlnet` follows a drawing (FOLDER is then the ControlNet's, and the U-Net comes
-from config.system.pipeline). Their requests are a file *.json, see docs/stable_diffusion.md. `ldm` is latent
-diffusion's first model of texts, of 1.45 billion parameters with its text encoder.
+`sd15` (also 1.1 to 1.4), `sd21` and `sdxl` are text to image. `image_to_image` starts from an image, with
+config.system.strength of the noise; `inpainting` paints where a mask is white; `instruct_pix2pix` edits an image as the
+text says; `x4_upscaler` is super-resolution; `controlnet` follows a control image such as edges or poses (FOLDER is
+then the ControlNet's, and the U-Net is read from config.system.pipeline). Their requests are a file *.json, see
+docs/stable_diffusion.md. `ldm` is latent diffusion's first text-to-image model, of 1.45 billion parameters with its
+text encoder.
 """
 
 from typing import Any
@@ -33,7 +34,7 @@ VIT_L = dict(
     num_attention_heads=12,
     hidden_act="quick_gelu",
 )
-# OpenCLIP's ViT-H without the last of its 24 blocks.
+# OpenCLIP's ViT-H without the last of its 24 blocks, as Stable Diffusion 2 uses it.
 VIT_H = dict(
     name="clip_text",
     hidden_size=1024,
@@ -127,7 +128,7 @@ def public(
     guidance: dict[str, Any] | None = None,
     **system: Any,
 ) -> ConfigDict:
-    """What all public variants share: square roots of 1000 betas evenly spaced, DDIM in 50 steps as in diffusers."""
+    """The sections that all public variants share: a scaled linear noise schedule, DDIM in 50 steps."""
     return replace(
         defaults(),
         system=dict(

@@ -1,12 +1,12 @@
-"""Points in the plane: eight Gaussians whose density and score are known, and other toys.
+"""Points in the plane: a mixture of eight Gaussians whose density and score are known, and other toy data.
 
     python -m diffusion_jax.main --config=configs/toy2d.py --workdir=runs/toy2d
     python -m diffusion_jax.main --config=configs/toy2d.py:two_moons --workdir=runs/two_moons
 
-Trains in seconds. The pictures show the samples, the learned score at a small noise level and, for `mixture`, the
-exact density. `two_moons`, `swiss_roll`, `checkerboard` and `rings` are other data; `ssm` trains on the mixture by
-sliced score matching (arXiv:1905.07088) and `ism` by implicit score matching with the exact trace (Hyvarinen 2005),
-neither of which is told the noise.
+Training takes seconds. The pictures show the samples, the learned score at a small noise level and, for `mixture`, the
+exact density. `two_moons`, `swiss_roll`, `checkerboard` and `rings` are other data. `ssm` trains on the mixture by
+sliced score matching (arXiv:1905.07088) and `ism` by implicit score matching with the exact trace (Hyvarinen 2005);
+neither uses the noise that was added.
 """
 
 import functools
@@ -20,7 +20,7 @@ def toy(kind: str) -> ConfigDict:
     return replace(
         defaults(),
         process=dict(name="vp"),
-        # The toys have about unit variance.
+        # The toy data has about unit variance.
         parameterization=dict(name="edm", sigma_data=1.0),
         weighting=dict(name="edm", sigma_data=1.0),
         times=dict(name="low_discrepancy", t_min=1e-3),

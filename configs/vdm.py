@@ -1,14 +1,15 @@
-"""VDM: the noise schedule learned with the network, both trained on the variational bound (arXiv:2107.00630).
+"""VDM (variational diffusion models): network and noise schedule trained on the variational bound (arXiv:2107.00630).
 
     python -m diffusion_jax.main --config=configs/vdm.py --workdir=runs/vdm
     python -m diffusion_jax.main --config=configs/vdm.py:cifar10 --workdir=runs/vdm_cifar10
 
 `held_out_bits_per_dim` in evaluation.json is the bound in continuous time, held_out_reconstruction, _prior and
-_diffusion its three parts; density_baseline_bits_per_dim is that of a Gaussian mixture on the same examples
-(docs/vdm.md). The bound of T steps is --config.system.num_steps=T.
+_diffusion its three parts; density_baseline_bits_per_dim is the value of a Gaussian mixture on the same examples
+(docs/vdm.md). --config.system.num_steps=T takes the bound of T steps.
 
-Without a variant: the 8 x 8 digits of scikit-learn and a small network, minutes on two CPU cores. `mnist` trains a
-small U-Net in about 20 minutes on a CPU; prepare the data with `python -m diffusion_jax.data.prepare mnist --from DIR`.
+Without a variant, a small network is trained on the 8 x 8 digits of scikit-learn, in minutes on two CPU cores. `mnist`
+trains a small U-Net in about 20 minutes on a CPU; prepare the data with
+`python -m diffusion_jax.data.prepare mnist --from DIR`.
 
 `cifar10`, `imagenet32` and `imagenet64` are the paper's settings: networks without down-sampling of depth 32, 32 and
 64, Fourier features and a learned schedule. It reports 2.65, 3.72 and 3.40 bits/dim.
@@ -22,7 +23,7 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def vdm(*, gamma_0: float = -13.3, hidden: int = 1024, **sections: Any) -> ConfigDict:
-    """What all variants share: continuous time, from a schedule that is nearly linear in the log-SNR."""
+    """The sections that all variants share. The noise schedule starts nearly linear in log-SNR; time is continuous."""
     config = replace(
         defaults(),
         system=dict(name="vdm", num_steps=0, minimize_variance=True),
@@ -36,9 +37,9 @@ def vdm(*, gamma_0: float = -13.3, hidden: int = 1024, **sections: Any) -> Confi
 
 def digits() -> ConfigDict:
     return vdm(
-        gamma_0=-7.0,  # at whose noise 17 levels are far apart already
+        gamma_0=-7.0,  # noise under which the 17 grey levels are far apart already
         hidden=64,
-        # A network without skips from input to output learns fastest what EDM's preconditioning asks of it.
+        # A network without skip connections from input to output learns fastest with EDM's preconditioning.
         parameterization=dict(name="edm", sigma_data=0.5),
         network=dict(name="mlp", hidden=512, num_layers=4, dropout=0.2, fourier=(3, 4)),
         data=dict(levels=17),
@@ -86,7 +87,8 @@ def mnist() -> ConfigDict:
 
 
 def paper(*, depth: int, channels: int, **data: Any) -> ConfigDict:
-    """`depth` residual blocks on the way in, all at full resolution, attention in the middle alone."""
+    """The paper's networks: `depth` residual blocks in the encoder path, without down-sampling, and attention in the
+    middle block only."""
     return vdm(
         network=dict(
             name="unet",

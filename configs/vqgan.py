@@ -1,18 +1,18 @@
-"""VQGAN: autoencoders with a codebook (arXiv:1711.00937, arXiv:2012.09841), also first stages of latent diffusion.
+"""VQ-VAE and VQGAN: autoencoders with a codebook, also first stages of latent diffusion (arXiv:1711.00937, 2012.09841).
 
     python -m diffusion_jax.main --config=configs/vqgan.py --workdir=runs/vqgan
     python -m diffusion_jax.main --config=configs/vqgan.py:openimages_f4 --workdir=runs/vq_f4 \\
         --config.data.path=FOLDER \\
         --config.system.perceptual.vgg=vgg16-397923af.pth --config.system.perceptual.lin=vgg.pth
 
-Without a variant: the 8 x 8 digits of scikit-learn as 4 x 4 entries of a codebook of 64, in minutes on two CPU cores.
-The codebook is an average of what its entries stand for (EMA), and entries that nothing is near to begin anew;
-`perplexity` and `usage` in metrics.jsonl say how many take part.
+Without a variant, the 8 x 8 digits of scikit-learn are encoded as 4 x 4 entries of a codebook of 64, in minutes on two
+CPU cores. The codebook is updated by EMA, and dead entries are re-initialised; `perplexity` and `usage` in
+metrics.jsonl say how many entries are in use.
 
-`mnist`, `cifar10_f4` and `crawl_tiles_f4` have small networks and the Laplacian pyramid in the place of LPIPS.
+`mnist`, `cifar10_f4` and `crawl_tiles_f4` have small networks and the Laplacian pyramid instead of LPIPS.
 `openimages_f4` and `_f8` are the first stages of latent diffusion (arXiv:2112.10752, table 8; the authors report a
 Frechet distance of reconstructions of 0.58 and 1.14), `imagenet_f16` is VQGAN's with 16,384 entries (4.98 there). Their
-codebooks are trained by the gradient, as the authors'.
+codebooks are trained by the gradient.
 """
 
 from typing import Any
@@ -23,11 +23,10 @@ from diffusion_jax.config import choose, defaults, replace
 
 
 def vqgan(**sections: Any) -> ConfigDict:
-    """What all variants share. Solver and steps are of no meaning for an autoencoder."""
+    """The sections that all variants share. The solver and its steps are unused by an autoencoder."""
     config = replace(
         defaults(),
         loss=dict(name="l1"),
-        solver=dict(name="none"),
         sampling=dict(steps=1),
         optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100, b1=0.5, b2=0.9),
         ema=dict(rates=(0.999,)),
@@ -90,7 +89,7 @@ def mnist() -> ConfigDict:
 
 
 def folder(*block_out_channels: int, image_size: int, **data: Any) -> ConfigDict:
-    """Small images from a folder, by a network that a CPU can train in hours and a GPU in minutes."""
+    """The variants of small images in a folder. A CPU trains their network in hours, a GPU in minutes."""
     return vqgan(
         system=system(start=10_000, n_layers=2),
         network=small(*block_out_channels, latent_channels=4, codes=1024),
@@ -122,7 +121,7 @@ def paper(
     n_layers: int = 3,
     attention_levels: tuple[int, ...] = (),
 ) -> ConfigDict:
-    """256 x 256 pixels; numbers of training as in the authors' code and list of models."""
+    """The variants of 256 x 256 pixels, with the numbers of steps of the authors' list of models."""
     return vqgan(
         system=system(perceptual="lpips", start=start, decay=0.0, weight=weight, n_layers=n_layers),
         network=dict(

@@ -7,7 +7,7 @@ A config file is Python, with `get_config(variant=None)`; everything in it can b
   another learning rate        --config.optimizer.learning_rate=1e-4
   16 samples, DDIM, 50 steps   --mode=sample --config.solver.name=ddim --config.sampling.steps=50
                                --config.sampling.num_samples=16
-  figures of a trained model   --mode=evaluate
+  metrics of a trained model   --mode=evaluate
   size, memory and FLOPs only  --mode=plan --devices=256 --config.mesh.fsdp=16
 
 Training goes on where it stopped when the same command is run again. SIGTERM and Ctrl-C save first. On a cluster
@@ -32,9 +32,12 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints, metrics 
 _MODE = flags.DEFINE_enum(
     "mode",
     "train",
-    ["train", "sample", "evaluate", "plan"],
-    "train: train or go on; sample: draw samples of the newest checkpoint; evaluate: judge it; plan: print its size.",
+    ["train", "sample", "evaluate", "plan", "encode", "decode"],
+    "train: train or go on; sample: draw samples of the newest checkpoint; evaluate: compute its metrics; plan: "
+    "print its size; encode: write the latents of a first stage; decode: write images of latents.",
 )
+_TO = flags.DEFINE_string("to", "", "With --mode=encode: folder of latents. With --mode=decode: .npz file of images.")
+_FROM = flags.DEFINE_string("from", "", "With --mode=decode: folder or file of latents.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "With --mode=plan: plan for so many devices instead of those there are.")
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "HOST:PORT of process 0 where there are several processes; auto: let JAX find it."
@@ -69,9 +72,12 @@ def main(argv: list[str]) -> None:
         _refuse(f"--mode={_MODE.value} needs --workdir=DIR")
     if _DEVICES.value and (_MODE.value != "plan" or _DEVICES.value < 0):
         _refuse(f"--devices={_DEVICES.value} must be positive, and goes with --mode=plan alone, not {_MODE.value}")
+    for flag, modes in ((_TO, ("encode", "decode")), (_FROM, ("decode",))):
+        if bool(flag.value) != (_MODE.value in modes):
+            _refuse(f"--mode={_MODE.value} {'needs' if _MODE.value in modes else 'takes no'} --{flag.name}=PATH")
     logging.set_verbosity(logging.WARNING)
-    from diffusion_jax.config import from_file, sections
-    from diffusion_jax.run import distributed, modes
+    from diffusion_jax.config import data, from_file, sections
+    from diffusion_jax.run import distributed, encode, evaluate, plan, sample, train
     from diffusion_jax.training import faults
     from diffusion_jax.training.loop import NotFinite
 
@@ -86,11 +92,21 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     try:
         sections.drop_replaced(config, original)
-        if _MODE.value == "plan":
-            modes.plan(config, _DEVICES.value or None)
-        else:
-            job = {"train": modes.train, "sample": modes.sample, "evaluate": modes.evaluate}[_MODE.value]
-            job(config, pathlib.Path(_WORKDIR.value).expanduser())
+        data.drop_replaced(config, original)
+        workdir, to, path = (pathlib.Path(flag.value or ".").expanduser() for flag in (_WORKDIR, _TO, _FROM))
+        match _MODE.value:
+            case "plan":
+                plan.plan(config, _DEVICES.value or None)
+            case "encode":
+                encode.encode(config, workdir, to)
+            case "decode":
+                encode.decode(config, workdir, path, to)
+            case "train":
+                train.train(config, workdir)
+            case "sample":
+                sample.sample(config, workdir)
+            case _:
+                evaluate.evaluate(config, workdir)
     except (sections.ConfigError, NotFinite) as error:
         _refuse(str(error))
     except (faults.Fault, OSError) as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -21,6 +22,7 @@ class Embedded(NamedTuple):
     image: Float[Array, "batch h w c"] | None = None  # concatenated to x; by a ControlNet added to its activations
     # Added to the activations that the way up of a U-Net reads, in their order, the last to those in the middle.
     residuals: tuple[Float[Array, "batch _ _ _"], ...] = ()
+    others: dict[str, Array] | None = None  # conditions of other names, as they are: structures, for example
 
 
 class Controlled(NamedTuple):
@@ -95,6 +97,49 @@ def needing(*parts: Any, **needs: Any) -> Callable[[Callable], Callable]:
         return function
 
     return declare
+
+
+def spread(cls: type, **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A decorator: the parameter that is annotated as the dataclass `cls` is given by keywords, one for each field.
+
+    `f(x, options: Options, *, key)` becomes `f(x, *, key, **fields of Options)`. Its signature lists the fields with
+    their types and defaults, for `inspect.signature` is what a config section is checked against. `defaults` replace
+    those of `cls`.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+        target = next(name for name, p in signature.parameters.items() if p.annotation in (cls, cls.__name__))
+        fields = {
+            name: p.replace(kind=inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name, p.default))
+            for name, p in inspect.signature(cls).parameters.items()
+        }
+
+        @functools.wraps(function)
+        def call(*args: Any, **keywords: Any) -> Any:
+            given = {name: keywords.pop(name) for name in fields if name in keywords}
+            return function(*args, **{target: cls(**{**defaults, **given})}, **keywords)
+
+        others = [p for name, p in signature.parameters.items() if name != target]
+        kept = [p for p in others if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        own = [p for p in others if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        call.__signature__ = signature.replace(parameters=[*kept, *fields.values(), *own])
+        return call
+
+    return decorate
+
+
+def check(allowed: bool, field: str, value: Any, words: str) -> None:
+    """Raises ValueError, with the field, its value and what it must be, unless the value is `allowed`."""
+    if not allowed:
+        raise ValueError(f"{field} is {value!r}; it must be {words}")
+
+
+def check_choice(field: str, value: Any, choices: Collection[str]) -> None:
+    """Raises ValueError, which lists the `choices`, unless `value` is one of them."""
+    if value not in choices:
+        *first, last = choices
+        raise ValueError(f"{field} is {value!r}; choose {', '.join(first)}{' or ' if first else ''}{last}")
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""Draw samples of several work directories side by side.
+"""Plots samples of several work directories side by side, as in docs/pictures/grid.png.
 
     python docs/grid.py docs/pictures/grid.png NCSN=runs/ncsn DDPM=runs/ddpm "VE SDE=runs/score_sde" EDM=runs/edm
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The command as N processes on this machine, as a pod would run it: for tests, and for one process per GPU.
+# Runs the command as N processes on this machine, for tests and for one process per GPU.
 #   launch/local_processes.sh 2 --config=configs/ncsn.py --workdir=runs/two
 # Each process takes the devices that CUDA_VISIBLE_DEVICES or XLA_FLAGS gives it. When one fails, the others are
 # stopped; its exit code is returned. SIGTERM and Ctrl-C reach all of them.

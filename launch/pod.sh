@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # One process of a job in a pod or on a preemptible machine:
 #   launch/pod.sh --config=FILE.py --workdir=DIR [FLAG ...]
-# Runs the command, hands SIGTERM on to it, and exits with its code, or with 75 where it was stopped before the last
-# step: a scheduler that starts failed jobs again then does so, and training goes on from the newest checkpoint.
+# Runs the command, passes SIGTERM on to it, and exits with its code, or with 75 if it was stopped before the last
+# step. A scheduler that restarts failed jobs then restarts it, and training resumes from the newest checkpoint.
 set -uo pipefail
 workdir=
 for argument in "$@"; do

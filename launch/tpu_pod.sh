@@ -2,10 +2,11 @@
 # A job on a Cloud TPU pod slice, by a queued resource:
 #   TPU=my-slice ZONE=us-east5-b TYPE=v6e-32 WORKDIR=/mnt/runs/xl2 \
 #     launch/tpu_pod.sh --config=configs/dit.py:imagenet256_xl2
-# Asks for the slice unless it is there, waits until it is active, copies this checkout to every machine of it, installs
+# Requests the slice unless it exists, waits until it is active, copies this checkout to every machine of it, installs
 # it and runs the command on all of them; JAX finds the other machines by itself. WORKDIR and the data must be on a file
-# system that all machines mount. When the slice was taken away, the same line asks for another and goes on.
-# VERSION: the runtime of the machines. SPOT=1: preemptible. KEEP=1: leave the slice afterwards.
+# system that all machines mount. If the slice was preempted, the same line requests another and resumes.
+# VERSION: the runtime of the machines. SPOT=1: preemptible. KEEP=1: keep the slice afterwards.
+# Tests check the calls of gcloud that this script makes; it has not been run on a real TPU pod slice.
 set -euo pipefail
 if [[ -z ${TPU:-} || -z ${ZONE:-} || -z ${TYPE:-} || -z ${WORKDIR:-} || $# -eq 0 ]]; then
   echo "usage: TPU=NAME ZONE=ZONE TYPE=TYPE WORKDIR=DIR [VERSION=...] [SPOT=1] [KEEP=1] $0 --config=FILE.py [FLAG ...]" >&2
@@ -21,7 +22,7 @@ remove() { gcloud compute tpus queued-resources delete "$TPU" --zone="$ZONE" --f
 everywhere() { gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all --command="$1"; }
 
 now=$(state)
-if [[ $now == FAILED || $now == SUSPENDED ]]; then # taken away: it has to be removed before it can be asked for again
+if [[ $now == FAILED || $now == SUSPENDED ]]; then # preempted: it has to be removed before it can be requested again
   remove
   now=NONE
 fi

@@ -10,6 +10,8 @@ def environment() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+    # By default Equinox checks values through a callback to Python, and JAX keeps no program with a callback.
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
 
 
 environment()

@@ -9,8 +9,7 @@ import re
 from ml_collections import ConfigDict
 
 from diffusion_jax.config.defaults import defaults
-from diffusion_jax.config.sections import ConfigError, check_type, lookup, suggest
-from diffusion_jax.run.workdir import flatten
+from diffusion_jax.config.sections import ConfigError, check_type, flatten, lookup, suggest
 
 _SECRET = re.compile(r"(.*[._])?(api_?key|secret|password|passwd|credentials?|token)", re.IGNORECASE)
 _FILE_NAME = re.compile(r"\w[\w.=+-]{0,199}")

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffusion_jax.config import names
 from diffusion_jax.config.sections import ConfigError, check_type, suggest
 from diffusion_jax.guidance.editing import Editing
 from diffusion_jax.guidance.steering import Guidance
@@ -328,8 +329,6 @@ def _advice(config: ConfigDict, needs: Needs, process: Process, gap: Unmet, boun
             at = np.float32([end])
             if unmet(needs, process, at) is None and process.alpha(jnp.float32(end)) >= _LEAST_ALPHA:
                 return f"; {_ending_at(config, bounded_by, end)}"
-    from diffusion_jax.config import build as names
-
     working = [
         name
         for name, make in names.PROCESSES.items()
@@ -339,8 +338,6 @@ def _advice(config: ConfigDict, needs: Needs, process: Process, gap: Unmet, boun
 
 
 def _ending_at(config: ConfigDict, field: str, end: float) -> str:
-    from diffusion_jax.config import build as names
-
     section = _section(config, field)
     table = {"sampling.grid": names.GRIDS, "times": names.TIMES, "evaluation.likelihood": names.LIKELIHOODS}[field]
     if "t_max" in inspect.signature(table[section.name]).parameters:

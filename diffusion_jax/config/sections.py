@@ -100,6 +100,23 @@ def drop_replaced(config: ConfigDict, original: ConfigDict) -> None:
                     del config[key][name]
 
 
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"section.key": value} of nested mappings."""
+    if not isinstance(config, dict | ConfigDict):
+        return {prefix: list(config) if isinstance(config, tuple) else config}
+    return {k: v for key in config for k, v in flatten(config[key], f"{prefix}.{key}" if prefix else key).items()}
+
+
+def changes(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
+    """Lines "config.key is A here and B there" for every key in which the two differ."""
+    here, there = flatten(config), flatten(saved)
+    return [
+        f"config.{key} is {here.get(key)!r} now and was {there.get(key)!r}"
+        for key in sorted(here.keys() | there.keys())
+        if here.get(key) != there.get(key)
+    ]
+
+
 def _plain(value: Any) -> Any:
     return value.to_dict() if isinstance(value, ConfigDict) else value
 

@@ -1,4 +1,4 @@
-"""Other runs that a model stands on, named by their work directories: a first stage, a classifier, a weaker model."""
+"""Other runs of ours that a model stands on, named by their work directories: a first stage, a classifier, a model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ import jax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import checks
+from diffusion_jax.config import checks, saved
 from diffusion_jax.config.defaults import defaults, replace
 from diffusion_jax.config.sections import ConfigError, refusal
-from diffusion_jax.run import workdir
 from diffusion_jax.systems.low_rank import learner, plain
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training import mesh as meshes
@@ -50,21 +49,31 @@ class Trained:
             return plain(trained, restore_averaged(self.directory, self.config, params, ema)[0])
 
 
-def open_run(path: str, field: str, make_system: Callable[[ConfigDict], System]) -> Trained:
-    """The run in the work directory `path`, which `field` of a config names. Raises ConfigError if there is none."""
+def open_run(path: str, field: str, build: Callable[[ConfigDict], tuple[System, str]], role: str = "") -> Trained:
+    """The run in the work directory `path`, which `field` of a config names.
+
+    `build` makes a system and its role, see `recipes.recipe.Recipe`. Raises ConfigError if there is no run, its config
+    describes no model, or it has another role than `role`.
+    """
     directory = pathlib.Path(path)
     if not path or not (directory / "checkpoints").is_dir():
         raise ConfigError(f"{field}={path!r} must be the work directory of a trained run, with config.json in it")
-    saved = workdir.read_config(directory)
-    if saved is None:
+    sections = saved.read_config(directory)
+    if sections is None:
         raise ConfigError(f"{field}={path!r} has no config.json, which says what its checkpoints are of")
     try:
-        config = replace(defaults(), **_with_tuples(saved))  # the file may be older than a key of the defaults
+        config = replace(defaults(), **_with_tuples(sections))  # the file may be older than a key of the defaults
         checks.check_keys(config)
-        return Trained(directory=directory, config=config, system=make_system(config), field=field)
+        system, own_role = build(config)
     except Exception as error:  # the file may come from anywhere, and hold anything that is JSON
         cause = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"{field}={path!r}: its config.json describes no model: {cause[:1000]}") from error
+    if role and own_role != role:
+        raise ConfigError(
+            f"{field}={path!r} must be the run of a {role.replace('_', ' ')}; it is a run of "
+            f"config.system.name={config.system.name!r}"
+        )
+    return Trained(directory=directory, config=config, system=system, field=field)
 
 
 def restore_averaged(
@@ -72,7 +81,7 @@ def restore_averaged(
 ) -> tuple[Params, int]:
     """The parameters that samples of a run come from, and their step, from its newest checkpoint.
 
-    `params` and `ema` are abstract. Only the average of config.sampling.ema_rate is read, and what has none.
+    `params` and `ema` are abstract. Only the average of config.sampling.ema_rate is read, and what has no average.
     """
     if ema:
         rate = checks.ema_rate(config)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax import types
 from diffusion_jax.parameterizations import rewired
 from diffusion_jax.processes.base import bcast
 from diffusion_jax.types import Cond, Denoiser
@@ -128,10 +129,9 @@ def rescaled(
 
 def check(interval: tuple[float, float] | None, rescale: float) -> None:
     """Raises ValueError for an empty interval, or `rescale` outside [0, 1]."""
-    if interval is not None and not (len(interval) == 2 and interval[0] < interval[1]):
-        raise ValueError(f"interval is {interval}; it must be (t_low, t_high) with t_low < t_high")
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"rescale is {rescale}; it must be in [0, 1]")
+    ordered = interval is None or (len(interval) == 2 and interval[0] < interval[1])
+    types.check(ordered, "interval", interval, "(t_low, t_high) with t_low < t_high")
+    types.check(0 <= rescale <= 1, "rescale", rescale, "in [0, 1]")
 
 
 def _extrapolated(start: Array, end: Array, scale: Scale, t: Array) -> Array:

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.guidance.steering import Model
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.processes.base import row_normal
-from diffusion_jax.types import NOTHING, Cond, Denoiser, Needs, Process, Solver
+from diffusion_jax.types import Cond, Denoiser, Process, Solver
 
 Start = Callable[
     [Process, Denoiser, Array, Array, Array, Cond],
@@ -42,7 +42,11 @@ class Editing(NamedTuple):
     steer: Callable[[Model, Cond], Model] = lambda model, cond: model
     conditions: Callable[[tuple[int, ...]], Conditions] = lambda shape: NO_CONDITIONS
     check: Callable[[int], object] = lambda steps: None
-    needs: Needs = NOTHING
+
+    @property
+    def reads_image(self) -> bool:
+        """Whether "image" is among the conditions, for systems that encode it."""
+        return bool(self.conditions((1, 1, 1)).image_shape)
 
 
 def none() -> Editing:

@@ -7,14 +7,14 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.parameterizations import mapped
 from diffusion_jax.processes.base import bcast
-from diffusion_jax.types import Denoiser
+from diffusion_jax.types import Denoiser, check
 
 Threshold = Callable[[Denoiser], Denoiser]
 
 
 def static(bound: float = 1.0) -> Threshold:
     """D limited to [-bound, bound], as DDPM samples (arXiv:2006.11239). Raises ValueError unless bound > 0."""
-    _check("bound", bound, bound > 0, "positive")
+    check(bound > 0, "bound", bound, "positive")
     return lambda D: mapped(D, lambda x_0: jnp.clip(x_0, -bound, bound))
 
 
@@ -24,8 +24,8 @@ def dynamic(percentile: float = 0.995, bound: float = 1.0) -> Threshold:
     Strong guidance drives pixels out of range; clipping them saturates the image, this does not. arXiv:2205.11487,
     section 2.3. Raises ValueError for a percentile outside (0, 1] or a bound that is not positive.
     """
-    _check("percentile", percentile, 0 < percentile <= 1, "in (0, 1]")
-    _check("bound", bound, bound > 0, "positive")
+    check(0 < percentile <= 1, "percentile", percentile, "in (0, 1]")
+    check(bound > 0, "bound", bound, "positive")
 
     def limited(x_0: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         size = jnp.quantile(jnp.abs(x_0).reshape(x_0.shape[0], -1), percentile, axis=1)
@@ -33,8 +33,3 @@ def dynamic(percentile: float = 0.995, bound: float = 1.0) -> Threshold:
         return jnp.clip(x_0, -s, s) * (bound / s)
 
     return lambda D: mapped(D, limited)
-
-
-def _check(field: str, value: float, allowed: bool, words: str) -> None:
-    if not allowed:
-        raise ValueError(f"{field} is {value}; it must be {words}")

@@ -14,68 +14,17 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import log_ndtr
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.losses import times as times_module
 from diffusion_jax.losses import weightings
-from diffusion_jax.processes.base import bcast, row_keys, row_normal
+from diffusion_jax.losses.bound_terms import decoder_nats, posterior_kl, prior_kl
+from diffusion_jax.processes.base import bcast, row_keys, row_normal, row_sum
 from diffusion_jax.solvers.base import check_variance, posterior, step_variance, transition
 from diffusion_jax.solvers.grids import Grid
-from diffusion_jax.types import Denoiser, Process, needing
+from diffusion_jax.types import Denoiser, Process, check, check_choice, needing
 
 Time = Float[Array, "*n"]
-Variance = Float[Array, "..."]  # a scalar, one number per row, or one per value
-
-
-def gaussian_kl(
-    squared_distance: Float[Array, "batch *shape"], variance_q: Variance, variance_p: Variance
-) -> Float[Array, "batch"]:
-    """KL(N(m_q, variance_q) || N(m_p, variance_p)) in nats, summed over all but the first axis.
-
-    `squared_distance` is (m_q - m_p)^2 [batch, ...]; the variances are scalars, [batch] or [batch, ...].
-    """
-    q, p = bcast(variance_q, squared_distance), bcast(variance_p, squared_distance)
-    ratio = q / p
-    return _row_sum(0.5 * (squared_distance / p + (ratio - 1 - jnp.log(ratio))))
-
-
-def posterior_kl(
-    process: Process, t: Time, s: Time, x_0: Float[Array, "batch *shape"], x_hat: Array, variance: Variance
-) -> Float[Array, "batch"]:
-    """L_{t-1} = KL(q(x_s | x_t, x_0) || N(a x_t + b x_hat, variance)) in nats, with x_hat = D(x_t, t).
-
-    The means differ by b (x_0 - x_hat), see `posterior`. sigma(s) must be positive. `variance` is a scalar, [batch] or
-    [batch, ...].
-    """
-    _, b, v = posterior(process, t, s)
-    return gaussian_kl((bcast(b, x_0) * (x_0 - x_hat)) ** 2, v, variance)
-
-
-def prior_kl(process: Process, x_0: Float[Array, "batch *shape"], t: Time | float = 1.0) -> Float[Array, "batch"]:
-    """L_T = KL(q(x_t | x_0) || N(0, sigma(1)^2 I)) in nats."""
-    t = jnp.asarray(t, x_0.dtype)
-    variance_p = process.sigma(jnp.ones_like(t)) ** 2
-    return gaussian_kl((bcast(process.alpha(t), x_0) * x_0) ** 2, process.sigma(t) ** 2, variance_p)
-
-
-def decoder_nats(
-    x_0: Float[Array, "batch *shape"], mean: Float[Array, "batch *shape"], variance: Variance, levels: int = 256
-) -> Float[Array, "batch"]:
-    """L_0 = -log P(x_0): N(mean, variance) integrated over x_0 +- 1 / (levels - 1), in nats.
-
-    x_0 = 2 k / (levels - 1) - 1. The cells of -1 and 1 reach to infinity, so the probabilities of the levels sum to
-    one (arXiv:2006.11239, eq. 13). Logarithms throughout: there is no floor under a probability.
-    """
-    std = jnp.sqrt(bcast(variance, x_0))
-    half = 1 / (levels - 1)
-    low = jnp.where(x_0 < -1 + half, -jnp.inf, (x_0 - half - mean) / std)
-    high = jnp.where(x_0 > 1 - half, jnp.inf, (x_0 + half - mean) / std)
-    # In the upper tail both distribution functions round to 1; the interval is mirrored into the lower one.
-    mirrored = low + high > 0
-    low, high = jnp.where(mirrored, -high, low), jnp.where(mirrored, -low, high)
-    log_low, log_high = log_ndtr(low), log_ndtr(high)
-    return -_row_sum(log_high + jnp.log1p(-jnp.exp(log_low - log_high)))
 
 
 def discrete_bound(
@@ -127,7 +76,7 @@ def discrete_bound(
         "prior": prior_kl(process, x_0, times[0]),
         "terms": terms,
         "decoder": decoder_nats(x_0, x_hat, decoder_variance, levels),
-        "squared_error": _row_sum((x_0 - x_hat) ** 2),
+        "squared_error": row_sum((x_0 - x_hat) ** 2),
     }
 
 
@@ -153,7 +102,7 @@ def continuous_bound(
     draw = times_module.importance(weightings.likelihood(), t_min=t_min, t_max=t_max)
     t, weight = jax.tree.map(jnp.ravel, jax.vmap(lambda k: draw(process, k, 1))(row_keys(keys, 0)))
     x_t = bcast(process.alpha(t), x_0) * x_0 + bcast(process.sigma(t), x_0) * row_normal(row_keys(keys, 1), x_0)
-    error = (t_max - t_min) * weight * weightings.likelihood()(process, t) * _row_sum((x_0 - D(x_t, t)) ** 2)
+    error = (t_max - t_min) * weight * weightings.likelihood()(process, t) * row_sum((x_0 - D(x_t, t)) ** 2)
     end = jnp.asarray(t_min, x_0.dtype)
     decoder = 0.5 + 0.5 * jnp.log(2 * jnp.pi) + jnp.log(process.sigma(end) / process.alpha(end))
     return prior_kl(process, x_0, t_max) + 0.5 * error + x_0[0].size * decoder
@@ -170,12 +119,9 @@ def bound_likelihood(
 
     Raises ValueError for an unknown variance, fewer than 2 levels or one step.
     """
-    if variance not in ("beta", "beta_tilde", "learned"):
-        raise ValueError(f"variance is {variance!r}; choose beta, beta_tilde or learned")
-    if levels < 2:
-        raise ValueError(f"levels is {levels}; it must be at least 2")
-    if steps < 0 or steps == 1:
-        raise ValueError(f"steps is {steps}; it must be at least 2, or 0 for all steps of a discrete process")
+    check_choice("variance", variance, ("beta", "beta_tilde", "learned"))
+    check(levels >= 2, "levels", levels, "at least 2")
+    check(steps >= 2 or steps == 0, "steps", steps, "at least 2, or 0 for all steps of a discrete process")
 
     @needing(num_steps=not steps, learned_variance=variance == "learned")
     def likelihood(process: Process, D: Denoiser, key: Key[Array, ""], x_0: Array) -> dict[str, Array]:
@@ -193,7 +139,3 @@ def bound_likelihood(
         }
 
     return likelihood
-
-
-def _row_sum(a: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-    return jnp.sum(a.reshape(a.shape[0], -1), axis=-1)

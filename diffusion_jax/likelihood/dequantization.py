@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.types import Apply, Params
+from diffusion_jax.processes.base import row_sum
+from diffusion_jax.types import Apply, Params, check
 
 _TOLERANCE = 0.1  # of a level: digits of 17 levels that were stored in 8 bits are off by up to 0.03
 
@@ -32,8 +33,7 @@ def check_levels(x: np.ndarray, levels: int) -> None:
     Raises:
       ValueError: fewer than 2 levels, or values that are missing, not finite, outside [-1, 1] or between levels.
     """
-    if levels < 2:
-        raise ValueError(f"levels is {levels}; it must be at least 2")
+    check(levels >= 2, "levels", levels, "at least 2")
     x = np.asarray(x)
     if x.size == 0:
         raise ValueError(f"there are no examples, x has shape {x.shape}")
@@ -60,8 +60,7 @@ def from_levels(k: Int[Array, "*shape"], u: Float[Array, "*shape"], levels: int)
 
 def uniform(levels: int = 256) -> Dequantization:
     """u ~ U[0, 1), row r from its own key; log q = 0. Raises ValueError for fewer than 2 levels."""
-    if levels < 2:
-        raise ValueError(f"levels is {levels}; it must be at least 2")
+    check(levels >= 2, "levels", levels, "at least 2")
 
     def dequantize(keys: Array, x: Array) -> tuple[Array, Array]:
         u = jax.vmap(lambda key: jax.random.uniform(key, x.shape[1:], x.dtype))(keys)
@@ -85,8 +84,8 @@ def variational(apply: Apply, params: Params, levels: int = 256, num_layers: int
 
     Raises ValueError for fewer than 2 levels or no layer.
     """
-    if levels < 2 or num_layers < 1:
-        raise ValueError(f"levels is {levels} and num_layers is {num_layers}; they must be at least 2 and 1")
+    check(levels >= 2, "levels", levels, "at least 2")
+    check(num_layers >= 1, "num_layers", num_layers, "at least 1")
 
     def dequantize(keys: Array, x: Array) -> tuple[Array, Array]:
         e = jax.vmap(lambda key: jax.random.logistic(key, x.shape[1:], x.dtype))(keys)
@@ -97,7 +96,7 @@ def variational(apply: Apply, params: Params, levels: int = 256, num_layers: int
             log_scale, shift = jnp.split(out, 2, axis=-1)
             log_scale = (1 - kept) * jnp.tanh(log_scale)
             e = jnp.exp(log_scale) * e + (1 - kept) * shift
-            log_q = log_q - _row_sum(log_scale)
+            log_q = log_q - row_sum(log_scale)
         # The derivative of the sigmoid is the density of the logistic distribution.
         return from_levels(to_levels(x, levels), jax.nn.sigmoid(e), levels), log_q - _log_logistic(e)
 
@@ -115,8 +114,4 @@ def bits_per_dim(nats: Float[Array, "batch"], num_dims: int, levels: int = 0) ->
 
 
 def _log_logistic(e: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-    return _row_sum(jax.nn.log_sigmoid(e) + jax.nn.log_sigmoid(-e))
-
-
-def _row_sum(a: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-    return jnp.sum(a.reshape(a.shape[0], -1), axis=-1)
+    return row_sum(jax.nn.log_sigmoid(e) + jax.nn.log_sigmoid(-e))

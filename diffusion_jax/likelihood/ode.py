@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,16 +12,57 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax import processes
 from diffusion_jax.likelihood import dequantization as dequantizations
-from diffusion_jax.processes.base import row_keys
+from diffusion_jax.processes.base import row_dot, row_keys, row_sum
 from diffusion_jax.solvers.odes import check_adaptive, integrate, rectified
 from diffusion_jax.solvers.values import check_finite
-from diffusion_jax.types import Denoiser, Process
+from diffusion_jax.types import Denoiser, Process, check, check_choice, spread
 
 # (process, D, key, x_0) -> figures of every example, each [batch]; among them "bits_per_dim"
 Likelihood = Callable[..., dict[str, Float[Array, "batch"]]]
 Divergence = Callable[[Callable[[Array], Array], Array], tuple[Array, Float[Array, "batch"]]]
 
 _BASIS_BLOCK = 64  # directions of the exact trace that are pushed forward at once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OdeOptions:
+    """How `log_prob` integrates the ODE and estimates the trace of its Jacobian.
+
+    Attributes:
+      trace: of the Jacobian, "exact" (d forward derivatives per evaluation) or "hutchinson": e^T J e with random
+        probes e, fixed along the path, unbiased for log p.
+      probe: "rademacher" (exact for diagonal Jacobians) or "gaussian".
+      num_probes: averaged, >= 1.
+      rtol, atol: of the integration, see `odes.integrate`; the log density is one more coordinate of the row. On
+        mixtures in 16 dimensions 1e-5 leaves errors of a few 1e-3 nats, 1e-6 a few 1e-4.
+      t_min, t_max: in [0, 1]; sigma(t_min) must be positive. Parameterizations that divide by alpha need t_max < 1 for
+        processes with alpha(1) = 0.
+      method: one of `odes.METHODS`.
+      max_steps: of one row; a row that needs more has the log density NaN.
+
+    Raises:
+      ValueError: an unknown choice, or a number out of range.
+    """
+
+    trace: str = "hutchinson"
+    probe: str = "rademacher"
+    num_probes: int = 1
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    t_min: float = 1e-5
+    t_max: float = 1.0
+    method: str = "dopri5"
+    max_steps: int = 4096
+
+    def __post_init__(self) -> None:
+        check_choice("trace", self.trace, ("hutchinson", "exact"))
+        check_choice("probe", self.probe, ("rademacher", "gaussian"))
+        check(self.num_probes >= 1, "num_probes", self.num_probes, "at least 1")
+        if not 0 <= self.t_min < self.t_max <= 1:
+            raise ValueError(
+                f"t_min is {self.t_min} and t_max is {self.t_max}; they must satisfy 0 <= t_min < t_max <= 1"
+            )
+        check_adaptive(self.method, self.rtol, self.atol, self.max_steps)
 
 
 class LogProb(NamedTuple):
@@ -31,21 +73,14 @@ class LogProb(NamedTuple):
     nfe: Int[Array, "batch"]
 
 
+@spread(OdeOptions)
 def log_prob(
     process: Process,
     D: Denoiser,
     key: Key[Array, ""],
     x_0: Float[Array, "batch *shape"],
+    options: OdeOptions,
     *,
-    trace: str = "hutchinson",
-    probe: str = "rademacher",
-    num_probes: int = 1,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    t_min: float = 1e-5,
-    t_max: float = 1.0,
-    method: str = "dopri5",
-    max_steps: int = 4096,
     prior_log_prob: Callable[[Float[Array, "batch *shape"]], Float[Array, "batch"]] | None = None,
     ids: Int[Array, "batch"] | None = None,
 ) -> LogProb:
@@ -58,32 +93,22 @@ def log_prob(
 
     Args:
       D: D(x, t) with its conditions bound; t is [batch].
-      trace: of the Jacobian, "exact" (d forward derivatives per evaluation) or "hutchinson": e^T J e with random
-        probes e, fixed along the path, unbiased for log p.
-      probe: "rademacher" (exact for diagonal Jacobians) or "gaussian".
-      num_probes: averaged, >= 1.
-      rtol, atol: of the integration, see `odes.integrate`; the log density is one more coordinate of the row. On
-        mixtures in 16 dimensions 1e-5 leaves errors of a few 1e-3 nats, 1e-6 a few 1e-4.
-      t_min, t_max: in [0, 1]; sigma(t_min) must be positive. Parameterizations that divide by alpha need t_max < 1 for
-        processes with alpha(1) = 0.
-      method: one of `odes.METHODS`.
-      max_steps: of one row; one that does not arrive has NaN as its log density.
+      options: the fields of `OdeOptions`, each by its name.
       prior_log_prob: x_T -> [batch], the log density at t_max; by default `processes.prior_log_prob`, which is exact
         only as far as nothing of the data is left at t_max.
 
     Raises:
-      ValueError: an unknown choice, a number out of range, a batch without examples, and, outside of `jit`, one that
-        is not finite.
+      ValueError: options out of range, a batch without examples, and, outside of `jit`, one that is not finite.
     """
-    _check(trace, probe, num_probes, t_min, t_max)
-    check_adaptive(method, rtol, atol, max_steps)
     if x_0.shape[0] == 0 or x_0.size == 0:
         raise ValueError(f"x_0 must hold examples, got shape {x_0.shape}")
     check_finite("x_0", x_0)
     ids = jnp.arange(x_0.shape[0]) if ids is None else ids
-    divergence = _exact if trace == "exact" else _hutchinson(draw_probes(probe, row_keys(key, ids), num_probes, x_0))
+    divergence = _exact
+    if options.trace == "hutchinson":
+        divergence = _hutchinson(draw_probes(options.probe, row_keys(key, ids), options.num_probes, x_0))
 
-    flow = rectified(process, D, jnp.asarray(t_min, x_0.dtype), jnp.asarray(t_max, x_0.dtype))
+    flow = rectified(process, D, jnp.asarray(options.t_min, x_0.dtype), jnp.asarray(options.t_max, x_0.dtype))
     (u_min, scale_min), (u_max, scale_max) = flow.start, flow.end
 
     def field(state: tuple[Array, Array], u: Array) -> tuple[Array, Array]:
@@ -91,7 +116,14 @@ def log_prob(
 
     start = (x_0 / scale_min, jnp.zeros(x_0.shape[0], x_0.dtype))
     (z, gained), nfe, finished = integrate(
-        field, start, u_min, u_max, method=method, rtol=rtol, atol=atol, max_steps=max_steps
+        field,
+        start,
+        u_min,
+        u_max,
+        method=options.method,
+        rtol=options.rtol,
+        atol=options.atol,
+        max_steps=options.max_steps,
     )
     latent = scale_max * z
     prior = prior_log_prob(latent) if prior_log_prob else processes.prior_log_prob(process, latent)
@@ -99,20 +131,8 @@ def log_prob(
     return LogProb(jnp.where(finished, nats, jnp.nan), latent, nfe)
 
 
-def ode_likelihood(
-    *,
-    trace: str = "hutchinson",
-    probe: str = "rademacher",
-    num_probes: int = 1,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
-    t_min: float = 1e-5,
-    t_max: float = 1.0,
-    method: str = "dopri5",
-    max_steps: int = 4096,
-    dequantization: str = "uniform",
-    levels: int = 256,
-) -> Likelihood:
+@spread(OdeOptions)
+def ode_likelihood(options: OdeOptions, *, dequantization: str = "uniform", levels: int = 256) -> Likelihood:
     """The likelihood of config.evaluation: `log_prob` of dequantized data as a function of (process, D, key, x_0).
 
     Its figures are `bits_per_dim`, an upper bound on the code length in expectation over the dequantization noise;
@@ -122,10 +142,7 @@ def ode_likelihood(
 
     Raises ValueError for an unknown choice or a number out of range.
     """
-    _check(trace, probe, num_probes, t_min, t_max)
-    check_adaptive(method, rtol, atol, max_steps)
-    if dequantization not in ("uniform", "none"):
-        raise ValueError(f"dequantization is {dequantization!r}; choose uniform or none")
+    check_choice("dequantization", dequantization, ("uniform", "none"))
     discrete = dequantization == "uniform"
     default = dequantizations.uniform(levels) if discrete else dequantizations.none()
 
@@ -138,36 +155,11 @@ def ode_likelihood(
     ) -> dict[str, Array]:
         noise_key, probe_key = jax.random.split(key)
         x, log_q = dequantize(row_keys(noise_key, jnp.arange(x_0.shape[0])), x_0)
-        nats, _, nfe = log_prob(
-            process,
-            D,
-            probe_key,
-            x,
-            trace=trace,
-            probe=probe,
-            num_probes=num_probes,
-            rtol=rtol,
-            atol=atol,
-            t_min=t_min,
-            t_max=t_max,
-            method=method,
-            max_steps=max_steps,
-        )
+        nats, _, nfe = log_prob(process, D, probe_key, x, **vars(options))
         bits = dequantizations.bits_per_dim(nats - log_q, x_0[0].size, levels if discrete else 0)
         return {"bits_per_dim": bits, "nats": nats, "nfe": nfe.astype(x_0.dtype)}
 
     return likelihood
-
-
-def _check(trace: str, probe: str, num_probes: int, t_min: float, t_max: float) -> None:
-    if trace not in ("hutchinson", "exact"):
-        raise ValueError(f"trace is {trace!r}; choose hutchinson or exact")
-    if probe not in ("rademacher", "gaussian"):
-        raise ValueError(f"probe is {probe!r}; choose rademacher or gaussian")
-    if num_probes < 1:
-        raise ValueError(f"num_probes is {num_probes}; it must be at least 1")
-    if not 0 <= t_min < t_max <= 1:
-        raise ValueError(f"t_min is {t_min} and t_max is {t_max}; they must satisfy 0 <= t_min < t_max <= 1")
 
 
 def draw_probes(probe: str, keys: Key[Array, "batch"], num: int, x: Array) -> Float[Array, "num batch *shape"]:
@@ -178,7 +170,7 @@ def draw_probes(probe: str, keys: Key[Array, "batch"], num: int, x: Array) -> Fl
 def _hutchinson(probes: Float[Array, "num batch *shape"]) -> Divergence:
     def divergence(v: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
         value, push = jax.linearize(v, x)
-        return value, jnp.mean(_row_sum(probes * jax.vmap(push)(probes)), axis=0)
+        return value, jnp.mean(jax.vmap(row_dot)(probes, jax.vmap(push)(probes)), axis=0)
 
     return divergence
 
@@ -187,11 +179,7 @@ def _exact(v: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
     value, push = jax.linearize(v, x)
 
     def entry(direction: Array) -> Array:
-        return jnp.sum((push(jnp.broadcast_to(direction, x.shape)) * direction).reshape(x.shape[0], -1), axis=-1)
+        return row_sum(push(jnp.broadcast_to(direction, x.shape)) * direction)
 
     basis = jnp.eye(x[0].size, dtype=x.dtype).reshape(-1, *x.shape[1:])
     return value, jnp.sum(jax.lax.map(entry, basis, batch_size=_BASIS_BLOCK), axis=0)
-
-
-def _row_sum(a: Float[Array, "num batch *shape"]) -> Float[Array, "num batch"]:
-    return jnp.sum(a.reshape(*a.shape[:2], -1), axis=-1)

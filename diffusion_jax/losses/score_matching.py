@@ -13,7 +13,7 @@ from diffusion_jax import parameterizations
 from diffusion_jax.losses.denoising import Loss, Where, refuse_where
 from diffusion_jax.losses.times import Times
 from diffusion_jax.parameterizations import Parameterization
-from diffusion_jax.processes.base import perturb
+from diffusion_jax.processes.base import perturb, row_dot
 from diffusion_jax.types import Apply, Cond, Params, Process, needing
 
 ScoreFn = Callable[[Float[Array, "batch *shape"]], Float[Array, "batch *shape"]]
@@ -50,8 +50,8 @@ def sliced_score_matching(
     def project(key: Key[Array, ""]) -> Array:
         v = jax.random.normal(key, x.shape, x.dtype)
         s, s_v = jax.jvp(score_fn, (x,), (v,))
-        curvature = _row_dot(v, s_v)
-        return curvature + 0.5 * (_row_dot(s, s) if variance_reduced else _row_dot(v, s) ** 2)
+        curvature = row_dot(v, s_v)
+        return curvature + 0.5 * (row_dot(s, s) if variance_reduced else row_dot(v, s) ** 2)
 
     return jnp.mean(jax.vmap(project)(jax.random.split(key, num_projections)), axis=0)
 
@@ -107,7 +107,3 @@ def score_matching_loss(
         return density_weight * process.sigma(t) ** 2 * value, {"t": t, "score_matching": value}
 
     return loss
-
-
-def _row_dot(a: Float[Array, "batch *shape"], b: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-    return jnp.sum((a * b).reshape(a.shape[0], -1), axis=-1)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.likelihood.bounds import decoder_nats, posterior_kl
+from diffusion_jax.losses.bound_terms import decoder_nats, posterior_kl
 from diffusion_jax.losses.denoising import Loss, Where, refuse_where, weighted_error
 from diffusion_jax.losses.times import Times
 from diffusion_jax.losses.weightings import Weighting

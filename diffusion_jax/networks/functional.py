@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Key, PyTree
 
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.streams import streams
 from diffusion_jax.types import Apply, Cond, Params
 
@@ -68,6 +69,11 @@ def embedder(make: Callable[[nnx.Rngs], nnx.Module], dtype: str = "float32") -> 
         return module.embed(_cast(cond, dtype)) if cond is not None and hasattr(module, "embed") else cond
 
     return embed
+
+
+def conditions_of(make: Callable[[nnx.Rngs], nnx.Module]) -> Conditions:
+    """The conditions that a network reads, from its attribute `conditions`; nothing is allocated."""
+    return nnx.eval_shape(lambda: make(streams(default=0))).conditions
 
 
 def fourier_features(apply: Apply, exponents: tuple[int, ...]) -> Apply:

@@ -29,6 +29,21 @@ def time_derivative(
     return jax.jvp(f, (t,), (jnp.ones_like(t),))
 
 
+def row_sum(a: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+    """The sum over all axes but the first."""
+    return jnp.sum(a.reshape(a.shape[0], -1), axis=-1)
+
+
+def row_dot(a: Float[Array, "batch *shape"], b: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+    """The inner product of each row of `a` with the same row of `b`."""
+    return row_sum(a * b)
+
+
+def row_norm(x: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
+    """The Euclidean norm of each row."""
+    return jnp.sqrt(row_sum(jnp.square(x)))
+
+
 def row_keys(keys: Key[Array, "batch"] | Key[Array, ""], data: int | Int[Array, "*n"]) -> Key[Array, "batch"]:
     """`fold_in` over rows: one key and [batch] integers, or [batch] keys and one integer."""
     axes = (None, 0) if keys.ndim == 0 else (0, None)
@@ -85,5 +100,4 @@ def prior(
 def prior_log_prob(process: Process, x: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
     """log N(x; 0, sigma(1)^2 I) in nats, summed over all but the first axis."""
     sigma = process.sigma(jnp.ones((), x.dtype))
-    log_prob = -0.5 * (x / sigma) ** 2 - jnp.log(sigma) - 0.5 * jnp.log(2 * jnp.pi)
-    return jnp.sum(log_prob.reshape(x.shape[0], -1), axis=-1)
+    return row_sum(-0.5 * (x / sigma) ** 2 - jnp.log(sigma) - 0.5 * jnp.log(2 * jnp.pi))

@@ -9,27 +9,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import build
+from diffusion_jax.config import build, saved
 from diffusion_jax.config.defaults import defaults, replace
-from diffusion_jax.config.recipes import text_to_image
 from diffusion_jax.config.trained import restore_averaged
-from diffusion_jax.run import workdir
-from diffusion_jax.run.job import fresh_state, load_params, prepare
-from diffusion_jax.systems import Autoencoder, LatentDiffusion
-from diffusion_jax.systems.low_rank import LowRank
-from diffusion_jax.systems.text_to_image import TextToImage
+from diffusion_jax.run.job import prepare
+from diffusion_jax.run.parameters import fresh_state, load_params, random_networks, trained_network
+from diffusion_jax.systems.base import at
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.faults import replacing
-from diffusion_jax.types import Params, System
+from diffusion_jax.types import Params, Placed
 from diffusion_jax.weights import autoencoders, folders
 from diffusion_jax.weights.families import named
 from diffusion_jax.weights.files import MAX_SHARD_BYTES, read_json
-from diffusion_jax.weights.lora import write_lora
+from diffusion_jax.weights.lora import components, write_lora
 from diffusion_jax.weights.options import with_defaults
-from diffusion_jax.weights.public import is_public, load_network, prefix_of
+from diffusion_jax.weights.public import is_public, load_network
 
 HUB = "hub:"
 _BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
@@ -39,7 +35,7 @@ _DENOISERS = ("unet", "ncsnpp", "dit")
 
 
 class Beginning:
-    """In the place of a data iterator that has returned nothing."""
+    """The state of a data iterator that has returned nothing yet."""
 
     def get_state(self) -> dict[str, int]:
         return {"next_index": 0}
@@ -73,7 +69,7 @@ def to_workdir(source: pathlib.Path, target: pathlib.Path, config: ConfigDict | 
         with Checkpoints(target / "checkpoints") as checkpoints:
             checkpoints.save(0, state, Beginning(), wait=True)
     config.weights = ""
-    workdir.write_config(target, config)
+    saved.write_config(target, config)
     text = pprint.pformat(config.to_dict(), sort_dicts=False, width=100)
     with replacing(target / "config.py", "w") as file:
         file.write(
@@ -101,7 +97,8 @@ def to_folder(
 
     Raises:
       FileNotFoundError: `source` or a part of it is missing.
-      ValueError: it cannot be read, is of another network, has one that diffusers has not, or `target` is not empty.
+      ValueError: it cannot be read, is of another network or of one that diffusers does not support, or `target` is not
+        empty.
     """
     _check_empty(target)
     options = dict(dtype=dtype, max_bytes=max_bytes)
@@ -114,32 +111,33 @@ def to_folder(
         return folders.write_component(target, *arguments, extra=kept, **options)
     if config is None:
         run = build.trained(str(source), "--from")
-        config, system, params = run.config, run.system, run.load()
-    else:
-        if is_public(source):
-            config = config.copy_and_resolve_references()
-            config.weights = str(source)
-        job = prepare(config)
-        system = job.system
-        with jax.set_mesh(job.mesh):
-            whole = text_to_image.pipeline_of(config) or text_to_image.file_of(config)
-            if isinstance(system, TextToImage) and is_public(source) and not whole:
-                given = (source, config.network.to_dict(), system.diffusion.shape, job.params["network"])
-                return _write(target, config, system.diffusion, {"network": load_network(*given)}, options)
-            params, _ = load_params(job, source)
-    if isinstance(system, TextToImage):
-        if system.controlled:
-            return _write(target, config, system.diffusion, params, options)
-        return _write_text_to_image(target, config, system, params, options)
-    if not isinstance(system, LatentDiffusion):
-        return _write(target, config, system, params, options)
-    stage = build.trained(config.system.first_stage, "config.system.first_stage")
-    inner = "transformer" if config.network.name == "dit" else "unet"
-    outer = "vae" if stage.config.network.name == "autoencoder_kl" else "vqvae"
-    return [
-        *_write(target / inner, config, system.diffusion, params, options),
-        *_write(target / outer, stage.config, system.first_stage, params["frozen"]["first_stage"], options),
-    ]
+        config = build.reset_unread(run.config)
+    if is_public(source):
+        config = config.copy_and_resolve_references()
+        config.weights = str(source)
+    job = prepare(config)
+    name, placed = trained_network(job)
+    with jax.set_mesh(job.mesh):
+        if is_public(source) and random_networks(job):
+            # The file holds the network alone.
+            section = {"name": placed.name, **placed.arguments}
+            params = {"network": load_network(source, section, placed.shape, job.params["network"])}
+            return _write(target, placed, params, options)
+        params, _ = load_params(job, source)
+    networks = {other: entry for other, entry in job.system.networks.items() if entry.written}
+    if len(networks) == 1:
+        return _write(target, placed, params, options)
+    pipeline = _pipeline(config) if "text_encoder" in networks else None
+    if pipeline is None:
+        written = [_write(target / other, entry, params, options) for other, entry in networks.items()]
+        return [path for paths in written for path in paths]
+    # All others are as they were, but for text encoders with updates from a file.
+    updated = {name} | (set(networks) & components(config.lora.weights) if config.lora.weights else set())
+    written = [path for other in sorted(updated) for path in _write(target / other, networks[other], params, options)]
+    for other in folders.components(pipeline).keys() - updated:
+        written.append(pathlib.Path(shutil.copytree(pipeline / other, target / other)))
+    written.append(pathlib.Path(shutil.copyfile(pipeline / "model_index.json", target / "model_index.json")))
+    return written
 
 
 def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
@@ -148,16 +146,16 @@ def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
     Raises ValueError where the run has none, or `target` is not empty.
     """
     _check_empty(target)
-    config = build.trained(str(source), "--from").config
+    config = build.reset_unread(build.trained(str(source), "--from").config)
     job = prepare(config)
-    if not isinstance(job.learner, LowRank):
+    if job.learner is job.system:
         raise ValueError(f"{source} has no low-rank updates: its config.lora.rank is 0")
     with jax.set_mesh(job.mesh):
         params, _ = restore_averaged(source, config, job.state.params, job.state.ema)
-    family = named(config.network.name)
-    layout = family.layouts(with_defaults(family.network, config.network.to_dict()))[0]
-    given = (layout, job.params["network"], params["lora"], job.learner.scale)
-    return [write_lora(target, *given, prefix=prefix_of(family.name))]
+    name, placed = trained_network(job)
+    family = named(placed.name)
+    layout = family.layouts(with_defaults(family.network, placed.arguments))[0]
+    return [write_lora(target, layout, job.params["network"], params["lora"], job.learner.scale, prefix=name)]
 
 
 def config_of(source: pathlib.Path, first_stage: str = "") -> ConfigDict:
@@ -196,8 +194,6 @@ def config_of(source: pathlib.Path, first_stage: str = "") -> ConfigDict:
         sections |= dict(
             system=dict(name=_FIRST_STAGES[family.name], latent_scale=scale),
             loss=dict(name="l1"),
-            solver=dict(name="none"),
-            sampling=dict(steps=1),
         )
     elif family.name in _DENOISERS:
         scheduler = _scheduler(source) if pipeline else {}
@@ -317,59 +313,28 @@ def _stage_component(pipeline: pathlib.Path) -> folders.Component:
     return folders.open_component(_first_stage_folder(pipeline))
 
 
-def _write(
-    target: pathlib.Path, config: ConfigDict, system: System, params: Params, options: Mapping[str, Any]
-) -> list[pathlib.Path]:
-    """The network of one system."""
-    section = config.network.to_dict()
-    family = named(section.pop("name"))
-    if section.pop("fourier", ()):
+def _write(target: pathlib.Path, placed: Placed, params: Params, options: Mapping[str, Any]) -> list[pathlib.Path]:
+    """One network of a system, as the folder of a component."""
+    arguments = dict(placed.arguments)
+    if arguments.pop("fourier", ()):
         raise ValueError("config.network.fourier must be empty: diffusers has no such features")
-    shape = system.shape
-    arguments = {"image_size": shape[0], "in_channels": shape[-1], **section}
-    extra = {}
-    if isinstance(system, Autoencoder):
-        # Where latents are standardised by channel, the factor that comes closest.
-        moments = jax.tree.map(np.asarray, params["frozen"]["latents"])
-        std = float(np.sqrt(np.mean(moments["square"] - np.square(moments["mean"]))))
-        extra["scaling_factor"] = system.latent_scale or 1 / std
-    return folders.write_component(target, family, arguments, params["network"], extra=extra, **options)
+    if placed.shape:
+        arguments = {"image_size": placed.shape[0], "in_channels": placed.shape[-1], **arguments}
+    extra = placed.extra(params) if placed.extra else {}
+    network = at(params, placed.path)
+    return folders.write_component(target, named(placed.name), arguments, network, extra=extra, **options)
 
 
-def _write_text_to_image(
-    target: pathlib.Path, config: ConfigDict, system: TextToImage, params: Params, options: Mapping[str, Any]
-) -> list[pathlib.Path]:
-    source = text_to_image.pipeline_of(config)
-    weights = pathlib.Path(config.weights)
-    if source is None and config.weights and not weights.suffix and not weights.exists():
-        raise ValueError(
-            f"config.weights={config.weights!r}, which the model was fine-tuned from, is not there any more"
-        )
-    written = _write(target / "unet", config, system.diffusion, params, options)
-    if source is not None:
-        # All others are as they were, but for text encoders with updates from a file.
-        updated = text_to_image.encoder_sections(config) if config.lora.weights else {}
-        written += _write_text_encoders(target, updated, params, options)
-        for name in folders.components(source).keys() - {"unet", *updated}:
-            written.append(pathlib.Path(shutil.copytree(source / name, target / name)))
-        written.append(pathlib.Path(shutil.copyfile(source / "model_index.json", target / "model_index.json")))
-    else:
-        written += _write_text_encoders(target, text_to_image.encoder_sections(config), params, options)
-        if config.system.first_stage.name != "identity":
-            stage = ConfigDict({"network": config.system.first_stage})
-            frozen = params["frozen"]["first_stage"]
-            written += _write(target / "vae", stage, system.first_stage, frozen, options)
-    return written
-
-
-def _write_text_encoders(
-    target: pathlib.Path, sections: Mapping[str, dict[str, Any]], params: Params, options: Mapping[str, Any]
-) -> list[pathlib.Path]:
-    written = []
-    for i, (name, section) in enumerate(sections.items()):
-        given = (named(section.pop("name")), section, params["frozen"]["text"][str(i)])
-        written += folders.write_component(target / name, *given, **options)
-    return written
+def _pipeline(config: ConfigDict) -> pathlib.Path | None:
+    """The folder of the pipeline that a model was fine-tuned from; None where there was none."""
+    for field, path in (("system.pipeline", config.system.get("pipeline", "")), ("weights", config.weights)):
+        if not path:
+            continue
+        if folders.is_pipeline(pathlib.Path(path)):
+            return pathlib.Path(path)
+        if not pathlib.Path(path).suffix and not pathlib.Path(path).exists():
+            raise ValueError(f"config.{field}={path!r}, which the model was fine-tuned from, does not exist any more")
+    return None
 
 
 def _check_empty(target: pathlib.Path) -> None:

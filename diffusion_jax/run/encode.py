@@ -1,18 +1,19 @@
-"""Latents of a trained first stage, made once for training diffusion models, and the way back.
+"""--mode=encode and --mode=decode: latents of a trained first stage, made once for diffusion models, and the way back.
 
-    python -m diffusion_jax.latents encode --first_stage=runs/autoencoder_kl --to=runs/latents [--split=train]
-    python -m diffusion_jax.latents decode --first_stage=runs/autoencoder_kl --from=runs/latents --to=decoded.npz
+    python -m diffusion_jax.main --config=configs/autoencoder_kl.py --workdir=runs/autoencoder_kl --mode=encode \
+        --to=runs/latents
+    python -m diffusion_jax.main --config=configs/autoencoder_kl.py --workdir=runs/autoencoder_kl --mode=decode \
+        --from=runs/latents
 
-`encode` reads the data that the first stage was trained on (another folder or file with --path) and writes what its
-encoder gives as ArrayRecord files, for --config.data.name=latents --config.data.path=runs/latents. For a Gaussian these
-are mean and log variance, so that every epoch draws the latents anew. Labels, captions (cut at --max_tokens;
---caption_key says where they are, see `data.load`, and --tokenizer is the config.data.tokenizer that the diffusion
-model has as well) and other conditions of the data stay beside them. A slice such as train[:95%] holds the same
+`encode` reads config.data, the data that the first stage was trained on or other data, and writes what its encoder
+gives as ArrayRecord files, for --config.data.name=latents --config.data.path=runs/latents. For a Gaussian these are
+mean and log variance, so that every epoch draws the latents anew. Labels, captions (config.data.caption_key, cut at
+config.data.max_tokens) and other conditions of the data stay with them. A slice such as train[:95%] holds the same
 examples of the latents as of the data. It prints mean and standard deviation of the standardised latents, which are
 near 0 and 1 if the data are those of training.
 
 `decode` takes such a folder, or an .npz or .npy file of standardised latents as a diffusion model draws them, and
-writes images as an array and a PNG.
+writes at most config.sampling.num_samples images as an array and a PNG.
 """
 
 from __future__ import annotations
@@ -24,110 +25,107 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.config import build
+from diffusion_jax.config import data as config_data
+from diffusion_jax.config.recipes.latent_diffusion import fingerprint
 from diffusion_jax.config.sections import ConfigError, refusal
-from diffusion_jax.config.trained import Trained
 from diffusion_jax.data.sources import latents
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.processes import row_keys
-from diffusion_jax.systems import Autoencoder
-from diffusion_jax.training import mesh as meshes
+from diffusion_jax.run.job import Job, prepare
+from diffusion_jax.run.parameters import params_of
+from diffusion_jax.run.report import say
 from diffusion_jax.training.rows import in_batches
-from diffusion_jax.types import Params
+from diffusion_jax.types import Params, Spec
 
+_ANY_VOCABULARY = 2**31 - 1  # the diffusion model checks that ids are those of its network
 _CALLS = 16  # batches that are in memory at once
 
 
-def encode(
-    first_stage: str,
-    folder: pathlib.Path,
-    *,
-    split: str = "train",
-    path: str = "",
-    caption_key: str = "",
-    max_tokens: int = 0,
-    tokenizer: str = "",
-    batch_size: int = 128,
-) -> tuple[latents.Header, np.ndarray, np.ndarray]:
-    """Write the latents of a split, see the module.
-
-    Returns what was written, and mean and standard deviation of each channel of the standardised latents.
-    Raises ConfigError: no first stage, no such data, or images of another size.
-    """
-    run, params = _open(first_stage)
-    changed = {"split": split, "path": path, "caption_key": caption_key, "tokenizer": tokenizer}
-    section = run.config.data.to_dict() | {key: value for key, value in changed.items() if value}
-    with refusal("the data of the first stage"):
-        section = {key: value for key, value in section.items() if value != ""}
-        for key in ("image_key", "control_key"):
-            if key in section and section["name"] == "folder":
-                raise ValueError(f"data.{key}: images as conditions stay beside latents from arrays only")
-        source = data.load(**section, max_tokens=max_tokens)
-    if source.shape != run.system.shape:
-        raise ConfigError(f"the images are of {source.shape}; {first_stage} was trained on {run.system.shape}")
-    sums = np.zeros((3, run.system.latent_shape[-1]))
+def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> None:
+    """Write the latents of config.data.split to the folder `to`, see the module. Raises ConfigError."""
+    job = _prepared(config, "encode")
+    for key in ("image_key", "control_key"):
+        if config.data.get(key, "") and config.data.name == "folder":
+            raise ConfigError(f"config.data.{key}={config.data[key]!r}: images as conditions are kept from arrays only")
+    system, size = job.system, config.training.batch_size
+    params, _ = params_of(job, directory)
+    wanted, length = dict(system.batch), config.data.get("max_tokens", 0)
+    if length:
+        wanted["tokens"] = Spec((length,), "int32", values=_ANY_VOCABULARY)
+    section = {key: value for key, value in config.data.items() if key != "max_tokens"}
+    source, sums = config_data.source(section, wanted=wanted), np.zeros((3, system.latent_shape[-1]))
 
     @jax.jit
     def encoded(ids, cond):
-        h = run.system.encode(params["network"], cond["x"])
-        return {"x": h, "z": run.system.latents(params, row_keys(jax.random.key(0), ids), h)}
+        h = system.encode(params["network"], cond["x"])
+        return {"x": h, "z": system.latents(params, row_keys(jax.random.key(0), ids), h)}
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
-        for rows in _chunks(source, _CALLS * batch_size):
-            found = in_batches(encoded, len(rows["x"]), batch_size, {"x": rows["x"]})
-            z = found["z"].astype(np.float64)
+        for rows in _chunks(source, _CALLS * size):
+            codes = in_batches(encoded, len(rows["x"]), size, {"x": rows["x"]})
+            z = codes["z"].astype(np.float64)
             sums[:] += np.stack([np.ones_like(z).sum((0, 1, 2)), z.sum((0, 1, 2)), np.square(z).sum((0, 1, 2))])
-            yield {"x": found["x"], **{name: value for name, value in rows.items() if name != "x"}}
+            yield {"x": codes["x"], **{name: value for name, value in rows.items() if name != "x"}}
 
-    name = split.partition("[")[0]
-    with jax.set_mesh(meshes.make_mesh()), refusal("--to"):
-        header = latents.write(
-            folder,
-            name,
-            batches(),
-            image_shape=source.shape,
-            num_classes=source.num_classes,
-            first_stage=first_stage.fingerprint(params),
-        )
+    name = config.data.split.partition("[")[0]
+    facts = dict(image_shape=source.shape, num_classes=source.num_classes, first_stage=fingerprint(params))
+    with jax.set_mesh(job.mesh), refusal("--to"):
+        header = latents.write(to, name, batches(), **facts)
     mean = sums[1] / sums[0]
-    return header, mean, np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+    std = np.sqrt(np.maximum(sums[2] / sums[0] - mean**2, 0))
+    say(
+        f"{header.num} latents of {header.shape} in {to}",
+        f"standardised: mean {np.round(mean, 3)}, standard deviation {np.round(std, 3)}",
+    )
 
 
-def decode(
-    first_stage: str, path: pathlib.Path, *, split: str = "train", num: int = 64, batch_size: int = 128
-) -> np.ndarray:
-    """The images [n, h, w, c] of at most `num` latents of a folder or file, see the module. Raises ConfigError."""
-    run, params = _open(first_stage)
-    system = run.system
-    if path.is_dir():
-        with refusal("--from"):
-            header = latents.read_header(path, split)
-            if header.first_stage != first_stage.fingerprint(params):
+def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: pathlib.Path) -> None:
+    """Write the images of the latents in the folder or file `path` to the .npz file `to`. Raises ConfigError."""
+    job = _prepared(config, "decode")
+    params, _ = params_of(job, directory)
+    images = decoded(job, params, path)
+    if jax.process_index() == 0:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(to, samples=sheets.to_uint8(images))
+        sheets.write_png(sheets.image_sheet(images), to.with_suffix(".png"))
+    say(f"{len(images)} images in {to} and {to.with_suffix('.png')}")
+
+
+def decoded(job: Job, params: Params, path: pathlib.Path) -> np.ndarray:
+    """The images [n, h, w, c] of the first latents of a folder or file, see the module. Raises ConfigError."""
+    system, num = job.system, job.config.sampling.num_samples
+    with refusal("--from"):
+        if path.is_dir():
+            split = job.config.data.split
+            if latents.read_header(path, split).first_stage != fingerprint(params):
                 raise ValueError(f"{path} holds latents of another first stage")
-            h = data.arrays(latents.source(path, split), num)["x"]
-        decoder = functools.partial(_decode_encoded, system, params)
-    else:
-        with refusal("--from"):
+            h, decoder = data.arrays(latents.source(path, split), num)["x"], functools.partial(_decode, system, params)
+        else:
             h = data.arrays(data.load(name="arrays", path=str(path)), num)["x"]
-        if h.shape[1:] != system.latent_shape:
-            raise ConfigError(f"--from={path} holds arrays of {h.shape[1:]}; latents are {system.latent_shape}")
-        decoder = functools.partial(system.decode_latents, params)
+            if h.shape[1:] != system.latent_shape:
+                raise ValueError(f"{path} holds arrays of {h.shape[1:]}; latents are {system.latent_shape}")
+            decoder = functools.partial(system.decode_latents, params)
     draw: Callable = jax.jit(lambda ids, cond: decoder(cond["h"]))
-    with jax.set_mesh(meshes.make_mesh()):
-        return in_batches(draw, len(h), batch_size, {"h": h})
+    with jax.set_mesh(job.mesh):
+        return in_batches(draw, len(h), job.config.sampling.batch_size, {"h": h})
 
 
-def _decode_encoded(system: Autoencoder, params: Params, h: jax.Array) -> jax.Array:
+def _decode(system, params: Params, h: jax.Array) -> jax.Array:
     return system.decode(params["network"], system.bottleneck.latent(None, h))
 
 
-def _open(first_stage: str) -> tuple[Trained, Params]:
-    run = build.trained(first_stage, "--first_stage")
-    if not isinstance(run.system, Autoencoder):
-        raise ConfigError(f"--first_stage={first_stage} is a run of {run.config.system.name!r}, no first stage")
-    return run, run.load()
+def _prepared(config: ConfigDict, mode: str) -> Job:
+    job = prepare(config)
+    if job.recipe.role != "first_stage":
+        raise ConfigError(
+            f"--mode={mode} needs a first stage, such as configs/autoencoder_kl.py; config.system.name="
+            f"{config.system.name!r} has no encoder"
+        )
+    return job
 
 
 def _chunks(source: data.Source, size: int) -> Iterator[dict[str, np.ndarray]]:
@@ -136,11 +134,8 @@ def _chunks(source: data.Source, size: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m diffusion_jax.latents",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """The former command, `python -m diffusion_jax.latents encode|decode --first_stage=DIR --to=PATH ...`."""
+    parser = argparse.ArgumentParser(prog="python -m diffusion_jax.latents", description="see --mode=encode and decode")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("encode", "images to latents"), ("decode", "latents to images")):
         command = commands.add_parser(name, help=text)
@@ -155,23 +150,18 @@ def main(arguments: list[str] | None = None) -> None:
     commands.choices["decode"].add_argument("--from", dest="path", required=True, type=pathlib.Path)
     commands.choices["decode"].add_argument("--num", type=int, default=64)
     options = parser.parse_args(arguments)
-    shared = dict(split=options.split, batch_size=options.batch_size)
     try:
+        config = build.reset_unread(build.trained(options.first_stage, "--first_stage", role="first_stage").config)
+        config.data.split = options.split
+        config.training.batch_size = config.sampling.batch_size = options.batch_size
+        config.training.accumulate = 1
         if options.command == "encode":
-            names = ("path", "caption_key", "max_tokens", "tokenizer")
-            given = {name: getattr(options, name) for name in names}
-            header, mean, std = encode(options.first_stage, options.to, **given, **shared)
-            print(f"{header.num} latents of {header.shape} in {options.to}")
-            print(f"standardised: mean {np.round(mean, 3)}, standard deviation {np.round(std, 3)}")
+            for key in ("path", "caption_key", "max_tokens", "tokenizer"):
+                if getattr(options, key):
+                    config.data[key] = getattr(options, key)
+            encode(config, pathlib.Path(options.first_stage), options.to)
         else:
-            images = decode(options.first_stage, options.path, num=options.num, **shared)
-            options.to.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(options.to, samples=sheets.to_uint8(images))
-            sheets.image_sheet(images, path=options.to.with_suffix(".png"))
-            print(f"{len(images)} images in {options.to} and {options.to.with_suffix('.png')}")
+            config.sampling.num_samples = options.num
+            decode(config, pathlib.Path(options.first_stage), options.path, options.to)
     except (ConfigError, OSError) as error:
         parser.error(str(error))
-
-
-if __name__ == "__main__":
-    main()

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from diffusion_jax import data
+from diffusion_jax.config.sections import refusal
 from diffusion_jax.data import images
 from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
 from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.run.job import Job
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]  # texts -> ids [n, max_tokens]
 Describe = Callable[[np.ndarray], list[str]]  # ids -> texts
@@ -23,7 +26,7 @@ _MAX_BYTES = 2**24  # of a file of requests
 def requested(
     text: str, conditions: Conditions, num: int, tokenize: Tokenize | None = None
 ) -> dict[str, np.ndarray] | None:
-    """The conditions of `num` samples that `text` asks for, going round where it names fewer; None for an empty one.
+    """The conditions of `num` samples that `text` asks for, repeated where it names fewer; None for an empty one.
 
     For class models `text` is class ids, "3" or "0,1,2"; for models of captions it is captions, "a cat|a dog". A file
     *.txt has one class id or caption per line; a file *.npz has an array [n, ...] under the name of each condition,
@@ -55,11 +58,30 @@ def requested(
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(f"its conditions have {counts} rows; they need the same number, at least 1")
     conditions.check(cond)
-    return going_round(cond, num)
+    return cycled(cond, num)
 
 
-def going_round(cond: Mapping[str, np.ndarray], num: int) -> dict[str, np.ndarray]:
-    """`num` rows of `cond`, the first after the last."""
+def conditions(job: Job, num: int) -> dict[str, np.ndarray] | None:
+    """The conditions of `num` samples: those of config.sampling.cond, or else of held-out examples.
+
+    None for a system without conditions, for one of classes, which cycles through them, and for "prior".
+    """
+    text, wanted = job.config.sampling.cond, job.system.conditions
+    if job.recipe.role == "first_stage":
+        return None if text == "prior" else cycled({"x": data.shuffled(job.held_out, num)["x"]}, num)
+    with refusal(f"config.sampling.cond={text!r}"):
+        cond = requested(text, wanted, num, job.built.reading.tokenize)
+    if cond is None and set(wanted.shapes) - {"label"}:
+        examples = data.shuffled(job.held_out, num)
+        # Editing starts from held-out images themselves.
+        with refusal("config.sampling.cond=''"):
+            cond = cycled(wanted.of({"image": examples["x"], **examples}), num)
+            wanted.check(cond)
+    return cond
+
+
+def cycled(cond: Mapping[str, np.ndarray], num: int) -> dict[str, np.ndarray]:
+    """`num` rows of `cond`, which start again where there are fewer."""
     return {name: value[np.arange(num) % len(value)] for name, value in cond.items()}
 
 

@@ -5,9 +5,9 @@ from jaxtyping import Array
 
 from diffusion_jax.processes.base import time_of_log_snr
 from diffusion_jax.solvers.base import stateless
-from diffusion_jax.solvers.exponential import check_choice, check_order, coefficients, half_log_snr
+from diffusion_jax.solvers.exponential import check_order, coefficients, half_log_snr
 from diffusion_jax.solvers.multistep import exponential_adams, predictions
-from diffusion_jax.types import Denoiser, Process, Solver
+from diffusion_jax.types import Denoiser, Process, Solver, check_choice
 
 VARIANTS = {"midpoint": "bh2", "heun": "exact"}
 

@@ -136,9 +136,3 @@ def check_order(name: str, order: int, highest: int, num_steps: int | None = Non
         raise ValueError(f"order is {order!r}; {name} has orders 1 to {highest}")
     if num_steps is not None and num_steps < order:
         raise ValueError(f"num_steps is {num_steps}; {name} of order {order} needs at least {order}")
-
-
-def check_choice(field: str, value: str, allowed: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is one of `allowed`."""
-    if value not in allowed:
-        raise ValueError(f"{field} is {value!r}; choose {' or '.join(allowed)}")

@@ -21,7 +21,6 @@ from diffusion_jax.solvers.base import stateless
 from diffusion_jax.solvers.exponential import (
     History,
     Scalar,
-    check_choice,
     check_order,
     coefficients,
     half_log_snr,
@@ -29,7 +28,7 @@ from diffusion_jax.solvers.exponential import (
     select,
 )
 from diffusion_jax.solvers.multistep import difference, predictions
-from diffusion_jax.types import Denoiser, Needs, Process, Solver
+from diffusion_jax.types import Denoiser, Needs, Process, Solver, check_choice
 
 
 def sde_dpm_solver_pp(order: int = 2, solver_type: str = "midpoint", num_steps: int | None = None) -> Solver:

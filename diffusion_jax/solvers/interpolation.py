@@ -7,6 +7,8 @@ into the other (arXiv:2010.02502, section 5.3).
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.types import check
+
 
 def lerp(a: Float[Array, "batch *shape"], b: Float[Array, "..."], w: float | Float[Array, "*n"]) -> Float[Array, "..."]:
     """(1 - w) a + w b for every w: [*n, batch, ...]. Equal to a at w = 0 and to b at w = 1.
@@ -54,5 +56,4 @@ def _angle(a: Float[Array, "batch d"], b: Float[Array, "batch d"]) -> Float[Arra
 
 
 def _check(a: Array, b: Array) -> None:
-    if a.shape != b.shape:
-        raise ValueError(f"a has shape {a.shape} and b {b.shape}; they must be equal")
+    check(a.shape == b.shape, "the shape of b", b.shape, f"that of a, {a.shape}")

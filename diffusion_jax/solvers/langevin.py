@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.parameterizations import score
-from diffusion_jax.processes.base import bcast, row_keys, row_normal
+from diffusion_jax.processes.base import bcast, row_keys, row_norm, row_normal
 from diffusion_jax.solvers.base import stateless
 from diffusion_jax.types import Denoiser, Process, Solver
 
@@ -68,13 +68,9 @@ def langevin_corrector(snr: float = 0.16, num_steps: int = 1) -> Corrector:
         def langevin(i, x):
             gradient = score(process, D, x, t)
             noise = row_normal(row_keys(keys, i), x)
-            step_size = 2 * (snr * _row_norm(noise) / _row_norm(gradient)) ** 2
+            step_size = 2 * (snr * row_norm(noise) / row_norm(gradient)) ** 2
             return x + bcast(step_size, x) * gradient + bcast(jnp.sqrt(2 * step_size), x) * noise
 
         return jax.lax.fori_loop(0, num_steps, langevin, x)
 
     return correct
-
-
-def _row_norm(x: Array) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x.reshape(x.shape[0], -1)), axis=-1))

@@ -7,7 +7,6 @@ from jaxtyping import Array, Int
 
 from diffusion_jax.solvers.exponential import (
     History,
-    check_choice,
     check_order,
     coefficients,
     half_log_snr,
@@ -15,7 +14,7 @@ from diffusion_jax.solvers.exponential import (
     select,
 )
 from diffusion_jax.solvers.multistep import difference, exponential_correction, predictions
-from diffusion_jax.types import Denoiser, Needs, Process, Solver
+from diffusion_jax.types import Denoiser, Needs, Process, Solver, check_choice
 
 
 class _Carry(NamedTuple):

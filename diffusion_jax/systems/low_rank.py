@@ -15,10 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
-from ml_collections import ConfigDict
 
-from diffusion_jax.config.sections import check_type
-from diffusion_jax.types import Cond, Params, System, Train
+from diffusion_jax.types import Cond, Params, Placed, Spec, System, Train
 
 
 def targets(network: PyTree[Any], modules: str) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -141,18 +139,22 @@ class LowRank:
         return self.system.evaluate(self.merged(params), key, batch)
 
 
-def learner(section: Mapping[str, Any] | ConfigDict, system: System) -> System:
-    """What is trained: `system`, or with rank > 0 in `section` low-rank updates of it. Raises ValueError."""
-    for name, kind in (("rank", "int"), ("alpha", "float"), ("modules", "str")):
-        check_type(f"lora.{name}", section[name], kind)
-    rank, alpha = section["rank"], section["alpha"]
+def learner(section: Mapping[str, Any], system: System) -> System:
+    """What is trained: `system`, or with rank > 0 in `section` low-rank updates of it.
+
+    `section` holds rank, alpha and modules, and may come from a file. Raises ValueError for values out of range.
+    """
+    rank, alpha, modules = section["rank"], section["alpha"], section["modules"]
+    for name, value, kinds in (("rank", rank, int), ("alpha", alpha, int | float), ("modules", modules, str)):
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"{name}={value!r} has the type {type(value).__name__}")
     if rank < 1:
         return system
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha={alpha} must be at least 0 and finite")
-    built = LowRank(system=system, rank=rank, alpha=float(alpha), modules=section["modules"])
-    targets(jax.eval_shape(system.init, jax.random.key(0))["network"], built.modules)
-    return built
+    learner = LowRank(system=system, rank=rank, alpha=float(alpha), modules=modules)
+    targets(jax.eval_shape(system.init, jax.random.key(0))["network"], modules)
+    return learner
 
 
 def plain(learner: System, params: Params) -> Params:

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import optax
 
-from diffusion_jax.types import Params
+from diffusion_jax.types import Params, check, check_choice
 
 # What turns gradients into directions, before weight decay and the learning rate.
 DIRECTIONS: dict[str, Callable[[float, float, float], optax.GradientTransformation]] = {
@@ -46,11 +46,11 @@ def make_schedule(
     Raises ValueError for an unknown schedule, a rate that is not positive and finite, a negative warm-up, fewer
     than one step, or a `final_factor` outside [0, 1].
     """
-    _require(0 < learning_rate < math.inf, "learning_rate", learning_rate, "positive and finite")
-    _require(num_steps >= 1, "num_steps", num_steps, "at least 1")
-    _require(warmup_steps >= 0, "warmup_steps", warmup_steps, "at least 0")
-    _require(schedule in SCHEDULES, "schedule", schedule, f"one of {', '.join(SCHEDULES)}")
-    _require(0 <= final_factor <= 1, "final_factor", final_factor, "in [0, 1]")
+    check(0 < learning_rate < math.inf, "optimizer learning_rate", learning_rate, "positive and finite")
+    check(num_steps >= 1, "optimizer num_steps", num_steps, "at least 1")
+    check(warmup_steps >= 0, "optimizer warmup_steps", warmup_steps, "at least 0")
+    check_choice("optimizer schedule", schedule, SCHEDULES)
+    check(0 <= final_factor <= 1, "optimizer final_factor", final_factor, "in [0, 1]")
     decay_steps = max(num_steps - warmup_steps, 1)  # a short trial run may end within the warm-up
 
     after = {
@@ -96,13 +96,13 @@ def make_optimizer(
     Raises ValueError for a value outside its range, an unknown keyword in `groups`, and, when the optimizer is
     initialised, a group that the parameters do not have.
     """
-    _require(name in DIRECTIONS, "name", name, f"one of {', '.join(DIRECTIONS)}")
-    _require(0 <= b1 < 1, "b1", b1, "in [0, 1)")
-    _require(0 <= b2 < 1, "b2", b2, "in [0, 1)")
-    _require(eps > 0, "eps", eps, "positive")
-    _require(0 <= weight_decay < math.inf, "weight_decay", weight_decay, "at least 0 and finite")
-    _require(0 <= clip_norm < math.inf, "clip_norm", clip_norm, "at least 0 and finite")
-    _require(skip_non_finite >= 0, "skip_non_finite", skip_non_finite, "at least 0")
+    check_choice("optimizer name", name, DIRECTIONS)
+    check(0 <= b1 < 1, "optimizer b1", b1, "in [0, 1)")
+    check(0 <= b2 < 1, "optimizer b2", b2, "in [0, 1)")
+    check(eps > 0, "optimizer eps", eps, "positive")
+    check(0 <= weight_decay < math.inf, "optimizer weight_decay", weight_decay, "at least 0 and finite")
+    check(0 <= clip_norm < math.inf, "optimizer clip_norm", clip_norm, "at least 0 and finite")
+    check(skip_non_finite >= 0, "optimizer skip_non_finite", skip_non_finite, "at least 0")
     rate = make_schedule(
         learning_rate=learning_rate,
         num_steps=num_steps,
@@ -146,9 +146,9 @@ def _skipping(optimizer: optax.GradientTransformation, most: int) -> optax.Gradi
 def _group_optimizer(
     group: str, shared: Mapping[str, Any], overrides: Mapping[str, Any]
 ) -> optax.GradientTransformation:
-    _require(group != "frozen", "groups", group, 'a trained group: "frozen" has no optimizer')
+    check(group != "frozen", "optimizer groups", group, 'a trained group: "frozen" has no optimizer')
     unknown = sorted(set(overrides) - set(shared))
-    _require(not unknown, f"groups.{group}", unknown, f"keywords among {', '.join(shared)}")
+    check(not unknown, f"optimizer groups.{group}", unknown, f"keywords among {', '.join(shared)}")
     try:
         return make_optimizer(**{**shared, **overrides})[0]
     except ValueError as error:
@@ -161,10 +161,5 @@ def _label(group: str | None) -> str:
 
 def _labels(params: Params, groups: Mapping[str, Any]) -> dict[str, str]:
     missing = sorted(set(groups) - set(params))
-    _require(not missing, "groups", missing, f"groups of the parameters: {', '.join(sorted(params))}")
+    check(not missing, "optimizer groups", missing, f"groups of the parameters: {', '.join(sorted(params))}")
     return {group: _label(group if group in groups else None) for group in params}
-
-
-def _require(condition: bool, field: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ValueError(f"optimizer {field}={value!r}: must be {allowed}")

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 import PIL.Image
 
@@ -191,3 +192,15 @@ def _pixels(image: Image) -> np.ndarray:
         return image
     with PIL.Image.open(image) as file:
         return np.asarray(file.convert("RGB"))
+
+
+def make_writers(names: Sequence[str], directory: pathlib.Path, step: int, config: Mapping[str, Any]) -> Writers:
+    """The writers of the loggers `names`, which go on after `step`; none on processes other than 0."""
+    if jax.process_index():
+        return Writers()
+    table = {
+        "jsonl": lambda: JsonlWriter(directory / "metrics.jsonl", resume_step=step),
+        "tensorboard": lambda: TensorBoardWriter(directory / "tensorboard", resume_step=step),
+        "wandb": lambda: WandbWriter(directory, name=directory.name, config=config),
+    }
+    return Writers([table[name]() for name in names])

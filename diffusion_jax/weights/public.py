@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from jaxtyping import PyTree
 
-from diffusion_jax.systems import Autoencoder
-from diffusion_jax.types import Params, System
+from diffusion_jax.types import Params, Placed
 from diffusion_jax.weights import families, folders
 from diffusion_jax.weights.files import open_weights
 from diffusion_jax.weights.layout import listing
@@ -65,20 +64,26 @@ def read_factors(path: str, section: Mapping[str, Any], network: PyTree[Any], pr
     family = families.named(section["name"])
     arguments = with_defaults(family.network, section)
     layout, *others = (layout for layout in family.layouts(arguments) if not layout.prefix)
-    return read_lora(path, layout, network, prefix=prefix or prefix_of(section["name"]), others=others)
+    return read_lora(path, layout, network, prefix=prefix or component_of(section["name"]), others=others)
 
 
-def prefix_of(network: str) -> str:
-    """What diffusers calls the component of a pipeline that a denoiser is."""
+def component_of(network: str) -> str:
+    """The name of the component of a pipeline of diffusers that a denoising network is."""
     return "transformer" if network == "dit" else "unet"
 
 
-def completed(system: System, network: Params, rest: Params) -> Params:
-    """The parameters of `system` with this network, and `rest` for all others; a first stage adopts its codebook."""
-    params = {**rest, "network": network}
-    if isinstance(system, Autoencoder):
-        params["frozen"] = {**params["frozen"], "bottleneck": jax.jit(system.bottleneck.adopt)(network)}
-    return params
+def within(networks: Mapping[str, Placed], path: tuple[str, ...]) -> dict[str, Placed]:
+    """The networks of a system whose parameters lie at `path` in those of another."""
+    return {
+        name: placed._replace(
+            path=(*path, *placed.path), adopt=None, extra=placed.extra and functools.partial(_extra, placed.extra, path)
+        )
+        for name, placed in networks.items()
+    }
+
+
+def _extra(extra: Callable[[Params], Mapping[str, Any]], path: tuple[str, ...], params: Params) -> Mapping[str, Any]:
+    return extra(functools.reduce(lambda node, name: node[name], path, params))
 
 
 def _component_of(path: pathlib.Path, family: families.Family) -> pathlib.Path:

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.config import build, judging
+from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.evaluation import sheets
-from diffusion_jax.run import modes
+from diffusion_jax.modalities import image
+from diffusion_jax.run import train
 from tests.evaluation.test_features import projection
 from tests.runs import digits, toy
 
@@ -25,8 +26,8 @@ def _judge(config, directory=None, num=32):
     train, test = build.source(config), build.source(config, evaluation=True)
     drawn = {"samples": np.random.default_rng(0).uniform(-1, 1, (num, 8, 8, 1)).astype(np.float32)}
     figures = {}
-    for metric in build.metrics(config, train, directory):
-        figures |= metric(drawn, train, test)
+    for metric in build.metrics(config, train, directory, test):
+        figures |= metric(drawn)
     return figures
 
 
@@ -45,7 +46,7 @@ def test_figures_without_inception_are_the_classifiers():
 def test_inception_figures_and_their_reference(tmp_path, monkeypatch):
     """With a small network in the place of Inception."""
     extractor = projection(shape=(8, 8, 1))
-    monkeypatch.setattr(judging.features, "inception", lambda path, resize: extractor)
+    monkeypatch.setattr(image.features, "inception", lambda path, resize: extractor)
     (tmp_path / "weights.pth").write_bytes(b"")
     config = _config("fid", "sfid", "kid", evaluation__inception=str(tmp_path / "weights.pth"))
     first = _judge(config, tmp_path / "run")
@@ -67,31 +68,35 @@ def test_inception_figures_and_their_reference(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "metrics", "message"),
     [
-        ({}, ("fid",), r"config\.evaluation .*'fid' needs the weights of FID's Inception network"),
+        ({}, ("fid",), r"config\.evaluation\.metrics='fid'.*'fid' needs the weights of FID's Inception network"),
         ({}, ("fiid",), r"config\.evaluation\.metrics='fiid'.*did you mean 'fid'"),
         (
             dict(evaluation__inception="/no/weights.pth"),
             ("fid",),
-            r"config\.evaluation .*/no/weights\.pth does not exist",
+            r"config\.evaluation\.metrics='fid'.*/no/weights\.pth does not exist",
         ),
-        (dict(evaluation__reference="/no/images"), ("kid",), r"config\.evaluation .*/no/images does not exist"),
+        (
+            dict(evaluation__reference="/no/images"),
+            ("kid",),
+            r"config\.evaluation\.metrics='kid'.*/no/images does not exist",
+        ),
     ],
 )
 def test_refusals_before_training(tmp_path, changes, metrics, message):
     with pytest.raises(ConfigError, match=message):
-        modes.train(_config(*metrics, **changes), tmp_path / "run")
+        train.train(_config(*metrics, **changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_points_and_unlabelled_images_are_refused(tmp_path):
     points = toy(evaluation__metrics=("kid",))
-    with pytest.raises(ConfigError, match="kid need images of 1 or 3 channels"):
+    with pytest.raises(ConfigError, match=r"config\.evaluation\.metrics='kid' .*'points'.* auto, toy"):
         build.metrics(points, build.source(points))
     np.savez(tmp_path / "images.npz", images=np.zeros((9, 8, 8, 1), np.uint8))
     config = digits(evaluation__metrics=("kid",))
     config.evaluation.metrics = ("kid",)
     config.data.name, config.data.path = "arrays", str(tmp_path / "images.npz")
-    with pytest.raises(ConfigError, match=r"kid need config\.evaluation\.inception=FILE"):
+    with pytest.raises(ConfigError, match=r"metrics='kid'.* evaluation\.inception=FILE"):
         build.metrics(config, build.source(config))
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"nothing")

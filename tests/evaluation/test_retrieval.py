@@ -77,13 +77,13 @@ def test_of_a_config():
     config.data.captions = words
     config.evaluation.metrics = ("retrieval",)
     train, test = build.source(config), build.source(config, evaluation=True)
-    (metric,) = build.metrics(config, train)
+    (metric,) = build.metrics(config, train, None, test)
     held_out = test.batch(np.arange(40))
     drawn = {"samples": held_out["x"], "tokens": held_out["tokens"]}
-    figures = metric(drawn, train, test)
+    figures = metric(drawn)
     assert figures["retrieval_caption"] == figures["retrieval_class"] > 0.9
     assert figures["retrieval_caption_real"] > 0.9 > 0.2 > figures["retrieval_caption_chance"]
     config = digits()
     config.evaluation.metrics = ("retrieval",)
-    with pytest.raises(ConfigError, match="'retrieval' needs images with captions that the network reads"):
+    with pytest.raises(ConfigError, match=r"config\.evaluation\.metrics='retrieval'.*captions"):
         build.metrics(config, build.source(config))

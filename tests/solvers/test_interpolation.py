@@ -52,5 +52,5 @@ def test_slerp_of_opposite_and_of_zero_rows_is_linear():
 
 @pytest.mark.parametrize("path", [lerp, slerp])
 def test_shapes_must_agree(path):
-    with pytest.raises(ValueError, match=r"a has shape \(2, 3\) and b \(2, 4\)"):
+    with pytest.raises(ValueError, match=r"b .*\(2, 4\).* a, \(2, 3\)"):
         path(jnp.ones((2, 3)), jnp.ones((2, 4)), 0.5)

@@ -119,21 +119,21 @@ def test_groups_equal_separate_optimizers():
 @pytest.mark.parametrize(
     ("keywords", "text"),
     [
-        (dict(name="adagrad"), "optimizer name='adagrad': must be one of adam, "),
-        (dict(schedule="step"), "schedule='step': must be one of constant"),
-        (dict(learning_rate=0.0), "learning_rate=0.0: must be positive"),
-        (dict(learning_rate=float("nan")), "learning_rate=nan"),
-        (dict(b1=1.0), r"b1=1.0: must be in \[0, 1\)"),
-        (dict(b2=-0.1), "b2=-0.1"),
-        (dict(eps=0.0), "eps=0.0: must be positive"),
-        (dict(clip_norm=-1.0), "clip_norm=-1.0"),
-        (dict(weight_decay=-1.0), "weight_decay=-1.0"),
-        (dict(warmup_steps=-1), "warmup_steps=-1"),
-        (dict(num_steps=0), "num_steps=0"),
-        (dict(final_factor=2.0), "final_factor=2.0"),
-        (dict(groups={"d": {"learning_rat": 1.0}}), r"groups.d=\['learning_rat'\]"),
-        (dict(groups={"d": {"b1": 2.0}}), "groups.d: optimizer b1=2.0"),
-        (dict(groups={"frozen": {}}), "groups='frozen'"),
+        (dict(name="adagrad"), "optimizer name .*'adagrad'.* adam"),
+        (dict(schedule="step"), "schedule .*'step'.* constant"),
+        (dict(learning_rate=0.0), "learning_rate .*0.0"),
+        (dict(learning_rate=float("nan")), "learning_rate .*nan"),
+        (dict(b1=1.0), r"b1 .*1.0.*\[0, 1\)"),
+        (dict(b2=-0.1), "b2 .*-0.1"),
+        (dict(eps=0.0), "eps .*0.0"),
+        (dict(clip_norm=-1.0), "clip_norm .*-1.0"),
+        (dict(weight_decay=-1.0), "weight_decay .*-1.0"),
+        (dict(warmup_steps=-1), "warmup_steps .*-1"),
+        (dict(num_steps=0), "num_steps .*0"),
+        (dict(final_factor=2.0), "final_factor .*2.0"),
+        (dict(groups={"d": {"learning_rat": 1.0}}), r"groups\.d .*\['learning_rat'\]"),
+        (dict(groups={"d": {"b1": 2.0}}), r"groups\.d: .*b1 .*2.0"),
+        (dict(groups={"frozen": {}}), "groups .*'frozen'"),
     ],
 )
 def test_refuses_bad_values(keywords, text):
@@ -143,5 +143,5 @@ def test_refuses_bad_values(keywords, text):
 
 def test_refuses_a_group_that_the_parameters_lack():
     optimizer, _ = optimizers.make_optimizer(learning_rate=1e-3, num_steps=10, groups={"discriminator": {}})
-    with pytest.raises(ValueError, match=r"\['discriminator'\]: must be groups of the parameters: net"):
+    with pytest.raises(ValueError, match=r"groups .*\['discriminator'\].* net"):
         optimizer.init({"net": jnp.zeros(2)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import pathlib
 import re
@@ -21,6 +22,9 @@ from tensorflow_datasets.core import naming, registered
 from diffusion_jax.data import images
 
 Examples = Callable[[], Iterator[tuple[int, dict[str, Any]]]]  # () -> (key, example) pairs of one split
+
+# TFDS advises to install OpenCV when it decodes its first image; Pillow is what this package installs.
+logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in str(record.msg))
 
 DIGITS_TEST_PER_CLASS = 50
 _OWN_MODULES = ("tensorflow_datasets.", "tensorflow_datasets_core.")

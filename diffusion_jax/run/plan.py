@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 
 import jax
+from ml_collections import ConfigDict
 
 from diffusion_jax.networks.functional import count_parameters
-from diffusion_jax.run.job import Job, train_step
+from diffusion_jax.run.job import Job, prepare, train_step
+from diffusion_jax.run.report import say
 from diffusion_jax.training import summary
 from diffusion_jax.training.mesh import AXES
 
 SMALL = 2**14  # arrays of less elements are not listed one by one
 
 
-def plan(job: Job) -> list[str]:
+def plan(config: ConfigDict, devices: int | None = None) -> None:
+    """Print what the config takes on the devices there are, or on `devices` of them, without allocating it."""
+    say(*lines(prepare(config, devices)))
+
+
+def lines(job: Job) -> list[str]:
     """Parameters by group, memory and floating-point operations per step and device, and the layout of parameters."""
     settings, devices = job.config.training, math.prod(job.mesh.shape.values())
     rows = settings.batch_size // settings.accumulate // (job.mesh.shape["data"] * job.mesh.shape["fsdp"])
@@ -25,7 +32,7 @@ def plan(job: Job) -> list[str]:
     flops = step_flops(job)
     groups = {group: count_parameters(tree) for group, tree in job.state.params.items()}
     example = ", ".join(f"{name} {x.shape[1:]}" for name, x in job.batch.items())
-    lines = [
+    text = [
         f"parameters      {count_parameters(job.state.params):,}",
         *(f"  {group:<14}{count:,}" for group, count in groups.items()),
         f"mesh            {_mesh(job)}: {devices} device(s)",
@@ -45,9 +52,9 @@ def plan(job: Job) -> list[str]:
         if split == "whole" and math.prod(shape) < SMALL:
             small = [small[0] + count, small[1] + size]
         else:
-            lines.append(f"{path:<56}{count:>4} x {'x'.join(map(str, shape)):<18}{split:<22}{_mib(size):>14}")
+            text.append(f"{path:<56}{count:>4} x {'x'.join(map(str, shape)):<18}{split:<22}{_mib(size):>14}")
     return [
-        *lines,
+        *text,
         f"{'arrays of less than ' + format(SMALL, ',') + ' elements':<56}{small[0]:>4} {_mib(small[1]):>56}",
     ]
 

@@ -1,0 +1,156 @@
+"""Every name of a config: one literal table per axis, from the `name` of a section to what it constructs.
+
+The other keys of a section are keyword arguments of the constructor found here. To add a point to an axis, write its
+function and add one line.
+"""
+
+from __future__ import annotations
+
+from diffusion_jax import parameterizations, processes, solvers
+from diffusion_jax.config import guidance
+from diffusion_jax.config.sections import construct
+from diffusion_jax.guidance import editing, steering, thresholding
+from diffusion_jax.likelihood import bound_likelihood, ode_likelihood
+from diffusion_jax.losses import denoising_loss, hybrid_loss, score_matching_loss, times, vlb_loss, weightings
+from diffusion_jax.networks.adm import ADM
+from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
+from diffusion_jax.networks.clip import CLIPTextModel
+from diffusion_jax.networks.controlnet import controlled_unet
+from diffusion_jax.networks.dit import DiT
+from diffusion_jax.networks.edm import DhariwalUNet, SongUNet
+from diffusion_jax.networks.encoder_unet import EncoderUNet
+from diffusion_jax.networks.ldm_bert import LDMBert
+from diffusion_jax.networks.mlp import MLP
+from diffusion_jax.networks.ncsnpp import NCSNpp
+from diffusion_jax.networks.refinenet import NCSN, NCSNv2
+from diffusion_jax.networks.unet import UNet
+from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.networks.vq_model import VQModel
+from diffusion_jax.solvers import grids
+from diffusion_jax.systems import bottlenecks
+
+PROCESSES = {
+    "vp": processes.VP,
+    "subvp": processes.SubVP,
+    "ve": processes.VE,
+    "cosine": processes.Cosine,
+    "edm": processes.EDM,
+    "rectified_flow": processes.RectifiedFlow,
+    "discrete_vp": processes.discrete_vp,
+    "learned_vp": processes.learned_vp,
+}
+PARAMETERIZATIONS = {
+    "eps": parameterizations.eps_prediction,
+    "x0": parameterizations.x0_prediction,
+    "score": parameterizations.score_prediction,
+    "v": parameterizations.v_prediction,
+    "velocity": parameterizations.velocity_prediction,
+    "edm": parameterizations.edm_preconditioning,
+}
+LABELS = {
+    "time": parameterizations.time_label,
+    "index": parameterizations.index_label,
+    "timestep": parameterizations.timestep_label,
+    "log_sigma": parameterizations.log_sigma_label,
+    "log_sigma_unit": parameterizations.log_sigma_unit_label,
+    "log_snr": parameterizations.log_snr_label,
+}
+WEIGHTINGS = {
+    "simple": weightings.simple,
+    "sigma_squared": weightings.sigma_squared,
+    "likelihood": weightings.likelihood,
+    "uniform": weightings.uniform,
+    "velocity_matching": weightings.velocity_matching,
+    "edm": weightings.edm,
+    "min_snr": weightings.min_snr,
+    "p2": weightings.p2,
+    "sigmoid": weightings.sigmoid,
+}
+TIMES = {
+    "uniform": times.uniform,
+    "low_discrepancy": times.low_discrepancy,
+    "discrete": times.discrete,
+    "levels": times.levels,
+    "log_normal": times.log_normal,
+    "logit_normal": times.logit_normal,
+    "importance": times.importance,
+    "loss_second_moment": times.loss_second_moment,
+}
+GRIDS = {
+    "uniform": grids.uniform,
+    "quadratic": grids.quadratic,
+    "karras": grids.karras,
+    "uniform_log_snr": grids.uniform_log_snr,
+    "discrete": grids.discrete,
+    "levels": grids.levels,
+}
+LOSSES = {
+    "denoising": denoising_loss,
+    "score_matching": score_matching_loss,
+    "hybrid": hybrid_loss,
+    "vlb": vlb_loss,
+}
+NETWORKS = {
+    "mlp": MLP,
+    "unet": UNet,
+    "ncsn": NCSN,
+    "ncsnv2": NCSNv2,
+    "ncsnpp": NCSNpp,
+    "adm": ADM,
+    "song_unet": SongUNet,
+    "dhariwal_unet": DhariwalUNet,
+    "dit": DiT,
+    "encoder_unet": EncoderUNet,
+    "unet_2d_condition": UNet2DConditionModel,
+    "controlnet": controlled_unet,
+}
+AUTOENCODERS = {"autoencoder_kl": AutoencoderKL, "vq_model": VQModel}
+TEXT_ENCODERS = {"clip_text": CLIPTextModel, "ldm_bert": LDMBert}
+BOTTLENECKS = {"autoencoder_kl": bottlenecks.Gaussian, "vqgan": bottlenecks.Codebook}
+PREDICTORS = {
+    "ancestral": solvers.ancestral,
+    "ddim": solvers.ddim,
+    "euler_maruyama": solvers.euler_maruyama,
+    "reverse_diffusion": solvers.reverse_diffusion,
+    "euler": solvers.euler,
+    "heun": solvers.heun,
+}
+
+
+def _predictor_corrector(
+    predictor: str = "reverse_diffusion", snr: float = 0.16, corrector_steps: int = 1
+) -> solvers.Solver:
+    """Any solver of one network evaluation as predictor, then Langevin correction."""
+    return solvers.predictor_corrector(
+        construct(PREDICTORS, "solver.predictor", {"name": predictor}),
+        solvers.langevin_corrector(snr, corrector_steps),
+    )
+
+
+SOLVERS = {
+    **PREDICTORS,
+    "adaptive_ode": solvers.adaptive_ode,
+    "adaptive_sde": solvers.adaptive_sde,
+    "annealed_langevin": solvers.annealed_langevin,
+    "deis": solvers.deis,
+    "dpm_solver": solvers.dpm_solver,
+    "dpm_solver_pp": solvers.dpm_solver_pp,
+    "exponential_sde": solvers.exponential_sde,
+    "lms": solvers.lms,
+    "plms": solvers.plms,
+    "pndm": solvers.pndm,
+    "sde_dpm_solver_pp": solvers.sde_dpm_solver_pp,
+    "seeds": solvers.seeds,
+    "unipc": solvers.unipc,
+    "predictor_corrector": _predictor_corrector,
+}
+GUIDANCE = {
+    "none": steering.none,
+    "classifier_free": steering.classifier_free,
+    "classifier": guidance.classifier,
+    "autoguidance": guidance.autoguidance,
+    "instruct_pix2pix": steering.instruct_pix2pix,
+}
+EDITING = {"none": editing.none, "sdedit": editing.sdedit}
+THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
+LIKELIHOODS = {"none": lambda: None, "ode": ode_likelihood, "bound": bound_likelihood}

@@ -1,0 +1,230 @@
+"""The points that a config names, each built once and checked."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import names, trained
+from diffusion_jax.config.sections import ConfigError, check_type, construct, lookup, refusal
+from diffusion_jax.guidance import steering
+from diffusion_jax.guidance.editing import Editing
+from diffusion_jax.guidance.steering import Guidance
+from diffusion_jax.losses.times import Resampler, Times
+from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.networks.functional import conditions_of, embedder, fourier_features, init_apply
+from diffusion_jax.parameterizations import Parameterization, level_label
+from diffusion_jax.training import optimizers
+from diffusion_jax.types import Apply, Cond, Params, Placed, Process, Solver, Spec, System
+
+_CHECKED_TIMES = 4096  # times of training that are drawn to see where the coefficients must be finite
+
+
+class Network(NamedTuple):
+    """A network as pure functions, the conditions that it reads, and what import and export know it by."""
+
+    init: Callable[[Any], Params]
+    apply: Apply
+    embed: Callable[[Params, Cond], Any]  # reads conditions, once per sample
+    conditions: Conditions
+    placed: Placed
+
+
+class Parts:
+    """The points of a config on the axes of the algebra, for examples of `spec`. Each is built when it is asked for.
+
+    It knows sections, not systems: recipes choose among the points. `system_of` builds the system of another config,
+    with its role, for parts that stand on another run.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        spec: Spec,
+        system_of: Callable[[ConfigDict], tuple[System, str]],
+        levels: int | None = None,
+    ) -> None:
+        self.config = config
+        self.spec = spec
+        self.levels = config.data.get("levels", 256) if levels is None else levels
+        self._system_of = system_of
+        self._runs: dict[str, trained.Trained] = {}
+
+    def at(self, spec: Spec) -> Parts:
+        """The same points for examples of another shape, such as the latents of a first stage."""
+        return Parts(self.config, spec, self._system_of, levels=256)
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of the config, as a plain dict."""
+        return self.config[name].to_dict()
+
+    def trained(self, path: str, field: str, role: str) -> trained.Trained:
+        """The trained run in the work directory `path`, which `field` of the config names, of `role`.
+
+        It is opened once. Raises ConfigError, see `trained.open_run`.
+        """
+        if path not in self._runs:
+            self._runs[path] = trained.open_run(path, field, self._system_of, role)
+        return self._runs[path]
+
+    @functools.cached_property
+    def process(self) -> Process:
+        return construct(names.PROCESSES, "process", self.config.process)
+
+    @functools.cached_property
+    def parameterization(self) -> Parameterization:
+        """The parameterization, its `label` looked up by name; `level` counts the levels of config.times."""
+        section = dict(self.config.parameterization)
+        if "label" in section:
+            labels = dict(names.LABELS)
+            if self.config.times.name == "levels":
+                labels["level"] = level_label(self.config.times.num_levels)
+            section["label"] = lookup(labels, "parameterization.label", section["label"])
+        return construct(names.PARAMETERIZATIONS, "parameterization", section)
+
+    @functools.cached_property
+    def weighting(self) -> Callable:
+        return construct(names.WEIGHTINGS, "weighting", self.config.weighting)
+
+    @functools.cached_property
+    def _times(self) -> Times | Resampler:
+        """The times of training. A noise classifier has no weighting, so that times ask for it only if they take it."""
+        steps = {} if self.process.num_steps is None else {"num_steps": self.process.num_steps}
+        return construct(names.TIMES, "times", self.config.times, weighting=self.weighting, **steps)
+
+    @property
+    def resampler(self) -> Resampler | None:
+        """What draws times by the losses that were seen; None where times are drawn from a fixed density."""
+        return self._times if isinstance(self._times, Resampler) else None
+
+    @property
+    def times(self) -> Times:
+        """The times of training; those of a resampler are drawn as at step 0."""
+        return self.resampler.draw(self.resampler.init()) if self.resampler else self._times
+
+    @functools.cached_property
+    def grid(self) -> Callable:
+        return construct(names.GRIDS, "sampling.grid", self.config.sampling.grid)
+
+    @functools.cached_property
+    def solver(self) -> Solver:
+        # Solvers that lower their order, or spread noise, over the steps of a run get their number. The `num_steps` of
+        # annealed Langevin dynamics are those at each level.
+        total = {} if self.config.solver.name == "annealed_langevin" else {"num_steps": self.config.sampling.steps}
+        return construct(names.SOLVERS, "solver", self.config.solver, **total)
+
+    @functools.cached_property
+    def guidance(self) -> Guidance:
+        return self._guidance("guidance", self.section("guidance"))
+
+    def _guidance(self, field: str, section: Mapping[str, Any]) -> Guidance:
+        """The guidance of a section, followed by that of the section `then` within it."""
+        then = plain(section["then"], f"{field}.then") if "then" in section else None
+        own = {key: value for key, value in section.items() if key != "then"}
+        first = construct(names.GUIDANCE, field, own, parts=self, field=field)
+        if then is None:
+            return first
+        with refusal(f"config.{field}.then.name={then['name']!r}"):
+            return steering.chain(first, self._guidance(f"{field}.then", then))
+
+    @functools.cached_property
+    def editing(self) -> Editing:
+        return construct(names.EDITING, "editing", self.config.editing)
+
+    @functools.cached_property
+    def threshold(self) -> Callable:
+        return construct(names.THRESHOLDS, "sampling.threshold", self.config.sampling.threshold)
+
+    @property
+    def likelihood_levels(self) -> int:
+        """The number of grey levels of the data, 0 where a likelihood takes it as continuous."""
+        section = self.config.evaluation.likelihood
+        return 0 if section.get("dequantization") == "none" else section.get("levels", self.levels)
+
+    @functools.cached_property
+    def likelihood(self) -> Callable | None:
+        """What config.evaluation.likelihood computes. Refuses a bound of steps that the grid does not have."""
+        section = self.config.evaluation.likelihood
+        given = dict(grid=self.grid, levels=self.likelihood_levels)
+        likelihood = construct(names.LIKELIHOODS, "evaluation.likelihood", section, **given)
+        steps = section.get("steps") or self.process.num_steps
+        if section.name == "bound" and steps:
+            try:
+                self.grid(self.process, steps)
+            except ValueError as error:
+                raise ConfigError(f"config.evaluation.likelihood.steps={section.get('steps', 0)}: {error}") from error
+        return likelihood
+
+    def network(self, *, channels: int | None = None) -> Network:
+        """The network of config.network for examples of `spec`; `channels` is the number it takes and returns instead.
+
+        `fourier` in its section names the exponents of `fourier_features`, which any network may have before it.
+        """
+        shape, section = self.spec.shape, self.section("network")
+        shape = (*shape[:-1], channels or shape[-1])
+        placed = Placed(section.get("name", ""), {k: v for k, v in section.items() if k != "name"}, ("network",), shape)
+        exponents = section.pop("fourier", ())
+        check_type("network.fourier", exponents, "tuple")
+        if not all(isinstance(n, int) for n in exponents):
+            raise ConfigError(f"config.network.fourier={exponents!r} must hold integers, the exponents n of 2^n pi x")
+        features = (*shape[:-1], shape[-1] * (1 + 2 * len(exponents)))
+        given = {"shape": features, **({"out_channels": shape[-1]} if exponents or channels else {})}
+        if len(shape) == 3:
+            given |= {"image_size": shape[0], "in_channels": features[-1]}
+
+        def make(rngs):
+            return construct(names.NETWORKS, "network", section, rngs=rngs, **given)
+
+        dtype = self.config.training.dtype
+        try:
+            init, apply = init_apply(make, dtype)
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError(f"config.training.dtype: {error}") from error
+        conditions = conditions_of(make)
+        embed = embedder(make, dtype) if conditions.shapes else lambda params, cond: cond
+        return Network(init, fourier_features(apply, exponents) if exponents else apply, embed, conditions, placed)
+
+    def times_of_training(self) -> tuple[np.ndarray, np.ndarray]:
+        """A large draw of the times of training with their weights, to see whether all of them are finite."""
+        draw = jax.jit(self.times, static_argnums=2)
+        times, weights = draw(self.process, jax.random.key(0), _CHECKED_TIMES)
+        return np.asarray(times), np.asarray(weights)
+
+    def optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The optimizer and its learning rate by step."""
+        section = {**self.section("optimizer"), "num_steps": self.config.training.num_steps}
+        name = section.pop("name")
+        lookup(optimizers.DIRECTIONS, "optimizer.name", name)
+        make = functools.partial(optimizers.make_optimizer, name=name)
+        return construct({name: make}, "optimizer", section | {"name": name})
+
+
+def no_likelihood(config: ConfigDict, reason: str) -> None:
+    """Raises ConfigError where config.evaluation asks for a likelihood of a system that has none."""
+    name = config.evaluation.likelihood.name
+    if name != "none":
+        raise ConfigError(f"config.evaluation.likelihood.name={name!r} must be 'none': {reason}")
+
+
+def positive(field: str, value: Any, *, zero: bool = False) -> float:
+    """`value` as a number. Raises ConfigError unless it is positive, or 0 with `zero`."""
+    allowed = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    if not allowed or (value == 0 and not zero):
+        raise ConfigError(f"config.{field}={value!r} must be a {'number of at least 0' if zero else 'positive number'}")
+    return float(value)
+
+
+def plain(section: Any, field: str) -> Mapping[str, Any]:
+    """A section within a section, such as config.system.first_stage, as a mapping with a `name`. Raises ConfigError."""
+    if not isinstance(section, ConfigDict | Mapping) or "name" not in section:
+        raise ConfigError(f"config.{field}={section!r} must be a section such as dict(name='none')")
+    return section.to_dict() if isinstance(section, ConfigDict) else section

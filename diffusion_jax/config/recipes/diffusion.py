@@ -1,0 +1,108 @@
+"""The recipe of `systems.Diffusion`: one network, one process, any point on the other axes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+
+from diffusion_jax import parameterizations, systems
+from diffusion_jax.config import fits, names
+from diffusion_jax.config.parts import Parts
+from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe, check_likelihood_levels
+from diffusion_jax.config.sections import construct
+from diffusion_jax.networks.conditions import NO_RATES
+from diffusion_jax.systems import augmentation
+from diffusion_jax.types import Params, needs_of
+from diffusion_jax.weights.public import component_of
+
+_VIEW_TIME = 0.1  # at which a picture of points shows the score
+
+
+def build(parts: Parts) -> systems.Diffusion:
+    """The diffusion system of a config. Raises ConfigError."""
+    return construct({"diffusion": functools.partial(diffusion, parts)}, "system", parts.config.system)
+
+
+def diffusion(
+    parts: Parts,
+    cond_dropout: float = 0.0,
+    cond_dropouts: Mapping[str, float] = NO_RATES,
+    augment: float = 0.0,
+) -> systems.Diffusion:
+    """A diffusion system of examples of `parts.spec`; the keywords are those of config.system. Raises ConfigError."""
+    config, process, param = parts.config, parts.process, parts.parameterization
+    network, likelihood = parts.network(), parts.likelihood
+    loss = construct(
+        names.LOSSES,
+        "loss",
+        config.loss,
+        apply=network.apply,
+        param=param,
+        process=process,
+        weighting=parts.weighting,
+        times=parts.times,
+        levels=parts.levels,
+    )
+    learned = needs_of(loss).learned_variance
+    at = dict(process=process, param=param)
+    drawn, weights = parts.times_of_training()
+    times = fits.sampling_times(config, process, parts.grid)
+    fits.check_training(config, **at, loss=loss, drawn=drawn, weights=weights)
+    fits.check_sampling(config, **at, solver=parts.solver, guidance=parts.guidance, times=times)
+    fits.check_likelihood(config, **at, likelihood=likelihood)
+    fits.check_outputs(
+        config,
+        parts.spec.shape,
+        network.init,
+        network.apply,
+        network.conditions,
+        {"solver": parts.solver, "evaluation.likelihood": likelihood, "times": parts.resampler},
+        learned_variance=learned,
+    )
+    fits.check_guidance(config, parts.guidance, network.conditions, cond_dropout, cond_dropouts)
+    fits.check_editing(config, parts.editing, parts.spec, network.conditions)
+    fits.check_augmentation(config, augment)
+    return systems.Diffusion(
+        init_network=network.init,
+        apply=network.apply,
+        process=process,
+        param=param,
+        loss_fn=loss,
+        network_conditions=network.conditions,
+        cond_dropout=cond_dropout,
+        cond_dropouts=cond_dropouts,
+        augment=functools.partial(augmentation.augment, probability=augment) if augment else None,
+        embed=network.embed,
+        guidance=parts.guidance,
+        editing=parts.editing,
+        threshold=parts.threshold,
+        solver=parts.solver,
+        grid=parts.grid,
+        steps=config.sampling.steps,
+        shape=parts.spec.shape,
+        modality=parts.spec.modality,
+        batch_size=config.sampling.batch_size,
+        denoise=config.sampling.denoise,
+        likelihood=likelihood,
+        learned_variance=learned,
+        resampler=parts.resampler,
+        networks={component_of(network.placed.name): network.placed},
+    )
+
+
+def score(system: systems.Diffusion, params: Params) -> Callable:
+    """The learned score at a small time, as a function of points."""
+    D, t = system.denoiser(params, None), jnp.float32(_VIEW_TIME)
+    return jax.jit(lambda x: parameterizations.score(system.process, D, x, t))
+
+
+RECIPE = Recipe(
+    build=build,
+    reads=TRAINING | SAMPLING | {"evaluation.likelihood"},
+    check=check_likelihood_levels,
+    views={"score": score},
+    role="denoiser",
+)

@@ -1,0 +1,84 @@
+"""The recipe of `systems.LatentDiffusion`: a diffusion model of the latents of a trained first stage."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+
+from diffusion_jax import systems
+from diffusion_jax.config.parts import Parts, no_likelihood
+from diffusion_jax.config.recipes.diffusion import diffusion
+from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe
+from diffusion_jax.config.sections import ConfigError, construct, refusal
+from diffusion_jax.config.trained import Trained
+from diffusion_jax.data.sources.latents import read_header
+from diffusion_jax.systems.latent_diffusion import first_stage_params
+from diffusion_jax.training.checksums import checksums
+from diffusion_jax.types import Params, Spec
+from diffusion_jax.weights import public
+
+_OWN = ("name", "decode_batch_size")  # keys of config.system that are not those of a diffusion model
+
+
+def build(parts: Parts) -> systems.LatentDiffusion:
+    """The latent diffusion model of a config. Raises ConfigError."""
+    run = first_stage_of(parts)
+    stage, section = run.system, parts.section("system")
+    no_likelihood(parts.config, "the density of latents is not that of images")
+    own = {key: section[key] for key in _OWN if key in section}
+    options = {key: value for key, value in section.items() if key not in (*_OWN, "first_stage")}
+    latents = parts.at(Spec(stage.latent_shape, modality="latents"))
+    model = construct({own["name"]: functools.partial(diffusion, latents)}, "system", {**options, "name": own["name"]})
+    networks = {**model.networks, **public.within(stage.networks, ("frozen", "first_stage"))}
+    precomputed = parts.spec.modality == "latents"
+    given = dict(diffusion=model, first_stage=stage, precomputed=precomputed, networks=networks)
+    return construct({own["name"]: systems.LatentDiffusion}, "system", own, **given)
+
+
+def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
+    """The first stage, frozen."""
+    return {"frozen/first_stage": lambda: first_stage_params(first_stage_of(parts).load())}
+
+
+def first_stage_of(parts: Parts) -> Trained:
+    """The run that config.system.first_stage names. ConfigError: there is none, or not for these images or latents."""
+    config, field, path = parts.config, "config.system.first_stage", parts.config.system.get("first_stage", "")
+    try:
+        run = parts.trained(path, field, role="first_stage")
+    except ConfigError as error:
+        if path and (pathlib.Path(path) / "config.json").exists():
+            raise
+        raise ConfigError(
+            f"{error}. This makes one: python -m diffusion_jax.main --config=configs/autoencoder_kl.py "
+            f"--workdir={path or 'DIR'}; configs/vqgan.py is another, and both have variants for other data"
+        ) from error
+    shape = (config.data.get("image_size"), config.data.get("image_size"), config.data.get("channels"))
+    if run.system.shape != shape:
+        raise ConfigError(
+            f"{field}={path!r} is for images of {run.system.shape}; config.data.image_size and channels are those of "
+            f"{shape}"
+        )
+    if parts.spec.modality == "latents":
+        with refusal("config.data"):
+            header = read_header(config.data.get("path", ""), config.data.get("split", "train"))
+        own = fingerprint(run.load())
+        if header.first_stage != own or header.image_shape != shape:
+            raise ConfigError(
+                f"config.data.path={config.data.path!r} holds latents of images of {header.image_shape} from weights "
+                f"{header.first_stage}; {field}={path!r} has weights {own} for {shape}. Encode with it: "
+                f"python -m diffusion_jax.main --mode=encode --config={path}/config.json --workdir={path} "
+                f"--config.sampling.to={config.data.path}"
+            )
+    return run
+
+
+def fingerprint(params: Params) -> str:
+    """16 hexadecimal digits that tell the network of a first stage from others."""
+    sums = json.dumps(checksums(params["network"]), sort_keys=True)
+    return hashlib.sha256(sums.encode()).hexdigest()[:16]
+
+
+RECIPE = Recipe(build=build, reads=TRAINING | SAMPLING | {"evaluation.likelihood"}, stands_on=stands_on)

@@ -1,0 +1,168 @@
+"""Parts of a text-to-image pipeline: its text encoders, and the folder or file that its frozen parts come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Key
+from ml_collections import ConfigDict
+
+from diffusion_jax.config.names import AUTOENCODERS, TEXT_ENCODERS
+from diffusion_jax.config.parts import Parts
+from diffusion_jax.config.sections import ConfigError, construct, lookup, refusal
+from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
+from diffusion_jax.networks.functional import init_methods
+from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.networks.unet_spec import UNetSpec
+from diffusion_jax.types import Params
+from diffusion_jax.weights import folders, public
+from diffusion_jax.weights.files import open_weights
+from diffusion_jax.weights.options import with_defaults
+
+# Folders of the components of a pipeline.
+TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
+_STAGE_FOLDERS = ("vae", "vqvae")
+_LDM_TEXT = "bert"
+_STAGE_PREFIX = "first_stage_model."  # in a file of a whole model
+
+
+def stands_on(parts: Parts) -> dict[str, Callable[[], Params]]:
+    """The frozen parts, from the folder or file config.system.pipeline or config.weights; none without.
+
+    A new ControlNet begins as a copy of the U-Net's encoder path (arXiv:2302.05543, section 3.1). Raises ConfigError.
+    """
+    config = parts.config
+    folder = pipeline_of(config) or file_of(config)
+    if folder is None:
+        return {}
+    field = "config.system.pipeline" if config.system.get("pipeline", "") else "config.weights"
+    with refusal(field):
+        held = folders.components(folder) if folder.is_dir() else {}
+    load = functools.partial(_loaded, field, folder, held)
+    frozen: dict[str, Callable[[], Params]] = {}
+    for i, (name, section) in enumerate(encoder_sections(config).items()):
+        init = encoder(section, config.training.dtype)[0]
+        whole = {"name": section["name"], **with_defaults(TEXT_ENCODERS[section["name"]], section)}
+        names = (name, _LDM_TEXT) if i == 0 else (name,)
+        frozen[f"frozen/text/{i}"] = functools.partial(load, names, whole, (), init)
+    section = config.system.first_stage.to_dict()
+    if section["name"] != "identity":
+        shape = (config.data.image_size, config.data.image_size, config.data.channels)
+        init = _init(AUTOENCODERS[section["name"]], {"image_size": shape[0], "in_channels": shape[-1], **section})
+        frozen["frozen/first_stage/network"] = functools.partial(load, _STAGE_FOLDERS, section, shape, init)
+    if config.network.name == "controlnet":
+        unet, (size, channels) = unet_section(config), latent_size(config)
+        arguments = {"image_size": size, "in_channels": channels, **unet}
+        shape = (size, size, arguments["in_channels"])
+        init = _init(UNet2DConditionModel, arguments)
+        loaded = functools.cache(functools.partial(load, ("unet",), unet, shape, init))
+        frozen["frozen/unet"] = loaded
+        if not config.weights:
+            # On the host, from where it goes to the network's own layout.
+            frozen["network/encoder"] = lambda: jax.tree.map(np.array, loaded()["encoder"])
+    return frozen
+
+
+def _init(network: type[nnx.Module], section: Mapping[str, Any]) -> Callable[[Key[Array, ""]], Params]:
+    arguments = {key: value for key, value in section.items() if key != "name"}
+    return init_methods(lambda rngs: network(**arguments, rngs=rngs), ())[0]
+
+
+def _loaded(
+    field: str,
+    folder: pathlib.Path,
+    held: Mapping[str, str],
+    names: tuple[str, ...],
+    section: Mapping[str, Any],
+    shape: tuple[int, ...],
+    init: Callable[[Key[Array, ""]], Params],
+) -> Params:
+    """The parameters of the component that is called one of `names`, from a folder or one file. Raises ConfigError."""
+    with refusal(field):
+        abstract_params = jax.eval_shape(init, jax.random.key(0))
+        if folder.is_file():
+            return public.load_network(folder, section, shape, abstract_params)
+        there = [name for name in names if name in held]
+        if not there:
+            raise ValueError(f"it has no component {' or '.join(map(repr, names))}; it has {', '.join(held) or 'none'}")
+        return public.load_network(folder / there[0], section, shape, abstract_params)
+
+
+def pipeline_of(config: ConfigDict) -> pathlib.Path | None:
+    """The folder of the frozen parts and the tokenizer; None where there is none."""
+    path = config.system.get("pipeline", "")
+    if path and not folders.is_pipeline(pathlib.Path(path)) and not pathlib.Path(path).suffix:
+        raise ConfigError(
+            f"config.system.pipeline={path!r} must be a folder of diffusers, with a model_index.json, or one file of a "
+            "whole model"
+        )
+    path = pathlib.Path(path or config.weights or ".")
+    return path if folders.is_pipeline(path) else None
+
+
+def file_of(config: ConfigDict) -> pathlib.Path | None:
+    """The one file that holds a whole model, as its authors write it; None where there is none."""
+    given = config.system.get("pipeline", "")
+    path = pathlib.Path(given or config.weights or ".")
+    if given and path.suffix and not path.exists():
+        raise ConfigError(f"config.system.pipeline={given!r} does not exist")
+    if not path.is_file():
+        return None
+    with refusal("config.system.pipeline" if given else "config.weights"):
+        if any(name.startswith(_STAGE_PREFIX) for name in open_weights(path)):
+            return path
+        if given:
+            raise ValueError(f"{path} holds no first stage, whose names begin with {_STAGE_PREFIX}")
+    return None
+
+
+def latent_size(config: ConfigDict) -> tuple[int, int]:
+    """Side and channels of the latents of config.data.image_size. Raises ConfigError unless that can be divided."""
+    section, side = config.system.first_stage.to_dict(), config.data.image_size
+    if section.get("name") == "identity":
+        return side, config.data.channels
+    given = with_defaults(AutoencoderKL, section)
+    factor = 2 ** (len(given["block_out_channels"]) - 1)
+    if side % factor:
+        raise ConfigError(f"config.data.image_size={side} must be a multiple of {factor}, for the first stage")
+    return side // factor, given["latent_channels"]
+
+
+def encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Those of the text encoders, by the folder in a pipeline."""
+    sections = {}
+    for name in TEXT_FOLDERS:
+        section = config.system.get(name, ConfigDict(dict(name="none")))
+        if not isinstance(section, ConfigDict):
+            raise ConfigError(f"config.system.{name}={section!r} must be a section such as dict(name='clip_text')")
+        if name == "text_encoder" or section.get("name") != "none":
+            lookup(TEXT_ENCODERS, f"system.{name}.name", section.get("name"))
+            sections[name] = section.to_dict()
+    return sections
+
+
+def unet_section(config: ConfigDict) -> dict[str, Any]:
+    """That of the U-Net below a ControlNet."""
+    names = {field.name for field in dataclasses.fields(UNetSpec)}
+    return {
+        "name": "unet_2d_condition",
+        **{key: value for key, value in config.network.to_dict().items() if key in names},
+    }
+
+
+def encoder(section: Mapping[str, Any], dtype: str) -> tuple[Callable, Callable]:
+    """(init, encode) with encode(params, ids) -> the encoder's output."""
+
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return construct(TEXT_ENCODERS, "system.text_encoder", section, rngs=rngs)
+
+    with refusal("config.training.dtype"):
+        init, (encode,) = init_methods(make, ("__call__",), dtype)
+    return init, encode

@@ -1,0 +1,80 @@
+"""--mode=evaluate: metrics of samples and of held-out examples of a trained run."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax import data, modalities
+from diffusion_jax.config.sections import ConfigError, refusal
+from diffusion_jax.evaluation.report import format_report, write_evaluation
+from diffusion_jax.modalities.base import Metric
+from diffusion_jax.run import requests, workdir
+from diffusion_jax.run.job import Job, prepare
+from diffusion_jax.run.parameters import params_of
+from diffusion_jax.run.report import drawn_by, how, say
+from diffusion_jax.training.rows import in_batches
+from diffusion_jax.types import Params
+
+
+def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
+    """Compute config.evaluation.metrics with the newest checkpoint; print them and write evaluation.json."""
+    evaluate_job(prepare(config), directory)
+
+
+def evaluate_job(job: Job, directory: pathlib.Path) -> None:
+    """As `evaluate`, for a job that is prepared."""
+    config = job.config
+    metrics = metrics_of(job, directory, job.held_out)
+    workdir.check_writable(directory)
+    params, step = params_of(job, directory)
+    num = config.evaluation.num_samples
+    cond = requests.conditions(job, num)
+    with jax.set_mesh(job.mesh):
+        say(f"evaluating step {step} with {num} samples ({how(job)})")
+        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, cond) if metrics else {}
+        values = {"step": step, **drawn_by(job), "num_samples": num, **_held_out(job, params)}
+        for metric in metrics:
+            with refusal("config.evaluation.metrics"):
+                values |= metric(drawn)
+    if jax.process_index() == 0:
+        write_evaluation(directory / "evaluation.json", values)
+    say(format_report(values), f"written to {directory / 'evaluation.json'}")
+
+
+def metrics_of(job: Job, directory: pathlib.Path, held_out: data.Source | None = None) -> list[Metric]:
+    """The functions of samples that config.evaluation.metrics names.
+
+    Raises ConfigError for a metric that the data or the options cannot give.
+    """
+    evaluation = modalities.Evaluation(
+        options={**job.config.evaluation, "levels": job.built.parts.likelihood_levels},
+        train=job.source,
+        test=held_out,
+        makes=job.system.makes or job.system.batch["x"],
+        data=job.config.data.to_dict(),
+        conditions=tuple(job.system.conditions.shapes),
+        cache=directory / "statistics",
+    )
+    try:
+        return modalities.metrics(modalities.of(evaluation.makes), evaluation)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
+
+
+def _held_out(job: Job, params: Params) -> dict[str, float]:
+    """Means of `System.evaluate` over at most config.evaluation.num_samples held-out examples."""
+    examples = data.shuffled(job.held_out, job.config.evaluation.num_samples)
+    key = jax.random.key(job.config.sampling.seed)
+
+    @jax.jit
+    def compute(params: Params, ids: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return job.system.evaluate(params, jax.random.fold_in(key, ids[0]), batch)
+
+    draw = functools.partial(compute, params)
+    values = in_batches(draw, len(examples["x"]), job.config.training.batch_size, examples)
+    return {f"held_out_{name}": float(np.mean(value)) for name, value in values.items()}

@@ -1,0 +1,206 @@
+"""The parameters of a job: those of a fresh start, of a checkpoint, of a public file, and low-rank updates of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import jax
+
+from diffusion_jax.config import checks, saved
+from diffusion_jax.config.sections import ConfigError, refusal
+from diffusion_jax.config.trained import restore_averaged
+from diffusion_jax.run.job import Job, laid_out
+from diffusion_jax.systems.base import at, replaced_at
+from diffusion_jax.systems.low_rank import learner, merge, plain
+from diffusion_jax.training.ema import init as averages_of
+from diffusion_jax.training.mesh import path_name
+from diffusion_jax.training.step import TrainState, init_state
+from diffusion_jax.types import Params, Placed
+from diffusion_jax.weights import public
+from diffusion_jax.weights.lora import components
+
+_DENOISERS = ("unet", "transformer")  # public names of networks that low-rank updates without a prefix belong to
+
+
+def fresh_state(job: Job) -> TrainState:
+    """The state of step 0, with the parameters of config.weights and of the runs that the system stands on."""
+
+    def start(key: Any, params: Params | None) -> TrainState:
+        return init_state(job.learner, job.optimizer, job.config.ema.rates, key, params)
+
+    key = jax.random.key(job.config.seed)
+    params = load_params(job, pathlib.Path(job.config.weights))[0] if job.config.weights else None
+    if params is not None:
+        if job.learner is not job.system:
+            params = _with_factors(job, key, params)
+        # The averages are copies, because the train step gives away every buffer of its state once.
+        return jax.jit(start, out_shardings=job.layout, donate_argnums=1)(key, params)
+    if job.learner is not job.system:
+        raise ConfigError(f"config.lora.rank={job.config.lora.rank} fine-tunes weights that exist; set config.weights")
+    others = stands_on(job)
+    state = jax.jit(start, out_shardings=job.layout)(key, None)
+    placed = jax.device_put(others, _part(job.layout.params, others))
+    state = dataclasses.replace(state, params=_filled(state.params, placed))
+    if "network" not in others:
+        return state
+    averages = functools.partial(averages_of, rates=job.config.ema.rates)
+    return dataclasses.replace(state, ema=jax.jit(averages, out_shardings=job.layout.ema)(state.params))
+
+
+def stands_on(job: Job) -> Params:
+    """Parameters that a fresh start of the system takes from other runs and public files, as a nested dict."""
+    params: Params = {}
+    for path, load in job.recipe.stands_on(job.built.parts).items():
+        params = replaced_at(params, tuple(path.split("/")), load())
+    return params
+
+
+def averaged(job: Job, params: Params, ema: dict[str, Params]) -> Params:
+    """The parameters of `job.system` that samples come from, with the average of config.sampling.ema_rate."""
+    return plain(job.learner, {**params, **ema[checks.ema_rate(job.config)]} if ema else params)
+
+
+def params_of(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
+    """The parameters and the step of the run in `directory`, or of config.weights where it has not been trained."""
+    untrained = not (directory / "checkpoints").is_dir()
+    return load_params(job, pathlib.Path(job.config.weights) if untrained and job.config.weights else directory)
+
+
+def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
+    """The averaged parameters of the newest checkpoint in the work directory `directory`, and its step.
+
+    `directory` may also be a public checkpoint, see `weights.public`: the network comes from it, everything else from a
+    fresh start, and the step is 0. Low-rank updates of its run, and those of config.lora.weights, are added.
+
+    Raises ConfigError if there is none or it is of another model.
+    """
+    if public.is_public(directory):
+        params, step, held = _public_params(job, directory), 0, ""
+    else:
+        params, step = _of_run(job, directory)
+        held = _saved_lora(job, directory).get("weights", "")  # a run that began with them has them in its network
+    weights = job.config.lora.weights
+    merged = held and pathlib.Path(held).resolve() == pathlib.Path(weights).resolve()
+    if weights and not job.config.lora.rank and not merged:
+        with refusal("config.lora.weights"):
+            params = _with_updates(job, params)
+    return params, step
+
+
+def _of_run(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
+    if not (directory / "checkpoints").is_dir():
+        raise ConfigError(
+            f"{directory} holds no checkpoint; train first, or give its --workdir, or as config.weights that of another"
+            " run, a folder of diffusers or a file of weights"
+        )
+    saved.check_same_model(job.config, directory, resume=False, reads=job.recipe.reads)
+    section = dict(rank=0, alpha=0.0, modules="") | _saved_lora(job, directory)
+    with refusal(f"{directory}: config.lora"):
+        trained = learner(section, job.system)
+    start = functools.partial(init_state, trained, job.optimizer, job.config.ema.rates)
+    state = laid_out(job.mesh, jax.eval_shape(start, jax.random.key(0)))
+    params, step = restore_averaged(directory, job.config, state.params, state.ema)
+    return plain(trained, params), step
+
+
+def _saved_lora(job: Job, directory: pathlib.Path) -> dict[str, Any]:
+    """The section lora of the config of a run; where the run has no such section that of the job, but for its file."""
+    section = (saved.read_config(directory) or {"lora": {**job.config.lora.to_dict(), "weights": ""}}).get("lora", {})
+    return section if isinstance(section, dict) else {}
+
+
+def trained_network(job: Job) -> tuple[str, Placed]:
+    """Public name and description of the network that is trained."""
+    return next((name, placed) for name, placed in job.system.networks.items() if placed.path == ("network",))
+
+
+def _section(placed: Placed) -> dict[str, Any]:
+    return {"name": placed.name, **placed.arguments}
+
+
+def _with_factors(job: Job, key: Any, params: Params) -> Params:
+    """The parameters of the learner, with new factors or those of config.lora.weights."""
+    adopted = jax.jit(job.learner.adopt, donate_argnums=1, out_shardings=job.layout.params)(key, params)
+    section = job.config.lora
+    if not section.weights:
+        return adopted
+    name, placed = trained_network(job)
+    with refusal("config.lora.weights"):
+        if others := components(section.weights) - {"", name}:
+            raise ValueError(
+                f"{section.weights} also updates {', '.join(sorted(others))}, and config.lora.rank={section.rank} "
+                "trains the network alone; rank 0 adds them all"
+            )
+        factors = public.read_factors(section.weights, _section(placed), job.params["network"], name)
+        shapes = [{path_name(p): x.shape for p, x in jax.tree.leaves_with_path(t)} for t in (factors, adopted["lora"])]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"{section.weights} has updates of {len(shapes[0]) // 2} layers, not those that config.lora.rank="
+                f"{section.rank} and modules={section.modules!r} make, of {len(shapes[1]) // 2}"
+            )
+        # B holds the scale of the file.
+        factors = jax.tree.map_with_path(
+            lambda p, x: x / job.learner.scale if path_name(p).endswith("up") else x, factors
+        )
+    return {**adopted, "lora": jax.device_put(factors, job.layout.params["lora"])}
+
+
+def _with_updates(job: Job, params: Params) -> Params:
+    """`params` with the updates of config.lora.weights added to each network that the file updates."""
+    section, add = job.config.lora, jax.jit(merge, donate_argnums=0)
+    networks, held = job.system.networks, components(section.weights)
+    if unknown := held - {"", *networks}:
+        raise ValueError(f"{section.weights} updates {', '.join(sorted(unknown))}, which this model does not have")
+    main = next((name for name in (*_DENOISERS, *networks) if name in networks), "")
+    updated = (held - {""}) | ({main} if not held or "" in held else set())
+    for name in sorted(updated):
+        placed = networks[name]
+        factors = public.read_factors(section.weights, _section(placed), at(job.params, placed.path), name)
+        params = replaced_at(params, placed.path, add(at(params, placed.path), factors, section.scale))
+    return params
+
+
+def _public_params(job: Job, path: pathlib.Path) -> Params:
+    """Those of a fresh start, with the network from a public checkpoint; both parts are laid out on the mesh."""
+    abstract = job.params
+    layout = jax.tree.map(lambda x: x.sharding, abstract)
+    _, placed = trained_network(job)
+    with refusal("config.weights"):
+        network = public.load_network(path, _section(placed), placed.shape, abstract["network"])
+        others = stands_on(job)
+        if missing := random_networks(job):
+            raise ValueError(
+                f"{path} is not a whole model: {', '.join(missing)} would stay random; give config.system.pipeline, a "
+                "folder of diffusers or one file, for these"
+            )
+        rest = {group: layout[group] for group in layout if group != "network"}
+        start = jax.jit(lambda key: _part(job.system.init(key), rest), out_shardings=rest)
+        rest = _filled(start(jax.random.key(job.config.seed)), jax.device_put(others, _part(layout, others)))
+        params = {**rest, "network": network}
+        return placed.adopt(params, network) if placed.adopt else params
+
+
+def random_networks(job: Job) -> list[str]:
+    """The frozen networks that no other run and no public file supplies, so that a fresh start leaves them random."""
+    supplied = [tuple(path.split("/")) for path in job.recipe.stands_on(job.built.parts)]
+    return [
+        name
+        for name, placed in job.system.networks.items()
+        if placed.path[0] == "frozen" and not any(placed.path[: len(path)] == path for path in supplied)
+    ]
+
+
+def _part(tree: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """What `tree` holds under the names of `wanted`."""
+    return {k: _part(tree[k], v) if isinstance(v, dict) else tree[k] for k, v in wanted.items()}
+
+
+def _filled(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with the leaves of `given`."""
+    return {
+        k: v if k not in given else _filled(v, given[k]) if isinstance(given[k], dict) else given[k]
+        for k, v in tree.items()
+    }

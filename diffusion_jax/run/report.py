@@ -1,0 +1,37 @@
+"""Lines about a run for people: how samples were drawn, and messages of process 0."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from diffusion_jax.run.job import Job
+
+
+def how(job: Job) -> str:
+    """How samples are drawn, in one line."""
+    values = drawn_by(job)
+    words = [f"{values.pop('solver')}, {values.pop('steps')} steps"] if "solver" in values else []
+    words += [f"{key} {value}" for key, value in values.items() if key != "seed"]
+    return ", ".join([*words, f"seed {job.config.sampling.seed}"])
+
+
+def drawn_by(job: Job) -> dict[str, Any]:
+    """What decides how samples are drawn, for the record next to metrics: solver, steps, seed, guidance and editing."""
+    config, reads = job.config, job.recipe.reads
+    values: dict[str, Any] = {}
+    if "solver" in reads:
+        values |= {"solver": config.solver.name, "steps": config.sampling.steps}
+    values["seed"] = config.sampling.seed
+    if "guidance" in reads and config.guidance.name != "none":
+        values |= {"guidance": config.guidance.name, **job.built.parts.guidance.values}
+    if "editing" in reads and config.editing.name != "none":
+        values |= {f"editing_{key}" if key != "name" else "editing": value for key, value in config.editing.items()}
+    return values
+
+
+def say(*lines: str) -> None:
+    """Print lines, on process 0 alone."""
+    if jax.process_index() == 0:
+        print(*lines, sep="\n", flush=True)

@@ -1,0 +1,121 @@
+"""--mode=train: train a config in a work directory, or go on from its newest checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import pathlib
+
+import jax
+from ml_collections import ConfigDict
+
+from diffusion_jax import data
+from diffusion_jax.config import saved
+from diffusion_jax.config.sections import refusal
+from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.run import plan, requests, workdir
+from diffusion_jax.run.evaluate import evaluate_job, metrics_of
+from diffusion_jax.run.job import prepare, train_step
+from diffusion_jax.run.parameters import averaged, fresh_state
+from diffusion_jax.run.report import say
+from diffusion_jax.run.sample import picture
+from diffusion_jax.training import faults
+from diffusion_jax.training import mesh as meshes
+from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.loop import Interrupt, train_loop
+from diffusion_jax.training.profiling import Trace
+from diffusion_jax.training.step import TrainState
+from diffusion_jax.training.writers import make_writers
+
+
+def train(config: ConfigDict, directory: pathlib.Path) -> None:
+    """Train, or go on from the newest checkpoint in `directory`; then evaluate if the config says so."""
+    job, settings = prepare(config), config.training
+    source = job.source
+    metrics_of(job, directory)  # refuse now what could not be evaluated after training
+    workdir.check_writable(directory)
+    differences = saved.check_same_model(config, directory, resume=True, reads=job.recipe.reads)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.set_mesh(job.mesh))
+        checkpoints = stack.enter_context(
+            Checkpoints(directory / "checkpoints", keep_last=settings.keep_last, keep_every=settings.keep_every)
+        )
+        sharding = meshes.batch_sharding(job.mesh)
+        with refusal("config.mesh"):
+            share, shares = meshes.process_share(sharding, settings.batch_size)
+        batches = data.batches(
+            source, batch_size=settings.batch_size, seed=config.seed, process_index=share, process_count=shares
+        )
+        stack.enter_context(faults.explained(directory))
+        start = checkpoints.latest_step()
+        if start is not None:
+            with refusal("checkpoint"):
+                state, start = checkpoints.restore(job.state, batches)
+            say(f"resuming from step {start} in {directory}", *differences)
+        else:
+            state, start = fresh_state(job), 0
+        if start < settings.num_steps:
+            stack.enter_context(workdir.only_trainer(directory))
+            checkpoints.remove_unfinished()
+            if jax.process_index() == 0:
+                saved.write_config(directory, config)
+            writer = stack.enter_context(
+                contextlib.closing(make_writers(settings.loggers, directory, start, config.to_dict()))
+            )
+            stop = stack.enter_context(Interrupt())
+            trace = stack.enter_context(Trace(directory / "profile", start=start, **config.profile))
+            say(
+                f"training {count_parameters(job.state.params):,} parameters on {jax.device_count()} "
+                f"{jax.devices()[0].platform} device(s): {len(source):,} examples, batch {settings.batch_size}; "
+                "the first step compiles",
+                plan.start(job),
+            )
+
+            def draw(state: TrainState, step: int) -> str:
+                path = directory / "samples" / f"step_{step:08d}.png"
+                params = averaged(job, state.params, state.ema)
+                num = min(config.sampling.num_samples, config.sampling.batch_size)
+                drawn = job.system.sample(
+                    params, jax.random.key(config.sampling.seed), num, requests.conditions(job, num)
+                )
+                if not drawn:
+                    return "saved; a classifier draws no samples"
+                if not picture(job, params, drawn, path):
+                    return "no picture of the samples, which are latents or not finite"
+                writer.images(step, {"samples": str(path)})
+                return f"samples in {path}"
+
+            state = train_loop(
+                state,
+                jax.jit(train_step(job), donate_argnums=0, out_shardings=(job.layout, None)),
+                batches,
+                functools.partial(
+                    data.device_batches, sharding=sharding, timeout=settings.data_timeout, names=tuple(job.batch)
+                ),
+                start=start,
+                num_steps=settings.num_steps,
+                batch_size=settings.batch_size,
+                log_every=settings.log_every,
+                checkpoint_every=settings.checkpoint_every,
+                sample_every=settings.sample_every,
+                checkpoints=checkpoints,
+                writer=writer,
+                learning_rate=job.learning_rate,
+                draw=draw,
+                stop=stop,
+                trace=trace,
+                skip_non_finite=config.optimizer.get("skip_non_finite", 0),
+            )
+            if stop.requested:
+                say(f"stopped; step {int(state.step)} is saved and the same command goes on from there")
+                return
+        reached = int(state.step)
+    sheet = directory / "samples" / f"step_{reached:08d}.png"
+    say(
+        f"trained to step {reached}",
+        f"  checkpoints  {directory / 'checkpoints'}",
+        f"  metrics      {directory / 'metrics.jsonl'}",
+        *([f"  samples      {sheet}"] if sheet.exists() else []),
+    )
+    if config.evaluation.after_training:
+        evaluate_job(job, directory)
