@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 
 def classifier(
-    parts: Parts, field: str = "guidance", *, path: str = "", scale: float = 1.0, schedule: str = "constant"
+    parts: Parts, place: str = "guidance", *, path: str = "", scale: float = 1.0, schedule: str = "constant"
 ) -> Guidance:
     """Guidance by the noisy classifier that was trained in the work directory `path`.
 
     Raises ConfigError if there is none, or if its process, its examples or its classes differ from those of the model.
     """
-    run = parts.trained(path, f"config.{field}.path", role="classifier")
+    run = parts.trained(path, f"config.{place}.path", role="classifier")
     check_alike(parts, run)
     here, there = parts.config.network.get("num_classes", 0), run.system.classes.num_classes
     if here and here != there:
         raise ConfigError(
-            f"config.{field}.path={path!r}: the classifier has {there} classes, config.network.num_classes={here}"
+            f"config.{place}.path={path!r}: the classifier has {there} classes, config.network.num_classes={here}"
         )
     classify = run.system
     return steering.classifier(classify.log_prob, run.load, classify.classes, scale=scale, schedule=schedule)
@@ -33,7 +33,7 @@ def classifier(
 
 def autoguidance(
     parts: Parts,
-    field: str = "guidance",
+    place: str = "guidance",
     *,
     path: str = "",
     ema_rate: float = 0.0,
@@ -46,19 +46,19 @@ def autoguidance(
     `path` may be the run that is sampled itself, with an average of another rate. Raises ConfigError if there is no
     such run, or if its process, its examples or its conditions differ from those of the model.
     """
-    run = parts.trained(path, f"config.{field}.path", role="denoiser")
+    run = parts.trained(path, f"config.{place}.path", role="denoiser")
     check_alike(parts, run)
     here, there = parts.network().conditions.shapes, run.system.network_conditions.shapes
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
             raise ConfigError(
-                f"config.{field}.path={path!r}: the condition {name!r} is {here.get(name)} here and "
+                f"config.{place}.path={path!r}: the condition {name!r} is {here.get(name)} here and "
                 f"{there.get(name)} there; a weaker model needs the same conditions"
             )
     if ema_rate:
         if str(ema_rate) not in map(str, run.config.ema.rates):
             raise ConfigError(
-                f"config.{field}.ema_rate={ema_rate} is not among the averages of {path!r}, {run.config.ema.rates}"
+                f"config.{place}.ema_rate={ema_rate} is not among the averages of {path!r}, {run.config.ema.rates}"
             )
         run.config.sampling.ema_rate = ema_rate
     weak = run.system.unguided

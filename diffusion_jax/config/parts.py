@@ -128,7 +128,7 @@ class Parts:
         """The guidance of a section, followed by that of the section `then` within it."""
         then = plain(section["then"], f"{field}.then") if "then" in section else None
         own = {key: value for key, value in section.items() if key != "then"}
-        first = construct(names.GUIDANCE, field, own, parts=self, field=field)
+        first = construct(names.GUIDANCE, field, own, parts=self, place=field)
         if then is None:
             return first
         with refusal(f"config.{field}.then.name={then['name']!r}"):

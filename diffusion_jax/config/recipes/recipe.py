@@ -34,8 +34,6 @@ CHOICES = (
 TRAINING = frozenset({"process", "parameterization", "weighting", "times", "loss", "network"})
 SAMPLING = frozenset({"solver", "guidance", "editing", "sampling.grid", "sampling.threshold"})
 
-NO_VIEWS: Mapping[str, Callable] = {}
-
 
 class Reading(NamedTuple):
     """How data and requests become what the system reads: captions as ids and back, and the derived condition "image".
@@ -88,7 +86,7 @@ class Recipe:
     stands_on: Callable[[Parts], Mapping[str, Callable[[], Params]]] = _nothing
     check: Callable[[Parts, Source], None] = no_check
     reading: Callable[[Parts, System], Reading] = reading
-    views: Mapping[str, Callable[[System, Params], Callable]] = NO_VIEWS
+    views: Mapping[str, Callable[[System, Params], Callable]] = dataclasses.field(default_factory=dict)
     role: str = ""
     trains_lora: bool = True
 
