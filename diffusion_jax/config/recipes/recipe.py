@@ -26,13 +26,13 @@ CHOICES = (
     "network",
     "solver",
     "guidance",
+    "editing",
     "sampling.grid",
     "sampling.threshold",
     "evaluation.likelihood",
 )
 TRAINING = frozenset({"process", "parameterization", "weighting", "times", "loss", "network"})
-SAMPLING = frozenset({"solver", "guidance", "sampling.grid", "sampling.threshold"})
-
+SAMPLING = frozenset({"solver", "guidance", "editing", "sampling.grid", "sampling.threshold"})
 _CHECKED_EXAMPLES = 256  # that are looked at to see whether data lies on grey levels
 
 
