@@ -43,25 +43,25 @@ _VQ_SAME = (*_SAME, "mid_block_add_attention", "num_vq_embeddings", "vq_embed_di
 
 
 def kl_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of our `AutoencoderKL` that the config.json of diffusers' stands for.
+    """The arguments of our `AutoencoderKL` from the config.json of diffusers'.
 
-    Raises ValueError for an option that our network has not.
+    Raises ValueError for an option that our network does not support.
     """
     return _arguments(options(config, _KL, _KL_FIXED, "AutoencoderKL"), _KL_SAME)
 
 
 def kl_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of diffusers' AutoencoderKL that `arguments` of ours stand for."""
+    """The config.json of diffusers' AutoencoderKL for `arguments` of ours."""
     return _config(with_defaults(AutoencoderKL, arguments), "AutoencoderKL", _KL_SAME)
 
 
 def vq_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of our `VQModel` that the config.json of diffusers' stands for, or ValueError."""
+    """The arguments of our `VQModel` from the config.json of diffusers', or ValueError."""
     return _arguments(options(config, _VQ, _VQ_FIXED, "VQModel"), _VQ_SAME)
 
 
 def vq_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of diffusers' VQModel that `arguments` of ours stand for."""
+    """The config.json of diffusers' VQModel for `arguments` of ours."""
     return _config(with_defaults(VQModel, arguments), "VQModel", _VQ_SAME)
 
 

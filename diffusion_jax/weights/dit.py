@@ -1,4 +1,4 @@
-"""DiT: the authors' own files, and diffusers' DiTTransformer2DModel, which was Transformer2DModel formerly."""
+"""DiT: the authors' own files, and diffusers' DiTTransformer2DModel, formerly Transformer2DModel."""
 
 from __future__ import annotations
 
@@ -58,10 +58,10 @@ _FIXED: dict[str, tuple[Any, ...]] = dict(
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of our `DiT` that the config.json of diffusers' transformer stands for.
+    """The arguments of our `DiT` from the config.json of diffusers' transformer.
 
     diffusers computes other frequencies of the timestep than the authors, and another epsilon before the MLPs; these
-    arguments are diffusers'. Raises ValueError for an option that our network has not.
+    arguments are diffusers'. Raises ValueError for an option that our network does not support.
     """
     found = options(config, _DEFAULTS, _FIXED, "DiT")
     channels = found["in_channels"]
@@ -85,7 +85,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of DiTTransformer2DModel that `arguments` of our `DiT` stand for, up to `freq_shift`.
+    """The config.json of DiTTransformer2DModel for `arguments` of our `DiT`, up to `freq_shift`.
 
     Raises ValueError for an argument that diffusers has no option for.
     """

@@ -1,4 +1,4 @@
-"""The InceptionV3 of FID from PyTorch's file of it."""
+"""The weights of FID's InceptionV3 from a PyTorch file."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ def load_network(
 def read_factors(path: str, section: Mapping[str, Any], network: PyTree[Any], prefix: str = "") -> Params:
     """The low-rank updates in a file for the network of a section, of the shapes `network`; see `read_lora`.
 
-    `prefix` is the component where it is no denoiser.
+    `prefix` is the component if it is not a denoiser.
     """
     family = families.named(section["name"])
     arguments = with_defaults(family.network, section)

@@ -7,9 +7,9 @@ from typing import Any
 
 
 def read(config: Mapping[str, Any], defaults: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """The values of `defaults` in a config.json of transformers, whose other entries say nothing of the network.
+    """The values of `defaults` in a config.json of transformers; its other entries do not matter for the network.
 
-    Raises ValueError, naming it, for another model_type, or a value of another type.
+    Raises ValueError, which names it, for another model_type, or a value of another type.
     """
     found = config.get("model_type", model_type)
     if found != model_type:

@@ -19,7 +19,7 @@ LAYOUT = Layout(
     aliases=DEPRECATED_ATTENTION,
     ignored=(r"^time_proj\.W$",),  # a second name of time_proj.weight in old files
 )
-# What UNet2DModel takes where config.json says nothing.
+# Defaults of UNet2DModel for a config.json without these entries.
 _DEFAULTS: dict[str, Any] = dict(
     sample_size=None,
     in_channels=3,
@@ -83,9 +83,9 @@ def ncsnpp_layout(levels: int) -> Layout:
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of our `UNet` that the config.json of a UNet2DModel stands for.
+    """The arguments of our `UNet` from the config.json of a UNet2DModel.
 
-    Raises ValueError for an option that our network has not.
+    Raises ValueError for an option that our network does not support.
     """
     found = _options(config, "UNet")
     if found["mid_block_scale_factor"] != 1:
@@ -112,13 +112,13 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         embedding=found["time_embedding_type"],
         flip_sin_to_cos=found["flip_sin_to_cos"],
         freq_shift=float(found["freq_shift"]),
-        # One row more than classes stands for none of them.
+        # The table has one more row, of the null class.
         num_classes=max((found["num_class_embeds"] or 1) - 1, 0),
     )
 
 
 def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of UNet2DModel that `arguments` of our `UNet` stand for.
+    """The config.json of UNet2DModel for `arguments` of our `UNet`.
 
     Raises ValueError for an argument that UNet2DModel has no option for.
     """
@@ -154,14 +154,14 @@ def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def ncsnpp_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of our `NCSNpp` that the config.json of a UNet2DModel with "Skip" blocks stands for.
 
-    Raises ValueError for an option that our network has not.
+    Raises ValueError for an option that our network does not support.
     """
-    # Theirs may turn an input in [0, 1] into one in [-1, 1], which ours takes from the start.
+    # diffusers' network can rescale an input in [0, 1] to [-1, 1], which ours takes anyway.
     found = _options({key: value for key, value in config.items() if key != "center_input_sample"}, "NCSNpp")
     nf, mult = _multiples(found["block_out_channels"])
     size = square(found["sample_size"])
     levels = _attention_levels(found, "Skip", "SkipDownBlock2D", "SkipUpBlock2D")
-    # diffusers' attention has groups of its own outside of the middle.
+    # Outside of the middle, attention in diffusers has its own number of groups.
     narrow = [found["block_out_channels"][level] for level in levels if found["block_out_channels"][level] < 128]
     if narrow:
         raise ValueError(
@@ -194,7 +194,7 @@ def ncsnpp_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def ncsnpp_config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of UNet2DModel that `arguments` of our `NCSNpp` stand for, or ValueError where there is none."""
+    """The config.json of UNet2DModel for `arguments` of our `NCSNpp`, or ValueError if there is none."""
     given = with_defaults(NCSNpp, arguments)
     wanted = dict(
         progressive="output_skip",
@@ -228,7 +228,7 @@ def ncsnpp_config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(config: Mapping[str, Any], network: str) -> dict[str, Any]:
-    # Without these entries, heads have 8 channels and norms 32 groups; null stands for one head, and for all groups.
+    # Without these entries, heads have 8 channels and norms 32 groups; null means one head, and the default groups.
     found = options({"attention_head_dim": 8, "norm_num_groups": 32, **config}, _DEFAULTS, _FIXED, network)
     levels = len(found["block_out_channels"])
     for name in ("down_block_types", "up_block_types"):
@@ -238,14 +238,14 @@ def _options(config: Mapping[str, Any], network: str) -> dict[str, Any]:
 
 
 def _multiples(widths: Sequence[int]) -> tuple[int, tuple[int | float, ...]]:
-    """The width of the first level, and those of all over it."""
+    """The width of the first level, and the widths of all levels divided by it."""
     if min(widths) < 1:
         raise ValueError(f"config.json: block_out_channels={list(widths)} must be positive")
     return widths[0], tuple(w // widths[0] if w % widths[0] == 0 else w / widths[0] for w in widths)
 
 
 def _attention_levels(found: Mapping[str, Any], kind: str, down: str, up: str) -> list[int]:
-    """The levels with attention, the same on both ways."""
+    """The levels with attention, which are the same in encoder and decoder."""
     kinds = [name.removesuffix(down) for name in found["down_block_types"]]
     mirrored = [name.removesuffix(up) for name in found["up_block_types"]][::-1]
     if kinds != mirrored or not set(kinds) <= {"", "Attn"}:

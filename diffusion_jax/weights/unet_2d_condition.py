@@ -39,10 +39,10 @@ _ORIGINAL = (
     (r"^controlnet_cond_embedding\.conv_in$", "input_hint_block.0"),
 )
 
-NUM_SIZES = 6  # numbers that SDXL is told: height and width, top and left of the crop, height and width of the target
+NUM_SIZES = 6  # numbers SDXL is conditioned on: height, width, top and left of the crop, height and width of the target
 _PLAIN, _CROSS = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PASSED = ("block_out_channels", "layers_per_block", "use_linear_projection", "norm_num_groups")  # as they are
-# Options of both classes that are read here, with diffusers' defaults.
+# Options of both classes, with diffusers' defaults.
 _SHARED: dict[str, Any] = dict(
     in_channels=4,
     block_out_channels=(320, 640, 1280, 1280),
@@ -84,13 +84,13 @@ _FIXED: dict[str, tuple[Any, ...]] = dict(
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `UNet2DConditionModel` that the config.json of a diffusers U-Net stands for.
+    """The arguments of `UNet2DConditionModel` from the config.json of a diffusers U-Net.
 
-    `image_size` is missing where the file does not say it. Channels beyond those of the output are the condition
-    "image", and the last of its classes stands for no label.
+    `image_size` is missing if it is not in the file. Channels of the input beyond those of the output are the condition
+    "image", and the last of its classes is the null class.
 
     Raises:
-        ValueError: an option that `UNet2DConditionModel` has not, named.
+        ValueError: an option that `UNet2DConditionModel` does not support.
     """
     found, given = _shared_arguments(config, _UNET, "UNet2DConditionModel")
     mirrored = tuple(_CROSS[1] if depth else _PLAIN[1] for depth in reversed(given["transformer_layers"]))
@@ -107,9 +107,10 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
-    """The layouts of LDM's and Stable Diffusion's own checkpoints: of the averages, the network, and it by itself.
+    """The layouts of LDM's and Stable Diffusion's own checkpoints: of the averages (EMA), of the network within a
+    model, and of a file of the network alone.
 
-    Their blocks are counted through all levels, a change of resolution among them.
+    Their blocks are numbered through all levels, with those that change the resolution.
     """
     alone = _original(arguments)
     whole = dataclasses.replace(alone, prefix="model.diffusion_model.")
@@ -117,7 +118,7 @@ def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
 
 
 def controlnet_originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
-    """As `originals`, of ControlNets."""
+    """The layouts of the authors' ControlNets; see `originals`."""
     alone = _original(arguments)
     hints = len(arguments["hint_channels"])
     rules = [(r"^controlnet_cond_embedding\.conv_out$", f"input_hint_block.{4 * hints - 2}")]
@@ -145,7 +146,7 @@ def _original(arguments: Mapping[str, Any]) -> Layout:
 
 
 def controlnet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As `arguments`, of `ControlNetModel`."""
+    """The arguments of `ControlNetModel`; see `arguments`."""
     found, given = _shared_arguments(config, _CONTROLNET, "ControlNetModel")
     return given | {
         "in_channels": found["in_channels"],
@@ -170,7 +171,7 @@ def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def controlnet_config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """As `config_of`, of `ControlNetModel`."""
+    """The config.json of a ControlNetModel; see `config_of`."""
     given = with_defaults(ControlNetModel, arguments)
     return _shared_config(given, "ControlNetModel") | {
         "in_channels": given["in_channels"],
@@ -199,7 +200,7 @@ def _shared_arguments(
             depth if kind == _CROSS[0] else 0 for depth, kind in zip(depths, down, strict=True)
         ),
         "mid_transformer_layers": depths[-1],
-        # What diffusers calls the dimension of a head is the number of heads.
+        # `attention_head_dim` of diffusers is the number of heads.
         "num_attention_heads": by_level["attention_head_dim"],
         "only_cross_attention": by_level["only_cross_attention"],
         "token_dim": found["cross_attention_dim"],
@@ -238,11 +239,11 @@ def _shared_config(given: Mapping[str, Any], name: str) -> dict[str, Any]:
     refuse_changed(given, {"masked_tokens": False}, f"{name} of diffusers")
     vector, sizes, classes = given["vector_dim"], given["num_sizes"], given["num_classes"]
     if (vector or sizes) and (sizes != NUM_SIZES or not vector):
-        raise ValueError(f"num_sizes={sizes} must be {NUM_SIZES} beside vector_dim={vector}, or both must be 0")
+        raise ValueError(f"num_sizes={sizes} must be {NUM_SIZES} with vector_dim={vector}, or both must be 0")
     config = {key: _list(given[key]) for key in _PASSED} | {
         "_class_name": name,
         "down_block_types": [_CROSS[0] if depth else _PLAIN[0] for depth in depths],
-        # Levels without a transformer have a number all the same, and the last is also that of the middle.
+        # Levels without a transformer need a number too, and the last is that of the middle.
         "transformer_layers_per_block": _short((*(depth or 1 for depth in depths[:-1]), mid)),
         "attention_head_dim": _short(given["num_attention_heads"]),
         "only_cross_attention": _short(given["only_cross_attention"]),
@@ -259,7 +260,7 @@ def _shared_config(given: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _short(value: Any) -> Any:
-    """One value in the place of several equal ones, so that the same network has the same config.json."""
+    """One value instead of several equal ones, so that the same network has the same config.json."""
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else _list(value)
 
 
