@@ -75,7 +75,10 @@ def conditions(job: Job, num: int) -> dict[str, np.ndarray] | None:
         cond = requested(text, wanted, num, job.built.reading.tokenize)
     if cond is None and set(wanted.shapes) - {"label"}:
         examples = data.shuffled(job.held_out, num)
-        cond = cycled(wanted.of(examples), num)
+        # Editing starts from held-out images themselves.
+        with refusal("config.sampling.cond=''"):
+            cond = cycled(wanted.of({"image": examples["x"], **examples}), num)
+            wanted.check(cond)
     return cond
 
 

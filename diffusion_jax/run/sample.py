@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -62,7 +61,7 @@ def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathli
     """Whether `path` is now a picture of the samples: some kinds of data have none, nor have samples that are not
     finite."""
     modality = modalities.of(job.system.makes)
-    views: dict[str, Any] = dict(data.facts(job.config.data))
+    views: dict[str, Any] = dict(data.facts(job.config))
     shown = [name for name in modality.views if name in job.recipe.views]
     if shown and jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
