@@ -126,13 +126,13 @@ def vision_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _arguments(config: Mapping[str, Any], kind: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     whole = config.get("model_type") == "clip"
-    given = config.get(f"{kind}_config") or {} if whole else config
-    arguments = read(given, defaults, f"clip_{kind}_model")
-    act = given.get("hidden_act", "quick_gelu")
+    section = config.get(f"{kind}_config") or {} if whole else config
+    arguments = read(section, defaults, f"clip_{kind}_model")
+    act = section.get("hidden_act", "quick_gelu")
     if act not in _ACTIVATIONS:
         raise ValueError(f"config.json: hidden_act={act!r} is unknown; choose one of {', '.join(_ACTIVATIONS)}")
-    projected = whole or any("WithProjection" in name for name in given.get("architectures") or ())
-    dim = (config if whole else given).get("projection_dim", 512) if projected else None
+    projected = whole or any("WithProjection" in name for name in section.get("architectures") or ())
+    dim = (config if whole else section).get("projection_dim", 512) if projected else None
     return arguments | {"hidden_act": _ACTIVATIONS[act], "projection_dim": dim}
 
 

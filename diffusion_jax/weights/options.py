@@ -23,17 +23,17 @@ def options(
 
     Raises ValueError, which names option and value, for an option or value that our network does not support.
     """
-    found = dict(defaults)
+    values = dict(defaults)
     for name, value in config.items():
         if name in defaults:
-            found[name] = _checked(name, value, defaults[name])
+            values[name] = _checked(name, value, defaults[name])
         elif name in fixed:
             if value not in fixed[name]:
                 allowed = " or ".join(repr(choice) for choice in fixed[name])
                 raise ValueError(f"config.json: {name}={value!r} must be {allowed} for our {network}")
         elif not name.startswith("_") and value not in _EMPTY:
             raise ValueError(f"config.json: {name}={str(value)[:100]!r} is not supported by our {network}")
-    return found
+    return values
 
 
 def square(value: Any, name: str = "sample_size") -> int:

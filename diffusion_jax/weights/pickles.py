@@ -56,9 +56,9 @@ def read_pickle(file: io.BufferedIOBase, known: Callable[[str, str], Any], persi
 
     def above_mark() -> list[Any]:
         at = marks.pop()
-        found = stack[at:]
+        items = stack[at:]
         del stack[at:]
-        return found
+        return items
 
     for opcode, argument, _ in pickletools.genops(content):
         instructions += 1

@@ -11,9 +11,9 @@ def read(config: Mapping[str, Any], defaults: Mapping[str, Any], model_type: str
 
     Raises ValueError, which names it, for another model_type, or a value of another type.
     """
-    found = config.get("model_type", model_type)
-    if found != model_type:
-        raise ValueError(f"config.json: model_type={str(found)[:100]!r} must be {model_type!r} for this network")
+    own = config.get("model_type", model_type)
+    if own != model_type:
+        raise ValueError(f"config.json: model_type={str(own)[:100]!r} must be {model_type!r} for this network")
     values = {name: config.get(name, default) for name, default in defaults.items()}
     for name, value in values.items():
         kinds = (int, float) if isinstance(defaults[name], float) else type(defaults[name])

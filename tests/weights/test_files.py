@@ -168,7 +168,7 @@ def test_the_weights_of_a_training_checkpoint(tmp_path):
         same(open_weights(write_zip(path, {"a": ARRAYS["a.weight"]}, pickled)), {"a": ARRAYS["a.weight"]})
 
 
-def test_what_public_checkpoints_hold_beside_their_weights(tmp_path):
+def test_public_checkpoints_hold_other_things_next_to_weights(tmp_path):
     """A score of NumPy's and the name of a class, as training by PyTorch Lightning leaves them."""
     inner = state_dict({"a": ARRAYS["a.weight"]})[2:-1]
     score = pickle.dumps(np.float64(0.5), protocol=2)[2:-1]
