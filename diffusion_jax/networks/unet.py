@@ -165,7 +165,7 @@ class UNet(DenoisingNetwork):
                 DownBlock(
                     [resnet(n, width) for n in c_in],
                     *attentions(width, len(c_in) if resolution in attention_resolutions else 0),
-                    [] if last else [Downsample(width, **downsample, rngs=rngs)],
+                    downsamplers=[] if last else [Downsample(width, **downsample, rngs=rngs)],
                 )
             )
             skips += [width] * (num_res_blocks + (not last))
@@ -181,7 +181,7 @@ class UNet(DenoisingNetwork):
                 UpBlock(
                     [resnet(n, width) for n in c_in],
                     *attentions(width, len(c_in) if resolution in attention_resolutions else 0),
-                    [] if last else [Upsample(width, with_conv=resample_with_conv, rngs=rngs)],
+                    upsamplers=[] if last else [Upsample(width, with_conv=resample_with_conv, rngs=rngs)],
                 )
             )
             c = width
@@ -311,16 +311,13 @@ class Stage(nnx.Module):
 
 
 class DownBlock(Stage):
-    """One level of the encoder; returns its output and all activations that the decoder will read."""
+    """One level of the encoder; returns its output and all activations that the decoder will read.
 
-    def __init__(
-        self,
-        resnets: Sequence[ResnetBlock],
-        attentions: Sequence[SelfAttention],
-        cross_attentions: Sequence[nnx.Module],
-        downsamplers: Sequence[Downsample],
-    ):
-        super().__init__(resnets, attentions, cross_attentions)
+    `parts` are the arguments of `Stage`.
+    """
+
+    def __init__(self, *parts: Sequence[nnx.Module], downsamplers: Sequence[Downsample]):
+        super().__init__(*parts)
         self.downsamplers = nnx.List(downsamplers)
 
     def __call__(
@@ -357,16 +354,13 @@ class MidBlock(Stage):
 
 
 class UpBlock(Stage):
-    """One level of the decoder; each residual block reads one activation of the encoder, latest first."""
+    """One level of the decoder; each residual block reads one activation of the encoder, latest first.
 
-    def __init__(
-        self,
-        resnets: Sequence[ResnetBlock],
-        attentions: Sequence[SelfAttention],
-        cross_attentions: Sequence[nnx.Module],
-        upsamplers: Sequence[Upsample],
-    ):
-        super().__init__(resnets, attentions, cross_attentions)
+    `parts` are the arguments of `Stage`.
+    """
+
+    def __init__(self, *parts: Sequence[nnx.Module], upsamplers: Sequence[Upsample]):
+        super().__init__(*parts)
         self.upsamplers = nnx.List(upsamplers)
 
     def __call__(

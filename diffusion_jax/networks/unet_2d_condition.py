@@ -69,7 +69,7 @@ class UNet2DConditionModel(DenoisingNetwork):
                     [spec.resnet(n, width, rngs=rngs) for n in c_in],
                     [],
                     spec.transformers(level, len(c_in), rngs=rngs),
-                    [Upsample(width, with_conv=True, rngs=rngs)] if level else [],
+                    upsamplers=[Upsample(width, with_conv=True, rngs=rngs)] if level else [],
                 )
             )
         self.up_blocks = nnx.List(up_blocks)
@@ -133,7 +133,7 @@ class Encoder(nnx.Module):
                     [spec.resnet(n, width, rngs=rngs) for n in c_in],
                     [],
                     spec.transformers(level, len(c_in), rngs=rngs),
-                    [] if last else [Downsample(width, with_conv=True, padding=1, rngs=rngs)],
+                    downsamplers=[] if last else [Downsample(width, with_conv=True, padding=1, rngs=rngs)],
                 )
             )
         self.down_blocks = nnx.List(down_blocks)
