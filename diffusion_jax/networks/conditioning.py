@@ -39,7 +39,8 @@ def embed(
     """
     if isinstance(cond, Embedded):
         return cond
-    entries = _null(conditions, batch, dtype) if cond is None else conditions.of(cond) or {}
+    entries = cast(conditions.null(batch), dtype) if cond is None else conditions.of(cond)
+    entries = entries or {}
     for name, array in entries.items():
         shape = conditions.shapes[name].shape
         if array.shape[1:] != shape or (batch is not None and array.shape[0] != batch):
@@ -59,9 +60,9 @@ def embed(
     return Embedded(sum(vectors) if vectors else None, context, mask, entries.get("image"), others=others or None)
 
 
-def _null(conditions: Conditions, batch: int | None, dtype: jnp.dtype) -> dict[str, Array]:
-    entries = conditions.null(batch) or {}
-    return {n: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for n, a in entries.items()}
+def cast(cond: Cond, dtype: jnp.dtype) -> Cond:
+    """`cond` with its floats in `dtype`."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, cond)
 
 
 class VectorEmbedding(nnx.Module):
@@ -104,6 +105,7 @@ class TokenEncoder(nnx.Module):
 
     def __call__(self, ids: Int[Array, "batch n"]) -> Float[Array, "batch n dim"]:
         h = self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))
+        h = h.astype(self.token_embedding.embedding[...].dtype)
         for block in self.blocks:
             h = block(h, ids != 0)
         return self.norm(h)
