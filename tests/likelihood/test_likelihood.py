@@ -213,7 +213,7 @@ def test_refuses_no_examples():
         ode.ode_likelihood(dequantization="flow")
 
 
-def test_figures_of_evaluation():
+def test_metrics_of_evaluation():
     process, data = processes.VP(), Gaussian(mean=jnp.zeros(4), covariance=0.1 * jnp.eye(4))
     x = jnp.linspace(-1, 1, 5)[:, None] * jnp.ones(4)
 
@@ -248,7 +248,7 @@ def configured(likelihood, make=toy, **changes):
         ),
     ],
 )
-def test_a_config_gives_the_figures(likelihood, make, changes, names):
+def test_a_config_gives_the_metrics(likelihood, make, changes, names):
     config = configured(likelihood, make)
     for name, value in changes.items():
         section, key = name.split("__")
@@ -256,9 +256,9 @@ def test_a_config_gives_the_figures(likelihood, make, changes, names):
     system = build.system(config)
     x = jnp.asarray(build.source(config).batch(np.arange(4))["x"])
     evaluate = jax.jit(lambda key, x: system.evaluate(system.init(key), key, {"x": x}))
-    figures = evaluate(jax.random.key(0), x)
-    assert figures.keys() == {"loss", "bits_per_dim"} | names
-    assert all(value.shape == (4,) and np.isfinite(value).all() for value in figures.values())
+    metrics = evaluate(jax.random.key(0), x)
+    assert metrics.keys() == {"loss", "bits_per_dim"} | names
+    assert all(value.shape == (4,) and np.isfinite(value).all() for value in metrics.values())
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_a_config_gives_the_figures(likelihood, make, changes, names):
         (dict(name="odes"), {}, r"evaluation\.likelihood\.name='odes' is unknown.*choose one of none, ode, bound"),
         (dict(name="ode", rtl=1.0), {}, "takes no 'rtl'"),
         (dict(name="ode", trace="full"), {}, "trace is 'full'"),
-        (dict(name="bound"), {}, "steps=0 stands for all steps of a discrete process.*'vp' is continuous"),
+        (dict(name="bound"), {}, "steps=0.*'vp' is continuous"),
         (dict(name="bound", variance="gamma"), {}, "variance is 'gamma'"),
         (
             dict(name="ode", dequantization="none"),
