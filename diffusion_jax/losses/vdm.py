@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.losses.bound_terms import prior_kl
 from diffusion_jax.likelihood.dequantization import to_levels
+from diffusion_jax.losses.bound_terms import prior_kl
 from diffusion_jax.losses.denoising import denoising_loss
 from diffusion_jax.losses.weightings import snr
 from diffusion_jax.parameterizations import Parameterization
