@@ -61,7 +61,7 @@ def metrics_of(
             )
         return []
     evaluation = modalities.Evaluation(
-        options={**config.evaluation, "levels": job.parts.likelihood_levels},
+        options={**config.evaluation, "levels": job.built.parts.likelihood_levels},
         train=job.source,
         test=held_out,
         makes=makes,

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from diffusion_jax import modalities
-from diffusion_jax.config import data as config_data
+from diffusion_jax.config import data
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.run import requests, workdir
@@ -43,7 +43,8 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
             with refusal("samples"):
                 arrays = {"samples": modalities.of(job.system.makes).stored(drawn["samples"])}
             with replacing(path) as file:
-                np.savez(file, **arrays, **requests.recorded(_conditions_of(drawn), job.reading.describe))
+                recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
+                np.savez(file, **arrays, **recorded)
         pictured = picture(job, params, drawn, path.with_suffix(".png"))
     say(
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
@@ -57,15 +58,23 @@ def _conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
-    """Whether `path` is now a picture of the samples: there is none of latents and of samples that are not finite."""
+    """Whether `path` is now a picture of the samples: some kinds of data have none, nor have samples that are not
+    finite."""
     modality = modalities.of(job.system.makes)
-    views = dict(config_data.facts(job.config))
-    if modality.views:
-        if jax.process_count() > 1:
-            params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
-        views |= job.recipe.views(job.system, params)
-    words = requests.captions(_conditions_of(drawn), job.reading.describe)
-    shown = modality.picture(drawn, words, views) if jax.process_index() == 0 else None
-    if shown is not None:
-        sheets.write_png(shown, path)
-    return shown is not None
+    views: dict[str, Any] = dict(data.facts(job.config))
+    shown = [name for name in modality.views if name in job.recipe.views]
+    if shown and jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
+    if jax.process_index():
+        return True
+    views |= {name: job.recipe.views[name](job.system, params) for name in shown}
+    words = requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
+    image = modality.picture(drawn, words, views)
+    if image is not None:
+        sheets.write_png(image, path)
+    return image is not None
+
+
+def conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The conditions that samples were drawn under."""
+    return {name: value for name, value in drawn.items() if name not in ("samples", "original")}

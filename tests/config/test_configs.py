@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax import modalities
-from diffusion_jax.config import build, checks, from_file
+from diffusion_jax.config import build, checks, from_file, saved
 from diffusion_jax.data.load import COMMON, keys
 from diffusion_jax.networks.functional import count_parameters
-from diffusion_jax.run import workdir
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training import summary
 from diffusion_jax.training.step import init_state, make_train_step
@@ -97,7 +96,7 @@ def as_if_trained(name: str) -> str:
     """A work directory with the config.json of "FILE:VARIANT", in which nothing was trained."""
     directory = pathlib.Path(tempfile.mkdtemp())
     (directory / "checkpoints").mkdir()
-    workdir.write_config(directory, read(name))
+    saved.write_config(directory, read(name))
     return str(directory)
 
 
