@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from diffusion_jax.config import build
-from diffusion_jax.run import modes
+from diffusion_jax import systems
+from diffusion_jax.config import saved
+from diffusion_jax.run import evaluate, train
 from tests.runs import ROOT, TOY, command, flag, listing
 
 DDPM = str(ROOT / "configs" / "ddpm.py")
@@ -30,10 +31,10 @@ def _refused(monkeypatch, capsys, folder, arguments):
     def forbidden(*args, **keywords):
         pytest.fail("refused too late")
 
-    for name in ("train_loop", "write_evaluation"):
-        monkeypatch.setattr(modes, name, forbidden)
-    monkeypatch.setattr(build.systems.Diffusion, "sample", forbidden)
-    monkeypatch.setattr(modes.workdir, "write_config", forbidden)
+    monkeypatch.setattr(train, "train_loop", forbidden)
+    monkeypatch.setattr(evaluate, "write_evaluation", forbidden)
+    monkeypatch.setattr(systems.Diffusion, "sample", forbidden)
+    monkeypatch.setattr(saved, "write_config", forbidden)
     before = listing(folder)
     with pytest.raises(SystemExit) as exit:
         command(monkeypatch, *arguments)
