@@ -50,8 +50,8 @@ class Built(NamedTuple):
         Raises ConfigError if the split does not hold what the system reads.
         """
         source = data.source(
-            self.parts.config.data,
-            wanted=self.system.batch,
+            self.parts.config,
+            self.system.batch,
             tokenize=self.reading.tokenize,
             derive=self.reading.derive,
             evaluation=evaluation,
@@ -63,7 +63,7 @@ class Built(NamedTuple):
 def build(config: ConfigDict) -> Built:
     """Build and check what a config describes. Opens no data, allocates nothing. Raises ConfigError."""
     recipe = lookup(RECIPES, "system.name", config.system.name)
-    parts = Parts(config, data.spec(config.data), _of_run)
+    parts = Parts(config, data.spec(config), _of_run)
     system = recipe.build(parts)
     return Built(parts, recipe, system, recipe.reading(parts, system))
 

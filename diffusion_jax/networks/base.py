@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from diffusion_jax.networks import conditioning
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
@@ -32,18 +32,19 @@ class DenoisingNetwork(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch *shape"],
+        x: Num[Array, "batch *shape"],
         c_noise: Float[Array, "batch"],
         cond: Cond = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch *out"]:
         check_input(x, self.input_shape, self.divisor)
-        return self.forward(x, c_noise, self.embed(cond, x.shape[0], x.dtype), rngs=rngs)
+        dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
+        return self.forward(x, c_noise, self.embed(cond, x.shape[0], dtype), rngs=rngs)
 
     def forward(
         self,
-        x: Float[Array, "batch *shape"],
+        x: Num[Array, "batch *shape"],
         c_noise: Float[Array, "batch"],
         cond: Embedded,
         *,
@@ -64,7 +65,7 @@ class DenoisingNetwork(nnx.Module):
         return {}
 
 
-def check_input(x: Float[Array, "batch *shape"], shape: tuple[int | None, ...], divisor: int = 1) -> None:
+def check_input(x: Num[Array, "batch *shape"], shape: tuple[int | None, ...], divisor: int = 1) -> None:
     """Raises ValueError unless x is [batch, *shape], where None is any positive multiple of `divisor`."""
     sizes = x.shape[1:]
     fits = len(sizes) == len(shape) and all(

@@ -32,6 +32,7 @@ from diffusion_jax.config import build
 from diffusion_jax.config import data as config_data
 from diffusion_jax.config.recipes.latent_diffusion import fingerprint
 from diffusion_jax.config.sections import ConfigError, refusal
+from diffusion_jax.data import tokenization
 from diffusion_jax.data.sources import latents
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.processes import row_keys
@@ -41,7 +42,6 @@ from diffusion_jax.run.report import say
 from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Params, Spec
 
-_ANY_VOCABULARY = 2**31 - 1  # the diffusion model checks that ids are those of its network
 _CALLS = 16  # batches that are in memory at once
 
 
@@ -55,9 +55,13 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
     params, _ = params_of(job, directory)
     wanted, length = dict(system.batch), config.data.get("max_tokens", 0)
     if length:
-        wanted["tokens"] = Spec((length,), "int32", values=_ANY_VOCABULARY)
-    section = {key: value for key, value in config.data.items() if key != "max_tokens"}
-    source, sums = config_data.source(section, wanted=wanted), np.zeros((3, system.latent_shape[-1]))
+        wanted["tokens"] = Spec((length,), "int32")
+    config = config.copy_and_resolve_references()
+    config.data.pop("max_tokens", None)
+    source, sums = (
+        config_data.source(config, wanted, tokenize=_tokenizer(config, length)),
+        np.zeros((3, system.latent_shape[-1])),
+    )
 
     @jax.jit
     def encoded(ids, cond):
@@ -81,6 +85,14 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
         f"{header.num} latents of {header.shape} in {to}",
         f"standardised: mean {np.round(mean, 3)}, standard deviation {np.round(std, 3)}",
     )
+
+
+def _tokenizer(config: ConfigDict, length: int) -> tokenization.Tokenizer | None:
+    """The tokenizer in config.data.tokenizer; None for bytes. The diffusion model checks that ids are its own."""
+    if not config.data.get("tokenizer", "") or not length:
+        return None
+    with refusal(f"config.data.tokenizer={config.data.tokenizer!r}"):
+        return tokenization.load_for_network(config.data.tokenizer, length)
 
 
 def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: pathlib.Path) -> None:

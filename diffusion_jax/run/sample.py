@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -44,7 +43,8 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
             with refusal("samples"):
                 arrays = {"samples": modalities.of(job.system.makes).stored(drawn["samples"])}
             with replacing(path) as file:
-                np.savez(file, **arrays, **requests.recorded(conditions_of(drawn), job.built.reading.describe))
+                recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
+                np.savez(file, **arrays, **recorded)
         pictured = picture(job, params, drawn, path.with_suffix(".png"))
     say(
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
@@ -61,14 +61,15 @@ def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathli
     """Whether `path` is now a picture of the samples: some kinds of data have none, nor have samples that are not
     finite."""
     modality = modalities.of(job.system.makes)
-    views: dict[str, Any] = dict(data.facts(job.config.data))
+    views: dict[str, Any] = dict(data.facts(job.config))
     shown = [name for name in modality.views if name in job.recipe.views]
     if shown and jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
     if jax.process_index():
         return True
     views |= {name: job.recipe.views[name](job.system, params) for name in shown}
-    image = modality.picture(drawn, requests.captions(conditions_of(drawn), job.built.reading.describe), views)
+    words = requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
+    image = modality.picture(drawn, words, views)
     if image is not None:
         sheets.write_png(image, path)
     return image is not None

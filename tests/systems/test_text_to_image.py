@@ -74,7 +74,7 @@ def test_strength_is_a_share_of_the_steps(built):
 
 def test_texts_go_to_ids_and_back(built):
     cond = requests.requested("seven | two", built.conditions, 3, built.tokenize)
-    assert requests.captions(cond, built.describe) == ["seven", "two", "seven"]
+    assert requests.captions(cond, built.conditions, built.describe) == ["seven", "two", "seven"]
 
 
 @pytest.mark.parametrize("files", [True, False])

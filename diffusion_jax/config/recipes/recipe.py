@@ -9,11 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax.config.parts import Parts
-from diffusion_jax.config import data
-from diffusion_jax.config.sections import refusal
-from diffusion_jax.data import Source
+from diffusion_jax.config.sections import ConfigError, refusal
+from diffusion_jax.data import Source, arrays, tokenization
 from diffusion_jax.data.captions import texts_of
 from diffusion_jax.data.derived import Derived, averaged
+from diffusion_jax.likelihood.dequantization import check_levels
 from diffusion_jax.types import Params, System
 
 # Sections that name a point of the algebra. One that was changed and that a system does not read is refused.
@@ -26,14 +26,14 @@ CHOICES = (
     "network",
     "solver",
     "guidance",
+    "editing",
     "sampling.grid",
     "sampling.threshold",
     "evaluation.likelihood",
 )
 TRAINING = frozenset({"process", "parameterization", "weighting", "times", "loss", "network"})
-SAMPLING = frozenset({"solver", "guidance", "sampling.grid", "sampling.threshold"})
-
-NO_VIEWS: Mapping[str, Callable] = {}
+SAMPLING = frozenset({"solver", "guidance", "editing", "sampling.grid", "sampling.threshold"})
+_CHECKED_EXAMPLES = 256  # that are looked at to see whether data lies on grey levels
 
 
 class Reading(NamedTuple):
@@ -60,10 +60,18 @@ def reading(parts: Parts, system: System) -> Reading:
 
     Raises ConfigError: config.data.tokenizer is no folder of a tokenizer, or its ids are not those of the network.
     """
-    low_res = parts.config.network.get("low_res", 0)
+    path, low_res = parts.config.data.get("tokenizer", ""), parts.config.network.get("low_res", 0)
     derive = averaged(low_res) if low_res else None
-    tokenizer = data.tokenizer(parts.config.data, system.batch)
-    return Reading(derive=derive) if tokenizer is None else Reading(tokenizer, tokenizer.describe, derive)
+    if not path:
+        return Reading(derive=derive)
+    field, tokens = f"config.data.tokenizer={path!r}", system.batch.get("tokens")
+    if tokens is None or not tokens.values:
+        raise ConfigError(f"{field} needs a network with config.network.vocabulary > 0, which learns to read captions")
+    with refusal(field):
+        tokenizer = tokenization.load_for_network(path, tokens.shape[0])
+    if tokenizer.size > tokens.values:
+        raise ConfigError(f"{field} has {tokenizer.size} tokens, but config.network.vocabulary={tokens.values}")
+    return Reading(tokenizer, tokenizer.describe, derive)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +95,7 @@ class Recipe:
     stands_on: Callable[[Parts], Mapping[str, Callable[[], Params]]] = _nothing
     check: Callable[[Parts, Source], None] = no_check
     reading: Callable[[Parts, System], Reading] = reading
-    views: Mapping[str, Callable[[System, Params], Callable]] = NO_VIEWS
+    views: Mapping[str, Callable[[System, Params], Callable]] = dataclasses.field(default_factory=dict)
     role: str = ""
     trains_lora: bool = True
 
@@ -95,7 +103,7 @@ class Recipe:
 def check_grey_levels(field: str, source: Source, levels: int) -> None:
     """Raises ConfigError, naming the `field` that asks for it, unless the values of images lie on `levels` levels."""
     with refusal(f"config.{field}"):
-        data.check_levels(source, levels)
+        check_levels(arrays(source, _CHECKED_EXAMPLES)["x"], levels)
 
 
 def check_likelihood_levels(parts: Parts, source: Source) -> None:
