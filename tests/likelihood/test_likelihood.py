@@ -15,7 +15,7 @@ from diffusion_jax.likelihood import ode
 from diffusion_jax.likelihood.ode import log_prob
 from diffusion_jax.solvers import odes
 from tests.oracles import PROCESSES, Gaussian, Mixture
-from tests.runs import digits, toy
+from tests.runs import digits, source_of, toy
 
 KEY = jax.random.key(0)
 T_MIN = 1e-5
@@ -254,7 +254,7 @@ def test_a_config_gives_the_metrics(likelihood, make, changes, names):
         section, key = name.split("__")
         config[section][key] = value
     system = build.system(config)
-    x = jnp.asarray(build.source(config).batch(np.arange(4))["x"])
+    x = jnp.asarray(source_of(config).batch(np.arange(4))["x"])
     evaluate = jax.jit(lambda key, x: system.evaluate(system.init(key), key, {"x": x}))
     metrics = evaluate(jax.random.key(0), x)
     assert metrics.keys() == {"loss", "bits_per_dim"} | names
@@ -289,8 +289,8 @@ def test_levels_that_are_not_those_of_the_data_are_refused():
     config = configured(dict(name="ode"), digits)
     config.data.levels = 5
     with pytest.raises(ConfigError, match=r"evaluation\.likelihood \(ode\): levels is 5, but x holds"):
-        build.source(config)
+        source_of(config)
     config.data.levels = 17
-    assert build.source(config).facts["levels"] == 17
+    assert source_of(config).facts["levels"] == 17
     config.evaluation.likelihood.dequantization = "none"
     assert build.data_levels(config) == 0
