@@ -30,8 +30,10 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.config import build, from_file
 from diffusion_jax.networks.functional import count_parameters
-from diffusion_jax.run import modes
-from diffusion_jax.run.job import fresh_state, load_params, prepare
+from diffusion_jax.run import evaluate
+from diffusion_jax.run import train as trainer
+from diffusion_jax.run.job import prepare
+from diffusion_jax.run.parameters import fresh_state, load_params
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.step import make_train_step
 
@@ -135,7 +137,7 @@ def train(config: ConfigDict, directory: pathlib.Path, seconds: float) -> float:
     speed = json.loads(file.read_text())["speed"]
     config.training.num_steps = max(int(seconds * speed / config.training.batch_size), 1)
     config.training.checkpoint_every = max(config.training.num_steps // 20, 1)
-    modes.train(config, directory)
+    trainer.train(config, directory)
     reached = max(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
     if reached < config.training.num_steps:
         raise SystemExit(f"{directory} is at step {reached}; the same command goes on")
@@ -162,7 +164,7 @@ def figures(config: ConfigDict, directory: pathlib.Path) -> dict:
     )
     found = json.loads(file.read_text()) if file.exists() else {}
     if not wanted.items() <= found.items():
-        modes.evaluate(config, directory)
+        evaluate.evaluate(config, directory)
         found = json.loads(file.read_text())
     return found
 

@@ -50,9 +50,9 @@ def curve(run: trained.Trained, scales: list[float], num: int, seed: int, judge,
     figures = []
     for scale in scales:
         here = functools.partial(draw, params, jax.random.key(seed), numbers={**numbers, "scale": jnp.float32(scale)})
-        drawn = conditioned_rows(here, num, run.config.sampling.batch_size, system.steered, None)
+        drawn = conditioned_rows(here, num, run.config.sampling.batch_size, system.conditions, None)
         samples = np.clip(drawn["samples"], -1, 1)
-        found = metrics.classifier_metrics(samples, *splits, judge=judge, labels=drawn["label"])
+        found = metrics.classifier_metrics(samples, *splits, classifier=judge, labels=drawn["label"])
         figures.append({"scale": scale, **found})
         print(
             f"| {scale:g} | {found['condition_accuracy']:.3f} | {found['classifier_frechet']:.2f} "

@@ -34,8 +34,9 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.config import build, from_file
-from diffusion_jax.run import planning
-from diffusion_jax.run.job import Job, fresh_state, prepare, train_step
+from diffusion_jax.run import plan
+from diffusion_jax.run.job import Job, prepare, train_step
+from diffusion_jax.run.parameters import fresh_state
 from diffusion_jax.training import loop, summary
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints
@@ -177,7 +178,7 @@ def compare(job: Job, folder: pathlib.Path, seconds: float, pairs: int) -> dict[
         trace_seconds=traced - began,
         compile_seconds=compiled - traced,
         memory=memory,
-        flops=planning.step_flops(job),
+        flops=plan.step_flops(job),
     )
 
 

@@ -76,7 +76,7 @@ def main(argv: list[str]) -> None:
         if bool(flag.value) != (_MODE.value in modes):
             _refuse(f"--mode={_MODE.value} {'needs' if _MODE.value in modes else 'takes no'} --{flag.name}=PATH")
     logging.set_verbosity(logging.WARNING)
-    from diffusion_jax.config import from_file, sections
+    from diffusion_jax.config import data, from_file, sections
     from diffusion_jax.run import distributed, encode, evaluate, plan, sample, train
     from diffusion_jax.training import faults
     from diffusion_jax.training.loop import NotFinite
@@ -92,6 +92,7 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     try:
         sections.drop_replaced(config, original)
+        data.drop_replaced(config, original)
         workdir, to, path = (pathlib.Path(flag.value or ".").expanduser() for flag in (_WORKDIR, _TO, _FROM))
         match _MODE.value:
             case "plan":

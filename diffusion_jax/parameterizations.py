@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.processes.base import bcast, log_snr, time_derivative
-from diffusion_jax.types import Apply, Coefficients, Cond, Denoiser, Process
+from diffusion_jax.types import Apply, Coefficients, Cond, Denoiser, Process, needing
 
 Time = Float[Array, "*n"]
 Parameterization = Callable[[Process, Time], Coefficients]
@@ -27,26 +27,31 @@ def time_label(process: Process, t: Time) -> Time:
     return 999 * t
 
 
+@needing(num_steps=True)
 def index_label(process: Process, t: Time) -> Time:
     """T t - 1, the timestep 0..T-1 of a discrete process with `num_steps` = T."""
     return process.num_steps * t - 1
 
 
+@needing(num_steps=True)
 def timestep_label(process: Process, t: Time) -> Time:
     """1000 (T t - 1) / T: that timestep brought to 0..999, as improved DDPM's networks are told of 4000 steps."""
     return 1000 * (process.num_steps * t - 1) / process.num_steps
 
 
+@needing(alpha=True, sigma=True)
 def log_sigma_label(process: Process, t: Time) -> Time:
     """log(sigma / alpha): the label of networks with Fourier embeddings (NCSN++)."""
     return jnp.log(process.sigma(t) / process.alpha(t))
 
 
+@needing(alpha=True, sigma=True)
 def log_sigma_unit_label(process: Process, t: Time) -> Time:
     """log(sigma / 2 alpha): of networks trained on data in [0, 1], whose noise is half of what it is on [-1, 1]."""
     return jnp.log(process.sigma(t) / (2 * process.alpha(t)))
 
 
+@needing(alpha=True, sigma=True)
 def log_snr_label(process: Process, t: Time) -> Time:
     """999 (13.3 - log SNR) / 18.3: in 0..999 for log SNR from 13.3 to -5, where VDM's schedule starts and ends."""
     return 999 * (13.3 - log_snr(process, t)) / 18.3
@@ -63,6 +68,7 @@ def level_label(num_levels: int) -> NoiseLabel:
 def eps_prediction(label: NoiseLabel = time_label) -> Parameterization:
     """F predicts eps: D = (x - sigma F) / alpha. arXiv:2006.11239."""
 
+    @needing(label, alpha=True)
     def param(process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         return Coefficients(jnp.ones_like(t), 1 / alpha, -sigma / alpha, label(process, t))
@@ -73,6 +79,7 @@ def eps_prediction(label: NoiseLabel = time_label) -> Parameterization:
 def x0_prediction(label: NoiseLabel = time_label) -> Parameterization:
     """F predicts x_0: D = F."""
 
+    @needing(label)
     def param(process: Process, t: Time) -> Coefficients:
         return Coefficients(jnp.ones_like(t), jnp.zeros_like(t), jnp.ones_like(t), label(process, t))
 
@@ -86,6 +93,7 @@ def score_prediction(label: NoiseLabel = time_label, scale_by_sigma: bool = Fals
     technique 3; NCSN++).
     """
 
+    @needing(label, alpha=True)
     def param(process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         c_out = sigma / alpha if scale_by_sigma else sigma**2 / alpha
@@ -97,6 +105,7 @@ def score_prediction(label: NoiseLabel = time_label, scale_by_sigma: bool = Fals
 def v_prediction(label: NoiseLabel = time_label) -> Parameterization:
     """F predicts v = alpha eps - sigma x_0: D = (alpha x - sigma F) / (alpha^2 + sigma^2). arXiv:2202.00512."""
 
+    @needing(label)
     def param(process: Process, t: Time) -> Coefficients:
         alpha, sigma = process.alpha(t), process.sigma(t)
         norm = alpha**2 + sigma**2
@@ -108,6 +117,7 @@ def v_prediction(label: NoiseLabel = time_label) -> Parameterization:
 def velocity_prediction(label: NoiseLabel = time_label) -> Parameterization:
     """F predicts dx/dt = alpha' x_0 + sigma' eps, the target of flow matching. arXiv:2210.02747, eq. 14."""
 
+    @needing(label, derivatives=True)
     def param(process: Process, t: Time) -> Coefficients:
         alpha, d_alpha = time_derivative(process.alpha, t)
         sigma, d_sigma = time_derivative(process.sigma, t)
@@ -123,6 +133,7 @@ def edm_preconditioning(sigma_data: float = 0.5) -> Parameterization:
     Stated for alpha = 1; other processes are first divided by alpha. The label is log(sigma) / 4.
     """
 
+    @needing(alpha=True, sigma=True)
     def param(process: Process, t: Time) -> Coefficients:
         alpha = process.alpha(t)
         sigma = process.sigma(t) / alpha

@@ -22,6 +22,7 @@ class Embedded(NamedTuple):
     image: Float[Array, "batch h w c"] | None = None  # concatenated to x; by a ControlNet added to its activations
     # Added to the activations that the way up of a U-Net reads, in their order, the last to those in the middle.
     residuals: tuple[Float[Array, "batch _ _ _"], ...] = ()
+    others: dict[str, Array] | None = None  # conditions of other names, as they are: structures, for example
 
 
 class Controlled(NamedTuple):
@@ -45,6 +46,57 @@ def pytree(cls):
     `metadata=dict(static=True)` are not.
     """
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a part (solver, grid, loss, parameterization, guidance) needs of the parts that it is combined with.
+
+    Conditions on alpha and sigma hold at the times at which the part is evaluated: for a solver, those at which its
+    steps start. `config/fits.py` refuses combinations in which a need is not met.
+    """
+
+    num_steps: bool = False  # a discrete process, which has a number of steps
+    unit_alpha: bool = False  # alpha = 1
+    alpha: bool = False  # alpha > 0
+    alpha_after: bool = False  # alpha > 0 where a step ends
+    sigma: bool = False  # sigma > 0
+    derivatives: bool = False  # finite alpha' and sigma'
+    least_sigma: float | None = None  # sigma(0) above this number
+    distinct_times: bool = False  # steps of positive length
+    learned_variance: bool = False  # a network that learns variances
+    conditional: bool = False  # a network that reads any condition
+    conditions: tuple[str, ...] = ()  # a network that reads these
+    unguided: bool = False  # the denoiser of the network itself, before other guidance
+
+    def __or__(self, other: Needs) -> Needs:
+        """The needs of both."""
+        both: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            here, there = getattr(self, field.name), getattr(other, field.name)
+            both[field.name] = here or there
+        least = [needs.least_sigma for needs in (self, other) if needs.least_sigma is not None]
+        both["least_sigma"] = max(least, default=None)
+        both["conditions"] = tuple(dict.fromkeys(self.conditions + other.conditions))
+        return Needs(**both)
+
+
+NOTHING = Needs()
+
+
+def needs_of(part: Any) -> Needs:
+    """The declared needs of a part: its attribute `needs`; nothing for a function that declares none."""
+    return getattr(part, "needs", NOTHING)
+
+
+def needing(*parts: Any, **needs: Any) -> Callable[[Callable], Callable]:
+    """Decorator that declares the needs of a function: `needs`, and those of the `parts` that it is made of."""
+
+    def declare(function: Callable) -> Callable:
+        function.needs = functools.reduce(Needs.__or__, map(needs_of, parts), Needs(**needs))
+        return function
+
+    return declare
 
 
 def spread(cls: type, **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -92,7 +144,13 @@ def check_choice(field: str, value: Any, choices: Collection[str]) -> None:
 
 @runtime_checkable
 class Process(Protocol):
-    """How data is destroyed: x_t = alpha(t) x_0 + sigma(t) eps, with t in [0, 1] and noise growing with t."""
+    """How data is destroyed: x_t = alpha(t) x_0 + sigma(t) eps, with t in [0, 1] and noise growing with t.
+
+    `num_steps` is the number of steps of a discrete process, None for a continuous one.
+    """
+
+    @property
+    def num_steps(self) -> int | None: ...
 
     def alpha(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
 
@@ -148,10 +206,12 @@ class Solver(NamedTuple):
 
     `init(x) -> carry` and `step(process, D, keys, x, t, s, carry) -> (x_s, carry)`, which goes from time t to
     s < t (an ODE solver also to s > t: inversion). `t` and `s` are scalars, `keys: [batch]` holds one key per row.
+    `needs` declares what the solver needs of the process, the denoiser and the times.
     """
 
     init: Callable[[Array], Any]
     step: Callable[..., tuple[Array, Any]]
+    needs: Needs = NOTHING
 
 
 @runtime_checkable

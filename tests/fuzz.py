@@ -38,14 +38,14 @@ import numpy as np
 import PIL.Image
 
 from diffusion_jax import data, main
-from diffusion_jax.config import build, sections, trained
+from diffusion_jax.config import build, saved, sections, trained
 from diffusion_jax.config.defaults import from_file
 from diffusion_jax.data import images, prepare, tokenization
 from diffusion_jax.data.sources import archives
 from diffusion_jax.evaluation.reference import read_statistics
 from diffusion_jax.run import workdir
-from diffusion_jax.run.job import load_params
 from diffusion_jax.run.job import prepare as prepare_job
+from diffusion_jax.run.parameters import load_params
 from diffusion_jax.training.writers import read_metrics
 from diffusion_jax.weights import families
 from diffusion_jax.weights.files import open_weights, write_weights
@@ -288,15 +288,15 @@ def _configs(folder: pathlib.Path) -> list[bytes]:
 def _open_run(path: pathlib.Path) -> None:
     (path.parent / "checkpoints").mkdir(exist_ok=True)
     with contextlib.suppress(sections.ConfigError):  # of a run of another model, as most are
-        workdir.check_same_model(runs.toy(), path.parent, resume=True)
+        saved.check_same_model(runs.toy(), path.parent, resume=True)
     trained.open_run(str(path.parent), "config.weights", build.system)
 
 
 def _checkpoint(folder: pathlib.Path) -> list[bytes]:
     """One file of a checkpoint each, after its path; `_restore` puts it back among the others."""
-    from diffusion_jax.run import modes
+    from diffusion_jax.run import train
 
-    modes.train(runs.toy(training__num_steps=2, training__checkpoint_every=2), folder / "run")
+    train.train(runs.toy(training__num_steps=2, training__checkpoint_every=2), folder / "run")
     root = folder / "run" / "checkpoints" / "2"
     files = [file for file in root.rglob("*") if file.is_file()]
     return [str(file.relative_to(folder)).encode() + b"\n" + file.read_bytes() for file in files]

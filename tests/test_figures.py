@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from diffusion_jax.config import from_file
-from diffusion_jax.run import modes
+from diffusion_jax.run import train
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "ncsn.py"
 
@@ -18,7 +18,7 @@ def test_a_quarter_of_the_training_gives_all_digits(tmp_path):
     config.training.sample_every = 0
     config.optimizer.warmup_steps = 50
     config.ema.rates = (0.99,)
-    modes.train(config, tmp_path)
+    train.train(config, tmp_path)
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert figures["num_samples"] == 500
     assert figures["classifier_test_accuracy"] >= 0.97

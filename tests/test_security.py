@@ -6,9 +6,9 @@ import types
 
 import pytest
 
-from diffusion_jax.config import checks
+from diffusion_jax.config import checks, saved
 from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.run import modes, workdir
+from diffusion_jax.run import plan, train
 from diffusion_jax.run.job import prepare
 from tests.runs import TOY, command, flag, listing, toy
 
@@ -47,8 +47,8 @@ def test_the_key_of_a_logger_is_written_nowhere(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", fake)
     monkeypatch.setenv("WANDB_API_KEY", "hunter2")
     config = toy(training__loggers=("jsonl", "wandb"))
-    modes.train(config, tmp_path)
-    modes.plan(config)
+    train.train(config, tmp_path)
+    plan.plan(config)
     assert logged and "hunter2" not in str(logged)
     assert "hunter2" not in "".join(capsys.readouterr())
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -62,7 +62,7 @@ def test_the_key_of_a_logger_is_written_nowhere(monkeypatch, capsys, tmp_path):
 def test_a_config_json_that_holds_something_else(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
-        workdir.read_config(tmp_path)
+        saved.read_config(tmp_path)
 
 
 def test_a_config_json_cannot_name_more_than_there_is(tmp_path):

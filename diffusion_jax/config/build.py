@@ -18,9 +18,10 @@ from diffusion_jax.config.recipes import (
     text_to_image,
     vdm,
 )
-from diffusion_jax.config.recipes.recipe import CHOICES, Recipe
+from diffusion_jax.config.recipes.recipe import CHOICES, Reading, Recipe
 from diffusion_jax.config.sections import ConfigError, lookup
 from diffusion_jax.config.trained import Trained, open_run
+from diffusion_jax.data import Source
 from diffusion_jax.types import System
 
 RECIPES = {
@@ -41,13 +42,30 @@ class Built(NamedTuple):
     parts: Parts
     recipe: Recipe
     system: System
+    reading: Reading  # how captions and derived conditions of the data are read
+
+    def source(self, *, evaluation: bool = False) -> Source:
+        """The training split of the data, or the split that evaluation compares with. Opens files.
+
+        Raises ConfigError if the split does not hold what the system reads.
+        """
+        source = data.source(
+            self.parts.config,
+            self.system.batch,
+            tokenize=self.reading.tokenize,
+            derive=self.reading.derive,
+            evaluation=evaluation,
+        )
+        self.recipe.check(self.parts, source)
+        return source
 
 
 def build(config: ConfigDict) -> Built:
     """Build and check what a config describes. Opens no data, allocates nothing. Raises ConfigError."""
     recipe = lookup(RECIPES, "system.name", config.system.name)
     parts = Parts(config, data.spec(config), _of_run)
-    return Built(parts, recipe, recipe.build(parts))
+    system = recipe.build(parts)
+    return Built(parts, recipe, system, recipe.reading(parts, system))
 
 
 def system(config: ConfigDict) -> System:

@@ -22,6 +22,7 @@ def defaults() -> ConfigDict:
             network=dict(name="unet"),
             solver=dict(name="ancestral"),
             guidance=dict(name="none"),
+            editing=dict(name="none"),
             data=dict(name="digits", split="train", eval_split="test", image_size=8, channels=1, path=""),
             training=dict(
                 num_steps=2000,

@@ -13,24 +13,27 @@ if TYPE_CHECKING:
     from diffusion_jax.config.parts import Parts
 
 
-def classifier(parts: Parts, *, path: str = "", scale: float = 1.0, schedule: str = "constant") -> Guidance:
+def classifier(
+    parts: Parts, place: str = "guidance", *, path: str = "", scale: float = 1.0, schedule: str = "constant"
+) -> Guidance:
     """Guidance by the noisy classifier that was trained in the work directory `path`.
 
     Raises ConfigError if there is none, or if its process, its examples or its classes differ from those of the model.
     """
-    run = parts.trained(path, "config.guidance.path", role="classifier")
+    run = parts.trained(path, f"config.{place}.path", role="classifier")
     check_alike(parts, run)
     here, there = parts.config.network.get("num_classes", 0), run.system.classes.num_classes
     if here and here != there:
         raise ConfigError(
-            f"config.guidance.path={path!r}: the classifier has {there} classes, config.network.num_classes={here}"
+            f"config.{place}.path={path!r}: the classifier has {there} classes, config.network.num_classes={here}"
         )
     classify = run.system
-    return steering.by_classifier(classify.log_prob, run.load, classify.classes, scale=scale, schedule=schedule)
+    return steering.classifier(classify.log_prob, run.load, classify.classes, scale=scale, schedule=schedule)
 
 
 def autoguidance(
     parts: Parts,
+    place: str = "guidance",
     *,
     path: str = "",
     ema_rate: float = 0.0,
@@ -43,23 +46,23 @@ def autoguidance(
     `path` may be the run that is sampled itself, with an average of another rate. Raises ConfigError if there is no
     such run, or if its process, its examples or its conditions differ from those of the model.
     """
-    run = parts.trained(path, "config.guidance.path", role="denoiser")
+    run = parts.trained(path, f"config.{place}.path", role="denoiser")
     check_alike(parts, run)
     here, there = parts.network().conditions.shapes, run.system.network_conditions.shapes
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
             raise ConfigError(
-                f"config.guidance.path={path!r}: the condition {name!r} is {here.get(name)} here and "
+                f"config.{place}.path={path!r}: the condition {name!r} is {here.get(name)} here and "
                 f"{there.get(name)} there; a weaker model needs the same conditions"
             )
     if ema_rate:
         if str(ema_rate) not in map(str, run.config.ema.rates):
             raise ConfigError(
-                f"config.guidance.ema_rate={ema_rate} is not among the averages of {path!r}, {run.config.ema.rates}"
+                f"config.{place}.ema_rate={ema_rate} is not among the averages of {path!r}, {run.config.ema.rates}"
             )
         run.config.sampling.ema_rate = ema_rate
     weak = run.system.unguided
-    return steering.auto(weak.denoiser, run.load, scale=scale, schedule=schedule, interval=interval)
+    return steering.autoguidance(weak.denoiser, run.load, scale=scale, schedule=schedule, interval=interval)
 
 
 def check_alike(parts: Parts, run: Trained) -> None:

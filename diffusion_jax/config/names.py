@@ -9,7 +9,7 @@ from __future__ import annotations
 from diffusion_jax import parameterizations, processes, solvers
 from diffusion_jax.config import guidance
 from diffusion_jax.config.sections import construct
-from diffusion_jax.guidance import steering, thresholding
+from diffusion_jax.guidance import editing, steering, thresholding
 from diffusion_jax.likelihood import bound_likelihood, ode_likelihood
 from diffusion_jax.losses import denoising_loss, hybrid_loss, score_matching_loss, times, vlb_loss, weightings
 from diffusion_jax.networks.adm import ADM
@@ -146,10 +146,11 @@ SOLVERS = {
 }
 GUIDANCE = {
     "none": steering.none,
-    "classifier_free": steering.free,
+    "classifier_free": steering.classifier_free,
     "classifier": guidance.classifier,
     "autoguidance": guidance.autoguidance,
-    "instruct_pix2pix": steering.instruct,
+    "instruct_pix2pix": steering.instruct_pix2pix,
 }
+EDITING = {"none": editing.none, "sdedit": editing.sdedit}
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": ode_likelihood, "bound": bound_likelihood}

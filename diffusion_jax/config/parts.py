@@ -12,8 +12,11 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import checks, names, trained
-from diffusion_jax.config.sections import ConfigError, check_type, construct, lookup
+from diffusion_jax.config import names, trained
+from diffusion_jax.config.sections import ConfigError, check_type, construct, lookup, refusal
+from diffusion_jax.guidance import steering
+from diffusion_jax.guidance.editing import Editing
+from diffusion_jax.guidance.steering import Guidance
 from diffusion_jax.losses.times import Resampler, Times
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.functional import conditions_of, embedder, fourier_features, init_apply
@@ -93,7 +96,7 @@ class Parts:
     @functools.cached_property
     def _times(self) -> Times | Resampler:
         """The times of training. A noise classifier has no weighting, so that times ask for it only if they take it."""
-        steps = {"num_steps": self.process.num_steps} if hasattr(self.process, "num_steps") else {}
+        steps = {} if self.process.num_steps is None else {"num_steps": self.process.num_steps}
         return construct(names.TIMES, "times", self.config.times, weighting=self.weighting, **steps)
 
     @property
@@ -118,8 +121,22 @@ class Parts:
         return construct(names.SOLVERS, "solver", self.config.solver, **total)
 
     @functools.cached_property
-    def guidance(self) -> Any:
-        return construct(names.GUIDANCE, "guidance", self.config.guidance, parts=self)
+    def guidance(self) -> Guidance:
+        return self._guidance("guidance", self.section("guidance"))
+
+    def _guidance(self, field: str, section: Mapping[str, Any]) -> Guidance:
+        """The guidance of a section, followed by that of the section `then` within it."""
+        then = plain(section["then"], f"{field}.then") if "then" in section else None
+        own = {key: value for key, value in section.items() if key != "then"}
+        first = construct(names.GUIDANCE, field, own, parts=self, place=field)
+        if then is None:
+            return first
+        with refusal(f"config.{field}.then.name={then['name']!r}"):
+            return steering.chain(first, self._guidance(f"{field}.then", then))
+
+    @functools.cached_property
+    def editing(self) -> Editing:
+        return construct(names.EDITING, "editing", self.config.editing)
 
     @functools.cached_property
     def threshold(self) -> Callable:
@@ -133,21 +150,16 @@ class Parts:
 
     @functools.cached_property
     def likelihood(self) -> Callable | None:
-        """What config.evaluation.likelihood computes. Refuses a bound whose steps the process does not have."""
+        """What config.evaluation.likelihood computes. Refuses a bound of steps that the grid does not have."""
         section = self.config.evaluation.likelihood
         given = dict(grid=self.grid, levels=self.likelihood_levels)
         likelihood = construct(names.LIKELIHOODS, "evaluation.likelihood", section, **given)
-        if section.name != "bound":
-            return likelihood
-        if not section.get("steps") and not hasattr(self.process, "num_steps"):
-            raise ConfigError(
-                "config.evaluation.likelihood.steps=0 means all steps of a discrete process, but "
-                f"config.process.name={self.config.process.name!r} is continuous; give their number"
-            )
-        try:
-            self.grid(self.process, section.get("steps") or self.process.num_steps)
-        except ValueError as error:
-            raise ConfigError(f"config.evaluation.likelihood.steps={section.get('steps', 0)}: {error}") from error
+        steps = section.get("steps") or self.process.num_steps
+        if section.name == "bound" and steps:
+            try:
+                self.grid(self.process, steps)
+            except ValueError as error:
+                raise ConfigError(f"config.evaluation.likelihood.steps={section.get('steps', 0)}: {error}") from error
         return likelihood
 
     def network(self, *, channels: int | None = None) -> Network:
@@ -181,14 +193,11 @@ class Parts:
         embed = embedder(make, dtype) if conditions.shapes else lambda params, cond: cond
         return Network(init, fourier_features(apply, exponents) if exponents else apply, embed, conditions, placed)
 
-    def times_of_training(self) -> np.ndarray:
-        """A large draw of the times of training, to see whether coefficients are finite at all of them."""
-        drawn, _ = jax.jit(self.times, static_argnums=2)(self.process, jax.random.key(0), _CHECKED_TIMES)
-        return np.asarray(drawn)
-
-    def times_of_sampling(self) -> jax.Array:
-        """The times that a solver steps through. Refuses a grid that does not fit the process or the steps."""
-        return checks.sampling_times(self.config, self.process, self.grid)
+    def times_of_training(self) -> tuple[np.ndarray, np.ndarray]:
+        """A large draw of the times of training with their weights, to see whether all of them are finite."""
+        draw = jax.jit(self.times, static_argnums=2)
+        times, weights = draw(self.process, jax.random.key(0), _CHECKED_TIMES)
+        return np.asarray(times), np.asarray(weights)
 
     def optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
         """The optimizer and its learning rate by step."""

@@ -22,9 +22,6 @@ class Derived(NamedTuple):
     draws: int = 0
 
 
-ITSELF = Derived(lambda x, u: x)
-
-
 def averaged(side: int) -> Derived:
     """Images of `side` pixels, each the average of a square of those of x."""
     return Derived(functools.partial(_averaged, side=side))

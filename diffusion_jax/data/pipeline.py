@@ -111,7 +111,7 @@ def batches(
         rng = np.random.default_rng((seed, step, 1))
         # Two float32 numbers come out of one 64-bit draw: skip what belongs to the rows of earlier processes.
         rng.bit_generator.advance(start * source.draws // 2)
-        return source.batch(indices, rng, augment=True)
+        return source.batch(indices, rng)
 
     options = grain.ReadOptions(num_threads=num_workers, prefetch_buffer_size=max(prefetch, num_workers))
     return iter(grain.MapDataset.range(_NUM_STEPS).map(read).to_iter_dataset(options))

@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from diffusion_jax.data import tokenization
-from diffusion_jax.data.sources import files
+from diffusion_jax.data.sources import arrays, files
 
 PAD = "[PAD]"
 _BYTES = 256
@@ -61,12 +61,12 @@ def captions(path: str, split: str, caption_key: str, image_key: str = "") -> li
     where, keys = pathlib.Path(path).expanduser(), {"caption": caption_key, "image": image_key}
     keys = {kind: key for kind, key in keys.items() if key}
     if where.is_dir() and not any(where.glob("*.np[yz]")):
-        found = files.folder_images(where, split, keys).captions
+        texts = files.folder_images(where, split, keys).captions
     else:
-        found = files.read_arrays(where, split, keys).others.get("caption", ())
-    if not len(found):
+        texts = arrays.read_arrays(where, split, keys).others.get("caption", ())
+    if not len(texts):
         raise ValueError(f"{path} has no captions; --caption_key={caption_key!r} says where they are.")
-    return [str(text) for text in found]
+    return [str(text) for text in texts]
 
 
 def main(arguments: list[str] | None = None) -> None:

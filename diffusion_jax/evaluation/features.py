@@ -18,6 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, PyTree, UInt8
 
 from diffusion_jax import data
+from diffusion_jax.data.source import in_memory
+from diffusion_jax.data.sources import images as sources
 from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation.frechet import Moments, add_moments
 from diffusion_jax.evaluation.sheets import to_uint8
@@ -157,7 +159,7 @@ def image_source(images: ImageSet, channels: int | None = None) -> data.Source:
         raise ValueError(f"images must be [n, height, width, 1 or 3] and not empty, got shape {images.shape}")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be uint8, or floats in [-1, 1], got {images.dtype}")
-    return data.Source(read=lambda indices: {"x": images[indices]}, size=len(images), shape=images.shape[1:])
+    return sources.source(in_memory({"x": images}), size=len(images), shape=images.shape[1:])
 
 
 def read_uint8(source: data.Source, indices: np.ndarray) -> UInt8[np.ndarray, "n h w c"]:

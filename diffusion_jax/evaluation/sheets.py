@@ -81,7 +81,7 @@ def image_sheet(
     if labels is not None:
         sheet = _captioned(sheet, [(x, y + height) for y, x in corners], captions)
     if path is not None:
-        _save_png(sheet, path)
+        write_png(sheet, path)
     return sheet
 
 
@@ -144,7 +144,7 @@ def scatter_sheet(
     canvas.draw()
     sheet = np.asarray(canvas.buffer_rgba())[..., :3].copy()
     if path is not None:
-        _save_png(sheet, path)
+        write_png(sheet, path)
     return sheet
 
 
@@ -208,7 +208,8 @@ def _captioned(sheet: np.ndarray, corners: list[tuple[int, int]], captions: list
     return np.asarray(image)
 
 
-def _save_png(sheet: np.ndarray, path: str | os.PathLike) -> None:
+def write_png(sheet: UInt8[np.ndarray, "height width 3"], path: str | os.PathLike) -> None:
+    """Write a picture as PNG, in one piece; its folder is created."""
     from PIL import Image
 
     with replacing(path) as file:

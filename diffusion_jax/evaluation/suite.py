@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 import warnings
@@ -196,7 +197,7 @@ def _subset(source: data.Source, most: int, seed: int) -> data.Source:
     if len(source) <= most:
         return source
     chosen = np.sort(np.random.default_rng(seed).permutation(len(source))[:most])
-    return data.Source(read=lambda indices: source.read(chosen[indices]), size=most, shape=source.shape)
+    return dataclasses.replace(source, read=lambda indices: source.read(chosen[indices]), size=most, groups=None)
 
 
 def _figures(

@@ -34,7 +34,7 @@ def classifier_free(
     Args:
         D: a denoiser trained with conditions dropped at times, D(x, t, cond).
         scale: w, or a function of t.
-        null_cond: what stands for no condition: the entries of cond without their batch axis, or with one of size 1.
+        null_cond: the null condition: the entries of cond without their batch axis, or with one of size 1.
         interval: times (t_low, t_high] of guidance; elsewhere scale is 1, and D is called once where t is a scalar
             (arXiv:2404.07724). None: everywhere.
         rescale: in [0, 1], see `rescaled`.
@@ -43,7 +43,7 @@ def classifier_free(
         ValueError: if `null_cond` is None, the interval is empty, or `rescale` is out of range.
     """
     if null_cond is None:
-        raise ValueError("null_cond is None; classifier-free guidance needs what stands for no condition")
+        raise ValueError("null_cond is None; classifier-free guidance needs a null condition")
     check(interval, rescale)
 
     def guided(outputs: Callable, x: Array, t: Array, cond: Cond) -> tuple[Array, ...]:
@@ -61,7 +61,7 @@ def classifier_free(
     return rewired(D, _within(interval, guided))
 
 
-def text_and_image(
+def instruct_pix2pix(
     D: Denoiser, scale: Scale, image_scale: Scale, image_cond: Cond, null_cond: Cond, rescale: float = 0.0
 ) -> Denoiser:
     """D_0 + w_I (D_I - D_0) + w (D_TI - D_I), the three under no condition, the image alone, and text and image.

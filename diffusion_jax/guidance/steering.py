@@ -1,18 +1,20 @@
-"""The guidance of a system: what steers its samples, with the numbers and networks that it needs."""
+"""The guidance of a system: functions from models to models, with the numbers and networks that they need."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from diffusion_jax.guidance.classifier import LogLikelihood, classifier
-from diffusion_jax.guidance.classifier_free import autoguidance, check, classifier_free, text_and_image
+from diffusion_jax import guidance
+from diffusion_jax.guidance.classifier import LogLikelihood
+from diffusion_jax.guidance.classifier_free import check
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.parameterizations import bound_to
-from diffusion_jax.types import Cond, Denoiser, Embedded, Params, Process
+from diffusion_jax.types import NOTHING, Cond, Denoiser, Needs, Params, Process
 
 # Factors of the scale by time, 1 on average (arXiv:2404.13040, section 4).
 SCHEDULES: dict[str, Callable[[Float[Array, "*n"]], Float[Array, "*n"]]] = {
@@ -26,92 +28,139 @@ class Model(NamedTuple):
     """A denoiser and the condition it is to be sampled under."""
 
     D: Denoiser  # D(x, t, cond), with cond as `cond` and `null` are
-    cond: Any  # as the network has embedded it; None where it reads none
-    null: Any  # what stands for no condition, embedded, with a batch axis of size 1
-    given: Cond  # the condition as given
+    cond: Any  # as the network has embedded it; None for a network without conditions
+    null: Any  # the null condition, embedded, with a batch axis of size 1
+    given: Cond  # the condition before it was embedded
     process: Process
+
+    @property
+    def bound(self) -> Denoiser:
+        """D(x, t) under the condition."""
+        return bound_to(self.D, self.cond)
 
 
 class Guidance(NamedTuple):
-    """A pair of pure functions.
+    """Guidance as a pair of pure functions; `chain` makes one of several.
 
     `load() -> numbers` is a pytree, read once when samples are first drawn: scales, parameters of other networks.
-    `steer(numbers, model) -> D(x, t)` is the denoiser that solvers see, its condition bound.
-    `conditions` are those that it steers towards beside those of the network.
+    `steer(numbers, model) -> model` changes the denoiser; its condition is bound afterwards, by the system.
+    `conditions` are those that it steers towards, in addition to those of the network.
+    `values` describe it in reports, such as {"scale": 7.5}.
     """
 
     load: Callable[[], PyTree[Array]]
-    steer: Callable[[PyTree[Array], Model], Denoiser]
+    steer: Callable[[PyTree[Array], Model], Model]
     conditions: Conditions = NO_CONDITIONS
+    needs: Needs = NOTHING
+    values: Mapping[str, float] = {}
 
 
 def none() -> Guidance:
-    """The conditional model as it is."""
-    return Guidance(load=dict, steer=lambda numbers, model: bound_to(model.D, model.cond))
+    """No guidance: the conditional model as it is."""
+    return Guidance(load=dict, steer=lambda numbers, model: model)
 
 
-def free(
+def chain(*parts: Guidance) -> Guidance:
+    """The guidance that applies `parts` one after the other, the first to the denoiser of the network itself.
+
+    Raises ValueError for a later part that evaluates the denoiser under several conditions at once, as classifier-free
+    guidance does: those before it hold the condition of the sample.
+    """
+    for part in parts[1:]:
+        if part.needs.unguided:
+            raise ValueError("guidance that evaluates the network under a null condition must be the first of a chain")
+
+    def steer(numbers: tuple[PyTree[Array], ...], model: Model) -> Model:
+        for part, own in zip(parts, numbers, strict=True):
+            model = part.steer(own, model)
+        return model
+
+    return Guidance(
+        load=lambda: tuple(part.load() for part in parts),
+        steer=steer,
+        conditions=functools.reduce(Conditions.__or__, (part.conditions for part in parts), NO_CONDITIONS),
+        needs=functools.reduce(Needs.__or__, (part.needs for part in parts), NOTHING),
+        values={i * "then_" + name: value for i, part in enumerate(parts) for name, value in part.values.items()},
+    )
+
+
+def lifted(function: Callable[[Denoiser], Denoiser]) -> Guidance:
+    """A function from denoisers to denoisers, such as a threshold, as a link of a chain."""
+    return Guidance(load=dict, steer=lambda numbers, model: model._replace(D=function(model.D)))
+
+
+def classifier_free(
     scale: float = 1.0,
     schedule: str = "constant",
     interval: tuple[float, ...] = (),
     rescale: float = 0.0,
 ) -> Guidance:
-    """`guidance.classifier_free` of the model and itself without condition; w(t) = 1 + (scale - 1) schedule(t).
+    """`guidance.classifier_free` of the model and its null condition; w(t) = 1 + (scale - 1) schedule(t).
 
     Raises ValueError for a schedule that is not in `SCHEDULES`, an empty interval, or `rescale` outside [0, 1].
     """
     factor, within = _schedule(schedule), tuple(interval) or None
     check(within, rescale)
 
-    def steer(numbers: PyTree[Array], model: Model) -> Denoiser:
+    def steer(numbers: PyTree[Array], model: Model) -> Model:
         if model.cond is None:
-            return bound_to(model.D, None)
+            return model
         w = lambda t: 1 + (numbers["scale"] - 1) * factor(t)  # noqa: E731
-        return bound_to(classifier_free(model.D, w, model.null, within, rescale), model.cond)
+        return model._replace(D=guidance.classifier_free(model.D, w, model.null, within, rescale))
 
-    return Guidance(load=lambda: {"scale": jnp.float32(scale)}, steer=steer)
+    return Guidance(
+        load=lambda: {"scale": jnp.float32(scale)},
+        steer=steer,
+        needs=Needs(conditional=True, unguided=True),
+        values={"scale": scale},
+    )
 
 
-def instruct(scale: float = 7.5, image_scale: float = 1.5, rescale: float = 0.0) -> Guidance:
-    """`guidance.text_and_image` of a model of both: w = `scale` for the text, w_I = `image_scale` for the image.
+def instruct_pix2pix(scale: float = 7.5, image_scale: float = 1.5, rescale: float = 0.0) -> Guidance:
+    """`guidance.instruct_pix2pix` of a model of both: w = `scale` for the text, w_I = `image_scale` for the image.
 
-    Raises ValueError for `rescale` outside [0, 1], and when samples are drawn from a model without an image.
+    Raises ValueError for `rescale` outside [0, 1].
     """
     check(None, rescale)
 
-    def steer(numbers: PyTree[Array], model: Model) -> Denoiser:
-        if not isinstance(model.cond, Embedded) or model.cond.image is None:
-            raise ValueError("guidance by text and image needs a network with the condition 'image'")
+    def steer(numbers: PyTree[Array], model: Model) -> Model:
         image_only = model.null._replace(image=model.cond.image)
         scales = numbers["scale"], numbers["image_scale"]
-        return bound_to(text_and_image(model.D, *scales, image_only, model.null, rescale), model.cond)
+        return model._replace(D=guidance.instruct_pix2pix(model.D, *scales, image_only, model.null, rescale))
 
-    return Guidance(load=lambda: {"scale": jnp.float32(scale), "image_scale": jnp.float32(image_scale)}, steer=steer)
+    return Guidance(
+        load=lambda: {"scale": jnp.float32(scale), "image_scale": jnp.float32(image_scale)},
+        steer=steer,
+        needs=Needs(conditions=("image",), unguided=True),
+        values={"scale": scale, "image_scale": image_scale},
+    )
 
 
-def auto(
+def autoguidance(
     weak: Callable[[Params, Cond], Denoiser],
     load_weak: Callable[[], Params],
     scale: float = 1.0,
     schedule: str = "constant",
     interval: tuple[float, ...] = (),
 ) -> Guidance:
-    """`guidance.autoguidance` by the model `weak(params, cond) -> D(x, t)`; w(t) as in `free`.
+    """`guidance.autoguidance` by the model `weak(params, cond) -> D(x, t)`; w(t) as in `classifier_free`.
 
     Raises ValueError for a schedule that is not in `SCHEDULES`, or an empty interval.
     """
     factor, within = _schedule(schedule), tuple(interval) or None
     check(within, 0.0)
 
-    def steer(numbers: PyTree[Array], model: Model) -> Denoiser:
+    def steer(numbers: PyTree[Array], model: Model) -> Model:
         D_weak = weak(numbers["params"], model.given)
         w = lambda t: 1 + (numbers["scale"] - 1) * factor(t)  # noqa: E731
-        return autoguidance(bound_to(model.D, model.cond), lambda x, t, _: D_weak(x, t), w, within)
+        return model._replace(D=guidance.autoguidance(model.D, lambda x, t, _: D_weak(x, t), w, within))
 
-    return Guidance(load=lambda: {"scale": jnp.float32(scale), "params": load_weak()}, steer=steer)
+    return Guidance(
+        load=lambda: {"scale": jnp.float32(scale), "params": load_weak()}, steer=steer, values={"scale": scale}
+    )
 
 
-def by_classifier(
+def classifier(
     log_prob: Callable[..., Float[Array, "batch"]],
     load_classifier: Callable[[], Params],
     conditions: Conditions,
@@ -124,15 +173,19 @@ def by_classifier(
     """
     factor = _schedule(schedule)
 
-    def steer(numbers: PyTree[Array], model: Model) -> Denoiser:
-        D = bound_to(model.D, model.cond)
+    def steer(numbers: PyTree[Array], model: Model) -> Model:
         if model.given is None:
-            return D
+            return model
         log_likelihood: LogLikelihood = lambda x, t, _: log_prob(numbers["params"], x, t, model.given)  # noqa: E731
-        return classifier(D, log_likelihood, lambda t: numbers["scale"] * factor(t), model.process)
+        w = lambda t: numbers["scale"] * factor(t)  # noqa: E731
+        return model._replace(D=guidance.classifier(model.D, log_likelihood, w, model.process))
 
     return Guidance(
-        load=lambda: {"scale": jnp.float32(scale), "params": load_classifier()}, steer=steer, conditions=conditions
+        load=lambda: {"scale": jnp.float32(scale), "params": load_classifier()},
+        steer=steer,
+        conditions=conditions,
+        needs=Needs(alpha=True),
+        values={"scale": scale},
     )
 
 

@@ -22,7 +22,7 @@ from diffusion_jax.losses.bound_terms import decoder_nats, posterior_kl, prior_k
 from diffusion_jax.processes.base import bcast, row_keys, row_normal, row_sum
 from diffusion_jax.solvers.base import check_variance, posterior, step_variance, transition
 from diffusion_jax.solvers.grids import Grid
-from diffusion_jax.types import Denoiser, Process, check, check_choice
+from diffusion_jax.types import Denoiser, Process, check, check_choice, needing
 
 Time = Float[Array, "*n"]
 
@@ -123,6 +123,7 @@ def bound_likelihood(
     check(levels >= 2, "levels", levels, "at least 2")
     check(steps >= 2 or steps == 0, "steps", steps, "at least 2, or 0 for all steps of a discrete process")
 
+    @needing(num_steps=not steps, learned_variance=variance == "learned")
     def likelihood(process: Process, D: Denoiser, key: Key[Array, ""], x_0: Array) -> dict[str, Array]:
         times = grid(process, steps or process.num_steps)
         nats = discrete_bound(process, D, key, x_0, times, variance=variance, levels=levels)

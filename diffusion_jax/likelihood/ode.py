@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, Key
 from diffusion_jax import processes
 from diffusion_jax.likelihood import dequantization as dequantizations
 from diffusion_jax.processes.base import row_dot, row_keys, row_sum
-from diffusion_jax.solvers.odes import check_adaptive, integrate, straight_flow
+from diffusion_jax.solvers.odes import check_adaptive, integrate, rectified
 from diffusion_jax.solvers.values import check_finite
 from diffusion_jax.types import Denoiser, Process, check, check_choice, spread
 
@@ -87,7 +87,7 @@ def log_prob(
     """log p(x_0) = log p_T(x_T) + int div v(x_t, t) dt along dx/dt = v(x, t), the probability-flow ODE.
 
     The ODE is arXiv:2011.13456, eq. 13, the change of variables eq. 39 there, and it is integrated in the coordinates
-    of `odes.straight_flow`. x_0 is taken as the state at t_min, so the density is that of x_{t_min}, data with the
+    of `odes.rectified`. x_0 is taken as the state at t_min, so the density is that of x_{t_min}, data with the
     noise sigma(t_min) in it. Every row has its own step sizes and its own probes from fold_in(key, ids[r]) (default:
     0..batch-1), so its result does not depend on the batch.
 
@@ -108,7 +108,7 @@ def log_prob(
     if options.trace == "hutchinson":
         divergence = _hutchinson(draw_probes(options.probe, row_keys(key, ids), options.num_probes, x_0))
 
-    flow = straight_flow(process, D, jnp.asarray(options.t_min, x_0.dtype), jnp.asarray(options.t_max, x_0.dtype))
+    flow = rectified(process, D, jnp.asarray(options.t_min, x_0.dtype), jnp.asarray(options.t_max, x_0.dtype))
     (u_min, scale_min), (u_max, scale_max) = flow.start, flow.end
 
     def field(state: tuple[Array, Array], u: Array) -> tuple[Array, Array]:

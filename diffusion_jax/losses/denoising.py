@@ -15,16 +15,19 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, Shaped
 
 from diffusion_jax.losses import times as times_module
 from diffusion_jax.losses.times import Times
 from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import bcast, perturb
-from diffusion_jax.types import Apply, Cond, Params, Process
+from diffusion_jax.types import Apply, Cond, Params, Process, needing
 
-Loss = Callable[..., tuple[Float[Array, "batch"], dict[str, Array]]]  # loss(params, key, x_0, cond, *, train=True)
+# loss(params, key, x_0, cond=None, where=None, *, train=True)
+Loss = Callable[..., tuple[Float[Array, "batch"], dict[str, Array]]]
+# The entries of x that count: a mask that broadcasts to x, whose last axes may be left out; None for all.
+Where = Shaped[Array, "batch *masked"] | None
 
 
 def weighted_error(
@@ -35,16 +38,26 @@ def weighted_error(
     eps: Float[Array, "batch *shape"],
     t: Float[Array, "batch"],
     out: Float[Array, "batch *shape"],
+    where: Where = None,
 ) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
-    """(w c_out^2 mse, mse) of the network's output F at x_t = alpha x_0 + sigma eps, means over dimensions."""
+    """(w c_out^2 mse, mse) of the network's output F at x_t = alpha x_0 + sigma eps, means over the entries `where`."""
     c = param(process, t)
     # (x_0 - c_skip x_t) / c_out, written in x_0 and eps: for eps prediction the first term is exactly zero.
     target = (
         bcast((1 - c.c_skip * process.alpha(t)) / c.c_out, x_0) * x_0
         - bcast(c.c_skip * process.sigma(t) / c.c_out, x_0) * eps
     )
-    mse = jnp.mean(jnp.square(out - target).reshape(x_0.shape[0], -1), axis=-1)
+    mse = row_mean(jnp.square(out - target), where)
     return weighting(process, t) * c.c_out**2 * mse, mse
+
+
+def row_mean(values: Float[Array, "batch *shape"], where: Where = None) -> Float[Array, "batch"]:
+    """The mean of each row over the entries that `where` counts, 0 for a row without any."""
+    if where is None:
+        return jnp.mean(values.reshape(values.shape[0], -1), axis=-1)
+    counted = jnp.broadcast_to(bcast(where, values), values.shape).astype(bool).reshape(values.shape[0], -1)
+    total = jnp.sum(jnp.where(counted, values.reshape(counted.shape), 0), axis=-1)
+    return total / jnp.maximum(jnp.sum(counted, axis=-1), 1)
 
 
 def denoising_loss(
@@ -54,21 +67,29 @@ def denoising_loss(
     weighting: Weighting,
     times: Times = times_module.uniform(),
 ) -> Loss:
-    """Build `loss(params, key, x_0, cond=None, *, train=True) -> ([batch], aux)`, the mean over dimensions of L above.
+    """Build `loss(params, key, x_0, cond=None, where=None, *, train=True) -> ([batch], aux)`, the mean of L above over
+    dimensions, or over those that the mask `where` counts.
 
     aux holds the times `t` and the unweighted network error `mse`, both [batch]. `apply` is called as
     apply(params, x, c_noise, cond, key=key), the key being for dropout and None unless `train`.
     """
 
+    @needing(weighting, sigma=True)
     def loss(
-        params: Params, key: Key[Array, ""], x_0: Array, cond: Cond = None, *, train: bool = True
+        params: Params, key: Key[Array, ""], x_0: Array, cond: Cond = None, where: Where = None, *, train: bool = True
     ) -> tuple[Array, dict[str, Array]]:
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t, density_weight = times(process, time_key, x_0.shape[0])
         x_t, eps = perturb(process, noise_key, x_0, t)
         c = param(process, t)
         out = apply(params, bcast(c.c_in, x_0) * x_t, c.c_noise, cond, key=dropout_key if train else None)
-        weighted, mse = weighted_error(process, param, weighting, x_0, eps, t, out)
+        weighted, mse = weighted_error(process, param, weighting, x_0, eps, t, out, where)
         return density_weight * weighted, {"t": t, "mse": mse}
 
     return loss
+
+
+def refuse_where(where: Where, name: str) -> None:
+    """Raises ValueError for a mask that the loss `name` has no use of."""
+    if where is not None:
+        raise ValueError(f"where is given, but {name} counts all entries of x; the denoising loss takes a mask")

@@ -1,4 +1,4 @@
-"""What autoencoders are trained for: reconstruction, perceptual distance, a discriminator that is to be deceived."""
+"""What autoencoders are trained for: reconstruction, perceptual distance, generator and discriminator losses."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ DISCRIMINATOR_LOSSES = {"hinge": hinge, "vanilla": vanilla}
 
 
 def generator_loss(fake: Float[Array, "batch *n"]) -> Float[Array, "batch"]:
-    """The autoencoder's share, minus the mean logit of its reconstruction (arXiv:2012.09841)."""
+    """The generator loss of an autoencoder: minus the mean logit of its reconstruction (arXiv:2012.09841)."""
     return -fake.mean(tuple(range(1, fake.ndim)))
 
 

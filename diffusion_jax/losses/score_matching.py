@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax import parameterizations
-from diffusion_jax.losses.denoising import Loss
+from diffusion_jax.losses.denoising import Loss, Where, refuse_where
 from diffusion_jax.losses.times import Times
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import perturb, row_dot
-from diffusion_jax.types import Apply, Cond, Params, Process
+from diffusion_jax.types import Apply, Cond, Params, Process, needing
 
 ScoreFn = Callable[[Float[Array, "batch *shape"]], Float[Array, "batch *shape"]]
 
@@ -65,16 +65,18 @@ def score_matching_loss(
     projections: int = 1,
     variance_reduced: bool = True,
 ) -> Loss:
-    """Score matching of the perturbed data x_t: `loss(params, key, x_0, cond=None, *, train=True)`.
+    """Score matching of the perturbed data x_t: `loss(params, key, x_0, cond=None, *, train=True)`; no mask.
 
     Twice the score matching objective, weighted by sigma^2 and divided by the dimension: in expectation it has the
     gradient of the denoising loss with NCSN's weight. `projections` > 0 slices; 0 takes the exact trace.
     arXiv:1907.05600, section 3.1.
     """
 
+    @needing(sigma=True)
     def loss(
-        params: Params, key: Key[Array, ""], x_0: Array, cond: Cond = None, *, train: bool = True
+        params: Params, key: Key[Array, ""], x_0: Array, cond: Cond = None, where: Where = None, *, train: bool = True
     ) -> tuple[Array, dict[str, Array]]:
+        refuse_where(where, "score matching")
         time_key, noise_key, dropout_key, slice_key = jax.random.split(key, 4)
         t, density_weight = times(process, time_key, x_0.shape[0])
         x_t, _ = perturb(process, noise_key, x_0, t)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.losses.weightings import Weighting, snr
 from diffusion_jax.processes.base import time_of_log_snr
-from diffusion_jax.types import Process
+from diffusion_jax.types import Needs, Process
 
 Times = Callable[[Process, Key[Array, ""], int], tuple[Float[Array, "n"], Float[Array, "n"]]]
 
@@ -101,6 +101,7 @@ class Resampler(NamedTuple):
     init: Callable[[], Any]
     draw: Callable[[Any], Times]
     update: Callable[[Any, Array, Array], Any]
+    needs: Needs = Needs(learned_variance=True)  # whose losses have the bound's terms by time
 
 
 def loss_second_moment(num_steps: int, history: int = 10, uniform_share: float = 0.001) -> Resampler:

@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.losses.bound_terms import decoder_nats, posterior_kl
-from diffusion_jax.losses.denoising import Loss, weighted_error
+from diffusion_jax.losses.denoising import Loss, Where, refuse_where, weighted_error
 from diffusion_jax.losses.times import Times
 from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import bcast, perturb
 from diffusion_jax.solvers.base import posterior, step_variance, transition
-from diffusion_jax.types import Apply, Cond, Params, Process
+from diffusion_jax.types import Apply, Cond, Params, Process, needing
 
 
 def bound_term(
@@ -55,9 +55,18 @@ def vlb_loss(apply: Apply, param: Parameterization, process: Process, times: Tim
     """
     predict = _predict(apply, param, process)
 
+    @needing(sigma=True, num_steps=True, learned_variance=True)
     def loss(
-        params: Params, key: Key[Array, ""], x_0: Array, cond: Cond = None, *, train: bool = True, times: Times = times
+        params: Params,
+        key: Key[Array, ""],
+        x_0: Array,
+        cond: Cond = None,
+        where: Where = None,
+        *,
+        train: bool = True,
+        times: Times = times,
     ) -> tuple[Array, dict[str, Array]]:
+        refuse_where(where, "the variational bound")
         p = predict(params, key, x_0, cond, train, times)
         bits = process.num_steps * bound_term(process, x_0, p.x_hat(p.out), p.v, p.t, levels)
         return p.density_weight * bits, {"t": p.t, "vlb": bits}
@@ -80,9 +89,18 @@ def hybrid_loss(
     """
     predict = _predict(apply, param, process)
 
+    @needing(weighting, sigma=True, num_steps=True, learned_variance=True)
     def loss(
-        params: Params, key: Key[Array, ""], x_0: Array, cond: Cond = None, *, train: bool = True, times: Times = times
+        params: Params,
+        key: Key[Array, ""],
+        x_0: Array,
+        cond: Cond = None,
+        where: Where = None,
+        *,
+        train: bool = True,
+        times: Times = times,
     ) -> tuple[Array, dict[str, Array]]:
+        refuse_where(where, "the variational bound")
         p = predict(params, key, x_0, cond, train, times)
         simple, mse = weighted_error(process, param, weighting, x_0, p.eps, p.t, p.out)
         x_hat = p.x_hat(jax.lax.stop_gradient(p.out))
@@ -102,7 +120,7 @@ class _Prediction(NamedTuple):
 
 
 def _predict(apply: Apply, param: Parameterization, process: Process) -> Callable[..., _Prediction]:
-    if not hasattr(process, "num_steps"):
+    if process.num_steps is None:
         raise ValueError(
             f"the process {type(process).__name__} is continuous; the bound's terms are those of a discrete one"
         )

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-from diffusion_jax.losses.bound_terms import prior_kl
 from diffusion_jax.likelihood.dequantization import to_levels
-from diffusion_jax.losses.denoising import denoising_loss
+from diffusion_jax.losses.bound_terms import prior_kl
+from diffusion_jax.losses.denoising import Where, denoising_loss
 from diffusion_jax.losses.weightings import snr
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import time_derivative
@@ -29,7 +29,7 @@ from diffusion_jax.types import Apply, Cond, Params
 
 # What a row needs of the schedule: the straight line that touches gamma at its t, and its weight; leaves are [batch].
 Local = tuple[LearnedVP, Float[Array, "batch"]]
-# diffusion(params, process, key, x_0, t, cond, *, train) -> [batch]
+# diffusion(params, process, key, x_0, t, cond, where, *, train) -> [batch]
 DiffusionLoss = Callable[..., Float[Array, "batch"]]
 
 
@@ -60,6 +60,7 @@ def diffusion_loss(
         x_0: Float[Array, "batch *shape"],
         t: Float[Array, "batch"],
         cond: Cond = None,
+        where: Where = None,
         *,
         train: bool = True,
     ) -> Float[Array, "batch"]:
@@ -72,7 +73,7 @@ def diffusion_loss(
                 weighting=lambda process, t: weight / 2 * snr(process, t),
                 times=lambda process, key, n: (t, jnp.ones_like(t)),
             )
-            return estimate(params, key, x_0, cond, train=train)[0] / np.log(2)
+            return estimate(params, key, x_0, cond, where, train=train)[0] / np.log(2)
 
         if num_steps or not minimize_variance:
             return bits(params, local(process, t))

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.processes.base import drift_and_diffusion, log_snr, time_derivative
-from diffusion_jax.types import Process
+from diffusion_jax.types import Process, needing
 
 Time = Float[Array, "*n"]
 Weighting = Callable[[Process, Time], Time]
 
 
+@needing(sigma=True)
 def snr(process: Process, t: Time) -> Time:
     """alpha^2 / sigma^2."""
     return (process.alpha(t) / process.sigma(t)) ** 2
@@ -29,12 +30,18 @@ def simple() -> Weighting:
 
 def sigma_squared() -> Weighting:
     """sigma^2 |score error|^2: NCSN's lambda(sigma) = sigma^2 (arXiv:1907.05600, eq. 6)."""
-    return lambda process, t: process.sigma(t) ** 2 * (process.alpha(t) / process.sigma(t) ** 2) ** 2
+
+    @needing(sigma=True)
+    def weight(process: Process, t: Time) -> Time:
+        return process.sigma(t) ** 2 * (process.alpha(t) / process.sigma(t) ** 2) ** 2
+
+    return weight
 
 
 def likelihood() -> Weighting:
     """g^2 |score error|^2, whose integral bounds the negative log-likelihood (arXiv:2101.09258, theorem 1)."""
 
+    @needing(alpha=True, sigma=True, derivatives=True)
     def weight(process: Process, t: Time) -> Time:
         _, g = drift_and_diffusion(process, t)
         return (g * process.alpha(t) / process.sigma(t) ** 2) ** 2
@@ -50,6 +57,7 @@ def uniform() -> Weighting:
 def velocity_matching() -> Weighting:
     """Mean squared error of the velocity dx/dt: conditional flow matching (arXiv:2210.02747, eq. 9)."""
 
+    @needing(sigma=True, derivatives=True)
     def weight(process: Process, t: Time) -> Time:
         alpha, d_alpha = time_derivative(process.alpha, t)
         sigma, d_sigma = time_derivative(process.sigma, t)
@@ -61,6 +69,7 @@ def velocity_matching() -> Weighting:
 def edm(sigma_data: float = 0.5) -> Weighting:
     """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with sigma relative to alpha (arXiv:2206.00364, table 1)."""
 
+    @needing(alpha=True, sigma=True)
     def weight(process: Process, t: Time) -> Time:
         sigma = process.sigma(t) / process.alpha(t)
         return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
@@ -75,9 +84,9 @@ def min_snr(gamma: float = 5.0) -> Weighting:
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     """eps error weighted by 1 / (k + SNR)^gamma (arXiv:2204.00227, eq. 8)."""
-    return lambda process, t: snr(process, t) / (k + snr(process, t)) ** gamma
+    return needing(snr)(lambda process, t: snr(process, t) / (k + snr(process, t)) ** gamma)
 
 
 def sigmoid(bias: float = 0.0) -> Weighting:
     """eps error weighted by sigmoid(bias - log SNR) (arXiv:2303.00848, section 4; arXiv:2410.19324)."""
-    return lambda process, t: snr(process, t) * jax.nn.sigmoid(bias - log_snr(process, t))
+    return needing(snr)(lambda process, t: snr(process, t) * jax.nn.sigmoid(bias - log_snr(process, t)))

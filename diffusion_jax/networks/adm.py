@@ -9,7 +9,9 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.networks import layers
-from diffusion_jax.networks.conditioning import TokenEncoder, VectorEmbedding, embed
+from diffusion_jax.networks.attention import fused_attention, head_count
+from diffusion_jax.networks.base import DenoisingNetwork
+from diffusion_jax.networks.conditioning import TokenEncoder, VectorEmbedding
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.transformer_2d import Transformer2DModel
 from diffusion_jax.networks.unet import Context, Upsample
@@ -18,7 +20,7 @@ from diffusion_jax.types import Cond, Embedded
 EPSILON = 1e-5  # of every normalisation
 
 
-class ADM(nnx.Module):
+class ADM(DenoisingNetwork):
     """ADM's U-Net (arXiv:2105.05233, section 3): [batch, h, w, in_channels] -> [batch, h, w, out_channels].
 
     Level i has `model_channels * channel_mult[i]` channels at resolution `image_size / 2^i`. c_noise is a timestep in
@@ -65,7 +67,7 @@ class ADM(nnx.Module):
         image_channels: of the condition "image"; 0 for none.
         low_res: height and width of that image, which is brought to the size of x by bilinear interpolation; 0 stands
             for the size of x.
-        attention_implementation: see `layers.attention`.
+        attention_implementation: see `attention.dot_product_attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
         rngs: randomness of the initial parameters.
 
@@ -111,7 +113,7 @@ class ADM(nnx.Module):
                 f"they are {num_classes}, {vector_dim} and {token_dim}."
             )
         side = low_res or image_size
-        self.in_channels = in_channels
+        self.input_shape = (None, None, in_channels)
         self.model_channels = model_channels
         self.divisor = 2 ** (len(channel_mult) - 1)
         self.conditions = Conditions(
@@ -142,7 +144,7 @@ class ADM(nnx.Module):
             )
 
         def attention(c: int) -> AttentionBlock | Transformer2DModel:
-            heads = layers.head_count(c, num_heads, num_head_channels, "num_head_channels")
+            heads = head_count(c, num_heads, num_head_channels, "num_head_channels")
             options = dict(num_groups=num_groups, implementation=attention_implementation, rngs=rngs)
             if token_dim or class_token_dim:
                 context_dim = token_dim or class_token_dim
@@ -180,23 +182,17 @@ class ADM(nnx.Module):
         norm = layers.GroupNorm(c, num_groups=num_groups, epsilon=EPSILON)
         self.out = nnx.List([norm, jax.nn.silu, layers.conv(c, out_channels or in_channels, scale=0.0, rngs=rngs)])
 
-    def __call__(
+    def forward(
         self,
         x: Float[Array, "batch h w c"],
         c_noise: Float[Array, "batch"],
-        cond: Cond = None,
+        cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w out"]:
-        if x.shape[-1] != self.in_channels:
-            raise ValueError(f"x has shape {x.shape}; the last axis must be in_channels={self.in_channels}.")
-        layers.check_divides("the height of x", x.shape[1], self.divisor)
-        layers.check_divides("the width of x", x.shape[2], self.divisor)
-
         def call(parts: nnx.List, h: Array) -> Array:
             return layers.call_block(functools.partial(run, parts), h, emb, context, rngs=rngs, remat=self.remat)
 
-        cond = self.embed(cond, x.shape[0])
         emb = embed_time(self.time_embed, c_noise, self.model_channels, x.dtype)
         emb = emb if cond.vector is None else emb + cond.vector
         context = None if cond.context is None else (cond.context, cond.mask)
@@ -217,13 +213,14 @@ class ADM(nnx.Module):
             h = layer(h)
         return h
 
-    def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
-        """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
-        parts = dict(label=self._embed_label, vector=self.add_embedding, tokens=self.token_encoder)
-        embedded = embed(cond, self.conditions, batch, **parts)
+    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+        embedded = super().embed(cond, batch, dtype)
         if not self.class_token or embedded.context is not None:
             return embedded
         return Embedded(context=embedded.vector[:, None], image=embedded.image)
+
+    def embedders(self) -> dict[str, Callable[..., Array] | None]:
+        return dict(label=self._embed_label, vector=self.add_embedding, tokens=self.token_encoder)
 
     def _embed_label(self, label: Int[Array, "batch"]) -> Float[Array, "batch emb"]:
         return self.label_emb.embedding[...].at[label].get(mode="fill", fill_value=0)
@@ -379,21 +376,5 @@ class AttentionBlock(nnx.Module):
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         qkv = self.qkv(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
-        found = layers.attention(*split_qkv(qkv, self.num_heads, self.order), self.num_heads, self.implementation)
-        return x + self.proj_out(found).reshape(x.shape)
-
-
-def split_qkv(
-    qkv: Float[Array, "batch n c3"], num_heads: int, order: str
-) -> tuple[Float[Array, "batch n c"], Float[Array, "batch n c"], Float[Array, "batch n c"]]:
-    """Queries, keys and values, heads side by side in the channels, from the output of one layer.
-
-    `order` says how its channels are counted, the slowest index first: "3" is that of query, key and value, "h" that of
-    the heads and "c" that of the channels of one. "h3c" is ADM's, "3hc" its "new" order, "hc3" that of EDM's networks.
-    """
-    batch, n, c3 = qkv.shape
-    sizes = {"3": 3, "h": num_heads, "c": c3 // (3 * num_heads)}
-    parts = qkv.reshape(batch, n, *(sizes[axis] for axis in order))
-    parts = jnp.transpose(parts, [2 + order.index("3"), 0, 1, 2 + order.index("h"), 2 + order.index("c")])
-    query, key, value = parts.reshape(3, batch, n, c3 // 3)
-    return query, key, value
+        attended = fused_attention(qkv, self.num_heads, self.order, self.implementation)
+        return x + self.proj_out(attended).reshape(x.shape)

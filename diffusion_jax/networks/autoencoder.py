@@ -1,49 +1,99 @@
 """The convolutional encoder and decoder that first stages share (arXiv:2012.09841, arXiv:2112.10752)."""
 
+from __future__ import annotations
+
+import dataclasses
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
 from diffusion_jax.networks import layers
+from diffusion_jax.networks.attention import SelfAttention
 from diffusion_jax.networks.unet import Downsample, ResnetBlock, Upsample
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderSpec:
+    """Arguments of both `AutoencoderKL` and `VQModel`, named as in diffusers.
+
+    Attributes:
+        image_size: side of the images; None takes any that `factor` divides.
+        in_channels: channels of x.
+        out_channels: channels of the output; None: `in_channels`.
+        block_out_channels: channels of each level, from the full resolution on.
+        layers_per_block: residual blocks per level of the encoder; the decoder has one more.
+        latent_channels: channels of the latent.
+        norm_num_groups: groups of every GroupNorm.
+        attention_levels: levels with self-attention after each residual block, 0 being the full resolution.
+        mid_block_add_attention: whether there is self-attention at the lowest resolution.
+
+    Raises:
+        ValueError: a size that is not positive, a level that does not exist, or an image that `factor` does not divide.
+    """
+
+    image_size: int | None = None
+    in_channels: int = 3
+    out_channels: int | None = None
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    attention_levels: tuple[int, ...] = ()
+    mid_block_add_attention: bool = True
+
+    def __post_init__(self) -> None:
+        widths, layers_per_block, latent_channels = self.block_out_channels, self.layers_per_block, self.latent_channels
+        if not widths or min(*widths, layers_per_block, latent_channels) < 1:
+            raise ValueError(
+                f"block_out_channels={widths}, {layers_per_block=}, {latent_channels=}: all must be at least 1."
+            )
+        if not set(self.attention_levels) <= set(range(len(widths))):
+            raise ValueError(
+                f"attention_levels={self.attention_levels} must be among the levels 0..{len(widths) - 1}, one for each "
+                f"of block_out_channels={widths}."
+            )
+        if self.image_size is not None:
+            layers.check_divides("image_size", self.image_size, self.factor)
+
+    @property
+    def factor(self) -> int:
+        """f = 2^(levels - 1), the ratio of the sides of an image and of its latent."""
+        return 2 ** (len(self.block_out_channels) - 1)
+
+    def encoder(self, out_channels: int, *, rngs: nnx.Rngs) -> Encoder:
+        """The encoder of images, with `out_channels` of its output."""
+        return Encoder(self, self.in_channels, out_channels, rngs=rngs)
+
+    def decoder(self, *, rngs: nnx.Rngs) -> Decoder:
+        """The decoder of latents."""
+        return Decoder(self, self.latent_channels, self.out_channels or self.in_channels, rngs=rngs)
 
 
 class Encoder(nnx.Module):
     """[batch, h, w, in_channels] -> [batch, h / f, w / f, out_channels] with f = 2^(levels - 1).
 
-    Attribute names and arguments are those of diffusers' Encoder. `attention_levels` counts from the full resolution:
-    every residual block of these levels is followed by self-attention.
+    Attribute names are those of diffusers' Encoder.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        out_channels: int,
-        block_out_channels: tuple[int, ...],
-        layers_per_block: int,
-        norm_num_groups: int,
-        attention_levels: tuple[int, ...],
-        mid_block_add_attention: bool,
-        rngs: nnx.Rngs,
-    ):
-        self.conv_in = layers.conv(in_channels, block_out_channels[0], rngs=rngs)
-        options = dict(norm_num_groups=norm_num_groups, rngs=rngs)
-        before = (block_out_channels[0], *block_out_channels)
+    def __init__(self, spec: AutoencoderSpec, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
+        self.conv_in = layers.conv(in_channels, spec.block_out_channels[0], rngs=rngs)
+        options = dict(norm_num_groups=spec.norm_num_groups, rngs=rngs)
+        before = (spec.block_out_channels[0], *spec.block_out_channels)
         self.down_blocks = nnx.List(
             Level(
                 before[i],
                 width,
-                num_layers=layers_per_block,
-                attention=i in attention_levels,
-                down=i + 1 < len(block_out_channels),
+                num_layers=spec.layers_per_block,
+                attention=i in spec.attention_levels,
+                down=i + 1 < len(spec.block_out_channels),
                 **options,
             )
-            for i, width in enumerate(block_out_channels)
+            for i, width in enumerate(spec.block_out_channels)
         )
-        self.mid_block = MidBlock(block_out_channels[-1], attention=mid_block_add_attention, **options)
-        self.conv_norm_out = layers.GroupNorm(block_out_channels[-1], num_groups=norm_num_groups)
-        self.conv_out = layers.conv(block_out_channels[-1], out_channels, rngs=rngs)
+        self.mid_block = MidBlock(spec.block_out_channels[-1], attention=spec.mid_block_add_attention, **options)
+        self.conv_norm_out = layers.GroupNorm(spec.block_out_channels[-1], num_groups=spec.norm_num_groups)
+        self.conv_out = layers.conv(spec.block_out_channels[-1], out_channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 out"]:
         h = self.conv_in(x)
@@ -55,38 +105,27 @@ class Encoder(nnx.Module):
 class Decoder(nnx.Module):
     """[batch, h, w, in_channels] -> [batch, f h, f w, out_channels], the mirror of `Encoder`.
 
-    The arguments are those of the `Encoder` that it belongs to; it has one more residual block per level.
+    It has one more residual block per level.
     """
 
-    def __init__(
-        self,
-        *,
-        in_channels: int,
-        out_channels: int,
-        block_out_channels: tuple[int, ...],
-        layers_per_block: int,
-        norm_num_groups: int,
-        attention_levels: tuple[int, ...],
-        mid_block_add_attention: bool,
-        rngs: nnx.Rngs,
-    ):
-        widths = block_out_channels[::-1]
+    def __init__(self, spec: AutoencoderSpec, in_channels: int, out_channels: int, *, rngs: nnx.Rngs):
+        widths = spec.block_out_channels[::-1]
         self.conv_in = layers.conv(in_channels, widths[0], rngs=rngs)
-        options = dict(norm_num_groups=norm_num_groups, rngs=rngs)
-        self.mid_block = MidBlock(widths[0], attention=mid_block_add_attention, **options)
+        options = dict(norm_num_groups=spec.norm_num_groups, rngs=rngs)
+        self.mid_block = MidBlock(widths[0], attention=spec.mid_block_add_attention, **options)
         before = (widths[0], *widths)
         self.up_blocks = nnx.List(
             Level(
                 before[i],
                 width,
-                num_layers=layers_per_block + 1,
-                attention=len(widths) - 1 - i in attention_levels,
+                num_layers=spec.layers_per_block + 1,
+                attention=len(widths) - 1 - i in spec.attention_levels,
                 up=i + 1 < len(widths),
                 **options,
             )
             for i, width in enumerate(widths)
         )
-        self.conv_norm_out = layers.GroupNorm(widths[-1], num_groups=norm_num_groups)
+        self.conv_norm_out = layers.GroupNorm(widths[-1], num_groups=spec.norm_num_groups)
         self.conv_out = layers.conv(widths[-1], out_channels, rngs=rngs)
 
     def __call__(self, z: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 out"]:
@@ -114,7 +153,7 @@ class Level(nnx.Module):
         inputs = [in_channels] + [out_channels] * (num_layers - 1)
         self.resnets = nnx.List(_resnet(c, out_channels, norm_num_groups, rngs) for c in inputs)
         self.attentions = nnx.List(
-            layers.SelfAttention(out_channels, num_groups=norm_num_groups, rngs=rngs) for _ in inputs if attention
+            SelfAttention(out_channels, num_groups=norm_num_groups, rngs=rngs) for _ in inputs if attention
         )
         self.downsamplers = nnx.List([Downsample(out_channels, with_conv=True, rngs=rngs)] if down else [])
         self.upsamplers = nnx.List([Upsample(out_channels, with_conv=True, rngs=rngs)] if up else [])
@@ -135,7 +174,7 @@ class MidBlock(nnx.Module):
     def __init__(self, channels: int, *, norm_num_groups: int, attention: bool, rngs: nnx.Rngs):
         self.resnets = nnx.List(_resnet(channels, channels, norm_num_groups, rngs) for _ in range(2))
         self.attentions = nnx.List(
-            [layers.SelfAttention(channels, num_groups=norm_num_groups, rngs=rngs)] if attention else []
+            [SelfAttention(channels, num_groups=norm_num_groups, rngs=rngs)] if attention else []
         )
 
     def __call__(self, h: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
@@ -143,31 +182,6 @@ class MidBlock(nnx.Module):
         for attention in self.attentions:
             h = attention(h)
         return self.resnets[1](h)
-
-
-def check_arguments(
-    image_size: int | None,
-    block_out_channels: tuple[int, ...],
-    layers_per_block: int,
-    latent_channels: int,
-    attention_levels: tuple[int, ...],
-) -> int:
-    """The factor f = 2^(levels - 1) between the sides of an image and of its latent.
-
-    Raises:
-        ValueError: a size is not positive, a level is none of the network, or f does not divide `image_size`.
-    """
-    if not block_out_channels or min(*block_out_channels, layers_per_block, latent_channels) < 1:
-        raise ValueError(f"{block_out_channels=}, {layers_per_block=}, {latent_channels=}: all must be at least 1.")
-    if not set(attention_levels) <= set(range(len(block_out_channels))):
-        raise ValueError(
-            f"attention_levels={attention_levels} must be among the levels 0..{len(block_out_channels) - 1}, one for "
-            f"each of block_out_channels={block_out_channels}."
-        )
-    factor = 2 ** (len(block_out_channels) - 1)
-    if image_size is not None:
-        layers.check_divides("image_size", image_size, factor)
-    return factor
 
 
 def _resnet(in_channels: int, out_channels: int, num_groups: int, rngs: nnx.Rngs) -> ResnetBlock:

@@ -49,7 +49,7 @@ class CLIPTextModel(nnx.Module):
             says so have the end-of-text token as their last id.
         skip: how many of the last blocks `hidden` leaves out ("clip skip").
         normalize: whether `hidden` passes the final normalisation.
-        attention_implementation: see `layers.attention`.
+        attention_implementation: see `attention.dot_product_attention`.
         rngs: randomness of the initial parameters.
 
     Raises:

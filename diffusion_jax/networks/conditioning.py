@@ -10,47 +10,58 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.networks import layers
+from diffusion_jax.networks.attention import check_heads, dot_product_attention, fused_attention
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.types import Cond, Embedded
+
+_USUAL = ("label", "vector", "sizes", "tokens", "mask", "image")  # names that `embed` reads itself
 
 
 def embed(
     cond: Cond,
     conditions: Conditions,
     batch: int | None = None,
+    dtype: jnp.dtype = jnp.float32,
     *,
     label: Callable[[Array], Array] | None = None,
     vector: Callable[..., Array] | None = None,
     tokens: Callable[[Array], Array] | None = None,
     pool: Callable[[Array], Array] | None = None,
 ) -> Embedded:
-    """The conditions of a network, read by the functions it has for them; what is embedded already stays.
+    """The conditions of a network, read by the functions it has for them; embedded conditions are returned as they are.
 
-    None stands for no condition in each of `batch` rows. `vector` reads "vector", and "sizes" where there are any;
-    `tokens` reads ids, and without it tokens are vectors; `pool` reads the mean of what these are then.
+    cond=None is the null condition in each of `batch` rows, with floats of `dtype`. `vector` reads "vector", and
+    "sizes" where there are any; `tokens` reads ids, and without it tokens are vectors; `pool` reads the mean of the
+    encoded tokens. Conditions of other names pass to `Embedded.others`.
 
     Raises:
         ValueError: if a condition is missing or of another shape.
     """
     if isinstance(cond, Embedded):
         return cond
-    found = (conditions.null(batch) if cond is None else conditions.of(cond)) or {}
-    for name, array in found.items():
+    entries = _null(conditions, batch, dtype) if cond is None else conditions.of(cond) or {}
+    for name, array in entries.items():
         shape = conditions.shapes[name].shape
         if array.shape[1:] != shape or (batch is not None and array.shape[0] != batch):
             rows = "batch" if batch is None else batch
             raise ValueError(f"cond[{name!r}] has shape {array.shape}; it must be {(rows, *shape)}.")
-    vectors = [label(found["label"])] if "label" in found else []
-    numbers = [found[name] for name in ("vector", "sizes") if name in found]
+    vectors = [label(entries["label"])] if "label" in entries else []
+    numbers = [entries[name] for name in ("vector", "sizes") if name in entries]
     vectors += [vector(*numbers)] if numbers else []
-    context, mask = found.get("tokens"), found.get("mask")
+    context, mask = entries.get("tokens"), entries.get("mask")
     if context is not None and tokens is not None:
         context, mask = tokens(context), context != 0
     if context is not None and pool is not None:
-        there = jnp.ones(context.shape[:2], context.dtype) if mask is None else mask.astype(context.dtype)
-        total = jnp.einsum("bn,bnd->bd", there, context)
-        vectors.append(pool(total / jnp.maximum(there.sum(1), 1)[:, None]))  # zeros stand for an empty text
-    return Embedded(sum(vectors) if vectors else None, context, mask, found.get("image"))
+        present = jnp.ones(context.shape[:2], context.dtype) if mask is None else mask.astype(context.dtype)
+        total = jnp.einsum("bn,bnd->bd", present, context)
+        vectors.append(pool(total / jnp.maximum(present.sum(1), 1)[:, None]))  # of an empty text: zeros
+    others = {name: array for name, array in entries.items() if name not in _USUAL}
+    return Embedded(sum(vectors) if vectors else None, context, mask, entries.get("image"), others=others or None)
+
+
+def _null(conditions: Conditions, batch: int | None, dtype: jnp.dtype) -> dict[str, Array]:
+    entries = conditions.null(batch) or {}
+    return {n: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for n, a in entries.items()}
 
 
 class VectorEmbedding(nnx.Module):
@@ -111,8 +122,7 @@ class TokenBlock(nnx.Module):
         self.fc2 = layers.linear(4 * dim, dim, rngs=rngs)
 
     def __call__(self, h: Float[Array, "batch n c"], mask: Bool[Array, "batch n"]) -> Float[Array, "batch n c"]:
-        q, k, v = jnp.split(self.qkv(self.norm1(h)), 3, -1)
-        h = h + self.proj(layers.attention(q, k, v, self.num_heads, mask=mask))
+        h = h + self.proj(fused_attention(self.qkv(self.norm1(h)), self.num_heads, mask=mask))
         return h + self.fc2(jax.nn.gelu(self.fc1(self.norm2(h))))
 
 
@@ -130,9 +140,7 @@ class CrossAttention(nnx.Module):
     """
 
     def __init__(self, channels: int, context_dim: int, *, num_heads: int, norm: nnx.Module, rngs: nnx.Rngs):
-        if num_heads < 1 or channels % num_heads:
-            raise ValueError(f"num_heads={num_heads} must be a positive divisor of the number of channels, {channels}.")
-        self.num_heads = num_heads
+        self.num_heads = check_heads(num_heads, channels)
         self.norm = norm
         self.to_q = layers.linear(channels, channels, rngs=rngs)
         self.to_k = layers.linear(context_dim, channels, rngs=rngs)
@@ -143,6 +151,6 @@ class CrossAttention(nnx.Module):
         self, x: Float[Array, "batch *places c"], context: Float[Array, "batch n d"], mask: Bool[Array, "batch n"]
     ) -> Float[Array, "batch *places c"]:
         query = self.to_q(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
-        found = layers.attention(query, self.to_k(context), self.to_v(context), self.num_heads, mask=mask)
+        attended = dot_product_attention(query, self.to_k(context), self.to_v(context), self.num_heads, mask=mask)
         some = jnp.any(mask, axis=1)[:, None, None]
-        return x + jnp.where(some, self.to_out(found), 0).reshape(x.shape)
+        return x + jnp.where(some, self.to_out(attended), 0).reshape(x.shape)

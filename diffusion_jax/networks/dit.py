@@ -1,17 +1,21 @@
 """The diffusion transformer, DiT (arXiv:2212.09748)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
 from diffusion_jax.networks import layers
-from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, VectorEmbedding, embed
+from diffusion_jax.networks.attention import fused_attention
+from diffusion_jax.networks.base import DenoisingNetwork
+from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, VectorEmbedding
 from diffusion_jax.networks.conditions import Conditions
-from diffusion_jax.types import Cond, Embedded
+from diffusion_jax.types import Embedded
 
 
-class DiT(nnx.Module):
+class DiT(DenoisingNetwork):
     """Diffusion transformer with adaLN-Zero (arXiv:2212.09748, section 3.2).
 
     [batch, image_size, image_size, in_channels] -> the same with `in_channels` output channels, or twice as many if
@@ -43,7 +47,7 @@ class DiT(nnx.Module):
         learn_sigma: whether the output also holds the channels of the variance.
         freq_shift: `downscale_freq_shift` of `layers.sinusoidal_embedding`. diffusers' port has 1, unlike the authors.
         mlp_norm_eps: epsilon of the layer norm before each MLP. diffusers' port has 1e-5 by default.
-        attention_implementation: see `layers.attention`.
+        attention_implementation: see `attention.dot_product_attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
         rngs: randomness of the initial parameters.
 
@@ -81,7 +85,7 @@ class DiT(nnx.Module):
             raise ValueError(f"hidden_size={hidden_size} must be a multiple of 4 and of num_heads={num_heads}.")
         if pool_tokens and not token_dim:
             raise ValueError("pool_tokens needs tokens, of a width token_dim.")
-        self.image_shape = (image_size, image_size, in_channels)
+        self.input_shape = (image_size, image_size, in_channels)
         self.patch_size = patch_size
         self.out_channels = 2 * in_channels if learn_sigma else in_channels
         self.conditions = Conditions(
@@ -104,21 +108,15 @@ class DiT(nnx.Module):
         )
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * self.out_channels, rngs=rngs)
 
-    def __call__(
+    def forward(
         self,
         x: Float[Array, "batch h w c"],
         c_noise: Float[Array, "batch"],
-        cond: Cond = None,
+        cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w out"]:
-        if x.shape[1:] != self.image_shape:
-            raise ValueError(
-                f"x has shape {x.shape}; the DiT was built for [batch, image_size, image_size, in_channels] with "
-                f"{self.image_shape}."
-            )
         emb = self.t_embedder(c_noise, x.dtype)
-        cond = self.embed(cond, x.shape[0])
         emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector)
         context = None if cond.context is None else (cond.context, cond.mask)
         h = self.x_embedder(x)
@@ -127,13 +125,12 @@ class DiT(nnx.Module):
             h = layers.call_block(block, h, emb, context, rngs=rngs, remat=self.remat)
         return self._unpatchify(self.final_layer(h, emb))
 
-    def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
-        """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
-        parts = dict(label=self.y_embedder, vector=self.add_embedding, tokens=self.token_encoder)
-        return embed(cond, self.conditions, batch, **parts, pool=self.token_pool)
+    def embedders(self) -> dict[str, Callable[..., Array] | None]:
+        readers = dict(label=self.y_embedder, vector=self.add_embedding, tokens=self.token_encoder)
+        return readers | dict(pool=self.token_pool)
 
     def _unpatchify(self, h: Float[Array, "batch n patch"]) -> Float[Array, "batch h w out"]:
-        batch, p, n = h.shape[0], self.patch_size, self.image_shape[0] // self.patch_size
+        batch, p, n = h.shape[0], self.patch_size, self.input_shape[0] // self.patch_size
         h = h.reshape(batch, n, n, p, p, self.out_channels)
         return h.transpose(0, 1, 3, 2, 4, 5).reshape(batch, n * p, n * p, self.out_channels)
 
@@ -223,8 +220,7 @@ class Attention(nnx.Module):
         self.proj = layers.linear(hidden_size, hidden_size, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch n c"]) -> Float[Array, "batch n c"]:
-        q, k, v = jnp.split(self.qkv(x), 3, -1)
-        return self.proj(layers.attention(q, k, v, self.num_heads, self.implementation))
+        return self.proj(fused_attention(self.qkv(x), self.num_heads, implementation=self.implementation))
 
 
 class DiTBlock(nnx.Module):

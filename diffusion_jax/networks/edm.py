@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,13 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.networks import layers, ncsnpp
-from diffusion_jax.networks.conditioning import embed
+from diffusion_jax.networks.attention import head_count
+from diffusion_jax.networks.base import DenoisingNetwork
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.edm_blocks import (
     DHARIWAL,
     SONG,
     UNetBlock,
-    check_input,
     conv,
     dense,
     norm,
@@ -23,10 +24,10 @@ from diffusion_jax.networks.edm_blocks import (
     way_down,
     way_up,
 )
-from diffusion_jax.types import Cond, Embedded
+from diffusion_jax.types import Cond, Embedded, check_choice
 
 
-class SongUNet(nnx.Module):
+class SongUNet(DenoisingNetwork):
     """DDPM++ and NCSN++ as EDM trains them: [batch, h, w, in_channels] -> [batch, h, w, out_channels].
 
     The networks of `ncsnpp.NCSNpp` (arXiv:2011.13456), but for initial values, and for labels, which enter with the
@@ -53,7 +54,7 @@ class SongUNet(nnx.Module):
             chain of convolutions with residuals ("residual").
         decoder_type: "standard", or "skip": the output is a sum over levels, upsampled from the lowest.
         resample_filter: taps of the filter along each axis.
-        attention_implementation: see `layers.attention`.
+        attention_implementation: see `attention.dot_product_attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
         rngs: randomness of the initial parameters.
 
@@ -85,14 +86,10 @@ class SongUNet(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        for field, value, allowed in (
-            ("embedding_type", embedding_type, ("positional", "fourier")),
-            ("encoder_type", encoder_type, ("standard", "skip", "residual")),
-            ("decoder_type", decoder_type, ("standard", "skip")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{field}={value!r} is unknown; choose one of {allowed}.")
-        self.in_channels = in_channels
+        check_choice("embedding_type", embedding_type, ("positional", "fourier"))
+        check_choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
+        check_choice("decoder_type", decoder_type, ("standard", "skip"))
+        self.input_shape = (None, None, in_channels)
         self.divisor = 2 ** (len(channel_mult) - 1)
         self.conditions = Conditions(num_classes=num_classes)
         self.remat = remat
@@ -147,16 +144,14 @@ class SongUNet(nnx.Module):
         self.enc, self.enc_names = nnx.Dict(enc), tuple(enc)
         self.dec, self.dec_names = nnx.Dict(dec), tuple(dec)
 
-    def __call__(
+    def forward(
         self,
         x: Float[Array, "batch h w c"],
         c_noise: Float[Array, "batch"],
-        cond: Cond = None,
+        cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w out"]:
-        check_input(x, self.in_channels, self.divisor)
-        cond = self.embed(cond, x.shape[0])
         positional = self.map_noise is None
         noise = layers.sinusoidal_embedding(c_noise, self.noise_channels) if positional else self.map_noise(c_noise)
         noise = noise.astype(x.dtype)
@@ -190,13 +185,15 @@ class SongUNet(nnx.Module):
                 h = call(part, jnp.concatenate([h, skips.pop()], -1) if "_block" in name else h)
         return result
 
-    def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
-        """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
-        embedded = embed(cond, self.conditions, batch, label=self._embed_label)
+    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+        embedded = super().embed(cond, batch, dtype)
         if self.map_augment is None or not isinstance(cond, dict) or "augment" not in cond:
             return embedded
-        told = self.map_augment(cond["augment"])
-        return embedded._replace(vector=told if embedded.vector is None else embedded.vector + told)
+        augment = self.map_augment(cond["augment"])
+        return embedded._replace(vector=augment if embedded.vector is None else embedded.vector + augment)
+
+    def embedders(self) -> dict[str, Callable[..., Array] | None]:
+        return dict(label=self._embed_label)
 
     def _embed_label(self, label: Int[Array, "batch"]) -> Float[Array, "batch emb"]:
         num_classes = self.conditions.num_classes
@@ -204,7 +201,7 @@ class SongUNet(nnx.Module):
         return self.map_label(one_hot * math.sqrt(num_classes))
 
 
-class DhariwalUNet(nnx.Module):
+class DhariwalUNet(DenoisingNetwork):
     """ADM's U-Net (arXiv:2105.05233) as EDM trains it: [batch, h, w, in_channels] -> [batch, h, w, out_channels].
 
     The network of `adm.ADM`, but for initial values and the names and order of parameters, which are those of the
@@ -232,7 +229,7 @@ class DhariwalUNet(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.in_channels = in_channels
+        self.input_shape = (None, None, in_channels)
         self.divisor = 2 ** (len(channel_mult) - 1)
         self.conditions = Conditions(num_classes=num_classes)
         self.model_channels = model_channels
@@ -242,7 +239,7 @@ class DhariwalUNet(nnx.Module):
         init = DHARIWAL.init
 
         def block(c_in: int, c_out: int, *, resampling: str = "none", attends: bool = False) -> UNetBlock:
-            num_heads = layers.head_count(c_out, 1, channels_per_head, "channels_per_head") if attends else 0
+            num_heads = head_count(c_out, 1, channels_per_head, "channels_per_head") if attends else 0
             options = dict(resampling=resampling, num_heads=num_heads, dropout=dropout)
             return UNetBlock(
                 c_in, c_out, emb_channels, DHARIWAL, implementation=attention_implementation, rngs=rngs, **options
@@ -269,16 +266,14 @@ class DhariwalUNet(nnx.Module):
         self.out_norm = norm(c, DHARIWAL.epsilon)
         self.out_conv = conv(c, out_channels or in_channels, 3, DHARIWAL.init_zero, rngs)
 
-    def __call__(
+    def forward(
         self,
         x: Float[Array, "batch h w c"],
         c_noise: Float[Array, "batch"],
-        cond: Cond = None,
+        cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w out"]:
-        check_input(x, self.in_channels, self.divisor)
-        cond = self.embed(cond, x.shape[0])
         noise = layers.sinusoidal_embedding(
             c_noise, self.model_channels, flip_sin_to_cos=True, downscale_freq_shift=0.0
         ).astype(x.dtype)
@@ -297,9 +292,8 @@ class DhariwalUNet(nnx.Module):
             h = call(self.dec[name], jnp.concatenate([h, skips.pop()], -1) if "_block" in name else h)
         return self.out_conv(jax.nn.silu(self.out_norm(h)))
 
-    def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
-        """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
-        return embed(cond, self.conditions, batch, label=self._embed_label)
+    def embedders(self) -> dict[str, Callable[..., Array] | None]:
+        return dict(label=self._embed_label)
 
     def _embed_label(self, label: Int[Array, "batch"]) -> Float[Array, "batch emb"]:
         return self.map_label.kernel[...].at[label].get(mode="fill", fill_value=0)

@@ -11,7 +11,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.networks import layers, ncsnpp
-from diffusion_jax.networks.adm import split_qkv
+from diffusion_jax.networks.attention import fused_attention
 
 Levels = list[tuple[int, int, bool]]  # channels, resolution, whether there is attention
 Block = Callable[..., "UNetBlock"]
@@ -175,8 +175,8 @@ class UNetBlock(nnx.Module):
         if not self.num_heads:
             return h
         qkv = self.qkv(self.norm2(h).reshape(h.shape[0], -1, h.shape[-1]))
-        found = layers.attention(*split_qkv(qkv, self.num_heads, "hc3"), self.num_heads, self.implementation)
-        return (h + self.proj(found).reshape(h.shape)) * self.style.skip_scale
+        attended = fused_attention(qkv, self.num_heads, "hc3", self.implementation)
+        return (h + self.proj(attended).reshape(h.shape)) * self.style.skip_scale
 
 
 def resampled(
@@ -201,14 +201,6 @@ def dense(in_features: int, out_features: int, init: Init, rngs: nnx.Rngs) -> nn
 
 def norm(channels: int, epsilon: float) -> layers.GroupNorm:
     return layers.GroupNorm(channels, num_groups=ncsnpp.num_groups(channels), epsilon=epsilon)
-
-
-def check_input(x: Float[Array, "batch h w c"], in_channels: int, divisor: int) -> None:
-    """Raises ValueError for another number of channels, or sides that `divisor` does not divide."""
-    if x.shape[-1] != in_channels:
-        raise ValueError(f"x has shape {x.shape}; the last axis must be in_channels={in_channels}.")
-    layers.check_divides("the height of x", x.shape[1], divisor)
-    layers.check_divides("the width of x", x.shape[2], divisor)
 
 
 def _symmetric(limit: float) -> nnx.Initializer:

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from diffusion_jax.networks import adm, layers
-from diffusion_jax.types import Cond
+from diffusion_jax.networks import adm, attention, layers
+from diffusion_jax.networks.base import DenoisingNetwork
+from diffusion_jax.types import Embedded, check_choice
 
 
-class EncoderUNet(nnx.Module):
+class EncoderUNet(DenoisingNetwork):
     """Classes of a noisy image: [batch, image_size, image_size, in_channels] -> logits [batch, num_classes].
 
     The way down and the middle of ADM's U-Net, then a pooling of all places (arXiv:2105.05233, section 4.1 and appendix
@@ -59,9 +60,8 @@ class EncoderUNet(nnx.Module):
     ):
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be at least 1, the number of logits.")
-        if pool not in ("attention", "adaptive"):
-            raise ValueError(f"pool={pool!r} is unknown; choose 'attention' or 'adaptive'.")
-        self.image_shape = (image_size, image_size, in_channels)
+        check_choice("pool", pool, ("attention", "adaptive"))
+        self.input_shape = (image_size, image_size, in_channels)
         self.model_channels = model_channels
         field = "attention_resolutions"
         resolutions = layers.level_resolutions(image_size, len(channel_mult), attention_resolutions, field)
@@ -72,8 +72,8 @@ class EncoderUNet(nnx.Module):
             options = dict(dropout=dropout, use_scale_shift_norm=use_scale_shift_norm)
             return adm.ResBlock(c_in, c_out, emb_dim, resampling=resampling, **options, **given)
 
-        def attention(c: int) -> adm.AttentionBlock:
-            return adm.AttentionBlock(c, layers.head_count(c, 1, num_head_channels, "num_head_channels"), **given)
+        def attends(c: int) -> adm.AttentionBlock:
+            return adm.AttentionBlock(c, attention.head_count(c, 1, num_head_channels, "num_head_channels"), **given)
 
         def down(c: int) -> nnx.Module:
             return block(c, c, "down") if resblock_updown else adm.Down(c, rngs=rngs)
@@ -82,10 +82,10 @@ class EncoderUNet(nnx.Module):
         widths = [int(mult * model_channels) for mult in channel_mult]
         levels = [(w, r, r in attention_resolutions) for w, r in zip(widths, resolutions, strict=True)]
         self.input_blocks, _ = adm.way_down(
-            in_channels, levels, num_res_blocks, block=block, attention=attention, down=down, rngs=rngs
+            in_channels, levels, num_res_blocks, block=block, attention=attends, down=down, rngs=rngs
         )
         c = widths[-1]
-        self.middle_block = nnx.List([block(c, c), attention(c), block(c, c)])
+        self.middle_block = nnx.List([block(c, c), attends(c), block(c, c)])
         norm = layers.GroupNorm(c, num_groups=num_groups, epsilon=adm.EPSILON)
         if pool == "attention":
             pooling = AttentionPool(resolutions[-1] ** 2, c, num_head_channels, num_classes, rngs=rngs)
@@ -93,16 +93,14 @@ class EncoderUNet(nnx.Module):
             pooling = MeanPool(c, num_classes, rngs=rngs)
         self.out = nnx.List([norm, jax.nn.silu, pooling])
 
-    def __call__(
+    def forward(
         self,
         x: Float[Array, "batch h w c"],
         c_noise: Float[Array, "batch"],
-        cond: Cond = None,
+        cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch classes"]:
-        if x.shape[1:] != self.image_shape:
-            raise ValueError(f"x has shape {x.shape}; the network was built for [batch, *{self.image_shape}].")
         emb = adm.embed_time(self.time_embed, c_noise, self.model_channels, x.dtype)
         h = x
         for parts in (*self.input_blocks, self.middle_block):
@@ -119,7 +117,7 @@ class AttentionPool(nnx.Module):
     """
 
     def __init__(self, places: int, channels: int, num_head_channels: int, out_features: int, *, rngs: nnx.Rngs):
-        self.num_heads = layers.head_count(channels, 1, num_head_channels, "num_head_channels")
+        self.num_heads = attention.head_count(channels, 1, num_head_channels, "num_head_channels")
         positions = jax.random.normal(rngs.params(), (channels, places + 1)) / math.sqrt(channels)
         self.positional_embedding = nnx.Param(positions)
         self.qkv_proj = layers.linear(channels, 3 * channels, rngs=rngs)
@@ -129,7 +127,7 @@ class AttentionPool(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1])
         x = jnp.concatenate([x.mean(1, keepdims=True), x], 1) + self.positional_embedding[...].T
         q, k, v = jnp.split(self.qkv_proj(x), 3, -1)
-        return self.c_proj(layers.attention(q[:, :1], k, v, self.num_heads)[:, 0])
+        return self.c_proj(attention.dot_product_attention(q[:, :1], k, v, self.num_heads)[:, 0])
 
 
 class MeanPool(nnx.Module):

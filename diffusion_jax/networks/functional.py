@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, Num, PyTree
 
-from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.streams import streams
 from diffusion_jax.types import Apply, Cond, Params
 
@@ -22,7 +22,8 @@ def init_apply(
     `params` is a nested dict with string keys (entries of a list get "0", "1", ...) and float32 leaves, which survives
     checkpoints. Both functions work under `jit`, `grad`, `vmap` and `eval_shape`; call `init` inside `jit`.
     With `key`, dropout is active. Parameters and x are cast to `dtype` for the computation, except parameters marked
-    `full_precision`, and the output is cast back to the dtype of x.
+    `full_precision`, and the output is cast back to the dtype of x. An x of integers, such as the ids of tokens, is
+    not cast, and the output is float32 then.
 
     Args:
         make: builds the module, e.g. `lambda rngs: UNet(in_channels=3, image_size=32, rngs=rngs)`.
@@ -73,7 +74,7 @@ def embedder(make: Callable[[nnx.Rngs], nnx.Module], dtype: str = "float32") -> 
 
 def conditions_of(make: Callable[[nnx.Rngs], nnx.Module]) -> Conditions:
     """The conditions that a network reads, from its attribute `conditions`; nothing is allocated."""
-    return getattr(nnx.eval_shape(lambda: make(streams(default=0))), "conditions", NO_CONDITIONS)
+    return nnx.eval_shape(lambda: make(streams(default=0))).conditions
 
 
 def fourier_features(apply: Apply, exponents: tuple[int, ...]) -> Apply:
@@ -147,14 +148,15 @@ def _merge(graphdef: nnx.GraphDef, keep: dict[str, Any], dtype: str, params: Par
 def _apply(merge: Callable[[Params], nnx.Module], dtype: str) -> Apply:
     def apply(
         params: Params,
-        x: Float[Array, "batch *shape"],
+        x: Num[Array, "batch *shape"],
         c_noise: Float[Array, "batch"],
         cond: Cond = None,
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch *out"]:
         rngs = None if key is None else streams(dropout=key)
-        return merge(params)(x.astype(dtype), c_noise, _cast(cond, dtype), rngs=rngs).astype(x.dtype)
+        out = merge(params)(_cast(x, dtype), c_noise, _cast(cond, dtype), rngs=rngs)
+        return _cast(out, x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
 
     return apply
 

@@ -10,10 +10,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from diffusion_jax.networks.streams import streams
-from diffusion_jax.types import Cond
 
 
 def activation(name: str) -> Callable[[Array], Array]:
@@ -208,22 +207,6 @@ class TimeEmbedding(nnx.Module):
         return self.linear_2(jax.nn.silu(self.linear_1(emb.astype(dtype))))
 
 
-def label_of(cond: Cond, num_classes: int, batch: int) -> Int[Array, "batch"]:
-    """The labels in `cond["label"]`; without a condition the null label, `num_classes`, for every row.
-
-    Raises:
-        ValueError: if `cond` has no "label", or its shape is not [batch].
-    """
-    if cond is None:
-        return jnp.full((batch,), num_classes)
-    if "label" not in cond:
-        raise ValueError(f"cond has the keys {sorted(cond)}; a network with num_classes={num_classes} needs 'label'.")
-    label = cond["label"]
-    if label.shape != (batch,):
-        raise ValueError(f"cond['label'] has shape {label.shape}; it must be ({batch},), one label per example.")
-    return label
-
-
 def upsample_nearest(x: Float[Array, "batch h w c"], factor: int = 2) -> Float[Array, "batch h2 w2 c"]:
     """Repeat every pixel `factor` times along both spatial axes."""
     batch, h, w, c = x.shape
@@ -234,79 +217,6 @@ def upsample_nearest(x: Float[Array, "batch h w c"], factor: int = 2) -> Float[A
 def average_2x2(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
     """Halve the resolution by averages over 2 x 2 pixels."""
     return nnx.avg_pool(x, (2, 2), (2, 2))
-
-
-def attention(
-    query: Float[Array, "batch n c"],
-    key: Float[Array, "batch m c"],
-    value: Float[Array, "batch m c"],
-    num_heads: int,
-    implementation: str | None = None,
-    *,
-    mask: Bool[Array, "batch m"] | None = None,
-    bias: Float[Array, "#batch #heads n m"] | None = None,
-    causal: bool = False,
-    scale: float | None = None,
-) -> Float[Array, "batch n c"]:
-    """Multi-head attention, softmax(scale q k^T + bias) v, with the softmax in float32.
-
-    Args:
-        query: projected queries, heads side by side in the channels; `key` and `value` likewise.
-        key: projected keys.
-        value: projected values.
-        num_heads: number of heads; divides c.
-        implementation: of `jax.nn.dot_product_attention`: None (automatic), "xla" or "cudnn" (GPU, bfloat16).
-        mask: the places that are attended to; the result is finite and without meaning where there are none.
-        bias: of the logits.
-        causal: attend to no later place.
-        scale: 1 / sqrt(c / num_heads) by default.
-    """
-    split = [x.reshape(*x.shape[:2], num_heads, -1) for x in (query, key, value)]
-    mask = None if mask is None else mask[:, None, None, :]
-    found = jax.nn.dot_product_attention(
-        *split, bias=bias, mask=mask, scale=scale, is_causal=causal, implementation=implementation
-    )
-    return found.reshape(query.shape)
-
-
-class SelfAttention(nnx.Module):
-    """Residual self-attention over all pixels: x + out(attention(q, k, v)) of GroupNorm(x) (arXiv:2006.11239 B).
-
-    Args:
-        channels: channels of the input and the output.
-        num_heads: number of heads; divides `channels`.
-        num_groups: groups of the normalisation.
-        epsilon: of the normalisation.
-        scale: of the initialiser of the output projection; 0 makes the layer start as the identity.
-        implementation: see `attention`.
-        rngs: randomness of the initial parameters.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        *,
-        num_heads: int = 1,
-        num_groups: int = 32,
-        epsilon: float = 1e-6,
-        scale: float = 0.0,
-        implementation: str | None = None,
-        rngs: nnx.Rngs,
-    ):
-        if num_heads < 1 or channels % num_heads:
-            raise ValueError(f"num_heads={num_heads} must be a positive divisor of the number of channels, {channels}.")
-        self.num_heads = num_heads
-        self.implementation = implementation
-        self.group_norm = GroupNorm(channels, num_groups=num_groups, epsilon=epsilon)
-        self.to_q = linear(channels, channels, rngs=rngs)
-        self.to_k = linear(channels, channels, rngs=rngs)
-        self.to_v = linear(channels, channels, rngs=rngs)
-        self.to_out = linear(channels, channels, scale=scale, rngs=rngs)
-
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
-        h = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])
-        h = attention(self.to_q(h), self.to_k(h), self.to_v(h), self.num_heads, self.implementation)
-        return x + self.to_out(h).reshape(x.shape)
 
 
 def call_block(block: Callable[..., Any], *args: Any, rngs: nnx.Rngs | None, remat: bool) -> Any:
@@ -343,20 +253,3 @@ def level_resolutions(image_size: int, num_levels: int, chosen: tuple[int, ...],
             f"and {num_levels} levels."
         )
     return resolutions
-
-
-def head_count(channels: int, num_heads: int, head_channels: int | None, field: str) -> int:
-    """The number of attention heads: `num_heads`, or as many as have `head_channels`, which `field` names, if given.
-
-    Raises:
-        ValueError: if it does not divide `channels`.
-    """
-    if head_channels is not None:
-        if head_channels < 1 or channels % head_channels:
-            raise ValueError(
-                f"{field}={head_channels} must be a positive divisor of the number of channels, {channels}."
-            )
-        return channels // head_channels
-    if num_heads < 1 or channels % num_heads:
-        raise ValueError(f"num_heads={num_heads} must be a positive divisor of the number of channels, {channels}.")
-    return num_heads

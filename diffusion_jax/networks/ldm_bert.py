@@ -24,7 +24,7 @@ class LDMBert(nnx.Module):
         encoder_ffn_dim: width of the hidden layers of the perceptrons.
         encoder_attention_heads: attention heads.
         head_dim: width of one head.
-        attention_implementation: see `layers.attention`.
+        attention_implementation: see `attention.dot_product_attention`.
         rngs: randomness of the initial parameters.
     """
 

@@ -1,18 +1,20 @@
 """A residual multi-layer perceptron for vectors and small images."""
 
 import math
+from collections.abc import Callable
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
 from diffusion_jax.networks import layers
-from diffusion_jax.networks.conditioning import VectorEmbedding, embed
+from diffusion_jax.networks.base import DenoisingNetwork
+from diffusion_jax.networks.conditioning import VectorEmbedding
 from diffusion_jax.networks.conditions import Conditions
-from diffusion_jax.types import Cond, Embedded
+from diffusion_jax.types import Embedded
 
 
-class MLP(nnx.Module):
+class MLP(DenoisingNetwork):
     """Residual MLP over the flattened example: h <- h + W_2 drop(act(W_1 norm(h) + E emb)), `num_layers` times.
 
     `norm` is layer normalisation and emb = TimeEmbedding(c_noise), plus the embeddings of the conditions.
@@ -52,7 +54,7 @@ class MLP(nnx.Module):
     ):
         if not shape:
             raise ValueError("shape=() must name at least one axis, e.g. (2,).")
-        self.shape = tuple(shape)
+        self.input_shape = tuple(shape)
         self.out_shape = (*shape[:-1], out_channels or shape[-1])
         self.conditions = Conditions(num_classes=num_classes, vector_dim=vector_dim)
         self.time_embedding = layers.TimeEmbedding(
@@ -67,28 +69,24 @@ class MLP(nnx.Module):
         self.norm_out = nnx.LayerNorm(hidden, rngs=rngs)
         self.linear_out = layers.linear(hidden, math.prod(self.out_shape), scale=0.0, rngs=rngs)
 
-    def __call__(
+    def forward(
         self,
         x: Float[Array, "batch *shape"],
         c_noise: Float[Array, "batch"],
-        cond: Cond = None,
+        cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch *out"]:
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"x has shape {x.shape}; the MLP was built for [batch, *shape] with shape={self.shape}.")
         batch = x.shape[0]
         emb = self.time_embedding(c_noise, x.dtype)
-        vector = self.embed(cond, batch).vector
-        emb = jax.nn.silu(emb if vector is None else emb + vector)
+        emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector)
         h = self.linear_in(x.reshape(batch, -1))
         for block in self.blocks:
             h = block(h, emb, rngs=rngs)
         return self.linear_out(self.norm_out(h)).reshape(batch, *self.out_shape)
 
-    def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
-        """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
-        return embed(cond, self.conditions, batch, label=self.class_embedding, vector=self.add_embedding)
+    def embedders(self) -> dict[str, Callable[..., Array] | None]:
+        return dict(label=self.class_embedding, vector=self.add_embedding)
 
 
 class MLPBlock(nnx.Module):

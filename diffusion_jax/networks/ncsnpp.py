@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +11,13 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffusion_jax.networks import layers, resample
-from diffusion_jax.types import Cond
+from diffusion_jax.networks.attention import SelfAttention
+from diffusion_jax.networks.base import DenoisingNetwork
+from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.types import Embedded, check_choice
 
 
-class NCSNpp(nnx.Module):
+class NCSNpp(DenoisingNetwork):
     """NCSN++ (2011.13456, Appendix H): [batch, h, w, in_channels] -> [batch, h, w, out_channels].
 
     A U-Net whose level i has `nf * ch_mult[i]` channels at resolution `image_size / 2^i`. The defaults are NCSN++ for
@@ -45,7 +49,7 @@ class NCSNpp(nnx.Module):
         fourier_scale: standard deviation of the Fourier frequencies.
         num_classes: 0 for an unconditional network, which ignores cond; else cond["label"] is in 0..num_classes, where
             `num_classes` is the null label, meant also by cond=None.
-        attention_implementation: see `layers.attention`.
+        attention_implementation: see `attention.dot_product_attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
         rngs: randomness of the initial parameters.
 
@@ -82,17 +86,17 @@ class NCSNpp(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        _check_option("resblock_type", resblock_type, ("biggan", "ddpm"))
-        _check_option("progressive", progressive, ("none", "output_skip"))
-        _check_option("progressive_input", progressive_input, ("none", "input_skip", "residual"))
-        _check_option("progressive_combine", progressive_combine, ("sum", "cat"))
+        check_choice("resblock_type", resblock_type, ("biggan", "ddpm"))
+        check_choice("progressive", progressive, ("none", "output_skip"))
+        check_choice("progressive_input", progressive_input, ("none", "input_skip", "residual"))
+        check_choice("progressive_combine", progressive_combine, ("sum", "cat"))
         if nf < 4 or nf % 4:
             raise ValueError(f"nf={nf} must be a positive multiple of 4, the least number of channels per group.")
         if num_res_blocks < 1:
             raise ValueError(f"num_res_blocks={num_res_blocks} must be at least 1.")
-        self.in_channels = in_channels
+        self.input_shape = (None, None, in_channels)
         self.divisor = 2 ** (len(ch_mult) - 1)
-        self.num_classes = num_classes
+        self.conditions = Conditions(num_classes=num_classes)
         self.progressive = progressive
         self.progressive_input = progressive_input
         self.rescale = math.sqrt(0.5) if skip_rescale else 1.0
@@ -119,10 +123,10 @@ class NCSNpp(nnx.Module):
                 return resnet(c, c, resampling)
             return Resample(c, c, resampling, with_conv=resamp_with_conv, fir_kernel=self.fir_kernel, rngs=rngs)
 
-        def attention(c: int, present: bool) -> layers.SelfAttention | None:
+        def attention(c: int, present: bool) -> SelfAttention | None:
             if not present:
                 return None
-            return layers.SelfAttention(c, num_groups=num_groups(c), implementation=attention_implementation, rngs=rngs)
+            return SelfAttention(c, num_groups=num_groups(c), implementation=attention_implementation, rngs=rngs)
 
         def output(c: int) -> Output:
             return Output(c, out_channels, rngs=rngs)
@@ -170,23 +174,20 @@ class NCSNpp(nnx.Module):
         self.up = nnx.List(up)
         self.output = output(c) if progressive == "none" else None
 
-    def __call__(
+    def forward(
         self,
         x: Float[Array, "batch h w c"],
         c_noise: Float[Array, "batch"],
-        cond: Cond = None,
+        cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w out"]:
-        if x.shape[-1] != self.in_channels:
-            raise ValueError(f"x has shape {x.shape}; the last axis must be in_channels={self.in_channels}.")
-        layers.check_divides("the height of x", x.shape[1], self.divisor)
-        layers.check_divides("the width of x", x.shape[2], self.divisor)
-
         def call(block: nnx.Module, h: Array) -> Array:
             return layers.call_block(block, h, emb, rngs=rngs, remat=self.remat)
 
-        emb = self._embed(x, c_noise, cond)
+        parts = [] if self.time_embedding is None else [self.time_embedding(c_noise, x.dtype)]
+        parts += [] if cond.vector is None else [cond.vector]
+        emb = jax.nn.silu(sum(parts)) if parts else None
         h = self.conv_in(x)
         pyramid = x
         skips = [h]
@@ -215,16 +216,8 @@ class NCSNpp(nnx.Module):
                 h = call(level.upsampler, h)
         return result if self.output is None else self.output(h)
 
-    def _embed(
-        self, x: Float[Array, "batch h w c"], c_noise: Float[Array, "batch"], cond: Cond
-    ) -> Float[Array, "batch emb"] | None:
-        """silu of the embedding that all residual blocks read; None if there is nothing to embed."""
-        parts = []
-        if self.time_embedding is not None:
-            parts.append(self.time_embedding(c_noise, x.dtype))
-        if self.class_embedding is not None:
-            parts.append(self.class_embedding(layers.label_of(cond, self.num_classes, x.shape[0])))
-        return jax.nn.silu(sum(parts)) if parts else None
+    def embedders(self) -> dict[str, Callable[..., Array] | None]:
+        return dict(label=self.class_embedding)
 
 
 class ResnetBlock(nnx.Module):
@@ -275,7 +268,7 @@ class ResnetBlock(nnx.Module):
 class Stage(nnx.Module):
     """A residual block, followed by self-attention or nothing."""
 
-    def __init__(self, resnet: ResnetBlock, attention: layers.SelfAttention | None):
+    def __init__(self, resnet: ResnetBlock, attention: SelfAttention | None):
         self.resnet = resnet
         self.attention = attention
 
@@ -385,8 +378,3 @@ def downsample(
 def num_groups(channels: int) -> int:
     """At least 4 channels per group, at most 32 groups."""
     return min(channels // 4, 32)
-
-
-def _check_option(field: str, value: str, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{field}={value!r} is unknown; choose one of {allowed}.")

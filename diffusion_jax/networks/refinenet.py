@@ -13,7 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from diffusion_jax.types import Cond
+from diffusion_jax.networks.base import DenoisingNetwork
+from diffusion_jax.types import Embedded, check_choice
 
 # Per level: factor of ngf, whether it halves the image, and the dilation that later levels use instead of halving.
 LEVELS = {
@@ -24,7 +25,7 @@ LEVELS = {
 }
 
 
-class NCSN(nnx.Module):
+class NCSN(DenoisingNetwork):
     """Noise conditional score network: [batch, h, w, channels] and a noise level to the score, same shape as x.
 
     A RefineNet with dilated residual blocks whose every convolution follows a conditional instance normalisation++
@@ -59,20 +60,21 @@ class NCSN(nnx.Module):
     ):
         if num_levels < 1:
             raise ValueError(f"num_levels={num_levels} must be at least 1.")
+        self.input_shape, self.divisor = (None, None, in_channels), level_divisor(depth)
         self.refinenet = RefineNet(in_channels, ngf, num_levels, depth=depth, remat=remat, rngs=rngs)
 
-    def __call__(
+    def forward(
         self,
         x: Float[Array, "batch h w c"],
         c_noise: Float[Array, "batch"],
-        cond: Cond = None,
+        cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w c"]:
         return self.refinenet(x, jnp.round(c_noise).astype(jnp.int32))
 
 
-class NCSNv2(nnx.Module):
+class NCSNv2(DenoisingNetwork):
     """The unconditional RefineNet of NCSNv2: [batch, h, w, channels] -> same shape, sigma times the score.
 
     Instance normalisation++ without conditioning stands only in the residual blocks (2006.09011, Appendix B). c_noise
@@ -100,13 +102,14 @@ class NCSNv2(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
+        self.input_shape, self.divisor = (None, None, in_channels), level_divisor(depth)
         self.refinenet = RefineNet(in_channels, ngf, 0, depth=depth, remat=remat, rngs=rngs)
 
-    def __call__(
+    def forward(
         self,
         x: Float[Array, "batch h w c"],
         c_noise: Float[Array, "batch"],
-        cond: Cond = None,
+        cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w c"]:
@@ -123,10 +126,6 @@ class RefineNet(nnx.Module):
     def __init__(self, in_channels: int, ngf: int, num_levels: int, *, depth: str, remat: bool, rngs: nnx.Rngs):
         if ngf < 2:
             raise ValueError(f"ngf={ngf} must be at least 2: instance normalisation++ compares channels.")
-        if depth not in LEVELS:
-            raise ValueError(f"depth={depth!r} is unknown; choose one of {sorted(LEVELS)}.")
-        self.in_channels = in_channels
-        self.divisor = 2 ** sum(halve for _, halve, _ in LEVELS[depth])
         self.remat = remat
         widths = [ngf * mult for mult, _, _ in LEVELS[depth]]
 
@@ -148,10 +147,6 @@ class RefineNet(nnx.Module):
         self.end_conv = conv(ngf, in_channels, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w c"], y: Int[Array, "batch"] | None) -> Float[Array, "batch h w c"]:
-        if x.shape[-1] != self.in_channels:
-            raise ValueError(f"x has shape {x.shape}; the last axis must be in_channels={self.in_channels}.")
-        if x.shape[1] % self.divisor or x.shape[2] % self.divisor:
-            raise ValueError(f"x has shape {x.shape}; height and width must be multiples of {self.divisor}.")
         h = self.begin_conv(x)
         outputs = []
         for level in self.res:
@@ -336,6 +331,12 @@ def conv(
         bias_init=init,
         rngs=rngs,
     )
+
+
+def level_divisor(depth: str) -> int:
+    """What the levels of a network of this `depth` divide the sides of an image by; ValueError if it is unknown."""
+    check_choice("depth", depth, LEVELS)
+    return 2 ** sum(halve for _, halve, _ in LEVELS[depth])
 
 
 def max_pool_5x5(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:

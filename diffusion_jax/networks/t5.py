@@ -31,7 +31,7 @@ class T5Encoder(nnx.Module):
         relative_attention_num_buckets: of distances, half for each direction; even.
         relative_attention_max_distance: from which on all are one.
         layer_norm_epsilon: of the normalisations.
-        attention_implementation: see `layers.attention`.
+        attention_implementation: see `attention.dot_product_attention`.
         rngs: randomness of the initial parameters.
 
     Raises:

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.networks import layers
+from diffusion_jax.networks.attention import dot_product_attention
 
 
 class Attention(nnx.Module):
@@ -21,7 +22,7 @@ class Attention(nnx.Module):
         use_out_bias: whether the output has one.
         causal: attend to no later place.
         scale: of the logits; 1 / sqrt(head_dim) by default.
-        implementation: see `layers.attention`.
+        implementation: see `attention.dot_product_attention`.
         rngs: randomness of the initial parameters.
 
     Raises:
@@ -60,8 +61,8 @@ class Attention(nnx.Module):
         mask: Bool[Array, "batch n"] | None = None,
         bias: Float[Array, "#batch #heads n n"] | None = None,
     ) -> Float[Array, "batch n dim"]:
-        """See `layers.attention` for `mask` and `bias`."""
-        found = layers.attention(
+        """See `attention.dot_product_attention` for `mask` and `bias`."""
+        attended = dot_product_attention(
             self.q_proj(x),
             self.k_proj(x),
             self.v_proj(x),
@@ -72,7 +73,7 @@ class Attention(nnx.Module):
             causal=self.causal,
             scale=self.scale,
         )
-        return self.out_proj(found)
+        return self.out_proj(attended)
 
 
 class MLP(nnx.Module):

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.networks import layers
+from diffusion_jax.networks.attention import check_heads, dot_product_attention
 from diffusion_jax.networks.transformer import layer_norm
 
 
@@ -25,7 +26,7 @@ class Transformer2DModel(nnx.Module):
         only_cross_attention: whether pixels attend to the context twice instead of to each other.
         use_linear_projection: whether proj_in and proj_out are dense layers, not 1 x 1 convolutions. The function is
             the same; the shapes of the weights differ.
-        implementation: see `layers.attention`.
+        implementation: see `attention.dot_product_attention`.
         rngs: randomness of the initial parameters.
 
     Raises:
@@ -45,8 +46,7 @@ class Transformer2DModel(nnx.Module):
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
-        if num_heads < 1 or channels % num_heads:
-            raise ValueError(f"num_heads={num_heads} must be a positive divisor of the number of channels, {channels}.")
+        check_heads(num_heads, channels)
         if depth < 1:
             raise ValueError(f"depth={depth} of a transformer must be at least 1.")
 
@@ -133,7 +133,7 @@ class Attention(nnx.Module):
         self, h: Float[Array, "batch m c"], context: Float[Array, "batch n d"], mask: Bool[Array, "batch n"] | None
     ) -> Float[Array, "batch m c"]:
         q, k, v = self.to_q(h), self.to_k(context), self.to_v(context)
-        return self.to_out(layers.attention(q, k, v, self.num_heads, self.implementation, mask=mask))
+        return self.to_out(dot_product_attention(q, k, v, self.num_heads, self.implementation, mask=mask))
 
 
 class FeedForward(nnx.Module):

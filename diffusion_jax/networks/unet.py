@@ -1,6 +1,6 @@
 """The U-Net of DDPM (arXiv:2006.11239), with conditions of any kind."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,14 +8,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffusion_jax.networks import layers
-from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, VectorEmbedding, embed
+from diffusion_jax.networks.attention import SelfAttention, head_count
+from diffusion_jax.networks.base import DenoisingNetwork
+from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, VectorEmbedding
 from diffusion_jax.networks.conditions import Conditions
-from diffusion_jax.types import Cond, Embedded
+from diffusion_jax.types import Embedded
 
 Context = tuple[Array, Array | None] | None  # what cross-attention looks at, and its mask
 
 
-class UNet(nnx.Module):
+class UNet(DenoisingNetwork):
     """The U-Net of DDPM (arXiv:2006.11239, appendix B): [batch, h, w, in_channels] -> [batch, h, w, out_channels].
 
     Level i has `channels * channel_mult[i]` channels at resolution `image_size / 2^i`. Attention follows the residual
@@ -55,7 +57,7 @@ class UNet(nnx.Module):
         vocabulary: number of ids among "tokens", which a transformer reads; 0 where they are vectors with a "mask".
         max_tokens: length of "tokens".
         image_channels: of the condition "image"; 0 for none.
-        attention_implementation: see `layers.attention`.
+        attention_implementation: see `attention.dot_product_attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
         rngs: randomness of the initial parameters.
 
@@ -96,7 +98,7 @@ class UNet(nnx.Module):
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        self.in_channels = in_channels
+        self.input_shape = (None, None, in_channels)
         self.divisor = 2 ** (len(channel_mult) - 1)
         self.conditions = Conditions(
             num_classes=num_classes,
@@ -116,10 +118,10 @@ class UNet(nnx.Module):
             return ResnetBlock(c_in, c_out, 4 * channels, **options, rngs=rngs)
 
         def heads(c: int) -> int:
-            return layers.head_count(c, num_heads, head_dim, "head_dim")
+            return head_count(c, num_heads, head_dim, "head_dim")
 
-        def attention(c: int) -> layers.SelfAttention:
-            return layers.SelfAttention(
+        def attention(c: int) -> SelfAttention:
+            return SelfAttention(
                 c,
                 num_heads=heads(c),
                 num_groups=num_groups,
@@ -132,7 +134,7 @@ class UNet(nnx.Module):
             norm = layers.GroupNorm(c, num_groups=num_groups, epsilon=norm_eps)
             return CrossAttention(c, token_dim, num_heads=heads(c), norm=norm, rngs=rngs)
 
-        def attentions(c: int, count: int) -> tuple[list[layers.SelfAttention], list[CrossAttention]]:
+        def attentions(c: int, count: int) -> tuple[list[SelfAttention], list[CrossAttention]]:
             return [attention(c) for _ in range(count)], [cross_attention(c) for _ in range(count if token_dim else 0)]
 
         self.time_embedding = layers.TimeEmbedding(
@@ -187,20 +189,15 @@ class UNet(nnx.Module):
         self.conv_norm_out = layers.GroupNorm(c, num_groups=num_groups, epsilon=norm_eps)
         self.conv_out = layers.conv(c, out_channels or in_channels, scale=0.0, rngs=rngs)
 
-    def __call__(
+    def forward(
         self,
         x: Float[Array, "batch h w c"],
         c_noise: Float[Array, "batch"],
-        cond: Cond = None,
+        cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w out"]:
-        if x.shape[-1] != self.in_channels:
-            raise ValueError(f"x has shape {x.shape}; the last axis must be in_channels={self.in_channels}.")
-        layers.check_divides("the height of x", x.shape[1], self.divisor)
-        layers.check_divides("the width of x", x.shape[2], self.divisor)
         emb = self.time_embedding(c_noise, x.dtype)
-        cond = self.embed(cond, x.shape[0])
         emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector)
         context = None if cond.context is None else (cond.context, cond.mask)
 
@@ -215,10 +212,8 @@ class UNet(nnx.Module):
             h = layers.call_block(block, h, used, emb, context, rngs=rngs, remat=self.remat)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
 
-    def embed(self, cond: Cond, batch: int | None = None) -> Embedded:
-        """What `__call__` takes in the place of cond, computed once per sample; cond=None needs the `batch`."""
-        parts = dict(label=self.class_embedding, vector=self.add_embedding, tokens=self.token_encoder)
-        return embed(cond, self.conditions, batch, **parts)
+    def embedders(self) -> dict[str, Callable[..., Array] | None]:
+        return dict(label=self.class_embedding, vector=self.add_embedding, tokens=self.token_encoder)
 
 
 class ResnetBlock(nnx.Module):
@@ -282,27 +277,50 @@ class Upsample(nnx.Module):
         return x if self.conv is None else self.conv(x)
 
 
-def attended(
-    block: nnx.Module, i: int, h: Float[Array, "batch h w c"], context: Context
-) -> Float[Array, "batch h w c"]:
-    """h after what attention follows residual block i of `block`: to itself, and to the context."""
-    h = block.attentions[i](h) if block.attentions else h
-    return block.cross_attentions[i](h, *context) if block.cross_attentions else h
+class Stage(nnx.Module):
+    """Residual blocks at one resolution, each followed by attention to itself and to the context, where there is any.
 
-
-class DownBlock(nnx.Module):
-    """One level on the way down; returns its output and all activations that the way up will read."""
+    Args:
+        resnets: the residual blocks.
+        attentions: one for each of them, or none.
+        cross_attentions: likewise, to the context.
+    """
 
     def __init__(
         self,
-        resnets: list[ResnetBlock],
-        attentions: Sequence[layers.SelfAttention],
+        resnets: Sequence[ResnetBlock],
+        attentions: Sequence[SelfAttention],
         cross_attentions: Sequence[nnx.Module],
-        downsamplers: list[Downsample],
     ):
         self.resnets = nnx.List(resnets)
         self.attentions = nnx.List(attentions)
         self.cross_attentions = nnx.List(cross_attentions)
+
+    def apply_block(
+        self,
+        i: int,
+        h: Float[Array, "batch h w c"],
+        emb: Float[Array, "batch emb"],
+        context: Context,
+        rngs: nnx.Rngs | None,
+    ) -> Float[Array, "batch h w d"]:
+        """h after residual block i and the attention that follows it."""
+        h = self.resnets[i](h, emb, rngs=rngs)
+        h = self.attentions[i](h) if self.attentions else h
+        return self.cross_attentions[i](h, *context) if self.cross_attentions else h
+
+
+class DownBlock(Stage):
+    """One level of the encoder; returns its output and all activations that the decoder will read."""
+
+    def __init__(
+        self,
+        resnets: Sequence[ResnetBlock],
+        attentions: Sequence[SelfAttention],
+        cross_attentions: Sequence[nnx.Module],
+        downsamplers: Sequence[Downsample],
+    ):
+        super().__init__(resnets, attentions, cross_attentions)
         self.downsamplers = nnx.List(downsamplers)
 
     def __call__(
@@ -314,8 +332,8 @@ class DownBlock(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> tuple[Float[Array, "batch h2 w2 c2"], list[Array]]:
         skips = []
-        for i, resnet in enumerate(self.resnets):
-            h = attended(self, i, resnet(h, emb, rngs=rngs), context)
+        for i in range(len(self.resnets)):
+            h = self.apply_block(i, h, emb, context, rngs)
             skips.append(h)
         for downsample in self.downsamplers:
             h = downsample(h)
@@ -323,18 +341,8 @@ class DownBlock(nnx.Module):
         return h, skips
 
 
-class MidBlock(nnx.Module):
+class MidBlock(Stage):
     """Residual block, attention, residual block at the lowest resolution."""
-
-    def __init__(
-        self,
-        resnets: list[ResnetBlock],
-        attentions: Sequence[layers.SelfAttention],
-        cross_attentions: Sequence[nnx.Module],
-    ):
-        self.resnets = nnx.List(resnets)
-        self.attentions = nnx.List(attentions)
-        self.cross_attentions = nnx.List(cross_attentions)
 
     def __call__(
         self,
@@ -344,23 +352,21 @@ class MidBlock(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w c"]:
-        h = attended(self, 0, self.resnets[0](h, emb, rngs=rngs), context)
+        h = self.apply_block(0, h, emb, context, rngs)
         return self.resnets[1](h, emb, rngs=rngs)
 
 
-class UpBlock(nnx.Module):
-    """One level on the way up; each residual block reads one activation of the way down, latest first."""
+class UpBlock(Stage):
+    """One level of the decoder; each residual block reads one activation of the encoder, latest first."""
 
     def __init__(
         self,
-        resnets: list[ResnetBlock],
-        attentions: Sequence[layers.SelfAttention],
+        resnets: Sequence[ResnetBlock],
+        attentions: Sequence[SelfAttention],
         cross_attentions: Sequence[nnx.Module],
-        upsamplers: list[Upsample],
+        upsamplers: Sequence[Upsample],
     ):
-        self.resnets = nnx.List(resnets)
-        self.attentions = nnx.List(attentions)
-        self.cross_attentions = nnx.List(cross_attentions)
+        super().__init__(resnets, attentions, cross_attentions)
         self.upsamplers = nnx.List(upsamplers)
 
     def __call__(
@@ -372,8 +378,8 @@ class UpBlock(nnx.Module):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h2 w2 c2"]:
-        for i, resnet in enumerate(self.resnets):
-            h = attended(self, i, resnet(jnp.concatenate([h, skips[i]], -1), emb, rngs=rngs), context)
+        for i in range(len(self.resnets)):
+            h = self.apply_block(i, jnp.concatenate([h, skips[i]], -1), emb, context, rngs)
         for upsample in self.upsamplers:
             h = upsample(h)
         return h

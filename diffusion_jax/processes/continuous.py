@@ -20,6 +20,7 @@ class VP:
 
     beta_min: Number = 0.1
     beta_max: Number = 20.0
+    num_steps = None
 
     def log_alpha(self, t: Time) -> Time:
         return -0.5 * (self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2)
@@ -37,6 +38,7 @@ class SubVP:
 
     beta_min: Number = 0.1
     beta_max: Number = 20.0
+    num_steps = None
 
     @property
     def vp(self) -> VP:
@@ -58,6 +60,7 @@ class VE:
 
     sigma_min: Number = 0.01
     sigma_max: Number = 50.0
+    num_steps = None
 
     def alpha(self, t: Time) -> Time:
         return jnp.ones_like(t)
@@ -74,6 +77,7 @@ class Cosine:
     """
 
     s: Number = 0.008
+    num_steps = None
 
     def alpha(self, t: Time) -> Time:
         # The complement's sine is exactly 0 at t = 1, where the cosine would round to a negative number.
@@ -96,6 +100,7 @@ class EDM:
 
     sigma_min: Number = 0.002
     sigma_max: Number = 80.0
+    num_steps = None
 
     def alpha(self, t: Time) -> Time:
         return jnp.ones_like(t)
@@ -110,6 +115,8 @@ class RectifiedFlow:
 
     Time here grows with noise; the papers' own runs the other way.
     """
+
+    num_steps = None
 
     def alpha(self, t: Time) -> Time:
         return 1 - t

@@ -36,6 +36,7 @@ class LearnedVP:
     slope: Number = None
     shift: Number = None
     height: Number = None
+    num_steps = None
 
     def gamma(self, t: Time) -> Time:
         """-log SNR; gamma_0 and gamma_1 are scalars or of the shape of t."""

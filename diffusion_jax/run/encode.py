@@ -29,8 +29,10 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.config import build
+from diffusion_jax.config import data as config_data
 from diffusion_jax.config.recipes.latent_diffusion import fingerprint
 from diffusion_jax.config.sections import ConfigError, refusal
+from diffusion_jax.data import tokenization
 from diffusion_jax.data.sources import latents
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.processes import row_keys
@@ -38,7 +40,7 @@ from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import say
 from diffusion_jax.training.rows import in_batches
-from diffusion_jax.types import Params
+from diffusion_jax.types import Params, Spec
 
 _CALLS = 16  # batches that are in memory at once
 
@@ -51,7 +53,15 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
             raise ConfigError(f"config.data.{key}={config.data[key]!r}: images as conditions are kept from arrays only")
     system, size = job.system, config.training.batch_size
     params, _ = params_of(job, directory)
-    source, sums = job.source, np.zeros((3, system.latent_shape[-1]))
+    wanted, length = dict(system.batch), config.data.get("max_tokens", 0)
+    if length:
+        wanted["tokens"] = Spec((length,), "int32")
+    config = config.copy_and_resolve_references()
+    config.data.pop("max_tokens", None)
+    source, sums = (
+        config_data.source(config, wanted, tokenize=_tokenizer(config, length)),
+        np.zeros((3, system.latent_shape[-1])),
+    )
 
     @jax.jit
     def encoded(ids, cond):
@@ -77,6 +87,14 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
     )
 
 
+def _tokenizer(config: ConfigDict, length: int) -> tokenization.Tokenizer | None:
+    """The tokenizer in config.data.tokenizer; None for bytes. The diffusion model checks that ids are its own."""
+    if not config.data.get("tokenizer", "") or not length:
+        return None
+    with refusal(f"config.data.tokenizer={config.data.tokenizer!r}"):
+        return tokenization.load_for_network(config.data.tokenizer, length)
+
+
 def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: pathlib.Path) -> None:
     """Write the images of the latents in the folder or file `path` to the .npz file `to`. Raises ConfigError."""
     job = _prepared(config, "decode")
@@ -85,7 +103,7 @@ def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: 
     if jax.process_index() == 0:
         to.parent.mkdir(parents=True, exist_ok=True)
         np.savez(to, samples=sheets.to_uint8(images))
-        sheets.image_sheet(images, path=to.with_suffix(".png"))
+        sheets.write_png(sheets.image_sheet(images), to.with_suffix(".png"))
     say(f"{len(images)} images in {to} and {to.with_suffix('.png')}")
 
 

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax import data
-from diffusion_jax.config import judging
-from diffusion_jax.config.sections import refusal
+from diffusion_jax import data, modalities
+from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.evaluation.report import format_report, write_evaluation
 from diffusion_jax.run import requests, workdir
 from diffusion_jax.run.job import Job, prepare
@@ -29,7 +28,7 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
 def evaluate_job(job: Job, directory: pathlib.Path) -> None:
     """As `evaluate`, for a job that is prepared."""
     config = job.config
-    source, held_out, metrics = job.source, job.held_out, metrics_of(job, directory)
+    metrics = metrics_of(job, directory, job.held_out)
     workdir.check_writable(directory)
     params, step = params_of(job, directory)
     num = config.evaluation.num_samples
@@ -40,15 +39,40 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
         values = {"step": step, **drawn_by(job), "num_samples": num, **_held_out(job, params)}
         for metric in metrics:
             with refusal("config.evaluation.metrics"):
-                values |= metric(drawn, source, held_out)
+                values |= metric(drawn)
     if jax.process_index() == 0:
         write_evaluation(directory / "evaluation.json", values)
     say(format_report(values), f"written to {directory / 'evaluation.json'}")
 
 
-def metrics_of(job: Job, directory: pathlib.Path) -> list[judging.Metric]:
-    """What config.evaluation.metrics names. Raises ConfigError for a metric that data or config cannot give."""
-    return judging.metrics(job.config, job.source, directory, levels=job.parts.likelihood_levels)
+def metrics_of(
+    job: Job, directory: pathlib.Path | None, held_out: data.Source | None = None
+) -> list[modalities.Metric]:
+    """What config.evaluation.metrics names, as functions of samples; without `held_out` they are only checked.
+
+    Raises ConfigError for a metric that the modality does not have, or that data or config cannot give.
+    """
+    config, makes = job.config, job.system.makes
+    if makes is None:
+        if set(config.evaluation.metrics) - {modalities.AUTO}:
+            raise ConfigError(
+                f"config.evaluation.metrics={config.evaluation.metrics!r} must be (): config.system.name="
+                f"{config.system.name!r} draws no samples"
+            )
+        return []
+    evaluation = modalities.Evaluation(
+        options={**config.evaluation, "levels": job.built.parts.likelihood_levels},
+        train=job.source,
+        test=held_out,
+        makes=makes,
+        data=config.data.to_dict(),
+        cache=directory and directory / "statistics",
+        conditions=tuple(job.system.conditions.shapes),
+    )
+    try:
+        return modalities.metrics(modalities.of(makes), evaluation)
+    except ValueError as error:
+        raise ConfigError(f"config.{error}") from error
 
 
 def _held_out(job: Job, params: Params) -> dict[str, float]:

@@ -11,9 +11,8 @@ import optax
 from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import build, checks, data
-from diffusion_jax.config.parts import Parts
-from diffusion_jax.config.recipes.recipe import Reading, Recipe
+from diffusion_jax.config import build, checks
+from diffusion_jax.config.recipes.recipe import Recipe
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data import Source
 from diffusion_jax.systems.low_rank import learner
@@ -27,10 +26,7 @@ class Job:
     """What every mode needs. Once it exists the config is known to fit together; nothing is allocated yet."""
 
     config: ConfigDict
-    parts: Parts
-    recipe: Recipe
-    system: System
-    reading: Reading  # how captions and derived conditions of the data are read
+    built: build.Built
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
@@ -40,24 +36,26 @@ class Job:
     batch: dict[str, jax.ShapeDtypeStruct]
 
     @property
+    def system(self) -> System:
+        return self.built.system
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.built.recipe
+
+    @property
     def layout(self) -> PyTree[jax.sharding.Sharding]:
         return jax.tree.map(lambda x: x.sharding, self.state)
 
     @functools.cached_property
     def source(self) -> Source:
-        """The training split of the data. Raises ConfigError if it does not hold what the system reads."""
-        return self._opened(evaluation=False)
+        """The training split of the data, see `build.Built.source`."""
+        return self.built.source()
 
     @functools.cached_property
     def held_out(self) -> Source:
-        """The split that evaluation compares with, opened once per run. Raises ConfigError as `source`."""
-        return self._opened(evaluation=True)
-
-    def _opened(self, evaluation: bool) -> Source:
-        options = dict(tokenize=self.reading.tokenize, derive=self.reading.derive, evaluation=evaluation)
-        source = data.source(self.config, self.system.batch, **options)
-        self.recipe.check(self.parts, source)
-        return source
+        """The split that evaluation compares with. It is opened once per run."""
+        return self.built.source(evaluation=True)
 
 
 def prepare(config: ConfigDict, devices: int | None = None) -> Job:
@@ -71,9 +69,9 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Job:
         mesh = meshes.make_mesh(**config.mesh, devices=devices)
     with refusal("config.training"):
         meshes.check_batch(mesh, config.training.batch_size // config.training.accumulate)
-    parts, recipe, system = build.build(config)
-    reading = recipe.reading(parts, system)
-    optimizer, learning_rate = parts.optimizer()
+    built = build.build(config)
+    system = built.system
+    optimizer, learning_rate = built.parts.optimizer()
     rows = config.training.batch_size
     batch = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in system.batch.items()}
     with refusal(f"config.network ({config.network.name}) does not fit the data or config.ema"):
@@ -84,16 +82,13 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Job:
     with refusal("config.lora"):
         trained = learner(config.lora, system)
     if trained is not system:
-        if not recipe.trains_lora:
+        if not built.recipe.trains_lora:
             raise ConfigError(f"config.lora.rank={config.lora.rank} must be 0: a codebook changes without gradients")
         state = jax.eval_shape(lambda key: init_state(trained, optimizer, config.ema.rates, key), jax.random.key(0))
         state = laid_out(mesh, state)
     return Job(
         config=config,
-        parts=parts,
-        recipe=recipe,
-        system=system,
-        reading=reading,
+        built=built,
         optimizer=optimizer,
         learning_rate=learning_rate,
         mesh=mesh,

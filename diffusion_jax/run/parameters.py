@@ -53,7 +53,7 @@ def fresh_state(job: Job) -> TrainState:
 def stands_on(job: Job) -> Params:
     """Parameters that a fresh start of the system takes from other runs and public files, as a nested dict."""
     params: Params = {}
-    for path, load in job.recipe.stands_on(job.parts).items():
+    for path, load in job.recipe.stands_on(job.built.parts).items():
         params = replaced_at(params, tuple(path.split("/")), load())
     return params
 
@@ -185,7 +185,7 @@ def _public_params(job: Job, path: pathlib.Path) -> Params:
 
 def random_networks(job: Job) -> list[str]:
     """The frozen networks that no other run and no public file supplies, so that a fresh start leaves them random."""
-    supplied = [tuple(path.split("/")) for path in job.recipe.stands_on(job.parts)]
+    supplied = [tuple(path.split("/")) for path in job.recipe.stands_on(job.built.parts)]
     return [
         name
         for name, placed in job.system.networks.items()

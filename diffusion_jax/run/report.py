@@ -18,14 +18,16 @@ def how(job: Job) -> str:
 
 
 def drawn_by(job: Job) -> dict[str, Any]:
-    """What decides how samples are drawn, for the record next to metrics: solver, steps, seed and guidance."""
+    """What decides how samples are drawn, for the record next to metrics: solver, steps, seed, guidance and editing."""
     config, reads = job.config, job.recipe.reads
     values: dict[str, Any] = {}
     if "solver" in reads:
         values |= {"solver": config.solver.name, "steps": config.sampling.steps}
     values["seed"] = config.sampling.seed
     if "guidance" in reads and config.guidance.name != "none":
-        values |= {"guidance": config.guidance.name, "scale": config.guidance.get("scale", 1.0)}
+        values |= {"guidance": config.guidance.name, **job.built.parts.guidance.values}
+    if "editing" in reads and config.editing.name != "none":
+        values |= {f"editing_{key}" if key != "name" else "editing": value for key, value in config.editing.items()}
     return values
 
 

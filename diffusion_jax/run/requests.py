@@ -15,7 +15,7 @@ from diffusion_jax.config.sections import refusal
 from diffusion_jax.data import images
 from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
-from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.networks.conditions import Conditions, Request
 from diffusion_jax.run.job import Job
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]  # texts -> ids [n, max_tokens]
@@ -45,15 +45,17 @@ def requested(
     if not conditions.shapes:
         raise ValueError("the model is unconditional and nothing steers it; there is nothing to ask for")
     path, tokenize = pathlib.Path(text), tokenize or functools.partial(_byte_tokens, conditions=conditions)
+    request = Request(path.parent, tokenize, functools.partial(_images, path.parent))
     if path.suffix == ".npz":
-        cond = _from_arrays(path, conditions, tokenize)
+        cond = _from_arrays(path, conditions, request)
     elif path.suffix == ".json":
-        cond = _from_objects(path, conditions, tokenize)
+        cond = _from_objects(path, conditions, request)
     elif path.suffix == ".txt":
-        cond = _from_lines([line.strip() for line in _lines(path) if line.strip()], conditions, tokenize)
+        cond = _from_lines([line.strip() for line in _lines(path) if line.strip()], conditions, request)
     else:
-        parts = text.split("|" if conditions.vocabulary else ",")
-        cond = _from_lines([part.strip() for part in parts], conditions, tokenize)
+        separator = next(iter(conditions.values())).separator
+        parts = text.split(separator) if separator else [text]
+        cond = _from_lines([part.strip() for part in parts], conditions, request)
     counts = {name: len(value) for name, value in cond.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
         raise ValueError(f"its conditions have {counts} rows; they need the same number, at least 1")
@@ -70,10 +72,13 @@ def conditions(job: Job, num: int) -> dict[str, np.ndarray] | None:
     if job.recipe.role == "first_stage":
         return None if text == "prior" else cycled({"x": data.shuffled(job.held_out, num)["x"]}, num)
     with refusal(f"config.sampling.cond={text!r}"):
-        cond = requested(text, wanted, num, job.reading.tokenize)
+        cond = requested(text, wanted, num, job.built.reading.tokenize)
     if cond is None and set(wanted.shapes) - {"label"}:
         examples = data.shuffled(job.held_out, num)
-        cond = cycled(wanted.of(examples), num)
+        # Editing starts from held-out images themselves.
+        with refusal("config.sampling.cond=''"):
+            cond = cycled(wanted.of({"image": examples["x"], **examples}), num)
+            wanted.check(cond)
     return cond
 
 
@@ -82,20 +87,20 @@ def cycled(cond: Mapping[str, np.ndarray], num: int) -> dict[str, np.ndarray]:
     return {name: value[np.arange(num) % len(value)] for name, value in cond.items()}
 
 
-def captions(cond: Mapping[str, Any], describe: Describe = texts_of) -> list[str] | None:
-    """What is written below each sample: its class, or its caption, `describe(ids)`; None if it has neither."""
-    if "label" in cond:
-        return [str(label) for label in np.asarray(cond["label"]).tolist()]
-    if "tokens" in cond and np.issubdtype(np.asarray(cond["tokens"]).dtype, np.integer):
-        return describe(np.asarray(cond["tokens"]))
+def captions(cond: Mapping[str, Any], conditions: Conditions, describe: Describe = texts_of) -> list[str] | None:
+    """The text below each sample: its class or its caption, or another condition in words; None without any."""
+    for name, condition in conditions.items():
+        if name in cond and condition.words is not None:
+            return condition.words(np.asarray(cond[name]), describe)
     return None
 
 
-def recorded(cond: Mapping[str, Any], describe: Describe = texts_of) -> dict[str, np.ndarray]:
+def recorded(cond: Mapping[str, Any], conditions: Conditions, describe: Describe = texts_of) -> dict[str, np.ndarray]:
     """The arrays of a file of samples: `cond`, the class, caption or only condition, and others as cond_<name>."""
     arrays = {name: np.asarray(value) for name, value in cond.items()}
-    if "tokens" in arrays and "mask" not in arrays:
-        arrays["tokens"] = np.array(describe(arrays["tokens"]))
+    for name in arrays.keys() & conditions.keys():
+        if conditions[name].key and conditions[name].words is not None:
+            arrays[name] = np.array(conditions[name].words(arrays[name], describe))
     first = next(iter(arrays), None)
     return {"cond" if name == first else f"cond_{name}": value for name, value in arrays.items()}
 
@@ -107,18 +112,16 @@ def _lines(path: pathlib.Path) -> list[str]:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _from_lines(parts: list[str], conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:
-    kinds = set(conditions.shapes)
-    if kinds == {"label"}:
-        if not all(part.lstrip("-").isdecimal() for part in parts):
-            raise ValueError(f"{','.join(parts)!r} must be class ids in 0..{conditions.num_classes - 1}, such as 0,1,2")
-        return {"label": np.array([int(part) for part in parts], np.int32)}
-    if kinds == {"tokens"}:
-        return {"tokens": tokenize(parts)}
-    raise ValueError(f"the model needs the conditions {', '.join(sorted(kinds))}; give them in a file *.npz, or *.json")
+def _from_lines(parts: list[str], conditions: Conditions, request: Request) -> dict[str, np.ndarray]:
+    (name, condition), *others = conditions.items()
+    if others or not condition.separator:
+        raise ValueError(
+            f"the model needs the conditions {', '.join(conditions)}; give them in a file *.npz, or *.json"
+        )
+    return {name: condition.read(request, parts, condition.spec)}
 
 
-def _from_objects(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:
+def _from_objects(path: pathlib.Path, conditions: Conditions, request: Request) -> dict[str, np.ndarray]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
@@ -127,44 +130,41 @@ def _from_objects(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} must hold a list of objects, one for each sample")
-    names = {name: "caption" if name == "tokens" and conditions.vocabulary else name for name in conditions.shapes}
+    keys = {name: condition.key or name for name, condition in conditions.items()}
     for i, row in enumerate(rows):
-        if row.keys() != set(names.values()):
+        if row.keys() != set(keys.values()):
             raise ValueError(
-                f"{path}: object {i} has {', '.join(row) or 'nothing'}; it needs {', '.join(names.values())}"
+                f"{path}: object {i} has {', '.join(row) or 'nothing'}; it needs {', '.join(keys.values())}"
             )
+    return _read(path, {name: [row[key] for row in rows] for name, key in keys.items()}, conditions, request)
+
+
+def _from_arrays(path: pathlib.Path, conditions: Conditions, request: Request) -> dict[str, np.ndarray]:
+    keys = {name: condition.key for name, condition in conditions.items() if condition.key}
+    try:
+        arrays = archives.read_npz(path, {*conditions, *keys.values()})
+    except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    arrays |= {name: arrays[key] for name, key in keys.items() if key in arrays}
+    return _read(path, conditions.of(arrays), conditions, request)
+
+
+def _read(
+    path: pathlib.Path, values: Mapping[str, Any], conditions: Conditions, request: Request
+) -> dict[str, np.ndarray]:
     cond = {}
-    for name, entry in conditions.shapes.items():
-        values = [row[names[name]] for row in rows]
-        if names[name] == "caption":
-            if not all(isinstance(value, str) for value in values):
-                raise ValueError(
-                    f"{path}: a caption must be a string, got {next(v for v in values if type(v) is not str)!r}"
-                )
-            cond[name] = tokenize(values)
-        elif name in ("image", "control"):
-            cond[name] = np.stack([images.from_files(path.parent, value, entry.shape) for value in values])
-        else:
-            try:
-                cond[name] = np.array(values, entry.dtype)
-            except (ValueError, TypeError, OverflowError) as error:
-                raise ValueError(f"{path}: {name} must be numbers of shape {entry.shape}: {error}") from error
+    for name, condition in conditions.items():
+        try:
+            cond[name] = condition.read(request, values[name], condition.spec)
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
     return cond
 
 
-def _from_arrays(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:
-    try:
-        found = archives.read_npz(path, {*conditions.shapes, "caption"})
-    except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if "caption" in found and conditions.vocabulary:
-        found["tokens"] = tokenize([str(text) for text in found["caption"]])
-    cond = conditions.of(found)
-    cond |= {name: images.in_unit_range(cond[name]) for name in images.CONDITIONS if name in cond}
-    for name, entry in conditions.shapes.items():
-        if not np.can_cast(cond[name].dtype, entry.dtype, "same_kind"):
-            raise ValueError(f"{path}: {name} is {cond[name].dtype}, not {entry.dtype}")
-    return {name: cond[name].astype(entry.dtype) for name, entry in conditions.shapes.items()}
+def _images(folder: pathlib.Path, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return images.in_unit_range(values).astype(np.float32)
+    return np.stack([images.from_files(folder, value, shape) for value in values])
 
 
 def _byte_tokens(texts: Sequence[str], conditions: Conditions) -> np.ndarray:

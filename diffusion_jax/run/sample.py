@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import pathlib
 import time
-from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from diffusion_jax import modalities
+from diffusion_jax.config import data
 from diffusion_jax.config.sections import ConfigError, refusal
-from diffusion_jax.data.sources import toys
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.run import requests, workdir
 from diffusion_jax.run.job import Job, prepare
@@ -41,11 +40,11 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
         seconds = time.monotonic() - began
         path = directory / "samples" / f"{config.sampling.file}.npz"
         if jax.process_index() == 0:
-            samples = drawn["samples"]
             with refusal("samples"):
-                arrays = {"samples": sheets.to_uint8(samples) if _is_image(samples) else samples}
+                arrays = {"samples": modalities.of(job.system.makes).stored(drawn["samples"])}
             with replacing(path) as file:
-                np.savez(file, **arrays, **requests.recorded(_conditions_of(drawn), job.reading.describe))
+                recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
+                np.savez(file, **arrays, **recorded)
         pictured = picture(job, params, drawn, path.with_suffix(".png"))
     say(
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
@@ -59,31 +58,23 @@ def _conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
-    """Whether `path` is now a picture of the samples: there is none of latents and of samples that are not finite."""
-    samples, labels, columns = drawn["samples"], requests.captions(_conditions_of(drawn), job.reading.describe), None
-    if "original" in drawn:
-        # Pairs side by side, the original first.
-        samples = np.stack([drawn["original"], samples], axis=1).reshape(-1, *samples.shape[1:])
-        columns = 2 * math.ceil(math.sqrt(len(samples) / 4))
-    if not np.isfinite(samples).all() or not (_is_image(samples) or samples.shape[1:] == (2,)):
-        return False
-    if jax.process_count() > 1 and not _is_image(samples):
+    """Whether `path` is now a picture of the samples: some kinds of data have none, nor have samples that are not
+    finite."""
+    modality = modalities.of(job.system.makes)
+    views: dict[str, Any] = dict(data.facts(job.config))
+    shown = [name for name in modality.views if name in job.recipe.views]
+    if shown and jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
-    if jax.process_index() == 0 and _is_image(samples):
-        shown = None if labels is None else labels[:256]
-        sheets.image_sheet(samples[:256], path=path, columns=columns, labels=shown)
-    elif jax.process_index() == 0:
-        sheets.scatter_sheet({"samples": samples}, path=path, **_views(job, params))
-    return True
+    if jax.process_index():
+        return True
+    views |= {name: job.recipe.views[name](job.system, params) for name in shown}
+    words = requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
+    image = modality.picture(drawn, words, views)
+    if image is not None:
+        sheets.write_png(image, path)
+    return image is not None
 
 
-def _views(job: Job, params: Params) -> dict[str, Any]:
-    """What a picture of points shows next to them."""
-    views = dict(job.recipe.views(job.system, params))
-    if job.config.data.get("kind", "gaussian_mixture") == "gaussian_mixture":
-        views["log_density"] = toys.mixture_log_density
-    return views
-
-
-def _is_image(samples: np.ndarray) -> bool:
-    return samples.ndim == 4 and samples.shape[-1] in (1, 3)
+def conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The conditions that samples were drawn under."""
+    return {name: value for name, value in drawn.items() if name not in ("samples", "original")}

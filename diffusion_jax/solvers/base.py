@@ -1,22 +1,25 @@
 """What solvers share: how to make a stateless one, and the transition between two times of the forward process."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.parameterizations import LearnedVariance
 from diffusion_jax.processes.base import bcast
-from diffusion_jax.types import Denoiser, Process, Solver
+from diffusion_jax.types import Denoiser, Needs, Process, Solver
 
 Time = Float[Array, "*n"]
 Variance = Float[Array, "..."]  # a scalar, one number per row, or one per value
 
 
-def stateless(step: Callable[..., Array]) -> Solver:
-    """A solver without memory from `step(process, D, keys, x, t, s) -> x_s`."""
+def stateless(step: Callable[..., Array], **needs: Any) -> Solver:
+    """A solver without memory from `step(process, D, keys, x, t, s) -> x_s`, with the `needs` of `types.Needs`."""
     return Solver(
         init=lambda x: (),
         step=lambda process, D, keys, x, t, s, carry: (step(process, D, keys, x, t, s), carry),
+        needs=Needs(**needs),
     )
 
 
@@ -57,5 +60,5 @@ def check_variance(variance: str, D: Denoiser) -> None:
     """Raises ValueError for an unknown kind of variance, or "learned" for a D whose network gives none."""
     if variance not in ("beta", "beta_tilde", "learned"):
         raise ValueError(f"variance is {variance!r}; choose beta, beta_tilde or learned")
-    if variance == "learned" and not hasattr(D, "both"):
-        raise ValueError("variance is 'learned', but this denoiser has no learned variance: D.both(x, t) is missing")
+    if variance == "learned" and not isinstance(D, LearnedVariance):
+        raise ValueError("variance is 'learned', but this denoiser is no LearnedVariance")

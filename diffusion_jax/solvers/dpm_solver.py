@@ -85,4 +85,4 @@ def _singlestep(order: int, prediction: str, variant: str) -> Solver:
         x_s = advance(s, whole, nodes, later, variant if order == 2 else "exact")
         return jnp.where(finite, x_s, advance(s, h))
 
-    return stateless(step)
+    return stateless(step, sigma=True, distinct_times=order > 1)

@@ -28,7 +28,7 @@ from diffusion_jax.solvers.exponential import (
     select,
 )
 from diffusion_jax.solvers.multistep import difference, predictions
-from diffusion_jax.types import Denoiser, Process, Solver, check_choice
+from diffusion_jax.types import Denoiser, Needs, Process, Solver, check_choice
 
 
 def sde_dpm_solver_pp(order: int = 2, solver_type: str = "midpoint", num_steps: int | None = None) -> Solver:
@@ -73,7 +73,11 @@ def _multistep(eta: float, order: int, variant: str, num_steps: int | None) -> S
         c = select(jnp.where(finite, count, 0), nodes, lambda used: coefficients(used, -(1 + eta**2) * h, variant))
         return x_s - process.alpha(s) * difference(c, x_0, history), history.push(here, x_0)
 
-    return Solver(init=lambda x: History.empty(x, order - 1), step=step)
+    return Solver(
+        init=lambda x: History.empty(x, order - 1),
+        step=step,
+        needs=Needs(sigma=True, alpha_after=eta != 0, distinct_times=order > 1),
+    )
 
 
 def _first_order(process: Process, s: Scalar, h: Scalar, x_0: Array, eps: Array, eta: float, noise: Array) -> Array:
@@ -143,4 +147,4 @@ def seeds(order: int = 3, prediction: str = "eps") -> Solver:
             x_s = advance(2, [ends[1] / ends[2]], [second])
         return jnp.where(finite, x_s, _first_order(process, s, h, x_0, eps, 1.0, noises[0]))
 
-    return stateless(step)
+    return stateless(step, sigma=True, alpha_after=True, distinct_times=order > 1)

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.processes.base import log_snr, time_of_log_snr
-from diffusion_jax.types import Process
+from diffusion_jax.types import Process, needing
 
 Grid = Callable[[Process, int], Float[Array, "num_times"]]
 
@@ -28,6 +28,7 @@ def karras(rho: float = 7.0, t_min: float = 0.0, t_max: float = 1.0) -> Grid:
     sigma must be positive at t_min and alpha at t_max.
     """
 
+    @needing(alpha=True, sigma=True)
     def grid(process: Process, num_steps: int) -> Array:
         high, low = (jnp.exp(-log_snr(process, jnp.float32(t)) / 2) ** (1 / rho) for t in (t_max, t_min))
         sigma = jnp.linspace(high, low, num_steps + 1)[1:-1] ** rho
@@ -39,6 +40,7 @@ def karras(rho: float = 7.0, t_min: float = 0.0, t_max: float = 1.0) -> Grid:
 def uniform_log_snr(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
     """log SNR evenly spaced (arXiv:2206.00927, section 3.3). sigma(t_min) and alpha(t_max) must be positive."""
 
+    @needing(alpha=True, sigma=True)
     def grid(process: Process, num_steps: int) -> Array:
         low, high = log_snr(process, jnp.float32(t_max)), log_snr(process, jnp.float32(t_min))
         inner = time_of_log_snr(process, jnp.linspace(low, high, num_steps + 1)[1:-1])
@@ -61,6 +63,7 @@ def discrete(spacing: str = "leading", offset: int = 0, end: int = 0) -> Grid:
     if offset < 0 or (offset and spacing != "leading"):
         raise ValueError(f"offset is {offset}; it must be at least 0, and 0 for the spacing {spacing!r}")
 
+    @needing(num_steps=True)
     def grid(process: Process, num_steps: int) -> Array:
         total = process.num_steps
         if not 1 <= num_steps <= total:

@@ -1,5 +1,6 @@
 """Langevin dynamics: NCSN's annealed sampler and the corrector of score SDEs."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -30,7 +31,8 @@ def annealed_langevin(step_size: float = 2e-5, num_steps: int = 100) -> Solver:
 
         return jax.lax.fori_loop(0, num_steps, langevin, x)
 
-    return stateless(step)
+    # Above that size a step on data without width grows: its factor is 1 - step_size / (2 sigma(0)^2).
+    return stateless(step, unit_alpha=True, least_sigma=math.sqrt(step_size) / 2)
 
 
 def ncsnv2_step_size(sigmas: np.ndarray, num_steps: int) -> float:

@@ -20,7 +20,7 @@ from diffusion_jax.solvers.exponential import (
     polynomial_weights,
     select,
 )
-from diffusion_jax.types import Denoiser, Process, Solver
+from diffusion_jax.types import Denoiser, Needs, Process, Solver
 
 
 def deis(order: int = 3, num_steps: int | None = None) -> Solver:
@@ -48,7 +48,8 @@ def exponential_adams(order: int, prediction: str, variant: str, num_steps: int 
         x_s = x_s - exponential_correction(process, s, h, here, M, history, allowed - 1, prediction, variant)
         return x_s, history.push(here, M)
 
-    return Solver(init=lambda x: History.empty(x, order - 1), step=step)
+    needs = Needs(sigma=True, distinct_times=order > 1)
+    return Solver(init=lambda x: History.empty(x, order - 1), step=step, needs=needs)
 
 
 def predictions(process: Process, D: Denoiser, x: Array, t: Scalar) -> tuple[Array, Array]:
@@ -92,7 +93,7 @@ def lms(order: int = 4, num_steps: int | None = None) -> Solver:
     of D per step; inverts; a step may end where sigma = 0 at full order. The sampler `lms` of k-diffusion.
     """
     check_order("lms", order, 4, num_steps)
-    return _adams(order, lambda history, here, h: history.nodes(here, h), warm_up=0)
+    return _adams(order, lambda history, here, h: history.nodes(here, h), warm_up=0, distinct_times=order > 1)
 
 
 def plms(order: int = 4, num_steps: int | None = None) -> Solver:
@@ -121,7 +122,7 @@ def _equal_steps(history: History, here: Scalar, h: Scalar) -> list[Scalar]:
     return [jnp.full_like(h, -1.0 - j) for j in range(len(history.coordinates))]
 
 
-def _adams(order: int, nodes_of, warm_up: int, stages: int = 0) -> Solver:
+def _adams(order: int, nodes_of, warm_up: int, stages: int = 0, distinct_times: bool = False) -> Solver:
     """x_s = alpha_s (x / alpha_t + h e'), h = sigma_s / alpha_s - sigma_t / alpha_t, e' from past eps at `nodes_of`.
 
     While fewer than `warm_up` of them are there, e' comes from Runge-Kutta with further `stages` within the step.
@@ -164,4 +165,5 @@ def _adams(order: int, nodes_of, warm_up: int, stages: int = 0) -> Solver:
         x_s = x_s + jnp.where(finite, process.alpha(s) * h * change, 0)
         return x_s, history.push(here, eps)
 
-    return Solver(init=lambda x: History.empty(x, order - 1), step=step)
+    needs = Needs(sigma=True, distinct_times=distinct_times)
+    return Solver(init=lambda x: History.empty(x, order - 1), step=step, needs=needs)

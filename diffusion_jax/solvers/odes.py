@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import types
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -37,6 +39,18 @@ def check_adaptive(method: str, rtol: float, atol: float, max_steps: int) -> Non
         raise ValueError(f"max_steps is {max_steps}; it must be at least 1")
 
 
+def load_diffrax() -> types.ModuleType:
+    """diffrax, whose run-time checks give NaN instead of raising from a callback on the host.
+
+    A program with such a callback is not kept in JAX's persistent cache and is compiled anew in every process. What the
+    checks are about, the arguments of a solve, is checked before.
+    """
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
+    import diffrax
+
+    return diffrax
+
+
 def integrate(
     field: Callable[[PyTree[Array], Float[Array, "batch"]], PyTree[Array]],
     y: PyTree[Array],
@@ -64,7 +78,7 @@ def integrate(
       ValueError: see `check_adaptive`.
     """
     check_adaptive(method, rtol, atol, max_steps)
-    import diffrax
+    diffrax = load_diffrax()
     import equinox as eqx
 
     solver = getattr(diffrax, METHODS[method])()
@@ -109,7 +123,7 @@ def integrate(
     return jax.vmap(solve)(y)
 
 
-class StraightFlow(NamedTuple):
+class Rectified(NamedTuple):
     """The probability-flow ODE dz/du = velocity(z, u) between (u, scale) at `start` and at `end`; z = x / scale."""
 
     velocity: Callable[[Float[Array, "batch *shape"], Float[Array, "batch"]], Float[Array, "batch *shape"]]
@@ -117,7 +131,7 @@ class StraightFlow(NamedTuple):
     end: tuple[Float[Array, ""], Float[Array, ""]]
 
 
-def straight_flow(process: Process, D: Denoiser, t: Float[Array, ""], s: Float[Array, ""]) -> StraightFlow:
+def rectified(process: Process, D: Denoiser, t: Float[Array, ""], s: Float[Array, ""]) -> Rectified:
     """The probability-flow ODE from time t to s in coordinates in which every process is a rectified flow.
 
     z = x / (alpha + sigma) = (1 - u) x_0 + u eps with u = sigma / (alpha + sigma), so dz/du = E[eps - x_0 | x_t]
@@ -153,4 +167,4 @@ def straight_flow(process: Process, D: Denoiser, t: Float[Array, ""], s: Float[A
         return (x - alpha * x_hat) / sigma - x_hat
 
     start, end = ((level(at), process.alpha(at) + process.sigma(at)) for at in (t, s))
-    return StraightFlow(velocity, start, end)
+    return Rectified(velocity, start, end)

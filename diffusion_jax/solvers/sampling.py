@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from diffusion_jax.processes.base import row_keys
 from diffusion_jax.solvers.values import check_finite, check_times
@@ -14,17 +14,18 @@ def sample(
     process: Process,
     D: Denoiser,
     key: Key[Array, ""],
-    x_T: Float[Array, "batch *shape"],
+    x_T: Shaped[Array, "batch *shape"],
     times: Float[Array, "num_times"],
     *,
     ids: Int[Array, "batch"] | None = None,
     trajectory: bool = False,
-) -> Float[Array, "*out"]:
+) -> Shaped[Array, "*out"]:
     """Carry x_T from times[0] through times[1], ... to times[-1].
 
     `D(x, t)` has its conditions bound. Noise of row r comes from fold_in(key, ids[r]) (default: 0..batch-1), one key
     per row and step, so a sample does not depend on the batch it is drawn in. Returns x at times[-1], or with
-    `trajectory` the states at all times, [num_times, batch, ...]. Increasing times invert an ODE solver.
+    `trajectory` the states at all times, [num_times, batch, ...]. Increasing times invert an ODE solver. x keeps its
+    dtype, which may be that of integers, and so do the times.
 
     Raises ValueError, outside of `jit`, for times outside [0, 1] or not two of them, and for x_T that is not finite.
     """
@@ -33,14 +34,21 @@ def sample(
     check_times("times", times)
     check_finite("x_T", x_T)
     ids = jnp.arange(x_T.shape[0]) if ids is None else ids
-    keys, times = row_keys(key, ids), times.astype(x_T.dtype)
+    keys = row_keys(key, ids)
 
     def body(state, step):
         x, carry = state
         t, s, index = step
-        x, carry = solver.step(process, D, row_keys(keys, index), x, t, s, carry)
+        stepped = solver.step(process, D, row_keys(keys, index), x, t, s, carry)
+        x, carry = jax.tree.map(_as_before, stepped, state)
         return (x, carry), x if trajectory else None
 
     steps = (times[:-1], times[1:], jnp.arange(len(times) - 1))
     (x, _), states = jax.lax.scan(body, (x_T, solver.init(x_T)), steps)
     return jnp.concatenate([x_T[None], states]) if trajectory else x
+
+
+def _as_before(new: Array, old: Array) -> Array:
+    """A float in the precision of the one it replaces in the loop; times may have another."""
+    floats = jnp.issubdtype(new.dtype, jnp.floating) and jnp.issubdtype(old.dtype, jnp.floating)
+    return new.astype(old.dtype) if floats else new

@@ -18,7 +18,7 @@ def euler_maruyama() -> Solver:
         drift = f * x - g**2 * score(process, D, x, t)
         return x + (s - t) * drift + g * jnp.sqrt(t - s) * row_normal(keys, x)
 
-    return stateless(step)
+    return stateless(step, alpha=True, sigma=True, derivatives=True)
 
 
 def reverse_diffusion() -> Solver:
@@ -33,7 +33,7 @@ def reverse_diffusion() -> Solver:
         mean = (2 - alpha_ts) * x + variance_ts * score(process, D, x, t)
         return mean + jnp.sqrt(variance_ts) * row_normal(keys, x)
 
-    return stateless(step)
+    return stateless(step, sigma=True, alpha_after=True)
 
 
 def predictor_corrector(predictor: Solver, corrector: Corrector) -> Solver:
@@ -44,4 +44,4 @@ def predictor_corrector(predictor: Solver, corrector: Corrector) -> Solver:
         corrected = corrector(process, D, row_keys(keys, 1), x, s)
         return jnp.where(process.sigma(s) > 0, corrected, x), carry
 
-    return Solver(init=predictor.init, step=step)
+    return Solver(init=predictor.init, step=step, needs=predictor.needs)

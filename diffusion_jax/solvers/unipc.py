@@ -14,7 +14,7 @@ from diffusion_jax.solvers.exponential import (
     select,
 )
 from diffusion_jax.solvers.multistep import difference, exponential_correction, predictions
-from diffusion_jax.types import Denoiser, Process, Solver, check_choice
+from diffusion_jax.types import Denoiser, Needs, Process, Solver, check_choice
 
 
 class _Carry(NamedTuple):
@@ -72,4 +72,4 @@ def unipc(order: int = 3, variant: str = "bh2", prediction: str = "x0", num_step
         c = select(last_order, [jnp.ones_like(h), *nodes], lambda used: coefficients(used, z, variant))
         return scale * difference(c, last, history._replace(predictions=(M, *history.predictions[1:])))
 
-    return Solver(init=init, step=step)
+    return Solver(init=init, step=step, needs=Needs(sigma=True, distinct_times=True))

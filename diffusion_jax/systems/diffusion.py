@@ -10,7 +10,8 @@ import jax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax import parameterizations
-from diffusion_jax.guidance import steering
+from diffusion_jax.guidance import editing, steering
+from diffusion_jax.guidance.editing import Editing
 from diffusion_jax.guidance.steering import Guidance, Model
 from diffusion_jax.guidance.thresholding import Threshold
 from diffusion_jax.likelihood.ode import Likelihood
@@ -18,13 +19,14 @@ from diffusion_jax.losses.denoising import Loss
 from diffusion_jax.losses.times import Resampler
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.parameterizations import Parameterization
-from diffusion_jax.processes import prior
+from diffusion_jax.processes import prior, row_keys
 from diffusion_jax.solvers import sampling
 from diffusion_jax.solvers.grids import Grid
 from diffusion_jax.systems.base import Sampled, entries
 from diffusion_jax.types import Apply, Cond, Denoiser, Params, Placed, Process, Solver, Spec, Train
 
 UNGUIDED = steering.none()
+UNEDITED = editing.none()
 Augment = Callable[[Key[Array, ""], Array], tuple[Array, Array]]  # (key, x) -> (x, what was done to each)
 
 
@@ -52,6 +54,7 @@ class Diffusion(Sampled):
     augment: Augment | None = None  # of training images; the network reads what was done as the condition "augment"
     embed: Callable[[Params, Cond], Any] = lambda params, cond: cond  # reads conditions once per sample
     guidance: Guidance = UNGUIDED
+    editing: Editing = UNEDITED
     threshold: Threshold = lambda D: D  # keeps what solvers see of D in its range
     batch_size: int = 128  # of sampling
     denoise: bool = False  # end with D at the last time, which removes the noise left there
@@ -94,8 +97,9 @@ class Diffusion(Sampled):
         """The network's denoiser and its condition, embedded, before guidance."""
         make = parameterizations.learned_variance_denoiser if self.learned_variance else parameterizations.denoiser
         D = make(lambda x, c_noise, cond: self.apply(params["network"], x, c_noise, cond), self.param, self.process)
-        embedded = self.embed(params["network"], self.network_conditions.of(cond))
-        null = self.embed(params["network"], self.network_conditions.null())
+        entries = self.network_conditions.of(cond)
+        embedded = self.embed(params["network"], entries)
+        null = self.embed(params["network"], self.network_conditions.nulled(entries))
         return Model(D=D, cond=embedded, null=null, given=cond, process=self.process)
 
     def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
@@ -104,7 +108,11 @@ class Diffusion(Sampled):
         `numbers` are those of the guidance, read by its `load` unless they are given.
         """
         numbers = self.guidance.load() if numbers is None else numbers
-        return self.threshold(self.guidance.steer(numbers, self.model(params, cond)))
+        return self.steered(self.model(params, cond), cond, numbers)
+
+    def steered(self, model: Model, cond: Cond, numbers: PyTree[Array]) -> Denoiser:
+        """The denoiser of a model after guidance and editing, its condition bound, in its range."""
+        return self.threshold(self.editing.steer(self.guidance.steer(numbers, model), cond).bound)
 
     def numbers(self) -> PyTree[Array]:
         """The numbers of the guidance."""
@@ -129,10 +137,22 @@ class Diffusion(Sampled):
         """The samples of `ids`, as a pure function for use under `jit`."""
         prior_key, noise_key = jax.random.split(key)
         D = self.denoiser(params, cond, numbers)
+        return {"samples": self.solve(D, prior_key, noise_key, ids, cond)}
+
+    def solve(
+        self,
+        D: Denoiser,
+        prior_key: Key[Array, ""],
+        noise_key: Key[Array, ""],
+        ids: Int[Array, "batch"],
+        cond: Cond,
+    ) -> Float[Array, "batch *shape"]:
+        """x at the last time of the grid, from the prior or where editing starts. "image" of `cond` is one like x."""
         x_T = prior(self.process, prior_key, (len(ids), *self.shape), ids=ids)
         times = self.grid(self.process, self.steps)
-        x = sampling.sample(self.solver, self.process, D, noise_key, x_T, times, ids=ids)
-        return {"samples": D(x, times[-1]) if self.denoise else x}
+        x, times = self.editing.start(self.process, D, row_keys(prior_key, ids), x_T, times, cond)
+        x = sampling.sample(self.editing.around(self.solver, cond), self.process, D, noise_key, x, times, ids=ids)
+        return D(x, times[-1]) if self.denoise else x
 
     @property
     def batch(self) -> dict[str, Spec]:
@@ -144,10 +164,10 @@ class Diffusion(Sampled):
 
     @property
     def conditions(self) -> Conditions:
-        """The conditions that samples are drawn under: those of the network and of the guidance."""
-        return self.network_conditions | self.guidance.conditions
+        """The conditions that samples are drawn under: those of the network, of guidance and of editing."""
+        return self.network_conditions | self.guidance.conditions | self.editing.conditions(self.shape)
 
     @property
     def unguided(self) -> Diffusion:
-        """The same model without guidance."""
-        return dataclasses.replace(self, guidance=UNGUIDED)
+        """The same model without guidance and editing."""
+        return dataclasses.replace(self, guidance=UNGUIDED, editing=UNEDITED)

@@ -48,7 +48,7 @@ class LatentDiffusion(Sampled):
         conditions = self.diffusion.network_conditions
         if not conditions.image_shape or self.precomputed:
             return conditions
-        return dataclasses.replace(conditions, image_shape=(*self.first_stage.shape[:2], conditions.image_shape[-1]))
+        return Conditions(image_shape=(*self.first_stage.shape[:2], conditions.image_shape[-1])) | conditions
 
     @property
     def batch(self) -> dict[str, Spec]:
@@ -66,8 +66,9 @@ class LatentDiffusion(Sampled):
 
     @property
     def conditions(self) -> Conditions:
-        """What sampling takes: the conditions of the network and of the guidance."""
-        return self.network_conditions | self.diffusion.conditions
+        """What sampling takes: the conditions of the network, of guidance and of editing, which starts from images."""
+        editing = self.diffusion.editing.conditions(self.first_stage.shape)
+        return self.network_conditions | self.diffusion.guidance.conditions | editing
 
     def numbers(self) -> PyTree[Array]:
         """The numbers of the guidance."""
@@ -98,7 +99,8 @@ class LatentDiffusion(Sampled):
         numbers: PyTree[Array] = None,
     ) -> dict[str, Float[Array, "batch *shape"]]:
         """The decoded images of `ids`, as a pure function for use under `jit`."""
-        z = self.diffusion.draw(params, key, ids, self._at_latents(cond), numbers)["samples"]
+        cond = self._encoded(params, cond) if self.diffusion.editing.reads_image else self._at_latents(cond)
+        z = self.diffusion.draw(params, key, ids, cond, numbers)["samples"]
         return {"samples": decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)}
 
     def _latents(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
@@ -107,6 +109,12 @@ class LatentDiffusion(Sampled):
         h = x if self.precomputed else self.first_stage.encode(stage["network"], x)
         z = self.first_stage.latents(stage, row_keys(key, jnp.arange(len(x))), h)
         return self._at_latents({**batch, "x": jax.lax.stop_gradient(z)})
+
+    def _encoded(self, params: Params, cond: Cond) -> Cond:
+        """`cond` with the mean of the latents of its image."""
+        stage = params["frozen"]["first_stage"]
+        z = self.first_stage.latents(stage, None, self.first_stage.encode(stage["network"], cond["image"]))
+        return {**cond, "image": z}
 
     def _at_latents(self, cond: Cond) -> Cond:
         """`cond` with its image, if there is one, averaged to the size of the latents."""

@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Int32, Key, PyTree
 
 from diffusion_jax.networks.conditions import Conditions
-from diffusion_jax.processes import prior, row_keys, row_normal
+from diffusion_jax.processes import row_keys, row_normal
 from diffusion_jax.processes.base import bcast
-from diffusion_jax.solvers import sampling
 from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.base import Sampled, entries
 from diffusion_jax.systems.diffusion import Diffusion
@@ -39,15 +38,14 @@ class Task(NamedTuple):
     """What is done with an image beside the text.
 
     `image`: there is one, of the size of what is drawn, or `at_latents` of that of the latents; `mask`: a further
-    channel of it is one. `read(system, params, keys, image)` are the conditions that the network gets for it. `start`:
-    samples begin at the image, noised. `dropped`: training also drops the image, and guidance leads away from none.
+    channel of it is one. `read(system, params, keys, image)` are the conditions that the network gets for it.
+    `dropped`: training also drops the image, and guidance leads away from none.
     """
 
     image: bool = False
     mask: bool = False
     read: Callable[..., dict[str, Array]] = lambda system, params, keys, image: {}
     at_latents: bool = False
-    start: bool = False
     dropped: bool = False
 
 
@@ -70,7 +68,6 @@ class TextToImage(Sampled):
     task: Task = TEXT_ALONE
     negative_prompt: str = ""
     zero_negative: bool = False  # what an empty one stands for: zeros instead of the states of an empty text
-    strength: float = 0.8  # of the noise that an image to start from is given: 1 for all steps
     noise_level: int = 20  # timestep of the noise on an image to enlarge
     cond_dropout: float = 0.0  # how often training replaces a text by an empty one, and apart from it an image by none
     controlled: bool = False  # the network is a ControlNet, and the U-Net frozen
@@ -78,11 +75,8 @@ class TextToImage(Sampled):
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, low, high in (("cond_dropout", 0.0, 1.0), ("strength", 0.0, 1.0)):
-            if not low <= getattr(self, name) <= high:
-                raise ValueError(f"{name}={getattr(self, name)} must be in [{low:g}, {high:g}]")
-        if self.task.start and int(self.strength * self.diffusion.steps) < 1:
-            raise ValueError(f"strength={self.strength} leaves none of the {self.diffusion.steps} steps")
+        if not 0 <= self.cond_dropout <= 1:
+            raise ValueError(f"cond_dropout={self.cond_dropout} must be in [0, 1]")
         if self.decode_batch_size < 0 or self.noise_level < 0:
             raise ValueError(
                 f"decode_batch_size={self.decode_batch_size} and noise_level={self.noise_level} must be at least 0"
@@ -113,8 +107,9 @@ class TextToImage(Sampled):
 
     @property
     def conditions(self) -> Conditions:
-        """What sampling takes: the conditions of a batch, and those of the guidance."""
-        return self.batch_conditions | self.diffusion.guidance.conditions
+        """What sampling takes: the conditions of a batch, of guidance and of editing, which starts from images."""
+        editing = self.diffusion.editing.conditions(self.first_stage.shape)
+        return self.batch_conditions | self.diffusion.guidance.conditions | editing
 
     def numbers(self) -> PyTree[Array]:
         """The numbers of the guidance."""
@@ -163,17 +158,10 @@ class TextToImage(Sampled):
     ) -> dict[str, Float[Array, "batch *shape"]]:
         """The images of `ids`, as a pure function for use under `jit`."""
         prior_key, noise_key, cond_key = jax.random.split(key, 3)
+        if self.diffusion.editing.reads_image:
+            cond = {**cond, "image": self.latent_mean(params, cond["image"])}
         D = self.denoiser(params, row_keys(cond_key, ids), cond, numbers)
-        model = self.diffusion
-        times = model.grid(model.process, model.steps)
-        x = prior(model.process, prior_key, (len(ids), *model.shape), ids=ids)
-        if self.task.start:
-            times = times[len(times) - 1 - min(int(model.steps * self.strength), model.steps) :]
-            noise = row_normal(row_keys(prior_key, ids), x)
-            x = model.process.alpha(times[0]) * self.latent_mean(params, cond["image"])
-            x = x + model.process.sigma(times[0]) * noise
-        z = sampling.sample(model.solver, model.process, D, noise_key, x, times, ids=ids)
-        z = D(z, times[-1]) if model.denoise else z
+        z = self.diffusion.solve(D, prior_key, noise_key, ids, cond)
         return {"samples": decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)}
 
     def denoiser(
@@ -185,12 +173,12 @@ class TextToImage(Sampled):
         given = self.encode_conditions(params, keys, cond)
         model = self.diffusion.model(network, given)
         null = self.diffusion.embed(network["network"], {**given, **self._negative(params, given)})
-        return self.diffusion.threshold(guidance.steer(numbers, model._replace(null=null, given=cond)))
+        return self.diffusion.steered(model._replace(null=null, given=cond), cond, numbers)
 
     def encode_conditions(self, params: Params, keys: Key[Array, "batch"], cond: Cond) -> dict[str, Array]:
         """What the network reads for the ids and images of a batch; row r may be random by keys[r]."""
         given = self.texts.encode(params["frozen"]["text"], cond["tokens"])
-        if self.diffusion.network_conditions.num_sizes:
+        if "sizes" in self.diffusion.network_conditions:
             # As SDXL was told of a square image that was not cropped.
             side = self.first_stage.shape[0]
             given["sizes"] = jnp.tile(jnp.array([side, side, 0, 0, side, side]), (len(cond["tokens"]), 1))

@@ -242,7 +242,7 @@ def test_folder_with_captions(tmp_path):
     for wrong, message in (
         (dict(caption_key="title"), r"no field 'title' for the image b\.png; it has extra, file_name, kind, text"),
         (dict(caption_key=".caption"), r"Cannot read .*b\.caption"),
-        (dict(caption_key="text", name="digits"), "caption_key is for 'folder' and 'arrays', not for 'digits'"),
+        (dict(caption_key="text", name="digits"), r"data\.caption_key='text': 'digits' takes no 'caption_key'"),
     ):
         with pytest.raises(ValueError, match=message):
             data.load(**(options | wrong))
@@ -285,7 +285,7 @@ def test_what_is_drawn_evenly_belongs_to_the_examples(tmp_path):
         (dict(balance="name"), "must be '', 'label' or 'caption', got 'name'"),
         (dict(balance="label"), r"no labels of their own, see data\.label_key"),
         (dict(balance="caption"), "no captions of their own"),
-        (dict(balance="label", name="digits", path=None), "for 'folder' and 'arrays', not for 'digits'"),
+        (dict(balance="label", name="digits", path=None), "'digits' takes no 'balance'"),
     ):
         with pytest.raises(ValueError, match=f"data.balance.*{message}"):
             data.load(**(bare | wrong))
@@ -308,7 +308,7 @@ def test_low_resolution_images_are_averages_of_what_is_drawn(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3), np.uint8)
     np.savez(tmp_path / "a.npz", x=images)
     options = dict(name="arrays", path=str(tmp_path / "a.npz"), flip=True)
-    batch = data.load(**options, derive=derived.averaged(2)).batch(np.arange(6), np.random.default_rng(1), augment=True)
+    batch = data.load(**options, derive=derived.averaged(2)).batch(np.arange(6), np.random.default_rng(1))
     assert batch["image"].shape == (6, 2, 2, 3)
     for i, j in np.ndindex(2, 2):
         corner = batch["x"][:, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
@@ -390,7 +390,7 @@ def test_folder_with_images_as_conditions(tmp_path):
             data.load(**options, shapes=shapes, **wrong)
     with pytest.raises(ValueError, match=r"0\.png, its condition 'control': 'drawn/0\.png' must be 2 path\(s\)"):
         data.load(**options, shapes=shapes | {"control": (2, 2, 4)})
-    with pytest.raises(ValueError, match=r"data\.control_key is for 'folder' and 'arrays', not for 'digits'"):
+    with pytest.raises(ValueError, match=r"data\.control_key='edges': 'digits' takes no 'control_key'"):
         data.load(name="digits", control_key="edges")
     for value, message in (
         ("../x.png", r"'edges' of 2\.png must be the path of a file in the folder"),

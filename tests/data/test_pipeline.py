@@ -1,5 +1,7 @@
 """Order, augmentation and resumption of batches."""
 
+import dataclasses
+
 import grain
 import jax
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from diffusion_jax import data
+from diffusion_jax.data.source import in_memory
+from diffusion_jax.data.sources import images
 
 
 def counting_source(num_examples=10, **options):
@@ -18,12 +22,12 @@ def counting_source(num_examples=10, **options):
             "label": indices.astype("i4"),
         }
 
-    return data.Source(read=read, size=num_examples, shape=(2, 2, 1), num_classes=num_examples, **options)
+    return images.source(read, size=num_examples, shape=(2, 2, 1), num_classes=num_examples, **options)
 
 
 def random_source(**options):
-    images = np.random.default_rng(0).integers(256, size=(10, 3, 4, 1), dtype=np.uint8)
-    return data.Source(read=lambda indices: {"x": images[indices]}, size=10, shape=(3, 4, 1), **options)
+    x = np.random.default_rng(0).integers(256, size=(10, 3, 4, 1), dtype=np.uint8)
+    return images.source(in_memory({"x": x}), size=10, shape=(3, 4, 1), **options)
 
 
 def assert_batches_equal(left, right):
@@ -55,7 +59,7 @@ GROUPS = np.array([0] * 7 + [1] + [2] * 2)
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 25])
 def test_balanced_batches_hold_every_group_once_per_epoch(batch_size):
-    batches = data.batches(counting_source(groups=GROUPS), batch_size=batch_size, seed=2)
+    batches = data.batches(dataclasses.replace(counting_source(), groups=GROUPS), batch_size=batch_size, seed=2)
     labels = np.concatenate([next(batches)["label"] for _ in range(-(-900 // batch_size))])[:900]
     epochs = GROUPS[labels].reshape(-1, 3)
     assert {tuple(sorted(epoch)) for epoch in epochs} == {(0, 1, 2)}
@@ -67,7 +71,7 @@ def test_balanced_batches_hold_every_group_once_per_epoch(batch_size):
 
 
 def test_balanced_batches_are_shared_out_and_resumed():
-    source = counting_source(groups=GROUPS)
+    source = dataclasses.replace(counting_source(), groups=GROUPS)
     whole, resumed = (data.batches(source, batch_size=6, seed=1) for _ in range(2))
     first = next(whole)
     state = whole.get_state()
@@ -172,12 +176,13 @@ def test_dequantization_is_uniform_in_the_bin_of_its_value():
     np.testing.assert_allclose(np.quantile(offset, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.02)
 
 
-def test_evaluation_may_dequantize_but_does_not_flip():
-    source = random_source(flip=True, dequantize=True)
-    x = source.batch(np.arange(10), np.random.default_rng(0))["x"]
-    assert np.all(np.abs(x - data.arrays(source)["x"]) <= 1 / 64)
-    with pytest.raises(ValueError, match="rng"):
-        source.batch(np.arange(10), augment=True)
+def test_nothing_is_random_in_evaluation():
+    source, plain = random_source(flip=True, dequantize=True), random_source()
+    assert_batches_equal(source.batch(np.arange(10)), plain.batch(np.arange(10)))
+    x = random_source(dequantize=True).batch(np.arange(10), np.random.default_rng(0))["x"]
+    assert np.all(np.abs(x - data.arrays(source)["x"]) <= 1 / 64) and (x != data.arrays(source)["x"]).any()
+    with pytest.raises(ValueError, match="draws must be even, got 3"):
+        dataclasses.replace(source, draws=3)
 
 
 def test_arrays_are_in_order_and_scaled_to_the_unit_interval():

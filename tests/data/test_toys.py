@@ -61,7 +61,7 @@ def test_splits_and_seeds_are_independent_draws():
         ({"kind": "torus"}, "Unknown kind 'torus'"),
         ({"num_examples": 0}, "num_examples must be positive"),
         ({"split": "validation"}, "Unknown split 'validation'"),
-        ({"flip": True}, "Toys have no pixels"),
+        ({"flip": True}, r"data\.flip=True: 'toy' takes no 'flip'; it takes kind, num_examples, seed"),
     ],
 )
 def test_refuses(options, message):

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data.captions import tokens_of
 from diffusion_jax.evaluation.retrieval import blocks, retrieval
+from diffusion_jax.run.evaluate import metrics_of
+from diffusion_jax.run.job import prepare
 from tests.runs import digits
 
 
@@ -76,14 +77,14 @@ def test_of_a_config():
     config = digits(network__token_dim=16, network__vocabulary=257, network__max_tokens=8)
     config.data.captions = words
     config.evaluation.metrics = ("retrieval",)
-    train, test = build.source(config), build.source(config, evaluation=True)
-    (metric,) = build.metrics(config, train)
-    held_out = test.batch(np.arange(40))
+    job = prepare(config)
+    (metric,) = metrics_of(job, None, job.held_out)
+    held_out = job.held_out.batch(np.arange(40))
     drawn = {"samples": held_out["x"], "tokens": held_out["tokens"]}
-    figures = metric(drawn, train, test)
+    figures = metric(drawn)
     assert figures["retrieval_caption"] == figures["retrieval_class"] > 0.9
     assert figures["retrieval_caption_real"] > 0.9 > 0.2 > figures["retrieval_caption_chance"]
     config = digits()
     config.evaluation.metrics = ("retrieval",)
-    with pytest.raises(ConfigError, match="'retrieval' needs images with captions that the network reads"):
-        build.metrics(config, build.source(config))
+    with pytest.raises(ConfigError, match=r"config\.evaluation\.metrics='retrieval'.*captions"):
+        metrics_of(prepare(config), None)

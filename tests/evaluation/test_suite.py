@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from diffusion_jax import data, evaluation
+from diffusion_jax import evaluation
+from diffusion_jax.data.sources import images
 from diffusion_jax.evaluation import __main__ as command
 from diffusion_jax.evaluation import features
 from diffusion_jax.evaluation.feature_classifier import train_classifier
@@ -96,7 +97,7 @@ def test_statistics_stand_for_their_images(tmp_path):
             counted.append(len(indices))
             return {"x": reference[indices]}
 
-        source = data.Source(read=read, size=60, shape=(6, 5, 3))
+        source = images.source(read, size=60, shape=(6, 5, 3))
         again = compare(samples, source, features=extractor, metrics=("fid",), cache=cache)
         assert again["fid"] == exact["fid"] and (sum(counted) == 60 * reads)
     assert compare(samples, reference, features=extractor, metrics=("sfid",), cache=cache)["sfid"] == exact["sfid"]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import solvers
-from diffusion_jax.guidance import autoguidance, classifier, classifier_free, rescaled, text_and_image
+from diffusion_jax.guidance import autoguidance, classifier, classifier_free, instruct_pix2pix, rescaled
 from diffusion_jax.parameterizations import score
 from diffusion_jax.solvers import grids
 from diffusion_jax.solvers.sampling import sample
@@ -170,7 +170,7 @@ def test_text_and_image_guidance_is_the_sum_of_both_directions():
 
     one, none = jnp.ones((6, 2)), jnp.zeros((1, 2))
     cond, image, null = {"text": one, "image": one}, {"text": none, "image": one}, {"text": none, "image": none}
-    guided = text_and_image(D, 5.0, 1.5, image, null)(X, jnp.float32(0.5), cond)
+    guided = instruct_pix2pix(D, 5.0, 1.5, image, null)(X, jnp.float32(0.5), cond)
     np.testing.assert_allclose(guided, X + 0.5 + 1.5 * 3 + 5 * (2 + 1), rtol=1e-5)
-    both = text_and_image(D, 2.0, 2.0, image, null)(X, jnp.full(6, 0.5), cond)
+    both = instruct_pix2pix(D, 2.0, 2.0, image, null)(X, jnp.full(6, 0.5), cond)
     np.testing.assert_allclose(both, classifier_free(D, 2.0, null)(X, jnp.full(6, 0.5), cond), rtol=1e-5)

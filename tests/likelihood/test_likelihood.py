@@ -298,6 +298,6 @@ def test_levels_that_are_not_those_of_the_data_are_refused():
     with pytest.raises(ConfigError, match=r"evaluation\.likelihood \(ode\): levels is 5, but x holds"):
         build.source(config)
     config.data.levels = 17
-    assert build.source(config).levels == 17
+    assert build.source(config).facts["levels"] == 17
     config.evaluation.likelihood.dequantization = "none"
     assert build.data_levels(config) == 0

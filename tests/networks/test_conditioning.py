@@ -73,6 +73,16 @@ def test_every_condition_reaches_the_output_and_none_of_them_is_the_default(name
         apply(params, x, c, jax.tree.map(lambda c: c[:1], cond))
 
 
+def test_labels_are_read_and_the_null_label_is_the_default():
+    read = Conditions(num_classes=10)
+    for cond, labels in ((None, [10, 10, 10]), ({"label": jnp.array([1, 2, 3])}, [1, 2, 3])):
+        np.testing.assert_array_equal(embed(cond, read, 3, label=lambda label: label).vector, labels)
+    with pytest.raises(ValueError, match=r"'label' .* text"):
+        embed({"text": jnp.ones((2, 4))}, read, 2, label=lambda label: label)
+    with pytest.raises(ValueError, match=r"'label'.* shape \(3,\).*\(2,\)"):
+        embed({"label": jnp.arange(3)}, read, 2, label=lambda label: label)
+
+
 def test_pooled_tokens_are_the_mean_of_those_that_are_there():
     rows = jnp.arange(9.0)[:, None] * jnp.ones(8)
     read = Conditions(**TEXT)

@@ -148,5 +148,5 @@ def test_impossible_sizes_are_refused(kwargs, message):
 def test_images_of_another_size_are_refused():
     init, apply = build()
     params = jax.eval_shape(init, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"\(1, 16, 16, 2\).*\(8, 8, 2\)"):
+    with pytest.raises(ValueError, match=r"\(1, 16, 16, 2\).*\[batch, 8, 8, 2\]"):
         jax.eval_shape(apply, params, jnp.ones((1, 16, 16, 2)), jnp.ones(1))

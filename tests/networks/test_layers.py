@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from diffusion_jax.networks import layers
+from diffusion_jax.networks import attention, layers
 
 
 def normal(*shape, seed=0):
@@ -96,15 +96,6 @@ def test_time_embedding_refuses_an_unknown_kind():
         layers.TimeEmbedding(8, 16, embedding="cosine", rngs=nnx.Rngs(0))
 
 
-def test_label_of():
-    np.testing.assert_array_equal(layers.label_of(None, 10, 3), [10, 10, 10])
-    np.testing.assert_array_equal(layers.label_of({"label": jnp.array([1, 2])}, 10, 2), [1, 2])
-    with pytest.raises(ValueError, match=r"keys \['text'\].*'label'"):
-        layers.label_of({"text": jnp.ones((2, 4))}, 10, 2)
-    with pytest.raises(ValueError, match=r"shape \(3,\).*\(2,\)"):
-        layers.label_of({"label": jnp.arange(3)}, 10, 2)
-
-
 def test_upsample_nearest_repeats_pixels():
     x = normal(2, 3, 4, 2)
     np.testing.assert_array_equal(layers.upsample_nearest(x), np.repeat(np.repeat(x, 2, 1), 2, 2))
@@ -116,17 +107,17 @@ def test_attention_equals_its_definition():
     logits = heads[0] @ heads[1].swapaxes(-1, -2) / np.sqrt(2)
     weights = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     expected = (weights @ heads[2]).transpose(0, 2, 1, 3).reshape(2, 5, 6)
-    np.testing.assert_allclose(layers.attention(q, k, v, 3), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(attention.dot_product_attention(q, k, v, 3), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_self_attention_starts_as_the_identity_and_moves_with_the_pixels():
     x = normal(2, 4, 4, 8)
-    np.testing.assert_array_equal(layers.SelfAttention(8, num_groups=2, rngs=nnx.Rngs(0))(x), x)
-    module = layers.SelfAttention(8, num_heads=2, num_groups=2, scale=1.0, rngs=nnx.Rngs(0))
+    np.testing.assert_array_equal(attention.SelfAttention(8, num_groups=2, rngs=nnx.Rngs(0))(x), x)
+    module = attention.SelfAttention(8, num_heads=2, num_groups=2, scale=1.0, rngs=nnx.Rngs(0))
     assert np.abs(module(x) - x).max() > 0.1
     np.testing.assert_allclose(module(x.swapaxes(1, 2)), module(x).swapaxes(1, 2), atol=1e-5)
     with pytest.raises(ValueError, match="num_heads=3"):
-        layers.SelfAttention(8, num_heads=3, num_groups=2, rngs=nnx.Rngs(0))
+        attention.SelfAttention(8, num_heads=3, num_groups=2, rngs=nnx.Rngs(0))
 
 
 def test_strided_convolution_pads_the_bottom_and_the_right():

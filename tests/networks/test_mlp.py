@@ -56,5 +56,5 @@ def test_refusals():
     with pytest.raises(ValueError, match="activation='swish2'"):
         build(activation="swish2")
     params, apply = build(shape=(2,), hidden=8, num_layers=1)
-    with pytest.raises(ValueError, match=r"\(4, 3\).*shape=\(2,\)"):
+    with pytest.raises(ValueError, match=r"\(4, 3\).*\[batch, 2\]"):
         apply(params, jnp.ones((4, 3)), jnp.ones(4))

@@ -173,10 +173,10 @@ def test_bfloat16_stays_close():
 @pytest.mark.parametrize(
     "kwargs, message",
     [
-        ({"resblock_type": "resnet"}, "resblock_type='resnet'"),
-        ({"progressive": "residual"}, "progressive='residual'"),
-        ({"progressive_input": "skip"}, "progressive_input='skip'"),
-        ({"progressive_combine": "mean"}, "progressive_combine='mean'"),
+        ({"resblock_type": "resnet"}, "resblock_type .*'resnet'"),
+        ({"progressive": "residual"}, "progressive .*'residual'"),
+        ({"progressive_input": "skip"}, "progressive_input .*'skip'"),
+        ({"progressive_combine": "mean"}, "progressive_combine .*'mean'"),
         ({"embedding": "learned"}, "embedding='learned'"),
         ({"nf": 6}, "nf=6"),
         ({"image_size": 9}, "image_size=9"),
@@ -193,5 +193,5 @@ def test_refuses_images_it_cannot_halve():
     apply, params = tiny()
     with pytest.raises(ValueError, match="multiple of 2"):
         jax.eval_shape(apply, params, jnp.zeros((1, 7, 8, 1)), jnp.zeros(1))
-    with pytest.raises(ValueError, match="in_channels=1"):
+    with pytest.raises(ValueError, match=r"\(1, 8, 8, 3\).* 1\]"):
         jax.eval_shape(apply, params, jnp.zeros((1, 8, 8, 3)), jnp.zeros(1))

@@ -194,7 +194,7 @@ def test_chained_pooling_can_be_differentiated_twice():
     [
         (refinenet.NCSN, {"num_levels": 0}, "num_levels=0"),
         (refinenet.NCSN, {"ngf": 1}, "ngf=1"),
-        (refinenet.NCSNv2, {"depth": "deep"}, "depth='deep'"),
+        (refinenet.NCSNv2, {"depth": "deep"}, "depth .*'deep'"),
     ],
 )
 def test_refuses_impossible_sizes(cls, kwargs, message):
@@ -205,7 +205,7 @@ def test_refuses_impossible_sizes(cls, kwargs, message):
 def test_refuses_images_it_cannot_halve():
     init, apply = init_apply(lambda rngs: refinenet.NCSNv2(ngf=2, depth="deepest", rngs=rngs))
     params = jax.eval_shape(init, jax.random.key(0))
-    with pytest.raises(ValueError, match="multiples of 8"):
+    with pytest.raises(ValueError, match="multiple of 8"):
         jax.eval_shape(apply, params, jnp.zeros((1, 12, 12, 3)), jnp.zeros(1))
-    with pytest.raises(ValueError, match="in_channels=3"):
+    with pytest.raises(ValueError, match=r"\(1, 8, 8, 1\).* 3\]"):
         jax.eval_shape(apply, params, jnp.zeros((1, 8, 8, 1)), jnp.zeros(1))

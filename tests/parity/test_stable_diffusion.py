@@ -13,7 +13,8 @@ from diffusion_jax import solvers
 from diffusion_jax.config import from_file, replace
 from diffusion_jax.processes import prior, row_keys, row_normal
 from diffusion_jax.run import requests
-from diffusion_jax.run.job import load_params, prepare
+from diffusion_jax.run.job import prepare
+from diffusion_jax.run.parameters import load_params
 from diffusion_jax.solvers import grids
 from diffusion_jax.weights import autoencoders, clip, unet_2d_condition
 from tests.parity import relative_error
@@ -174,7 +175,7 @@ def test_text_to_image_from_a_folder(parts, tmp_path):
     pipeline = make_pipeline("StableDiffusionPipeline", parts, tmp_path)
     key = jax.random.key(5)
     system, params = ours(pipeline, tmp_path)
-    cond = requests.requested("|".join(PROMPTS), system.steered, 2, system.tokenize)
+    cond = requests.requested("|".join(PROMPTS), system.conditions, 2, system.tokenize)
     common = dict(num_inference_steps=STEPS, guidance_scale=3.0, latents=torch.tensor(noise(system, key)))
     assert relative_error(system.sample(params, key, 2, cond)["samples"], images(pipeline, torch, **common)) < 1e-3
 

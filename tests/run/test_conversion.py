@@ -10,8 +10,9 @@ import pytest
 
 from diffusion_jax.config import build
 from diffusion_jax.config.defaults import from_file
-from diffusion_jax.run import convert, modes
-from diffusion_jax.run.job import fresh_state, load_params, prepare
+from diffusion_jax.run import convert, train
+from diffusion_jax.run.job import prepare
+from diffusion_jax.run.parameters import fresh_state, load_params
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights import __main__ as command
 from diffusion_jax.weights.families import named
@@ -86,7 +87,7 @@ def test_training_begins_with_the_parameters_of_step_0(tmp_path):
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         state = dataclasses.replace(state, params=other, ema={"0.999": other})
         checkpoints.save(0, state, convert.Beginning(), wait=True)
-    modes.train(config, tmp_path)  # its learning rate is far below what was added
+    train.train(config, tmp_path)  # its learning rate is far below what was added
     found, step = load_params(prepare(config), tmp_path)
     assert step == config.training.num_steps
     for after, before in zip(jax.tree.leaves(found), jax.tree.leaves(other), strict=True):

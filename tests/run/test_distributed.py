@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.run import distributed, modes
+from diffusion_jax.run import distributed, train
 from tests.runs import ROOT, TOY, flag, toy
 
 SETTINGS = dict(
@@ -94,11 +94,11 @@ def test_any_number_of_processes_trains_like_one_and_goes_on_from_the_others(tmp
 
     A step that read other examples, or in another order, would have another loss.
     """
-    modes.train(toy(**SETTINGS), tmp_path / "one")
+    train.train(toy(**SETTINGS), tmp_path / "one")
     folder = tmp_path / "many"
     stops = [_stopped_after(folder, 2, 3, mesh__data=1, mesh__tensor=2), _stopped_after(folder, 3, 3)]
     assert 30 <= stops[0] < stops[1]
-    modes.train(toy(**SETTINGS), folder)
+    train.train(toy(**SETTINGS), folder)
     whole, broken = _rows(tmp_path / "one"), _rows(folder)
     assert set(whole) == set(broken) - set(stops) | (set(stops) & set(whole))
     for step, loss in whole.items():

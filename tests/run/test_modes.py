@@ -12,7 +12,7 @@ from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data import vocabulary
 from diffusion_jax.networks.functional import count_parameters
-from diffusion_jax.run import modes
+from diffusion_jax.run import evaluate, plan, sample, train
 from diffusion_jax.run.job import prepare
 from tests.runs import digits, toy
 
@@ -22,14 +22,14 @@ CLASSES = dict(network__num_classes=10)
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
     folder = tmp_path_factory.mktemp("points")
-    modes.train(toy(training__sample_every=2, profile__after=1, profile__steps=1), folder)
+    train.train(toy(training__sample_every=2, profile__after=1, profile__steps=1), folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    modes.train(digits(**CLASSES), folder)
+    train.train(digits(**CLASSES), folder)
     return folder
 
 
@@ -51,7 +51,7 @@ def test_train_writes_its_files(points):
 
 
 def test_train_says_where_things_are(points, capsys):
-    modes.train(toy(), points)  # already finished
+    train.train(toy(), points)  # already finished
     output = capsys.readouterr().out
     assert "resuming from step 4" in output and "trained to step 4" in output
     for part in ("checkpoints", "metrics.jsonl", "samples"):
@@ -59,30 +59,30 @@ def test_train_says_where_things_are(points, capsys):
 
 
 def test_train_for_longer(points, tmp_path):
-    modes.train(toy(training__num_steps=2), tmp_path)
-    modes.train(toy(training__num_steps=3), tmp_path)
+    train.train(toy(training__num_steps=2), tmp_path)
+    train.train(toy(training__num_steps=3), tmp_path)
     rows = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows == [1, 2, 3]
     assert json.loads((tmp_path / "config.json").read_text())["training"]["num_steps"] == 3
 
 
 def test_train_evaluates_when_it_is_done(tmp_path):
-    modes.train(toy(evaluation__after_training=True), tmp_path)
+    train.train(toy(evaluation__after_training=True), tmp_path)
     assert (tmp_path / "evaluation.json").exists()
 
 
 def test_weights_start_a_new_run(points, tmp_path):
     """The parameters are the averages of the other run, so its samples are the samples of step 0."""
     config = toy(weights=str(points), training__num_steps=1, optimizer__learning_rate=1e-12)
-    modes.train(config, tmp_path)
+    train.train(config, tmp_path)
     for folder in (points, tmp_path):
-        modes.sample(toy(sampling__file="compare"), folder)
+        sample.sample(toy(sampling__file="compare"), folder)
     a, b = (np.load(folder / "samples" / "compare.npz")["samples"] for folder in (points, tmp_path))
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_sample_points(points, capsys):
-    modes.sample(toy(sampling__file="drawn"), points)
+    sample.sample(toy(sampling__file="drawn"), points)
     assert str(points / "samples" / "drawn.npz") in capsys.readouterr().out
     drawn = np.load(points / "samples" / "drawn.npz")
     assert drawn["samples"].shape == (6, 2)
@@ -93,7 +93,7 @@ def test_sample_points(points, capsys):
 
 def test_samples_do_not_depend_on_their_number_and_batch(points):
     for file, num, batch in (("a", 6, 6), ("b", 9, 4)):
-        modes.sample(toy(sampling__file=file, sampling__num_samples=num, sampling__batch_size=batch), points)
+        sample.sample(toy(sampling__file=file, sampling__num_samples=num, sampling__batch_size=batch), points)
     a, b = (np.load(points / "samples" / f"{file}.npz")["samples"] for file in "ab")
     assert len(b) == 9
     np.testing.assert_allclose(a, b[:6], atol=2e-6)
@@ -101,13 +101,13 @@ def test_samples_do_not_depend_on_their_number_and_batch(points):
 
 def test_the_seed_of_sampling(points):
     for seed in (0, 1):
-        modes.sample(toy(sampling__file=f"seed{seed}", sampling__seed=seed), points)
+        sample.sample(toy(sampling__file=f"seed{seed}", sampling__seed=seed), points)
     a, b = (np.load(points / "samples" / f"seed{seed}.npz")["samples"] for seed in (0, 1))
     assert np.abs(a - b).min() > 1e-4
 
 
 def test_sample_images(images):
-    modes.sample(digits(**CLASSES), images)
+    sample.sample(digits(**CLASSES), images)
     drawn = np.load(images / "samples" / "samples.npz")
     assert drawn["samples"].shape == (6, 8, 8, 1)
     assert drawn["samples"].dtype == np.uint8
@@ -116,14 +116,14 @@ def test_sample_images(images):
 
 
 def test_evaluate_images(images):
-    modes.evaluate(digits(**CLASSES), images)
+    evaluate.evaluate(digits(**CLASSES), images)
     figures = json.loads((images / "evaluation.json").read_text())
     assert {"step", "solver", "steps", "seed", "num_samples", "held_out_loss"} <= figures.keys()
     assert figures["num_samples"] == 32
 
 
 def test_evaluate_points(points, capsys):
-    modes.evaluate(toy(sampling__seed=5), points)
+    evaluate.evaluate(toy(sampling__seed=5), points)
     figures = json.loads((points / "evaluation.json").read_text())
     expected = {"step": 4, "solver": "ddim", "steps": 4, "seed": 5, "num_samples": 32}
     assert {name: figures[name] for name in expected} == expected
@@ -139,8 +139,8 @@ def test_latents_are_written_as_they_are(tmp_path):
     config = digits()
     config.data.name, config.data.path = "arrays", str(tmp_path / "latents.npz")
     config.data.eval_split, config.data.channels = "train", 4
-    modes.train(config, tmp_path / "run")
-    modes.sample(config, tmp_path / "run")
+    train.train(config, tmp_path / "run")
+    sample.sample(config, tmp_path / "run")
     drawn = np.load(tmp_path / "run" / "samples" / "samples.npz")["samples"]
     assert drawn.shape == (6, 8, 8, 4) and drawn.dtype == np.float32
     assert not list((tmp_path / "run").rglob("*.png"))
@@ -148,7 +148,7 @@ def test_latents_are_written_as_they_are(tmp_path):
 
 def test_plan(capsys):
     config = toy(network__hidden=128, training__accumulate=2)
-    modes.plan(config)
+    plan.plan(config)
     output = capsys.readouterr().out
     count = int(re.search(r"^parameters +([\d,]+)$", output, re.MULTILINE)[1].replace(",", ""))
     assert count == count_parameters(prepare(config).state.params) > 16_384
@@ -165,7 +165,7 @@ def test_plan(capsys):
 def test_plan_for_devices_that_are_not_there(capsys):
     sizes = {}
     for devices in (1, 256):
-        modes.plan(toy(network__hidden=256, training__batch_size=512, mesh__fsdp=min(devices, 64)), devices)
+        plan.plan(toy(network__hidden=256, training__batch_size=512, mesh__fsdp=min(devices, 64)), devices)
         output = capsys.readouterr().out
         table = [line.replace(" MiB", "").rsplit(maxsplit=2) for line in output.splitlines() if line.count("MiB") == 2]
         sizes[devices] = {name: (float(one), float(every)) for name, one, every in table}
@@ -187,13 +187,13 @@ def test_captions_are_read_by_the_words_of_a_tokenizer(tmp_path):
     config.network = ConfigDict(dict(name="dit", patch_size=4, hidden_size=8, depth=1, num_heads=1, token_dim=4))
     config.network.update(vocabulary=300, max_tokens=4)
     config.evaluation.metrics = ("retrieval",)
-    modes.train(config, tmp_path / "run")
-    modes.sample(config, tmp_path / "run")
+    train.train(config, tmp_path / "run")
+    sample.sample(config, tmp_path / "run")
     assert np.load(tmp_path / "run" / "samples" / "samples.npz")["cond"].tolist() == ["dog face", "red cat", ""]
-    modes.evaluate(config, tmp_path / "run")
+    evaluate.evaluate(config, tmp_path / "run")
     assert "retrieval_caption" in json.loads((tmp_path / "run" / "evaluation.json").read_text())
     for changes, message in (
-        (dict(vocabulary=270), r"has 2.. tokens, which config\.network\.vocabulary=270 is not"),
+        (dict(vocabulary=270), r"has 2.. tokens but config\.network\.vocabulary=270"),
         (dict(vocabulary=0), "is for networks with a vocabulary of their own"),
     ):
         other = ConfigDict(config.to_dict())
@@ -202,4 +202,4 @@ def test_captions_are_read_by_the_words_of_a_tokenizer(tmp_path):
             build.source(other)
     config.data.tokenizer = str(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"config\.data\.tokenizer='.*none'.*holds no tokenizer"):
-        modes.sample(config, tmp_path / "run")
+        sample.sample(config, tmp_path / "run")

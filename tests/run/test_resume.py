@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from diffusion_jax.run import modes
+from diffusion_jax.run import train
 from tests.runs import TOY, final_state, flag, logged_rows, start, toy
 from tests.soak import soak
 
@@ -27,7 +27,7 @@ def _interrupt(folder, number, after):
 
 @pytest.mark.slow
 def test_killed_and_interrupted_runs_go_on_exactly(tmp_path):
-    modes.train(toy(**SETTINGS), tmp_path / "whole")
+    train.train(toy(**SETTINGS), tmp_path / "whole")
     broken = tmp_path / "broken"
 
     code, _ = _interrupt(broken, signal.SIGKILL, after=47)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.config import checks, defaults
+from diffusion_jax.config import defaults, fits
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.systems import augmentation
 
@@ -80,4 +80,4 @@ def test_what_does_not_fit_is_refused(dim, probability, message):
     config = defaults()
     config.network = dict(name="song_unet", augment_dim=dim)
     with pytest.raises(ConfigError, match=rf"config\.system\.augment={probability}.*{message}"):
-        checks.check_augmentation(config, probability)
+        fits.check_augmentation(config, probability)

@@ -87,7 +87,7 @@ def test_every_part_reaches_its_own_group_and_the_weight_is_the_ratio_of_two_gra
     x, w, judge = batch["x"], params["discriminator"], system.adversary.judge
 
     rec = grad_of_last(system, params, lambda y: system.reconstruction(x, y))
-    deceive = grad_of_last(system, params, lambda y: first_stage.deception(judge(w, y)))
+    deceive = grad_of_last(system, params, lambda y: first_stage.generator_loss(judge(w, y)))
     expected = optax.global_norm(rec) / (optax.global_norm(deceive) + 1e-4)
     loss, metrics = system.loss(params, key, batch, TRAIN)
     assert metrics["adaptive_weight"] == pytest.approx(float(expected), rel=1e-4)
@@ -98,7 +98,7 @@ def test_every_part_reaches_its_own_group_and_the_weight_is_the_ratio_of_two_gra
         h = system.encode(network, x)
         z, penalty, *_ = system.bottleneck(network, {}, key, h)
         y = system.decode(network, z)
-        return (system.reconstruction(x, y) + penalty + expected * first_stage.deception(judge(w, y))).mean()
+        return (system.reconstruction(x, y) + penalty + expected * first_stage.generator_loss(judge(w, y))).mean()
 
     for a, b in zip(
         jax.tree.leaves(grads["network"]), jax.tree.leaves(jax.grad(generator)(params["network"])), strict=True
@@ -110,7 +110,7 @@ def test_every_part_reaches_its_own_group_and_the_weight_is_the_ratio_of_two_gra
     own = jax.grad(lambda w: first_stage.hinge(judge(w, x), judge(w, y)).mean())(w)
     np.testing.assert_allclose(grads["discriminator"]["w"], own["w"], rtol=1e-4, atol=1e-6)
     parts = metrics["reconstruction"] + metrics["penalty"] + metrics["discriminator"]
-    np.testing.assert_allclose(loss, parts + expected * metrics["deception"], rtol=1e-4)
+    np.testing.assert_allclose(loss, parts + expected * metrics["generator_loss"], rtol=1e-4)
 
 
 def test_the_discriminator_waits_for_its_start():
@@ -194,7 +194,7 @@ def test_one_step_trains_both_networks_and_the_codebook_follows(accumulate):
         state, metrics = step(state, x)
         states.append(state.params)
     assert {"reconstruction", "perplexity", "usage", "commitment", "adaptive_weight", "loss"} <= metrics.keys()
-    assert "followed" not in metrics
+    assert "statistics" not in metrics
     assert all(np.isfinite(value).all() and np.shape(value) == () for value in metrics.values())
     # The discriminator moves from step 2 on.
     first = before["discriminator"]["conv_in"]["kernel"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import build
+from diffusion_jax.config import build, saved
 from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.run import job, modes, workdir
+from diffusion_jax.run import evaluate, job, parameters, train
 from diffusion_jax.types import System
 from tests.runs import digits
 
@@ -38,14 +38,14 @@ def config(model, **changes):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("model")
-    modes.train(model_config(), directory)
+    train.train(model_config(), directory)
     return directory
 
 
 def test_starts_as_uniform_noise_with_the_runs_averaged_weights(model):
     made = job.prepare(config(model))
     assert isinstance(made.system, System)
-    state = job.fresh_state(made)
+    state = parameters.fresh_state(made)
     run = build.trained(str(model), "config.system.model")
     jax.tree.map(np.testing.assert_array_equal, state.params["frozen"]["diffusion"], run.load())
     x = jnp.float32(np.random.default_rng(0).integers(0, LEVELS, (4, 8, 8, 1)) / 8 - 1)
@@ -56,14 +56,14 @@ def test_starts_as_uniform_noise_with_the_runs_averaged_weights(model):
 
 @pytest.mark.slow
 def test_trains_the_flow_alone_and_reports_both_bounds(model, tmp_path, capfd):
-    modes.train(config(model), tmp_path)
-    modes.evaluate(config(model), tmp_path)
+    train.train(config(model), tmp_path)
+    evaluate.evaluate(config(model), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert np.mean([row["loss"] for row in rows[-3:]]) < rows[0]["loss"]
     figures = json.loads((tmp_path / "evaluation.json").read_text())
     assert figures["held_out_bits_per_dim"] != figures["held_out_uniform_bits_per_dim"]
     assert np.isfinite([figures["held_out_bits_per_dim"], figures["held_out_uniform_bits_per_dim"]]).all()
-    params, step = job.load_params(job.prepare(config(model)), tmp_path)
+    params, step = parameters.load_params(job.prepare(config(model)), tmp_path)
     run = build.trained(str(model), "config.system.model")
     jax.tree.map(np.testing.assert_array_equal, params["frozen"]["diffusion"], run.load())
     assert step == 60
@@ -72,7 +72,7 @@ def test_trains_the_flow_alone_and_reports_both_bounds(model, tmp_path, capfd):
 def _pretend(directory, config):
     """A work directory whose config.json is that of `config`."""
     (directory / "checkpoints").mkdir(parents=True)
-    workdir.write_config(directory, config)
+    saved.write_config(directory, config)
     return directory
 
 
@@ -105,4 +105,4 @@ def test_refuses_what_does_not_fit(tmp_path):
     with pytest.raises(ConfigError, match=r"must be a run of config\.system\.name='diffusion', not 'variational_deq"):
         build.system(config(_pretend(tmp_path / "other", config(fine))))
     with pytest.raises(ConfigError, match=r"config\.system\.model: checkpoint: no checkpoint|no checkpoint in"):
-        job.fresh_state(job.prepare(config(fine)))
+        parameters.fresh_state(job.prepare(config(fine)))

@@ -10,11 +10,11 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax import systems
-from diffusion_jax.config import build
+from diffusion_jax.config import build, saved
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data.sources import latents as files
 from diffusion_jax.losses import first_stage as losses
-from diffusion_jax.run import encode, job, modes, workdir
+from diffusion_jax.run import encode, job, parameters, sample, train
 from diffusion_jax.systems import bottlenecks
 from diffusion_jax.systems.latent_diffusion import averaged_to, first_stage_params
 from diffusion_jax.training.step import init_state, make_train_step
@@ -84,9 +84,9 @@ def test_precomputed_latents_are_those_on_the_way():
     params, held = jax.jit(system.init)(jax.random.key(0)), batch()
     h = noisy.encode(params["frozen"]["first_stage"]["network"], held["x"])
     read = dataclasses.replace(system, precomputed=True)
-    for train in (None, Train(step=jnp.int32(0), num_steps=10)):
-        a = system.loss(params, jax.random.key(1), held, train)[0]
-        b = read.loss(params, jax.random.key(1), {**held, "x": h}, train)[0]
+    for step in (None, Train(step=jnp.int32(0), num_steps=10)):
+        a = system.loss(params, jax.random.key(1), held, step)[0]
+        b = read.loss(params, jax.random.key(1), {**held, "x": h}, step)[0]
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
@@ -124,20 +124,20 @@ def latent_config(stage, **changes):
 @pytest.fixture(scope="module")
 def stage(tmp_path_factory):
     directory = tmp_path_factory.mktemp("stage")
-    modes.train(stage_config(), directory)
+    train.train(stage_config(), directory)
     return directory
 
 
 @pytest.mark.slow
 def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     """Train and go on; the first stage is in the checkpoint as it was; latents written once; decoded."""
-    modes.train(latent_config(stage, training__num_steps=2), tmp_path / "run")
-    modes.train(latent_config(stage), tmp_path / "run")
+    train.train(latent_config(stage, training__num_steps=2), tmp_path / "run")
+    train.train(latent_config(stage), tmp_path / "run")
     assert "resuming from step 2" in capsys.readouterr().out
-    params, _ = job.load_params(job.prepare(latent_config(stage)), tmp_path / "run")
+    params, _ = parameters.load_params(job.prepare(latent_config(stage)), tmp_path / "run")
     run = build.trained(str(stage), "field")
     jax.tree.map(np.testing.assert_array_equal, params["frozen"]["first_stage"], first_stage_params(run.load()))
-    modes.sample(latent_config(stage), tmp_path / "run")
+    sample.sample(latent_config(stage), tmp_path / "run")
     drawn = np.load(tmp_path / "run" / "samples" / "samples.npz")["samples"]
     assert drawn.shape == (6, 8, 8, 1) and drawn.dtype == np.uint8
 
@@ -155,7 +155,7 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     np.testing.assert_allclose(found["x"], h, atol=1e-5)
 
     read = latent_config(stage, data__name="latents", data__path=str(folder))
-    modes.train(read, tmp_path / "read")
+    train.train(read, tmp_path / "read")
     assert json.loads((tmp_path / "read" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
     encode.main(["decode", f"--first_stage={stage}", f"--from={folder}", f"--to={tmp_path / 'x.npz'}", "--num=10"])
     decoded = np.load(tmp_path / "x.npz")["samples"]
@@ -189,7 +189,7 @@ def test_refuses_what_does_not_fit(stage, tmp_path):
     refused(r"config\.system\.first_stage='nowhere' must be.*This makes one: python -m", latent_config("nowhere"))
     foreign = tmp_path / "foreign"
     (foreign / "checkpoints").mkdir(parents=True)
-    workdir.write_config(foreign, digits())
+    saved.write_config(foreign, digits())
     refused(r"is a run of config\.system\.name='diffusion', no first stage", latent_config(foreign))
     refused(r"is for images of \(8, 8, 1\); .* \(16, 16, 1\)", latent_config(stage, data__image_size=16))
     refused(r"is for images of \(8, 8, 1\); .* \(8, 8, 3\)", latent_config(stage, data__channels=3))
@@ -205,6 +205,6 @@ def test_refuses_what_does_not_fit(stage, tmp_path):
     made = dict(image_shape=(8, 8, 1), num_classes=0)
     files.write(tmp_path, "train", [rows], first_stage="0123456789abcdef", **made)
     refused(r"from weights 0123456789abcdef; .* has weights .* Encode with it", latent_config(stage, **read))
-    with pytest.raises(ConfigError, match="figures of images"):
+    with pytest.raises(ConfigError, match=r"config\.evaluation\.metrics='classifier'.*'latents'"):
         fit = latent_config(stage, **read, evaluation__metrics=("classifier",))
         build.metrics(fit, files.source(tmp_path, "train"))

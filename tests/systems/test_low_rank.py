@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.run import convert, workdir
-from diffusion_jax.run.job import fresh_state, load_params, prepare, train_step
+from diffusion_jax.run import convert
+from diffusion_jax.run.job import prepare, train_step
+from diffusion_jax.run.parameters import fresh_state, load_params
 from diffusion_jax.systems import low_rank
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.dit import LAYOUT
@@ -88,7 +89,7 @@ def test_a_run_is_fine_tuned_by_a_switch(tmp_path):
     def save(config, folder, step, state):
         with Checkpoints(folder / "checkpoints") as checkpoints:
             checkpoints.save(step, state, convert.Beginning(), wait=True)
-        workdir.write_config(folder, config)
+        saved.write_config(folder, config)
 
     plain = fresh_state(prepare(runs.toy()))
     save(runs.toy(), base, 0, plain)

@@ -10,11 +10,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import build, from_file
+from diffusion_jax.config import saved as saved_config
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.networks.functional import init_methods
-from diffusion_jax.run import convert, modes, workdir
+from diffusion_jax.run import convert, train
 from diffusion_jax.run.convert import Beginning
-from diffusion_jax.run.job import fresh_state, load_params, prepare
+from diffusion_jax.run.job import prepare
+from diffusion_jax.run.parameters import fresh_state, load_params
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.families import named
 from diffusion_jax.weights.files import write_weights
@@ -88,7 +90,7 @@ def saved(read, directory):
         averages = {rate: {"network": network} for rate in state.ema}
         with Checkpoints(directory / "checkpoints") as checkpoints:
             checkpoints.save(0, dataclasses.replace(state, params=params, ema=averages), Beginning(), wait=True)
-    workdir.write_config(directory, read)
+    saved_config.write_config(directory, read)
     return params
 
 
@@ -105,7 +107,7 @@ def test_it_starts_as_a_copy_of_the_way_down(pipeline):
 
 def test_it_is_trained_written_and_read_beside_its_pipeline(pipeline, tmp_path):
     folder, unet = pipeline
-    modes.train(config(folder), tmp_path / "run")
+    train.train(config(folder), tmp_path / "run")
     trained, _ = load_params(prepare(config(folder)), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, trained["frozen"]["unet"], unet)
     assert np.abs(trained["network"]["controlnet_mid_block"]["kernel"]).max() > 0
@@ -150,7 +152,7 @@ def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found, trained)
     assert np.abs(trained["network"]["conv_out"]["kernel"] - unet["conv_out"]["kernel"]).max() > 0
     read.weights = str(tmp_path / "moved")
-    workdir.write_config(tmp_path / "run", read)
+    saved_config.write_config(tmp_path / "run", read)
     with pytest.raises(ValueError, match=r"config\.weights='.*moved', which .* is not there any more"):
         convert.to_folder(tmp_path / "run", tmp_path / "none")
 

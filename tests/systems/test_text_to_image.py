@@ -72,8 +72,8 @@ def test_strength_is_a_share_of_the_steps(built):
 
 
 def test_texts_go_to_ids_and_back(built):
-    cond = requests.requested("seven | two", built.steered, 3, built.tokenize)
-    assert requests.captions(cond, built.describe) == ["seven", "two", "seven"]
+    cond = requests.requested("seven | two", built.conditions, 3, built.tokenize)
+    assert requests.captions(cond, built.conditions, built.describe) == ["seven", "two", "seven"]
 
 
 @pytest.mark.parametrize("files", [True, False])
@@ -104,7 +104,7 @@ def test_requests_in_a_file_name_texts_and_images(tmp_path):
     PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
     path = tmp_path / "requests.json"
     path.write_text(json.dumps([{"caption": "one", "image": "a.png"}] * 2))
-    cond = requests.requested(str(path), system.steered, 3, system.tokenize)
+    cond = requests.requested(str(path), system.conditions, 3, system.tokenize)
     assert cond["image"].shape == (3, 8, 8, 1) and cond["tokens"].shape == (3, 8)
     np.testing.assert_allclose(cond["image"][2, ..., 0], pixels / 127.5 - 1, atol=1e-6)
     for wrong, message in [
@@ -116,7 +116,7 @@ def test_requests_in_a_file_name_texts_and_images(tmp_path):
     ]:
         path.write_text(json.dumps(wrong))
         with pytest.raises(ValueError, match=message):
-            requests.requested(str(path), system.steered, 1, system.tokenize)
+            requests.requested(str(path), system.conditions, 1, system.tokenize)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import PIL.Image
 import pytest
 
 from diffusion_jax.data import images
-from diffusion_jax.run import modes
+from diffusion_jax.run import train
 from diffusion_jax.training import faults
 from diffusion_jax.training.checkpoints import Checkpoints
 from tests.runs import ROOT, TOY, digits, flag, logged_rows, start, toy
@@ -46,7 +46,7 @@ def test_a_file_that_vanishes_is_named_and_the_last_checkpoint_kept(tmp_path, fo
 
     monkeypatch.setattr(images, "read_image", vanishing)
     with pytest.raises(faults.Fault, match=r"the data cannot be read: .*images/\d\d\.png.* Step \d+ in .* is complete"):
-        modes.train(_of_images(folder, training__num_steps=100), tmp_path / "run")
+        train.train(_of_images(folder, training__num_steps=100), tmp_path / "run")
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         assert checkpoints.latest_step() >= 2
     assert logged_rows(tmp_path / "run")[-1]["step"] >= checkpoints.latest_step()
@@ -66,7 +66,7 @@ def test_a_read_that_hangs_is_given_up(tmp_path, folder, monkeypatch):
         with pytest.raises(
             faults.Fault, match=r"did not come within config\.training\.data_timeout=0\.5 seconds.* Step"
         ):
-            modes.train(config, tmp_path / "run")
+            train.train(config, tmp_path / "run")
     finally:
         released.set()
 
@@ -113,20 +113,20 @@ def mount(*options):
 mount("-t", "tmpfs", "-o", "size=1m", "tmpfs")
 settings = dict(training__num_steps=300, training__keep_last=1000)
 try:
-    modes.train(toy(**settings, training__checkpoint_every=1), disk / "run")
+    train.train(toy(**settings, training__checkpoint_every=1), disk / "run")
     sys.exit("the disk did not fill up")
 except faults.Fault as fault:
     print("fault:", fault)
 complete = {p.name for p in (disk / "run" / "checkpoints").iterdir() if p.name.isdigit()}
 print("complete:", len(complete))
 mount("-o", "remount,size=64m")
-modes.train(toy(**settings, training__checkpoint_every=1000), disk / "run")
+train.train(toy(**settings, training__checkpoint_every=1000), disk / "run")
 assert complete <= {p.name for p in (disk / "run" / "checkpoints").iterdir()}
 assert [row["step"] for row in logged_rows(disk / "run")] == list(range(1, 301))
 print("left over:", [p.name for p in (disk / "run").rglob("*") if "tmp" in p.name or p.name.startswith(".")])
 mount("-o", "remount,ro")
 try:
-    modes.train(toy(training__num_steps=400), disk / "run")
+    train.train(toy(training__num_steps=400), disk / "run")
 except sections.ConfigError as error:
     print("refused:", error)
 """
@@ -175,7 +175,7 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path, monkeypatch, where):
 
     monkeypatch.setattr(type(tmp_path), "open", full)
     with pytest.raises(faults.Fault, match=rf"{where} cannot be written: No space left on device\. "):
-        modes.train(toy(), folder)
+        train.train(toy(), folder)
     assert not [path for path in folder.rglob(".*")], "no half-written file is left"
 
 
@@ -192,14 +192,14 @@ def test_replacing_leaves_the_old_file_after_an_error(tmp_path):
 
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
     """Each look at the wall clock shows an hour less, and the files say they are older the newer they are."""
-    modes.train(toy(training__num_steps=8), tmp_path / "whole")
+    train.train(toy(training__num_steps=8), tmp_path / "whole")
     ticks = itertools.count()
     monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(ticks))
     monkeypatch.setattr(time, "time_ns", lambda: int(1e9) * (2 * 10**9 - 3600 * next(ticks)))
-    modes.train(toy(training__num_steps=4), tmp_path / "run")
+    train.train(toy(training__num_steps=4), tmp_path / "run")
     for age, path in enumerate(sorted((tmp_path / "run" / "checkpoints").iterdir(), key=lambda path: int(path.name))):
         os.utime(path, (1e9 - age, 1e9 - age))
-    modes.train(toy(training__num_steps=8), tmp_path / "run")
+    train.train(toy(training__num_steps=8), tmp_path / "run")
     assert next(ticks) > 0, "the clock was looked at"
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"6", "8"}
     rows, rows_whole = logged_rows(tmp_path / "run"), logged_rows(tmp_path / "whole")

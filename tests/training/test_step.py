@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion_jax.run import modes
+from diffusion_jax.run import sample, train
 from diffusion_jax.training import summary
 from diffusion_jax.training.optimizers import make_optimizer
 from diffusion_jax.training.step import init_state, make_train_step
@@ -168,8 +168,8 @@ import json, pathlib, sys, jax
 from diffusion_jax import modes
 from tests.runs import toy
 folder, changes = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
-modes.train(toy(**changes), folder)
-modes.sample(toy(**changes, sampling__file=f"on_{jax.device_count()}"), folder)
+train.train(toy(**changes), folder)
+sample.sample(toy(**changes, sampling__file=f"on_{jax.device_count()}"), folder)
 """
 
 
@@ -180,7 +180,7 @@ def test_eight_devices_then_four_then_one_train_like_one(tmp_path):
     A step that read other examples, or in another order, would have another loss.
     """
     changes = dict(network__hidden=128, optimizer__warmup_steps=0, optimizer__schedule="constant")
-    modes.train(toy(**changes, training__num_steps=6), tmp_path / "whole")
+    train.train(toy(**changes, training__num_steps=6), tmp_path / "whole")
     folder = tmp_path / "moved"
     for devices, steps, mesh in ((8, 2, dict(mesh__fsdp=4)), (4, 4, dict(mesh__fsdp=2, mesh__tensor=2))):
         result = subprocess.run(
@@ -195,11 +195,11 @@ def test_eight_devices_then_four_then_one_train_like_one(tmp_path):
         )
         assert result.returncode == 0, result.stderr[-3000:]
         assert f"on {devices} cpu device(s)" in result.stdout
-    modes.sample(toy(**changes, sampling__file="on_1"), folder)
+    sample.sample(toy(**changes, sampling__file="on_1"), folder)
     samples = {n: np.load(folder / "samples" / f"on_{n}.npz")["samples"] for n in (8, 4, 1)}
     np.testing.assert_allclose(samples[4], samples[1], atol=1e-2)
     assert np.abs(samples[8] - samples[1]).max() > 1e-2, "two steps further the samples are others"
-    modes.train(toy(**changes, training__num_steps=6), folder)
+    train.train(toy(**changes, training__num_steps=6), folder)
 
     def losses(name):
         rows = map(json.loads, (tmp_path / name / "metrics.jsonl").read_text().splitlines())

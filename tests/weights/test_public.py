@@ -10,8 +10,9 @@ import pytest
 from diffusion_jax.config.defaults import from_file
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.networks.functional import init_apply
-from diffusion_jax.run import modes
-from diffusion_jax.run.job import fresh_state, load_params, prepare
+from diffusion_jax.run import sample
+from diffusion_jax.run.job import prepare
+from diffusion_jax.run.parameters import fresh_state, load_params
 from diffusion_jax.systems.bottlenecks import Codebook
 from diffusion_jax.weights import public
 from diffusion_jax.weights.dit import ORIGINAL
@@ -128,16 +129,16 @@ def test_another_architecture_is_refused(folder, section, message):
 
 def test_the_command_refuses_before_it_compiles_or_writes(tmp_path, monkeypatch, folder):
     with pytest.raises(ConfigError, match=r"config\.weights: .*block_out_channels is \[8\] there and \[16\] here"):
-        modes.sample(config(tmp_path, folder[0], monkeypatch, network__channels=16), tmp_path / "run")
+        sample.sample(config(tmp_path, folder[0], monkeypatch, network__channels=16), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_a_file_of_another_network_is_refused(tmp_path, monkeypatch):
     (file,) = write_weights(tmp_path, {"a.weight": np.ones((2, 2), np.float32)})
     with pytest.raises(ConfigError, match=r"config\.weights: .*missing: conv_in\.bias, .*; 1 unexpected: a\.weight"):
-        modes.sample(config(tmp_path, file, monkeypatch), tmp_path / "run")
+        sample.sample(config(tmp_path, file, monkeypatch), tmp_path / "run")
     with pytest.raises(ConfigError, match="holds no checkpoint; train first, or give"):
-        modes.sample(config(tmp_path, tmp_path / "nothing", monkeypatch), tmp_path / "run")
+        sample.sample(config(tmp_path, tmp_path / "nothing", monkeypatch), tmp_path / "run")
 
 
 def test_a_codebook_from_elsewhere_does_not_begin_anew():

@@ -7,16 +7,15 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from diffusion_jax import parameterizations, systems
-from diffusion_jax.config import checks, names
+from diffusion_jax.config import fits, names
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe, check_likelihood_levels
 from diffusion_jax.config.sections import construct
 from diffusion_jax.networks.conditions import NO_RATES
 from diffusion_jax.systems import augmentation
-from diffusion_jax.types import Params
+from diffusion_jax.types import Params, needs_of
 from diffusion_jax.weights.public import component_of
 
 _VIEW_TIME = 0.1  # at which a picture of points shows the score
@@ -35,20 +34,7 @@ def diffusion(
 ) -> systems.Diffusion:
     """A diffusion system of examples of `parts.spec`; the keywords are those of config.system. Raises ConfigError."""
     config, process, param = parts.config, parts.process, parts.parameterization
-    drawn = parts.times_of_training()
-    visited = parts.times_of_sampling()[:-1]  # what happens at the last time depends on the solver
-    last = [config.times.t_max] if "t_max" in config.times else []
-    likelihood = parts.likelihood
-    if config.evaluation.likelihood.name == "ode":
-        last += [config.evaluation.likelihood.get("t_min", 1e-5), config.evaluation.likelihood.get("t_max", 1.0)]
-    checks.check_coefficients(config, process, param, np.concatenate([drawn, visited, np.float32(last)]))
-    network = parts.network()
-    learned = config.loss.name in checks.LEARNED_VARIANCE
-    checks.check_outputs(
-        config, parts.spec.shape, network.init, network.apply, network.conditions, learned_variance=learned
-    )
-    checks.check_guidance(config, network.conditions, cond_dropout, cond_dropouts)
-    checks.check_augmentation(config, augment)
+    network, likelihood = parts.network(), parts.likelihood
     loss = construct(
         names.LOSSES,
         "loss",
@@ -60,6 +46,25 @@ def diffusion(
         times=parts.times,
         levels=parts.levels,
     )
+    learned = needs_of(loss).learned_variance
+    at = dict(process=process, param=param)
+    drawn, weights = parts.times_of_training()
+    times = fits.sampling_times(config, process, parts.grid)
+    fits.check_training(config, **at, loss=loss, drawn=drawn, weights=weights)
+    fits.check_sampling(config, **at, solver=parts.solver, guidance=parts.guidance, times=times)
+    fits.check_likelihood(config, **at, likelihood=likelihood)
+    fits.check_outputs(
+        config,
+        parts.spec.shape,
+        network.init,
+        network.apply,
+        network.conditions,
+        {"solver": parts.solver, "evaluation.likelihood": likelihood, "times": parts.resampler},
+        learned_variance=learned,
+    )
+    fits.check_guidance(config, parts.guidance, network.conditions, cond_dropout, cond_dropouts)
+    fits.check_editing(config, parts.editing, parts.spec, network.conditions)
+    fits.check_augmentation(config, augment)
     return systems.Diffusion(
         init_network=network.init,
         apply=network.apply,
@@ -72,6 +77,7 @@ def diffusion(
         augment=functools.partial(augmentation.augment, probability=augment) if augment else None,
         embed=network.embed,
         guidance=parts.guidance,
+        editing=parts.editing,
         threshold=parts.threshold,
         solver=parts.solver,
         grid=parts.grid,
@@ -87,16 +93,16 @@ def diffusion(
     )
 
 
-def score_view(system: systems.Diffusion, params: Params) -> dict[str, Callable]:
+def score(system: systems.Diffusion, params: Params) -> Callable:
     """The learned score at a small time, as a function of points."""
     D, t = system.denoiser(params, None), jnp.float32(_VIEW_TIME)
-    return {"score": jax.jit(lambda x: parameterizations.score(system.process, D, x, t))}
+    return jax.jit(lambda x: parameterizations.score(system.process, D, x, t))
 
 
 RECIPE = Recipe(
     build=build,
     reads=TRAINING | SAMPLING | {"evaluation.likelihood"},
     check=check_likelihood_levels,
-    views=score_view,
+    views={"score": score},
     role="denoiser",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from diffusion_jax import systems
-from diffusion_jax.config import checks
+from diffusion_jax.config import fits
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes.recipe import Recipe
 from diffusion_jax.config.sections import ConfigError
@@ -16,7 +16,7 @@ def build(parts: Parts) -> systems.NoisyClassifier:
         raise ConfigError(
             f"config.times.name={config.times.name!r} is not supported for classifiers: they have no variational bound"
         )
-    checks.check_coefficients(config, parts.process, parts.parameterization, parts.times_of_training())
+    fits.check_drawn(config, parts.process, parts.parameterization, *parts.times_of_training())
     if config.network.name != "encoder_unet":
         raise ConfigError(f"config.network.name={config.network.name!r} must be 'encoder_unet' for a classifier")
     network = parts.network()

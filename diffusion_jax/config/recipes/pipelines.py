@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import inspect
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +20,7 @@ from diffusion_jax.config.sections import ConfigError, construct, lookup, refusa
 from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
 from diffusion_jax.networks.functional import init_methods
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.networks.unet_spec import UNetSpec
 from diffusion_jax.types import Params
 from diffusion_jax.weights import folders, public
 from diffusion_jax.weights.files import open_weights
@@ -149,7 +150,7 @@ def encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 def unet_section(config: ConfigDict) -> dict[str, Any]:
     """That of the U-Net below a ControlNet."""
-    names = inspect.signature(UNet2DConditionModel.__init__).parameters
+    names = {field.name for field in dataclasses.fields(UNetSpec)}
     return {
         "name": "unet_2d_condition",
         **{key: value for key, value in config.network.to_dict().items() if key in names},

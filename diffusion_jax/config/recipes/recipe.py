@@ -14,7 +14,6 @@ from diffusion_jax.data import Source, arrays, tokenization
 from diffusion_jax.data.captions import texts_of
 from diffusion_jax.data.derived import Derived, averaged
 from diffusion_jax.likelihood.dequantization import check_levels
-from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.types import Params, System
 
 # Sections that name a point of the algebra. One that was changed and that a system does not read is refused.
@@ -27,15 +26,14 @@ CHOICES = (
     "network",
     "solver",
     "guidance",
+    "editing",
     "sampling.grid",
     "sampling.threshold",
     "evaluation.likelihood",
 )
 TRAINING = frozenset({"process", "parameterization", "weighting", "times", "loss", "network"})
-SAMPLING = frozenset({"solver", "guidance", "sampling.grid", "sampling.threshold"})
+SAMPLING = frozenset({"solver", "guidance", "editing", "sampling.grid", "sampling.threshold"})
 _CHECKED_EXAMPLES = 256  # that are looked at to see whether data lies on grey levels
-
-Views = Mapping[str, Callable]
 
 
 class Reading(NamedTuple):
@@ -57,12 +55,7 @@ def no_check(parts: Parts, source: Source) -> None:
     """Any data of the right shapes will do."""
 
 
-def no_views(system: System, params: Params) -> Views:
-    """There is nothing to draw next to samples."""
-    return {}
-
-
-def reading(parts: Parts, conditions: Conditions) -> Reading:
+def reading(parts: Parts, system: System) -> Reading:
     """How a network with a vocabulary of its own reads captions, and the small image that an upsampler reads.
 
     Raises ConfigError: config.data.tokenizer is no folder of a tokenizer, or its ids are not those of the network.
@@ -71,13 +64,13 @@ def reading(parts: Parts, conditions: Conditions) -> Reading:
     derive = averaged(low_res) if low_res else None
     if not path:
         return Reading(derive=derive)
-    field = f"config.data.tokenizer={path!r}"
-    if not conditions.vocabulary:
+    field, tokens = f"config.data.tokenizer={path!r}", system.batch.get("tokens")
+    if tokens is None or not tokens.values:
         raise ConfigError(f"{field} needs a network with config.network.vocabulary > 0, which learns to read captions")
     with refusal(field):
-        tokenizer = tokenization.load_for_network(path, conditions.max_tokens)
-    if tokenizer.size > conditions.vocabulary:
-        raise ConfigError(f"{field} has {tokenizer.size} tokens, but config.network.vocabulary={conditions.vocabulary}")
+        tokenizer = tokenization.load_for_network(path, tokens.shape[0])
+    if tokenizer.size > tokens.values:
+        raise ConfigError(f"{field} has {tokenizer.size} tokens, but config.network.vocabulary={tokens.values}")
     return Reading(tokenizer, tokenizer.describe, derive)
 
 
@@ -92,7 +85,7 @@ class Recipe:
         fresh start, from another run or from public files.
       check: refuses data that the system cannot use, such as values off its grey levels. Raises ConfigError.
       reading: how captions and derived conditions are read.
-      views: functions of points that a picture of samples shows, such as the score.
+      views: functions of the model that pictures of a modality show, by name: (system, params) -> such as the score.
       role: what other runs can use a trained run as: "denoiser", "classifier", "first_stage"; "" for nothing.
       trains_lora: whether low-rank updates of the network can be trained.
     """
@@ -101,18 +94,16 @@ class Recipe:
     reads: frozenset[str]
     stands_on: Callable[[Parts], Mapping[str, Callable[[], Params]]] = _nothing
     check: Callable[[Parts, Source], None] = no_check
-    reading: Callable[[Parts, System], Reading] = lambda parts, system: reading(parts, system.conditions)
-    views: Callable[[System, Params], Views] = no_views
+    reading: Callable[[Parts, System], Reading] = reading
+    views: Mapping[str, Callable[[System, Params], Callable]] = dataclasses.field(default_factory=dict)
     role: str = ""
     trains_lora: bool = True
 
 
 def check_grey_levels(field: str, source: Source, levels: int) -> None:
     """Raises ConfigError, naming the `field` that asks for it, unless the values of images lie on `levels` levels."""
-    try:
+    with refusal(f"config.{field}"):
         check_levels(arrays(source, _CHECKED_EXAMPLES)["x"], levels)
-    except ValueError as error:
-        raise ConfigError(f"config.{field}: {error}") from error
 
 
 def check_likelihood_levels(parts: Parts, source: Source) -> None:

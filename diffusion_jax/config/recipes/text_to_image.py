@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int32, Key
 
 from diffusion_jax import systems
+from diffusion_jax.config import names
 from diffusion_jax.config.names import TEXT_ENCODERS
 from diffusion_jax.config.parts import Parts, no_likelihood, positive
 from diffusion_jax.config.recipes import first_stage, pipelines
@@ -22,7 +23,8 @@ from diffusion_jax.config.recipes.pipelines import TEXT_FOLDERS, encoder_section
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Reading, Recipe
 from diffusion_jax.config.sections import ConfigError, construct, lookup, refusal
 from diffusion_jax.data import captions, tokenization
-from diffusion_jax.data.derived import ITSELF, WITH_MASK, averaged
+from diffusion_jax.data.derived import WITH_MASK, averaged
+from diffusion_jax.guidance.editing import Editing
 from diffusion_jax.losses import first_stage as losses
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.systems import bottlenecks
@@ -34,7 +36,7 @@ from diffusion_jax.weights.options import with_defaults
 
 TASKS = {
     "text_to_image": tasks.TEXT_ALONE,
-    "image_to_image": Task(image=True, start=True),
+    "image_to_image": tasks.TEXT_ALONE,  # and samples start from an image, see `_editing`
     "inpainting": Task(image=True, mask=True, read=tasks.masked),
     "instruct_pix2pix": Task(image=True, read=tasks.edited, dropped=True),
     "upscaling": Task(image=True, read=tasks.noised, at_latents=True),
@@ -42,7 +44,7 @@ TASKS = {
 _NETWORKS = ("unet_2d_condition", "controlnet")
 _BERT_ENDS = (101, 102)  # [CLS] and [SEP] of the vocabulary of BERT; CLIP's ends with its two
 # Keys of config.system that are not fields of `TextToImage`.
-_OTHERS = ("name", "task", "pipeline", "tokenizer", "first_stage", "latent_scale", *TEXT_FOLDERS)
+_OTHERS = ("name", "task", "pipeline", "tokenizer", "first_stage", "latent_scale", "strength", *TEXT_FOLDERS)
 
 
 def build(parts: Parts) -> TextToImage:
@@ -63,6 +65,7 @@ def build(parts: Parts) -> TextToImage:
             f"config.times.name={config.times.name!r} is not supported: a text-to-image model keeps no statistics of "
             "its losses"
         )
+    model = dataclasses.replace(model, editing=_editing(parts))
     options = {key: value for key, value in section.items() if key not in _OTHERS} | {"name": section["name"]}
     system = construct(
         {section["name"]: TextToImage},
@@ -78,6 +81,23 @@ def build(parts: Parts) -> TextToImage:
     )
     _check_fits(parts, system)
     return system
+
+
+def _editing(parts: Parts) -> Editing:
+    """That of config.editing; for the task image_to_image SDEdit with config.system.strength."""
+    config, task = parts.config, "image_to_image"
+    if config.system.get("task", "") != task:
+        return parts.editing
+    if config.editing.name != "none":
+        raise ConfigError(
+            f"config.editing.name={config.editing.name!r} must be 'none' for config.system.task={task!r}, which is "
+            "'sdedit' with config.system.strength"
+        )
+    strength = {key: config.system[key] for key in ("strength",) if key in config.system}
+    editing = construct({task: names.EDITING["sdedit"]}, "system", {"name": task, **strength})
+    with refusal("config.system"):
+        editing.check(config.sampling.steps)
+    return editing
 
 
 def _task(parts: Parts) -> Task:
@@ -132,8 +152,8 @@ def reading(parts: Parts, system: TextToImage) -> Reading:
         )
     if task.at_latents:
         derive = averaged(latent_size(parts.config)[0])
-    elif task.mask or task.start:
-        derive = WITH_MASK if task.mask else ITSELF
+    elif task.mask:
+        derive = WITH_MASK
     return Reading(system.texts.tokenize, system.texts.describe, derive)
 
 

@@ -12,12 +12,16 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data.source import Source
-from diffusion_jax.data.sources import files
+from diffusion_jax.data.derived import Derived
+from diffusion_jax.data.images import CONDITIONS
+from diffusion_jax.data.source import NOTHING, Batch, Source, Tokenize
+from diffusion_jax.data.sources import files, images
+from diffusion_jax.types import Spec
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +97,26 @@ def read_header(folder: str | os.PathLike, split: str) -> Header:
     return header
 
 
+def spec(section: Mapping[str, Any]) -> Spec:
+    """Latents of the shape in the header of config.data.path. ValueError: it cannot be read."""
+    return Spec(read_header(section.get("path", ""), section.get("split", "train")).shape, modality="latents")
+
+
+def open_source(
+    *,
+    split: str = "train",
+    wanted: Mapping[str, Spec] = NOTHING,
+    tokenize: Tokenize | None = None,
+    derive: Derived | None = None,
+    path: str = "",
+    image_size: int | None = None,
+    channels: int | None = None,
+    num_workers: int = 1,
+) -> Source:
+    """One split of a folder of latents; `image_size` and `channels` are those of the images that were encoded."""
+    return source(path, split, num_workers)
+
+
 def source(folder: str | os.PathLike, split: str, num_workers: int = 1) -> Source:
     """One split, read by index.
 
@@ -111,20 +135,33 @@ def source(folder: str | os.PathLike, split: str, num_workers: int = 1) -> Sourc
     chosen = files.select(split, header.num)
     size = header.record_bytes
 
-    def read(indices: np.ndarray) -> dict[str, np.ndarray]:
-        found = records.__getitems__([int(chosen[i]) for i in indices])
-        if any(len(record) != size for record in found):
+    def read(indices: np.ndarray) -> Batch:
+        rows = records.__getitems__([int(chosen[i]) for i in indices])
+        if any(len(row) != size for row in rows):
             raise ValueError(f"{path} holds records of another size than {size} bytes")
-        rows, batch, start = np.frombuffer(b"".join(found), np.uint8).reshape(len(found), size), {}, 0
+        rows, batch, start = np.frombuffer(b"".join(rows), np.uint8).reshape(len(rows), size), {}, 0
         for name, (kind, shape) in header.fields.items():
             stop = start + np.dtype(kind).itemsize * math.prod(shape)
-            batch[name] = np.ascontiguousarray(rows[:, start:stop]).view(kind).reshape(len(found), *shape)
+            batch[name] = np.ascontiguousarray(rows[:, start:stop]).view(kind).reshape(len(rows), *shape)
             start = stop
         return batch
 
     return Source(
-        read=read, size=len(chosen), shape=header.shape, num_classes=header.num_classes, num_workers=num_workers
+        entries=_entries(header),
+        size=len(chosen),
+        read=read,
+        ready=images.ready_conditions,
+        num_workers=num_workers,
     )
+
+
+def _entries(header: Header) -> dict[str, Spec]:
+    entries = {name: Spec(shape, np.dtype(kind).name) for name, (kind, shape) in header.fields.items()}
+    for name in entries.keys() & {*CONDITIONS}:  # 8-bit images are scaled
+        entries[name] = Spec(entries[name].shape, "float32", "image")
+    if "label" in entries:
+        entries["label"] = entries["label"]._replace(values=header.num_classes)
+    return entries | {"x": entries["x"]._replace(modality="latents")}
 
 
 def _whole(split: str) -> str:

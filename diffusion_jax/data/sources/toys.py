@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
+
+from diffusion_jax.data.derived import Derived
+from diffusion_jax.data.source import NOTHING, Source, Tokenize, in_memory
+from diffusion_jax.types import Spec
+
+_SPLITS = ("train", "test")  # independent draws
 
 
 class Mixture(NamedTuple):
@@ -93,3 +100,37 @@ def mixture_log_density(x: Float64[np.ndarray, "n 2"] | Float32[np.ndarray, "n 2
     weights, means, std = mixture()
     squared = np.sum((x[:, None] - means) ** 2, axis=-1) / std**2
     return np.logaddexp.reduce(np.log(weights / (2 * np.pi * std**2)) - squared / 2, axis=-1)
+
+
+def spec(section: Mapping[str, Any]) -> Spec:
+    """Points in the plane."""
+    return Spec((2,), modality="points")
+
+
+def facts(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The exact "log_density" [n, 2] -> [n], in nats, of a toy that has one in closed form."""
+    exact = {"gaussian_mixture": mixture_log_density}.get(section.get("kind", "gaussian_mixture"))
+    return {"log_density": exact} if exact else {}
+
+
+def open_source(
+    *,
+    split: str = "train",
+    wanted: Mapping[str, Spec] = NOTHING,
+    tokenize: Tokenize | None = None,
+    derive: Derived | None = None,
+    kind: str = "gaussian_mixture",
+    num_examples: int = 65536,
+    seed: int = 0,
+) -> Source:
+    """`num_examples` points of one of `KINDS`; the splits "train" and "test" are independent draws."""
+    if split not in _SPLITS:
+        raise ValueError(f"Unknown split {split!r} of a toy; known: {', '.join(_SPLITS)}.")
+    x, label = draw(kind, num_examples, np.random.default_rng((seed, _SPLITS.index(split))))
+    entries = {"x": spec({})} | ({} if label is None else {"label": Spec((), "int32", values=KINDS[kind][1])})
+    return Source(
+        entries=entries,
+        size=num_examples,
+        read=in_memory({"x": x} | ({} if label is None else {"label": label})),
+        facts=facts({"kind": kind}),
+    )

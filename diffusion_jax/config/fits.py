@@ -1,0 +1,345 @@
+"""Whether the points of a config fit together: every declared need is met, or the pair is refused by name.
+
+Parts declare what they need as data, see `types.Needs`. Here the process is evaluated at the times of training and of
+sampling, before anything is compiled.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffusion_jax.config import names
+from diffusion_jax.config.sections import ConfigError, check_type, suggest
+from diffusion_jax.guidance.editing import Editing
+from diffusion_jax.guidance.steering import Guidance
+from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.processes.base import time_derivative
+from diffusion_jax.systems import augmentation
+from diffusion_jax.types import Needs, Process, Solver, Spec, needs_of
+
+_ENDS = (0.9999, 0.999, 0.99, 0.9)  # of grids, in the order in which they are suggested
+_LEAST_ALPHA = 1e-3  # where a grid is suggested to start: below it 1 / alpha multiplies errors of the network
+_NO_TIMES = np.zeros(0, np.float32)
+
+
+class Unmet(NamedTuple):
+    """A need, and what the process has instead, both in words, and at which of the times."""
+
+    need: str
+    has: str
+    times: np.ndarray
+
+
+def unmet(needs: Needs, process: Process, starts: np.ndarray, ends: np.ndarray = _NO_TIMES) -> Unmet | None:
+    """The first of the `needs` that `process` does not meet, for steps from the times `starts` to `ends`."""
+    starts, ends = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
+    alpha, sigma = np.asarray(process.alpha(jnp.asarray(starts))), np.asarray(process.sigma(jnp.asarray(starts)))
+    if needs.num_steps and process.num_steps is None:
+        return Unmet("a discrete process", "is continuous", _NO_TIMES)
+    for needed, met, need, symbol, values, times in (
+        (needs.unit_alpha, alpha == 1, "alpha = 1", "alpha", alpha, starts),
+        (needs.alpha, alpha > 0, "alpha > 0", "alpha", alpha, starts),
+        (needs.sigma, sigma > 0, "sigma > 0", "sigma", sigma, starts),
+    ):
+        if needed and not met.all():
+            first = np.argmin(met)
+            has = f"has {symbol} = {values[first]:g} at t = {times[first]:g}"
+            return Unmet(need, has, times[~met])
+    if needs.alpha_after and ends.size:
+        met = np.asarray(process.alpha(jnp.asarray(ends))) > 0
+        if not met.all():
+            return Unmet("alpha > 0 where a step ends", f"has alpha = 0 at t = {ends[np.argmin(met)]:g}", ends[~met])
+    if needs.derivatives:
+        slopes = [np.asarray(time_derivative(f, jnp.asarray(starts))[1]) for f in (process.alpha, process.sigma)]
+        met = np.isfinite(slopes).all(0)
+        if not met.all():
+            has = f"has infinite ones at t = {starts[np.argmin(met)]:g}"
+            return Unmet("finite derivatives of alpha and sigma", has, starts[~met])
+    lowest = float(process.sigma(jnp.float32(0)))
+    if needs.least_sigma is not None and not lowest > needs.least_sigma:
+        return Unmet(f"sigma(0) > {needs.least_sigma:.4g}", f"has sigma(0) = {lowest:.4g}", _NO_TIMES)
+    return None
+
+
+def described(config: ConfigDict, *fields: str) -> str:
+    """The keys and values of sections, for a message."""
+    values = []
+    for field in fields:
+        section = _section(config, field)
+        values += [f"config.{field}.{key}={section[key]!r}" for key in sorted(section, key=lambda key: key != "name")]
+    return ", ".join(values)
+
+
+def check_process(
+    config: ConfigDict,
+    fields: tuple[str, ...],
+    needs: Needs,
+    process: Process,
+    starts: np.ndarray,
+    ends: np.ndarray = _NO_TIMES,
+    *,
+    bounded_by: str,
+) -> None:
+    """Raises ConfigError unless the process meets the needs of the part that `fields` of the config name.
+
+    `bounded_by` is the section whose `t_max` ends the times, such as "sampling.grid".
+    """
+    gap = unmet(needs, process, starts, ends)
+    if gap is not None:
+        raise ConfigError(
+            f"{described(config, *fields)} needs {gap.need}; config.process.name={config.process.name!r} {gap.has}"
+            f"{_advice(config, needs, process, gap, bounded_by)}"
+        )
+
+
+def sampling_times(config: ConfigDict, process: Process, grid: Callable) -> np.ndarray:
+    """The times that a solver steps through. Refuses a grid that does not fit the process or the number of steps."""
+    field, section, needs = "sampling.grid", config.sampling.grid, needs_of(grid)
+    if needs.num_steps:
+        check_process(config, (field,), Needs(num_steps=True), process, _NO_TIMES, bounded_by=field)
+    try:
+        times = np.asarray(jax.jit(grid, static_argnums=1)(process, config.sampling.steps))
+    except ValueError as error:
+        raise ConfigError(f"config.sampling.steps={config.sampling.steps}: {error}") from error
+    if (times < 0).any() or (times > 1).any():
+        raise ConfigError(
+            f"config.sampling.grid ({section.name}): its times run from {times[0]:g} to {times[-1]:g}, "
+            "but t is in [0, 1]; mind t_min and t_max"
+        )
+    check_process(config, (field,), needs, process, times[[0, -1]], bounded_by=field)
+    if not np.isfinite(times).all() or (np.diff(times)[1:] >= 0).any():
+        raise ConfigError(
+            f"config.sampling.grid ({section.name}): its times do not fall from {times[0]:g} to {times[-1]:g} for the "
+            f"process {config.process.name!r}; set config.sampling.grid.t_min and t_max to times that differ in noise"
+        )
+    return times
+
+
+def check_sampling(
+    config: ConfigDict, *, process: Process, param: Callable, solver: Solver, guidance: Guidance, times: np.ndarray
+) -> None:
+    """Refuse a solver, a guidance or a parameterization that cannot be evaluated at the times of the grid."""
+    starts, ends = times[:-1], times[1:]
+    bounded = dict(bounded_by="sampling.grid")
+    check_process(config, ("solver",), solver.needs, process, starts, ends, **bounded)
+    if solver.needs.distinct_times and (starts == ends).any():
+        raise ConfigError(
+            f"{described(config, 'solver')} needs times that differ; config.sampling.grid.name="
+            f"{config.sampling.grid.name!r} has a step from t = {starts[0]:g} to itself"
+        )
+    check_process(config, ("guidance",), guidance.needs, process, starts, **bounded)
+    # What happens at the last time depends on the solver, which evaluates the network there only if sigma > 0.
+    visited = times if config.sampling.denoise else starts
+    check_parameterization(config, process, param, visited, **bounded)
+
+
+def check_training(
+    config: ConfigDict, *, process: Process, param: Callable, loss: Callable, drawn: np.ndarray, weights: np.ndarray
+) -> None:
+    """Refuse a loss or a parameterization that cannot be evaluated at the times of training, of which `drawn` are a
+    sample."""
+    check_drawn(config, process, param, drawn, weights)
+    needs, fields = needs_of(loss), ("loss", "weighting")
+    check_process(config, fields, needs, process, _with_bounds(config.times, drawn), bounded_by="times")
+
+
+def check_drawn(
+    config: ConfigDict, process: Process, param: Callable, drawn: np.ndarray, weights: np.ndarray = _NO_TIMES
+) -> None:
+    """Refuse times of training outside [0, 1] or without a density, and a parameterization that is not finite there."""
+    if not (np.isfinite(drawn).all() and np.isfinite(weights).all()):
+        raise ConfigError(
+            f"config.times ({config.times.name}): the density of the times of training is not finite for the process "
+            f"{config.process.name!r} and the weighting {config.weighting.name!r}; mind t_min and t_max"
+        )
+    times = _with_bounds(config.times, drawn)
+    if (times < 0).any() or (times > 1).any():
+        raise ConfigError(
+            f"config.times ({config.times.name}): times from {times.min():g} to {times.max():g} are drawn, but t is in "
+            "[0, 1]; mind t_min and t_max"
+        )
+    check_parameterization(config, process, param, times, bounded_by="times")
+
+
+def check_likelihood(config: ConfigDict, *, process: Process, param: Callable, likelihood: Callable | None) -> None:
+    """Refuse a likelihood of steps that a continuous process does not have, and one at times at which the
+    parameterization is not finite."""
+    field = "evaluation.likelihood"
+    section = config.evaluation.likelihood
+    if needs_of(likelihood).num_steps and process.num_steps is None:
+        raise ConfigError(
+            f"config.{field}.name={section.name!r}, config.{field}.steps=0 needs a discrete process, whose steps "
+            f"are all taken; config.process.name={config.process.name!r} is continuous: give the number of steps"
+        )
+    if section.name == "ode":
+        ends = np.float32([section.get("t_min", 1e-5), section.get("t_max", 1.0)])
+        check_parameterization(config, process, param, ends, bounded_by=field)
+
+
+def check_parameterization(
+    config: ConfigDict, process: Process, param: Callable, times: np.ndarray, *, bounded_by: str
+) -> None:
+    """Refuse a parameterization that is not finite at `times`, such as eps-prediction where alpha = 0."""
+    field = "parameterization"
+    check_process(config, (field,), needs_of(param), process, times, bounded_by=bounded_by)
+    for name, value in jax.jit(param)(process, jnp.asarray(times, jnp.float32))._asdict().items():
+        finite = np.isfinite(np.asarray(value))
+        if not finite.all():
+            raise ConfigError(
+                f"{described(config, field)}: {name} is not finite at t = {times[np.argmin(finite)]:g} of "
+                f"config.process.name={config.process.name!r}; mind config.{bounded_by}.t_min and t_max"
+            )
+
+
+def check_outputs(
+    config: ConfigDict,
+    shape: tuple[int, ...],
+    init: Callable,
+    apply: Callable,
+    conditions: Conditions,
+    parts: Mapping[str, Any],
+    *,
+    learned_variance: bool,
+) -> None:
+    """Refuse a network without the outputs that the loss needs, and parts that need a variance that is not learned.
+
+    `parts` are what `learned_variance` matters to, by the section that names them.
+    """
+    given = jax.ShapeDtypeStruct
+    cond = jax.eval_shape(conditions.null)
+    with_batch = given((1, *shape), np.float32)
+    try:
+        out = jax.eval_shape(apply, jax.eval_shape(init, jax.random.key(0)), with_batch, given((1,), np.float32), cond)
+    except ValueError as error:
+        raise ConfigError(f"config.network ({config.network.name}) does not fit the data: {error}") from error
+    channels = shape[-1] * (2 if learned_variance else 1)
+    if out.shape[-1] != channels:
+        raise ConfigError(
+            f"config.network.out_channels={out.shape[-1]} must be {channels} for the {shape[-1]} channels of the data "
+            f"and config.loss.name={config.loss.name!r}"
+            f"{', which learns means and variances' if learned_variance else ''}"
+        )
+    for field, part in parts.items():
+        if needs_of(part).learned_variance and not learned_variance:
+            raise ConfigError(
+                f"{described(config, field)} needs a config.loss.name that learns variances, hybrid or vlb; it is "
+                f"{config.loss.name!r}"
+            )
+
+
+def check_guidance(
+    config: ConfigDict,
+    guidance: Guidance,
+    conditions: Conditions,
+    cond_dropout: float,
+    cond_dropouts: Mapping[str, float],
+) -> None:
+    """Refuse guidance towards conditions that the network does not read; warn of a model without an unconditional
+    branch."""
+    rates = {"cond_dropout": cond_dropout, **{f"cond_dropouts.{name}": rate for name, rate in cond_dropouts.items()}}
+    for field, rate in rates.items():
+        check_type(f"system.{field}", rate, "float")
+        if not 0 <= rate < 1:
+            raise ConfigError(f"config.system.{field}={rate} must be in [0, 1)")
+    available = [name for name in conditions.shapes if name != "mask"]
+    for name in cond_dropouts:
+        if name not in available:
+            raise ConfigError(
+                f"config.system.cond_dropouts.{name}: the network has no such condition to drop"
+                f"{suggest(name, available)}; it has {', '.join(available) or 'none'}"
+            )
+    if cond_dropout and not conditions.shapes:
+        raise ConfigError(
+            f"config.system.cond_dropout={cond_dropout}: the network has no conditions to drop; set "
+            "config.network.num_classes, for example"
+        )
+    needs, named = guidance.needs, f"config.guidance.name={config.guidance.name!r}"
+    for name in needs.conditions:
+        if name not in available:
+            raise ConfigError(
+                f"{named} needs a network with the condition {name!r}; it has {', '.join(available) or 'none'}"
+            )
+    if not needs.conditional:
+        return
+    if not conditions.shapes:
+        raise ConfigError(
+            f"{named} needs a conditional model; this network reads no condition: set config.network.num_classes, for "
+            "example"
+        )
+    ever = cond_dropout or all(cond_dropouts.get(name) for name in available)
+    scale = guidance.values.get("scale", 1.0)
+    if not ever and scale != 1:
+        warnings.warn(
+            f"config.guidance.scale={scale}, but config.system.cond_dropout=0: the model was never trained without its "
+            "condition, so there is no unconditional branch to guide away from",
+            stacklevel=2,
+        )
+
+
+def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions: Conditions) -> None:
+    """Refuse editing of samples that are no images, and one whose conditions the network reads for another purpose."""
+    named = described(config, "editing")
+    wanted = editing.conditions(makes.shape).shapes
+    if "image" in wanted and len(makes.shape) != 3:
+        raise ConfigError(f"{named} needs images; config.data.name={config.data.name!r} has examples of {makes.shape}")
+    shared = [name for name in wanted if name in conditions.shapes]
+    if shared:
+        raise ConfigError(f"{named} needs the condition {shared[0]!r} for itself, but the network reads it as well")
+    try:
+        editing.check(config.sampling.steps)
+    except ValueError as error:
+        raise ConfigError(f"{named}, config.sampling.steps={config.sampling.steps}: {error}") from error
+
+
+def check_augmentation(config: ConfigDict, probability: float) -> None:
+    """Refuse augmentation for a network that does not read its labels, or for examples that are no images."""
+    width = config.network.get("augment_dim", 0)
+    if not 0 <= probability <= 1:
+        raise ConfigError(f"config.system.augment={probability} must be in [0, 1]")
+    if probability and width != augmentation.DIM:
+        raise ConfigError(
+            f"config.system.augment={probability} needs a network that reads how an image was augmented, or it would "
+            f"draw such images: config.network.name='song_unet' with augment_dim={augmentation.DIM}, not {width}"
+        )
+
+
+def _section(config: ConfigDict, field: str) -> Any:
+    for name in field.split("."):
+        config = config[name]
+    return config
+
+
+def _with_bounds(section: Any, drawn: np.ndarray) -> np.ndarray:
+    """The times of a large draw, and the bounds that the section gives, which a longer run will come close to."""
+    return np.append(drawn, np.float32([section[name] for name in ("t_min", "t_max") if name in section]))
+
+
+def _advice(config: ConfigDict, needs: Needs, process: Process, gap: Unmet, bounded_by: str) -> str:
+    """Which t_max works, where only times near 1 do not; else the processes that work."""
+    if gap.times.size and gap.times.min() > _ENDS[0]:
+        for end in _ENDS:
+            at = np.float32([end])
+            if unmet(needs, process, at) is None and process.alpha(jnp.float32(end)) >= _LEAST_ALPHA:
+                return f"; {_ending_at(config, bounded_by, end)}"
+    working = [
+        name
+        for name, make in names.PROCESSES.items()
+        if name != config.process.name and unmet(needs, make(), gap.times) is None
+    ]
+    return f"; config.process.name may be {' or '.join(working)}" if working else ""
+
+
+def _ending_at(config: ConfigDict, field: str, end: float) -> str:
+    section = _section(config, field)
+    table = {"sampling.grid": names.GRIDS, "times": names.TIMES, "evaluation.likelihood": names.LIKELIHOODS}[field]
+    if "t_max" in inspect.signature(table[section.name]).parameters:
+        return f"config.{field}.t_max={end:g} works"
+    return f"config.{field}.name='uniform' with config.{field}.t_max={end:g} works"

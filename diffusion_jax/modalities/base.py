@@ -1,0 +1,150 @@
+"""The contract of a modality: how samples of one kind of data are saved, drawn and evaluated."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import pathlib
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, UInt8
+
+from diffusion_jax.data import Source
+from diffusion_jax.types import Spec
+
+AUTO = "auto"
+Drawn = Mapping[str, np.ndarray]  # "samples" [n, ...], their conditions by name, "original" of reconstructions
+Words = Sequence[str] | None  # what is written with each sample: its class or caption
+Views = Mapping[str, Any]  # what a picture or file needs beyond the samples: facts of the data, functions of the model
+Metric = Callable[[Drawn], dict[str, Any]]  # samples -> metrics by name
+
+
+def shared() -> Callable[[str, Callable[[], Any]], Any]:
+    """A function (name, make) -> `make()`, called once for each name."""
+    made: dict[str, Any] = {}
+
+    def once(name: str, make: Callable[[], Any]) -> Any:
+        if name not in made:
+            made[name] = make()
+        return made[name]
+
+    return once
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What metrics may be computed from.
+
+    Attributes:
+        options: the keys of config.evaluation, and "levels", the number of grey levels that likelihoods count (0 for
+            continuous data; by default those of the training split).
+        train, test: the training split and the held-out split; the latter may be None where metrics are only made to
+            see whether they can be given.
+        makes: the spec of one sample.
+        data: what the training split depends on, config.data: statistics that are kept on disk are those of this.
+        cache: folder where statistics of the training split are kept; None to keep none.
+        shared: (name, make) -> `make()`, called once for each name; metrics share networks and features by it.
+    """
+
+    options: Mapping[str, Any]
+    train: Source
+    test: Source | None
+    makes: Spec
+    data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    conditions: Collection[str] = ()
+    cache: pathlib.Path | None = None
+    shared: Callable[[str, Callable[[], Any]], Any] = dataclasses.field(default_factory=shared)
+
+
+MetricMaker = Callable[[Evaluation], Metric]  # ValueError: the data or the options cannot give it
+
+
+def as_it_is(samples: np.ndarray | Array) -> np.ndarray:
+    return np.asarray(samples)
+
+
+def no_picture(drawn: Drawn, words: Words, views: Views) -> None:
+    return None
+
+
+def no_files(path: pathlib.Path, drawn: Drawn, words: Words, views: Views) -> list[pathlib.Path]:
+    return []
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modality:
+    """One kind of data. The defaults are those of plain arrays, of which nothing more is known.
+
+    Attributes:
+        stored: samples -> the array "samples" of a file of them. Raises ValueError for samples that it cannot hold.
+        picture: (drawn, words, views) -> a picture of the samples [height, width, 3], or None where there is none.
+        files: (path without suffix, drawn, words, views) -> the paths of further files that it wrote, such as .wav.
+        views: names of functions of the model that `picture` and `files` show, such as the "score" of points.
+        metrics: makers of metrics by name.
+        usual: the metrics that "auto" stands for, as far as the data and the options can give them.
+    """
+
+    stored: Callable[[np.ndarray | Array], np.ndarray] = as_it_is
+    picture: Callable[[Drawn, Words, Views], UInt8[np.ndarray, "height width 3"] | None] = no_picture
+    files: Callable[[pathlib.Path, Drawn, Words, Views], list[pathlib.Path]] = no_files
+    views: tuple[str, ...] = ()
+    metrics: Mapping[str, MetricMaker] = dataclasses.field(default_factory=dict)
+    usual: tuple[str, ...] = ()
+
+
+PLAIN = Modality()
+
+
+def metrics(modality: Modality, evaluation: Evaluation) -> list[Metric]:
+    """The metrics that the option "metrics" names, in their order; "auto" stands for the usual ones.
+
+    Raises:
+        ValueError: "evaluation.metrics=NAME: ...", for a name that the modality does not have, or a metric that the
+            data or the options cannot give.
+    """
+    made = []
+    for name in evaluation.options.get("metrics", (AUTO,)):
+        if name == AUTO:
+            made += _usual(modality, evaluation)
+            continue
+        if name not in modality.metrics:
+            close = difflib.get_close_matches(name, modality.metrics, 1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            raise ValueError(
+                f"evaluation.metrics={name!r} is unknown for data of modality {evaluation.makes.modality!r}{hint}; "
+                f"choose among {', '.join((AUTO, *modality.metrics))}"
+            )
+        try:
+            made.append(modality.metrics[name](evaluation))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"evaluation.metrics={name!r}: {error}; () asks for no metric") from error
+    return made
+
+
+def _usual(modality: Modality, evaluation: Evaluation) -> list[Metric]:
+    made = []
+    for name in modality.usual:
+        try:
+            made.append(modality.metrics[name](evaluation))
+        except ValueError:  # such as a classifier of images without labels
+            continue
+    return made
+
+
+def need(evaluation: Evaluation, modality: str, what: str) -> None:
+    """Raises ValueError unless the training split is of `modality`, which the samples are compared with as `what`."""
+    given = evaluation.train.entries["x"].modality
+    if given != modality:
+        raise ValueError(
+            f"it compares samples with {what}, and the training split has data of modality {given!r}; train with "
+            f"evaluation.metrics=() and evaluate with a data set of {what}"
+        )
+
+
+def held_out(evaluation: Evaluation) -> Source:
+    """The held-out split. Raises ValueError where the metrics were made without it."""
+    if evaluation.test is None:
+        raise ValueError("there is no held-out split to compare with")
+    return evaluation.test

@@ -1,0 +1,144 @@
+"""Images: saved as 8-bit values, drawn as a sheet, compared with the images of the training and the held-out split."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from diffusion_jax import data
+from diffusion_jax.evaluation import density, features, metrics, retrieval, sheets, suite
+from diffusion_jax.evaluation import feature_classifier as classifiers
+from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need
+
+_SHOWN = 256  # images on a sheet, at most
+
+
+def picture(drawn: Drawn, words: Words, views: Views) -> UInt8[np.ndarray, "height width 3"] | None:
+    """A sheet of the first 256 samples with their words; of reconstructions in pairs, the original first.
+
+    None if a value is not finite.
+    """
+    samples, columns = np.asarray(drawn["samples"]), None
+    if "original" in drawn:
+        samples = np.stack([drawn["original"], samples], axis=1).reshape(-1, *samples.shape[1:])
+        columns = 2 * math.ceil(math.sqrt(len(samples) / 4))
+    if not np.isfinite(samples).all():
+        return None
+    return sheets.image_sheet(samples[:_SHOWN], columns=columns, labels=words and words[:_SHOWN])
+
+
+def _clipped(drawn: Drawn) -> np.ndarray:
+    """Samples as they are when saved."""
+    return np.clip(drawn["samples"], -1, 1)
+
+
+def _both(evaluation: Evaluation) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    return data.arrays(evaluation.train), data.arrays(held_out(evaluation))
+
+
+def _shared_classifier(evaluation: Evaluation) -> classifiers.Classifier:
+    """A classifier that is trained on the training split, once for all metrics."""
+
+    def train() -> classifiers.Classifier:
+        examples = data.arrays(evaluation.train)
+        return classifiers.train_classifier(examples["x"], examples["label"], num_classes=evaluation.train.num_classes)
+
+    return evaluation.shared("classifier", train)
+
+
+def _classifier(evaluation: Evaluation) -> Metric:
+    need(evaluation, "image", "images")
+    if not evaluation.train.num_classes:
+        raise ValueError("it needs images with labels")
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        trained = _shared_classifier(evaluation)
+        return metrics.classifier_metrics(
+            _clipped(drawn), *_both(evaluation), classifier=trained, labels=drawn.get("label")
+        )
+
+    return metric
+
+
+def _retrieval(evaluation: Evaluation) -> Metric:
+    need(evaluation, "image", "images")
+    if "tokens" not in evaluation.train.entries:
+        raise ValueError("it needs images with captions that the network reads")
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        train, test = _both(evaluation)
+        return retrieval.retrieval(_clipped(drawn), drawn["tokens"], train, test=test)
+
+    return metric
+
+
+def _density_baseline(evaluation: Evaluation) -> Metric:
+    need(evaluation, "image", "images")
+    levels = evaluation.options.get("levels", evaluation.train.facts.get("levels", 256))
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        # On the held-out examples that the likelihood of the model is evaluated on.
+        x_test = data.shuffled(held_out(evaluation), len(drawn["samples"]))["x"]
+        return density.density_baseline(data.arrays(evaluation.train)["x"], x_test, levels=levels)
+
+    return metric
+
+
+def _of_suite(evaluation: Evaluation, name: str) -> Metric:
+    """One of `suite.METRICS`. All of them that were asked for are computed together, from the same features."""
+    need(evaluation, "image", "images")
+    inception, reference = evaluation.options.get("inception", ""), evaluation.options.get("reference", "")
+    if evaluation.train.shape[-1] not in (1, 3):
+        raise ValueError(f"it needs images of 1 or 3 channels, got {evaluation.train.shape}")
+    if not inception and not evaluation.train.num_classes:
+        raise ValueError(
+            "it needs evaluation.inception=FILE, the weights of FID's Inception network, or a data set with labels, "
+            "which a small classifier can be trained on"
+        )
+    suite.check_metrics((name,), "" if inception else "classifier_", reference or evaluation.train)
+    return evaluation.shared("suite", lambda: _suite(evaluation, inception, reference))
+
+
+def _suite(evaluation: Evaluation, inception: str, reference: str) -> Metric:
+    extractor = features.inception(inception, resize=evaluation.options["resize"]) if inception else None
+    names = tuple(name for name in evaluation.options["metrics"] if name in suite.METRICS)
+    train, cache = evaluation.train, None
+    if extractor and not reference and evaluation.cache is not None:
+        key = json.dumps([dict(evaluation.data), len(train), inception, pathlib.Path(inception).stat().st_size])
+        cache = (evaluation.cache / f"{extractor.name}.npz", key)
+    last: list[tuple[Drawn, dict[str, Any]]] = []
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        if not last or last[0][0] is not drawn:
+            results = suite.compare(
+                _clipped(drawn),
+                reference or train,
+                features=extractor or features.classifier_features(_shared_classifier(evaluation)),
+                metrics=names,
+                train=train if reference else None,
+                test=held_out(evaluation),
+                cache=cache,
+            )
+            last[:] = [(drawn, results)]
+        return last[0][1]
+
+    return metric
+
+
+IMAGE = Modality(
+    stored=sheets.to_uint8,
+    picture=picture,
+    metrics={
+        "classifier": _classifier,
+        "retrieval": _retrieval,
+        "density_baseline": _density_baseline,
+        **{name: functools.partial(_of_suite, name=name) for name in suite.METRICS},
+    },
+    usual=("classifier",),
+)
