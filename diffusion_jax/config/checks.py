@@ -33,7 +33,7 @@ def check_keys(config: ConfigDict) -> None:
             raise ConfigError(f"config.{key} is unknown{suggest(key, list(known))}; there are {', '.join(known)}")
     for key, section in known.items():
         if key not in config:
-            raise ConfigError(f"config.{key} is missing; begin with diffusion_jax.defaults.defaults()")
+            raise ConfigError(f"config.{key} is missing; begin with diffusion_jax.config.defaults()")
         if isinstance(section, ConfigDict) and not isinstance(config[key], ConfigDict):
             raise ConfigError(f"config.{key}={config[key]!r} must be a section with keys, such as config.{key}.name")
         check_type(key, config[key], type(section).__name__)
