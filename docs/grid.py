@@ -2,8 +2,8 @@
 
     python docs/grid.py docs/pictures/grid.png NCSN=runs/ncsn DDPM=runs/ddpm "VE SDE=runs/score_sde" EDM=runs/edm
 
-Each directory must hold samples/samples.npz, which --mode=sample writes. Instead of a directory, an .npz file of samples
-can be given, and the name of an array in it, such as TITLE=FILE.npz:cond.
+Each directory must hold samples/samples.npz, which --mode=sample writes. Instead of a directory, an .npz file of
+samples can be given, and the name of an array in it, such as TITLE=FILE.npz:cond.
 """
 
 import pathlib
