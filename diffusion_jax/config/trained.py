@@ -46,7 +46,7 @@ class Trained:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (params, ema)
             )
         with refusal(self.field):
-            return plain(trained, restore_averaged(self.directory, self.config, params, ema)[0])
+            return plain(trained, self.system, restore_averaged(self.directory, self.config, params, ema)[0])
 
 
 def open_run(path: str, field: str, build: Callable[[ConfigDict], tuple[System, str]], role: str = "") -> Trained:
