@@ -63,7 +63,10 @@ REFUSED = {
     "grid": (["--config.sampling.grid.name=karas"], ["config.sampling.grid.name='karas'", "'karras'", "quadratic"]),
     "system": (["--config.system.name=difusion"], ["config.system.name='difusion'", "'diffusion'"]),
     "optimizer": (["--config.optimizer.name=adm"], ["config.optimizer.name='adm'", "'adam'", "lion"]),
-    "schedule": (["--config.optimizer.schedule=cosin"], ["config.optimizer", "schedule", "'cosin'", "constant, cosine"]),
+    "schedule": (
+        ["--config.optimizer.schedule=cosin"],
+        ["config.optimizer", "schedule", "'cosin'", "constant, cosine"],
+    ),
     "logger": (['--config.training.loggers=("jsn",)'], ["config.training.loggers='jsn'", "tensorboard"]),
     "metric": (['--config.evaluation.metrics=("tooy",)'], ["config.evaluation.metrics='tooy'", "'points'", "'toy'"]),
     "data": (
@@ -118,7 +121,10 @@ REFUSED = {
         ["config.sampling.grid (quadratic)", "run from 1.5 to 0.001", "t is in [0, 1]"],
     ),
     "times beyond the process": (["--config.times.t_max=1.5"], ["config.times (low_discrepancy)", "t is in [0, 1]"]),
-    "metric for images": (['--config.evaluation.metrics=("classifier",)'], ["config.evaluation.metrics='classifier'", "'points'", "toy"]),
+    "metric for images": (
+        ['--config.evaluation.metrics=("classifier",)'],
+        ["config.evaluation.metrics='classifier'", "'points'", "toy"],
+    ),
     "images without a size": (["--config.data.name=digits"], ["config.data.image_size=None", "positive integer"]),
     "other network": (["--config.network.hidden=8"], ["config.network.hidden is 8 now and was 16"]),
     "other process": (["--config.process.name=subvp"], ["config.process.name is 'subvp' now and was 'vp'"]),

@@ -101,7 +101,9 @@ def test_every_part_reaches_its_own_group_and_the_weight_is_the_ratio_of_two_gra
         h = system.encode(network, x)
         z, penalty, *_ = system.bottleneck(network, {}, key, h)
         y = system.decode(network, z)
-        return (system.reconstruction(x, y) + penalty + expected * first_stage.generator_loss(discriminate(w, y))).mean()
+        return (
+            system.reconstruction(x, y) + penalty + expected * first_stage.generator_loss(discriminate(w, y))
+        ).mean()
 
     for a, b in zip(
         jax.tree.leaves(grads["network"]), jax.tree.leaves(jax.grad(generator)(params["network"])), strict=True
