@@ -39,8 +39,11 @@ class DenoisingNetwork(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch *out"]:
         check_input(x, self.input_shape, self.divisor)
-        dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
-        return self.forward(x, c_noise, self.embed(cond, x.shape[0], dtype), rngs=rngs)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return self.forward(x, c_noise, self.embed(cond, x.shape[0]), rngs=rngs)
+        embedded = self.embed(cond, x.shape[0], x.dtype)
+        # Tables of embeddings are float32 whatever the dtype of the computation.
+        return self.forward(x, c_noise, conditioning.cast(embedded, x.dtype), rngs=rngs)
 
     def forward(
         self,

@@ -12,9 +12,9 @@ from diffusion_jax.networks import transformer
 
 
 class LDMBert(nnx.Module):
-    """A transformer over BERT's token ids that is read at every place: [batch, n] -> [batch, n, d_model].
+    """A transformer over BERT's token ids, with one state per token: [batch, n] -> [batch, n, d_model].
 
-    Attention sees padding like text, as in training. `to_logits` is a part of the files that nothing reads.
+    Attention sees padding like text, as in training. `to_logits` in the files is unused.
 
     Args:
         vocab_size: number of ids.
