@@ -157,9 +157,9 @@ def learner(section: Mapping[str, Any], system: System) -> System:
     return learner
 
 
-def plain(learner: System, params: Params) -> Params:
-    """The parameters of the system that `learner` trains; of low-rank updates, the network with them."""
-    return jax.jit(learner.merged)(params) if isinstance(learner, LowRank) else params
+def plain(learner: System, system: System, params: Params) -> Params:
+    """The parameters of `system` in those of its `learner`; of low-rank updates, the network with them."""
+    return params if learner is system else jax.jit(learner.merged)(params)
 
 
 def _kernels(tree: PyTree[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
