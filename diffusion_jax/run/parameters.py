@@ -60,7 +60,8 @@ def stands_on(job: Job) -> Params:
 
 def averaged(job: Job, params: Params, ema: dict[str, Params]) -> Params:
     """The parameters of `job.system` that samples come from, with the average of config.sampling.ema_rate."""
-    return plain(job.learner, job.system, {**params, **ema[checks.ema_rate(job.config)]} if ema else params)
+    params = {**params, **ema[checks.ema_rate(job.config)]} if ema else params
+    return plain(job.learner, job.system, params)
 
 
 def params_of(job: Job, directory: pathlib.Path) -> tuple[Params, int]:

@@ -158,7 +158,7 @@ def learner(section: Mapping[str, Any], system: System) -> System:
 
 
 def plain(learner: System, system: System, params: Params) -> Params:
-    """The parameters of `system`, which `learner` trains: the network with the low-rank updates where there are any."""
+    """The parameters of `system` in those of its `learner`; of low-rank updates, the network with them."""
     return params if learner is system else jax.jit(learner.merged)(params)
 
 
