@@ -85,8 +85,8 @@ def from_files(
         raise ValueError(
             f"{paths!r} must be {len(channels)} path(s) of image files, of {channels} channels, for {shape}"
         )
-    found = [read_image(folder / name) for name in names]
-    parts = [convert(image, size=shape[0], channels=c) for image, c in zip(found, channels, strict=True)]
+    files = [read_image(folder / name) for name in names]
+    parts = [convert(image, size=shape[0], channels=c) for image, c in zip(files, channels, strict=True)]
     return np.concatenate(parts, axis=-1) / np.float32(127.5) - np.float32(1)
 
 

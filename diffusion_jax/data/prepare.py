@@ -126,13 +126,13 @@ def prepare(name: str, folder: pathlib.Path, data_dir: pathlib.Path) -> pathlib.
     Raises:
         ValueError: unknown name, or missing or damaged files.
     """
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets import image_classification
 
     if name in _MD5:
-        official = {"mnist": tfds.image_classification.MNIST, "fashion_mnist": tfds.image_classification.FashionMNIST}
+        official = {"mnist": image_classification.MNIST, "fashion_mnist": image_classification.FashionMNIST}
         builder_class = tfds.offline(official[name], _mnist(name, folder))
     elif name == "cifar10":
-        builder_class = tfds.offline(tfds.image_classification.Cifar10, _cifar10(folder), _CIFAR_CLASSES)
+        builder_class = tfds.offline(image_classification.Cifar10, _cifar10(folder), _CIFAR_CLASSES)
     else:
         raise ValueError(f"Cannot prepare {name!r}; known: {', '.join(_MD5)}, cifar10.")
     return tfds.write(builder_class, data_dir)

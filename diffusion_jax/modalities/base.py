@@ -135,10 +135,10 @@ def _usual(modality: Modality, evaluation: Evaluation) -> list[Metric]:
 
 def need(evaluation: Evaluation, modality: str, what: str) -> None:
     """Raises ValueError unless the training split is of `modality`, which the samples are compared with as `what`."""
-    given = evaluation.train.entries["x"].modality
-    if given != modality:
+    present = evaluation.train.entries["x"].modality
+    if present != modality:
         raise ValueError(
-            f"it compares samples with {what}, and the training split has data of modality {given!r}; train with "
+            f"it compares samples with {what}, and the training split has data of modality {present!r}; train with "
             f"evaluation.metrics=() and evaluate with a data set of {what}"
         )
 

@@ -61,6 +61,7 @@ class Condition(NamedTuple):
         along: the name of the condition that it belongs to, with which it is dropped: a mask, with its tokens.
         key: its name in a file of requests and "" for its own; what has another is recorded as its words.
         separator: between the entries on the command line; "" where it cannot be written there.
+        optional: whether samples can be drawn without it, as config.sampling.cond=prior asks for.
     """
 
     spec: Spec
@@ -71,6 +72,7 @@ class Condition(NamedTuple):
     along: str = ""
     key: str = ""
     separator: str = ""
+    optional: bool = False
 
     def rows(self, num: int) -> Array:
         """`num` null values."""

@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.evaluation.reconstruction import psnr, ssim
 from diffusion_jax.losses.first_stage import adaptive_weight, generator_loss
+from diffusion_jax.networks.conditions import Conditions, image
 from diffusion_jax.processes import row_keys
 from diffusion_jax.systems.base import Sampled
 from diffusion_jax.systems.bottlenecks import Bottleneck
-from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Cond, Params, Placed, Spec, Train
 
 Pairwise = Callable[[Float[Array, "batch h w c"], Float[Array, "batch h w c"]], Float[Array, "batch"]]
@@ -83,6 +82,11 @@ class Autoencoder(Sampled):
     @property
     def makes(self) -> Spec:
         return Spec(self.shape, modality=self.modality)
+
+    @property
+    def conditions(self) -> Conditions:
+        """The images "x" whose reconstructions are drawn; without them samples come from the bottleneck's prior."""
+        return Conditions({"x": image(self.shape)._replace(optional=True)})
 
     def init(self, key: Key[Array, ""]) -> Params:
         keys = jax.random.split(key, 3)
@@ -165,12 +169,6 @@ class Autoencoder(Sampled):
     def reconstruct(self, params: Params, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         """decode(encode(x)) without randomness."""
         return self.decode(params["network"], self.bottleneck.latent(None, self.encode(params["network"], x)))
-
-    def sample(
-        self, params: Params, key: Key[Array, ""], num: int, cond: dict[str, Array | np.ndarray] | None = None
-    ) -> dict[str, np.ndarray]:
-        """`num` images under "samples", see `draw`."""
-        return in_batches(functools.partial(self._draw, params, key, {}), num, self.batch_size, cond)
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """Of held-out images: the loss without the adversary and its parts, `psnr` in dB and `ssim`."""

@@ -77,7 +77,7 @@ def checked(conditions: Conditions, cond: Cond, num: int) -> dict[str, np.ndarra
     """
     if cond is None and set(conditions.shapes) == {"label"}:
         cond = {"label": np.arange(num) % conditions.num_classes}
-    if not conditions.shapes:
+    if not conditions or (cond is None and all(condition.optional for condition in conditions.values())):
         return None
     cond = {name: np.asarray(value) for name, value in (conditions.of(cond or {}) or {}).items()}
     conditions.check(cond)

@@ -17,7 +17,7 @@ from diffusion_jax.solvers import grids
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System
 from tests.losses.test_vdm import DATA, PARAM, exact
-from tests.runs import digits
+from tests.runs import digits, parts_of, source_of
 
 
 def config(**changes):
@@ -180,7 +180,7 @@ def test_training_moves_network_and_schedule_by_their_own_optimizers():
     groups = {"schedule": {"learning_rate": 1e-2}}
     made = config(optimizer__warmup_steps=0)
     made.optimizer.groups = ConfigDict(groups)
-    optimizer, _ = build.optimizer(made)
+    optimizer, _ = parts_of(made).optimizer()
     state = jax.jit(lambda key: init_state(system, optimizer, (0.9,), key))(jax.random.key(0))
     step = jax.jit(make_train_step(system, optimizer, num_steps=4, ema_rates=(0.9,), accumulate=2))
     before = state.params
@@ -210,7 +210,7 @@ def test_refusals():
         build.system(unknown)
     fourier.network.fourier = (7.5,)
     with pytest.raises(ConfigError, match=r"config.network.fourier=\(7.5,\) must hold integers"):
-        build.network(fourier)
+        parts_of(fourier).network()
     off.data.levels = 16
     with pytest.raises(ConfigError, match="levels is 16, but x holds"):
-        build.source(off)
+        source_of(off)
