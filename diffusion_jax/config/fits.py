@@ -249,7 +249,7 @@ def check_guidance(
         check_type(f"system.{field}", rate, "float")
         if not 0 <= rate < 1:
             raise ConfigError(f"config.system.{field}={rate} must be in [0, 1)")
-    available = [name for name in conditions.shapes if name != "mask"]
+    available = [name for name, condition in conditions.items() if not (condition.along or condition.structure)]
     for name in cond_dropouts:
         if name not in available:
             raise ConfigError(

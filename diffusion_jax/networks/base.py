@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from diffusion_jax.networks import conditioning
@@ -39,8 +40,11 @@ class DenoisingNetwork(nnx.Module):
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch *out"]:
         check_input(x, self.input_shape, self.divisor)
-        dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
-        return self.forward(x, c_noise, self.embed(cond, x.shape[0], dtype), rngs=rngs)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return self.forward(x, c_noise, self.embed(cond, x.shape[0]), rngs=rngs)
+        embedded = self.embed(cond, x.shape[0], x.dtype)
+        # Tables of embeddings are float32 whatever the dtype of the computation.
+        return self.forward(x, c_noise, conditioning.cast(embedded, x.dtype), rngs=rngs)
 
     def forward(
         self,
@@ -53,7 +57,7 @@ class DenoisingNetwork(nnx.Module):
         """The output for an x of the right shape and embedded conditions."""
         raise NotImplementedError
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         """The embedded conditions, which `__call__` takes instead of cond; computed once per sample.
 
         cond=None needs the number of rows, `batch`, and the `dtype` of the computation.

@@ -56,11 +56,12 @@ class Condition(NamedTuple):
         read: (request, values, spec) -> [n, *shape], from the values of n samples in a file or on the command line.
         words: (entries, describe) -> n texts, which stand below pictures; `describe` is the model's, from ids to texts.
             None: this condition is not written.
-        structure: whether it says what the example consists of (which atoms or pixels there are, a pocket, a level of
+        structure: whether it says what the example consists of (which atoms or pixels exist, a pocket, a level of
             noise, a task). It is never dropped, and the null branch of guidance sees it too.
         along: the name of the condition that it belongs to, with which it is dropped: a mask, with its tokens.
         key: its name in a file of requests and "" for its own; what has another is recorded as its words.
         separator: between the entries on the command line; "" where it cannot be written there.
+        optional: whether samples can be drawn without it, as config.sampling.cond=prior asks for.
     """
 
     spec: Spec
@@ -71,6 +72,7 @@ class Condition(NamedTuple):
     along: str = ""
     key: str = ""
     separator: str = ""
+    optional: bool = False
 
     def rows(self, num: int) -> Array:
         """`num` null values."""
@@ -100,7 +102,7 @@ def token_vectors(max_tokens: int, dim: int) -> Condition:
 
 
 def token_mask(max_tokens: int) -> Condition:
-    """Which of the condition "tokens" there are; the null value is none of them."""
+    """Which entries of the condition "tokens" exist; in the null value none does."""
     return Condition(Spec((max_tokens,), "bool"), along="tokens")
 
 
@@ -162,7 +164,7 @@ text or boxes that another network has encoded | empty mask |
         )
         for field, value in sizes.items():
             if value < 0:
-                raise ValueError(f"{field}={value} must be at least 0; 0 is for no such condition")
+                raise ValueError(f"{field}={value} must be at least 0; 0 for no such condition")
         if bool(token_dim) != bool(max_tokens) or (vocabulary and not token_dim):
             raise ValueError(
                 f"{token_dim=}, {max_tokens=} and {vocabulary=}: tokens need both a width and a length, and ids a "
@@ -220,7 +222,7 @@ text or boxes that another network has encoded | empty mask |
 
     @property
     def vocabulary(self) -> int:
-        """Number of ids of the condition "tokens"; 0 where these are vectors, or there are none."""
+        """Number of ids of the condition "tokens"; 0 if these are vectors, or do not exist."""
         return self["tokens"].spec.values if "tokens" in self else 0
 
     @property
@@ -234,7 +236,7 @@ text or boxes that another network has encoded | empty mask |
         return self["image"].spec.shape if "image" in self else ()
 
     def of(self, batch: Mapping[str, Any] | None) -> dict[str, Any] | None:
-        """The conditions among the entries of a batch, None where there are none. ValueError: one is missing."""
+        """The conditions among the entries of a batch; None for a batch of None. ValueError: one is missing."""
         if batch is None or not self:
             return None
         missing = [name for name in self if name not in batch]
@@ -243,7 +245,7 @@ text or boxes that another network has encoded | empty mask |
         return {name: batch[name] for name in self}
 
     def null(self, batch: int = 1) -> Cond:
-        """`batch` rows of the null condition; None where there are no conditions."""
+        """`batch` rows of the null condition; None without any conditions."""
         return {name: condition.rows(batch) for name, condition in self.items()} or None
 
     def nulled(self, cond: Cond) -> Cond:

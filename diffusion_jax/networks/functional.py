@@ -30,7 +30,7 @@ def init_apply(
         dtype: of the computation: "float32", "bfloat16", "float16" or "float64".
 
     Raises:
-        ValueError: if `dtype` is none of these.
+        ValueError: if `dtype` is not one of these.
     """
     init, merge = _init_merge(make, dtype)
     return init, _apply(merge, dtype)
@@ -41,16 +41,16 @@ def init_methods(
 ) -> tuple[Callable[[Key[Array, ""]], Params], tuple[Callable[..., PyTree[Array]], ...]]:
     """`init` as in `init_apply`, and for each of `names` the method of the module as a function of params and arrays.
 
-    For modules that are no denoisers, such as autoencoders with the methods "encode" and "decode", or encoders of
-    token ids with "__call__". What a method returns has the dtype of the first array, or float32 where that holds
-    integers, which are not cast.
+    For modules that are not denoisers, such as autoencoders with the methods "encode" and "decode", or text encoders
+    with "__call__". The result of a method has the dtype of the first array, or float32 if that holds integers, which
+    are not cast.
     """
     init, merge = _init_merge(make, dtype)
 
     def method(name: str) -> Callable[..., PyTree[Array]]:
         def call(params: Params, x: Array, *others: Array) -> PyTree[Array]:
-            given = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else "float32"
-            return _cast(getattr(merge(params), name)(*_cast((x, *others), dtype)), given)
+            target = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else "float32"
+            return _cast(getattr(merge(params), name)(*_cast((x, *others), dtype)), target)
 
         return call
 
@@ -58,10 +58,10 @@ def init_methods(
 
 
 def embedder(make: Callable[[nnx.Rngs], nnx.Module], dtype: str = "float32") -> Callable[[Params, Cond], Any]:
-    """`embed(params, cond)`, whose result `apply` of the same network takes in the place of cond.
+    """`embed(params, cond)`, whose result `apply` of the same network takes instead of cond.
 
-    It is what the network offers as its method `embed`, the part that reads conditions and depends on nothing else;
-    cond itself for a network without one. Text then is read once per sample, not once per step.
+    It is the method `embed` of the network, the part that depends on the conditions alone, or cond itself for a network
+    without one. A text is encoded once per sample then, not once per step.
     """
     _, merge = _init_merge(make, dtype)
 
@@ -80,8 +80,8 @@ def conditions_of(make: Callable[[nnx.Rngs], nnx.Module]) -> Conditions:
 def fourier_features(apply: Apply, exponents: tuple[int, ...]) -> Apply:
     """`apply` of a network whose input has sin(2^n pi x) and cos(2^n pi x), n in `exponents`, as further channels.
 
-    For C channels of x the network takes C (1 + 2 len(exponents)). Where the noise is smaller than the distance of two
-    grey levels these features tell them apart (arXiv:2107.00630, section 4.2 and appendix C): n = 7, 8 for 256 levels,
+    For C channels of x the network takes C (1 + 2 len(exponents)). They separate neighbouring grey
+    levels at noise below their distance (arXiv:2107.00630, section 4.2 and appendix C): n = 7, 8 for 256 levels,
     whose distance is about one period of n = 8.
     """
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import data
-from diffusion_jax.config.sections import refusal
+from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data import images
 from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
@@ -66,11 +66,14 @@ def requested(
 def conditions(job: Job, num: int) -> dict[str, np.ndarray] | None:
     """The conditions of `num` samples: those of config.sampling.cond, or else of held-out examples.
 
-    None for a system without conditions, for one of classes, which cycles through them, and for "prior".
+    None for a system without conditions, for one of classes, which cycles through them, and for "prior", which asks for
+    samples without any condition. Raises ConfigError.
     """
     text, wanted = job.config.sampling.cond, job.system.conditions
-    if job.recipe.role == "first_stage":
-        return None if text == "prior" else cycled({"x": data.shuffled(job.held_out, num)["x"]}, num)
+    if text == "prior":
+        if needed := [name for name, condition in wanted.items() if not condition.optional]:
+            raise ConfigError(f"config.sampling.cond='prior': samples need the condition {', '.join(needed)}")
+        return None
     with refusal(f"config.sampling.cond={text!r}"):
         cond = requested(text, wanted, num, job.built.reading.tokenize)
     if cond is None and set(wanted.shapes) - {"label"}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,8 +35,8 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
         drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, cond)
         if not drawn:
             raise ConfigError(
-                f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate gives its figures, and "
-                "config.guidance steers a diffusion model with it"
+                f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate gives its metrics, and "
+                "config.guidance guides a diffusion model with it"
             )
         seconds = time.monotonic() - began
         path = directory / "samples" / f"{config.sampling.file}.npz"
@@ -46,33 +47,41 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
                 recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
                 np.savez(file, **arrays, **recorded)
         pictured = picture(job, params, drawn, path.with_suffix(".png"))
+        views, files = _views(job, params), []
+        if jax.process_index() == 0:
+            files = modalities.of(job.system.makes).files(path.with_suffix(""), drawn, _words(job, drawn), views)
     say(
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
         f"  arrays   {path}",
-        f"  picture  {path.with_suffix('.png') if pictured else 'none: they are latents or not finite'}",
+        *(f"  file     {file}" for file in files),
+        f"  picture  {path.with_suffix('.png') if pictured else 'none: of latents, or of values that are not finite'}",
     )
-
-
-def _conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: value for name, value in drawn.items() if name not in ("samples", "original")}
 
 
 def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
     """Whether `path` is now a picture of the samples: some kinds of data have none, nor have samples that are not
     finite."""
-    modality = modalities.of(job.system.makes)
-    views: dict[str, Any] = dict(data.facts(job.config))
-    shown = [name for name in modality.views if name in job.recipe.views]
-    if shown and jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
+    views = _views(job, params)
     if jax.process_index():
         return True
-    views |= {name: job.recipe.views[name](job.system, params) for name in shown}
-    words = requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
-    image = modality.picture(drawn, words, views)
+    image = modalities.of(job.system.makes).picture(drawn, _words(job, drawn), views)
     if image is not None:
         sheets.write_png(image, path)
     return image is not None
+
+
+def _views(job: Job, params: Params) -> dict[str, Any]:
+    """What pictures and files of the modality show next to samples: facts of the data, functions of the model."""
+    shown = [name for name in modalities.of(job.system.makes).views if name in job.recipe.views]
+    if shown and jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
+    functions = {name: job.recipe.views[name](job.system, params) for name in shown}
+    return {**data.facts(job.config), **functions}
+
+
+def _words(job: Job, drawn: dict[str, np.ndarray]) -> list[str] | None:
+    """What is written with each sample: its class or its caption."""
+    return requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
 
 
 def conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

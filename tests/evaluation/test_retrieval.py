@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data.captions import tokens_of
@@ -74,7 +75,9 @@ def test_images_are_compared_in_blocks():
 
 def test_of_a_config():
     words = tuple(f"the {i}" for i in range(10))
-    config = digits(network__token_dim=16, network__vocabulary=257, network__max_tokens=8)
+    config = digits()
+    config.network = ConfigDict(dict(name="dit", patch_size=4, hidden_size=8, depth=1, num_heads=1, token_dim=16))
+    config.network.update(vocabulary=257, max_tokens=8)
     config.data.captions = words
     config.evaluation.metrics = ("retrieval",)
     job = prepare(config)

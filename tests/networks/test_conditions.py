@@ -1,4 +1,4 @@
-"""Named conditions: what stands for none, dropping, and refusals."""
+"""Named conditions: null values, dropout, structures, and refusals."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def test_dropping_replaces_all_conditions_of_a_row_at_the_rate():
 
 
 def test_conditions_are_dropped_each_at_its_rate_and_together():
-    """Independently: the rates of combinations are products, beside the rate of all at once."""
+    """Independently: the rates of combinations are products, next to the rate of all at once."""
     num = 20_000
     conditions = Conditions(num_classes=3, token_dim=1, max_tokens=2, image_shape=(1, 1, 1))
     ones = {name: jnp.ones((num, *entry.shape), entry.dtype) for name, entry in conditions.shapes.items()}

@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import build, from_file
+from diffusion_jax.config import from_file
 from diffusion_jax.config import saved as saved_config
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.networks.functional import init_methods
@@ -26,6 +26,7 @@ from diffusion_jax.weights.folders import open_component, write_component
 from diffusion_jax.weights.layout import export_params
 from diffusion_jax.weights.options import with_defaults
 from tests.networks import random_params
+from tests.runs import source_of
 
 UNET = dict(block_out_channels=(8,), transformer_layers=(1,), num_attention_heads=2, norm_num_groups=4)
 LEVELS = UNET | dict(block_out_channels=(8, 16), transformer_layers=(0, 1))
@@ -156,7 +157,7 @@ def test_a_folder_of_images_and_drawings_trains_it(pipeline, tmp_path):
     arrays, folder = config(pipeline[0]), config(pipeline[0])
     folder.data.update(name="folder", path=str(tmp_path))
     folder.data.update(caption_key="text", control_key="edges")
-    expected, found = (build.build(read).source().batch(np.arange(16)) for read in (arrays, folder))
+    expected, found = (source_of(read).batch(np.arange(16)) for read in (arrays, folder))
     order = np.argsort([f"{i}.png" for i in range(16)])
     for name in ("x", "control"):
         np.testing.assert_array_equal(found[name], expected[name][order])

@@ -209,8 +209,7 @@ def _texts(parts: Parts) -> Texts:
     def encode(params: Params, ids: Int[Array, "batch n"]) -> dict[str, Array]:
         halves = jnp.split(ids, len(encoders), axis=1)
         outputs = [call(params[str(i)], halves[i]) for i, (_, call) in enumerate(encoders)]
-        states = [out.hidden if hasattr(out, "hidden") else out for out in outputs]
-        conditions = {"tokens": jnp.concatenate(states, axis=-1)}
+        conditions = {"tokens": jnp.concatenate([output.hidden for output in outputs], axis=-1)}
         return conditions | ({"vector": outputs[-1].pooled} if vector else {})
 
     def describe(ids: Int[np.ndarray, "batch n"]) -> list[str]:
