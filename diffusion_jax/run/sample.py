@@ -1,9 +1,10 @@
-"""--mode=sample: draw samples of a trained run, and the files and pictures of them."""
+"""--mode=sample: draw samples of a trained run and write them as arrays and pictures."""
 
 from __future__ import annotations
 
 import pathlib
 import time
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,21 +24,24 @@ from diffusion_jax.types import Params
 
 
 def sample(config: ConfigDict, directory: pathlib.Path) -> None:
-    """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz and .png."""
+    """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz and .png.
+
+    Raises ConfigError.
+    """
     job = prepare(config)
     workdir.check_writable(directory)
     num = config.sampling.num_samples
     cond = requests.conditions(job, num)
     params, step = params_of(job, directory)
     with jax.set_mesh(job.mesh):
-        began = time.monotonic()
+        start = time.monotonic()
         drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, cond)
         if not drawn:
             raise ConfigError(
-                f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate gives its figures, and "
-                "config.guidance steers a diffusion model with it"
+                f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate computes its metrics, "
+                "and config.guidance of a diffusion model can use it"
             )
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         path = directory / "samples" / f"{config.sampling.file}.npz"
         if jax.process_index() == 0:
             with refusal("samples"):
@@ -49,25 +53,23 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     say(
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
         f"  arrays   {path}",
-        f"  picture  {path.with_suffix('.png') if pictured else 'none: they are latents or not finite'}",
+        f"  picture  {path.with_suffix('.png') if pictured else 'none: the samples are latents, or not finite'}",
     )
 
 
-def _conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: value for name, value in drawn.items() if name not in ("samples", "original")}
-
-
 def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
-    """Whether `path` is now a picture of the samples: some kinds of data have none, nor have samples that are not
-    finite."""
+    """Write a picture of samples to `path` and return whether there is one.
+
+    There is none for some kinds of data, and for samples that are not finite. `drawn` is the output of `System.sample`.
+    """
     modality = modalities.of(job.system.makes)
     views: dict[str, Any] = dict(data.facts(job.config))
-    shown = [name for name in modality.views if name in job.recipe.views]
-    if shown and jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
+    available = [name for name in modality.views if name in job.recipe.views]
+    if available and jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)  # only process 0 draws the picture
     if jax.process_index():
         return True
-    views |= {name: job.recipe.views[name](job.system, params) for name in shown}
+    views |= {name: job.recipe.views[name](job.system, params) for name in available}
     words = requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
     image = modality.picture(drawn, words, views)
     if image is not None:
@@ -76,5 +78,5 @@ def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathli
 
 
 def conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The conditions that samples were drawn under."""
+    """The conditions in the output of `System.sample`."""
     return {name: value for name, value in drawn.items() if name not in ("samples", "original")}
