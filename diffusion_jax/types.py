@@ -17,10 +17,10 @@ class Embedded(NamedTuple):
     """Conditions as the trunk of a network takes them. None: there is no condition of this kind."""
 
     vector: Float[Array, "batch emb"] | None = None  # added to the embedding of c_noise
-    context: Float[Array, "batch n c"] | None = None  # what cross-attention looks at
-    mask: Bool[Array, "batch n"] | None = None  # which places of `context` there are; None: all
+    context: Float[Array, "batch n c"] | None = None  # what cross-attention attends to
+    mask: Bool[Array, "batch n"] | None = None  # which positions of `context` exist; None: all
     image: Float[Array, "batch h w c"] | None = None  # concatenated to x; by a ControlNet added to its activations
-    # Added to the activations that the way up of a U-Net reads, in their order, the last to those in the middle.
+    # Added to the activations that the decoder of a U-Net reads, in their order, the last to those in the middle.
     residuals: tuple[Float[Array, "batch _ _ _"], ...] = ()
     others: dict[str, Array] | None = None  # conditions of other names, as they are: structures, for example
 

@@ -53,7 +53,7 @@ def defaults() -> ConfigDict:
             ),
             evaluation=dict(
                 num_samples=500,
-                metrics=("classifier",),
+                metrics=("auto",),  # the usual ones of the kind of data
                 after_training=True,
                 inception="",  # a file of the PyTorch weights of FID's network
                 resize="pytorch",

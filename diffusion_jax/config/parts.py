@@ -223,7 +223,7 @@ def positive(field: str, value: Any, *, zero: bool = False) -> float:
 
 
 def plain(section: Any, field: str) -> Mapping[str, Any]:
-    """Returns a section within a section, such as config.guidance.then, as a mapping. Raises ConfigError without `name`."""
+    """Returns a section within a section, such as config.guidance.then. Raises ConfigError if it has no `name`."""
     if not isinstance(section, ConfigDict | Mapping) or "name" not in section:
         raise ConfigError(f"config.{field}={section!r} must be a section such as dict(name='none')")
     return section.to_dict() if isinstance(section, ConfigDict) else section

@@ -46,7 +46,8 @@ class Trained:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (params, ema)
             )
         with refusal(self.field):
-            return plain(trained, restore_averaged(self.directory, self.config, params, ema)[0])
+            params, _ = restore_averaged(self.directory, self.config, params, ema)
+            return plain(trained, self.system, params)
 
 
 def open_run(path: str, field: str, build: Callable[[ConfigDict], tuple[System, str]], role: str = "") -> Trained:

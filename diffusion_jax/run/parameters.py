@@ -63,7 +63,8 @@ def stands_on(job: Job) -> Params:
 
 def averaged(job: Job, params: Params, ema: dict[str, Params]) -> Params:
     """Returns the parameters of `job.system` for sampling: the EMA with the rate config.sampling.ema_rate."""
-    return plain(job.learner, {**params, **ema[checks.ema_rate(job.config)]} if ema else params)
+    params = {**params, **ema[checks.ema_rate(job.config)]} if ema else params
+    return plain(job.learner, job.system, params)
 
 
 def params_of(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
@@ -107,7 +108,7 @@ def _of_run(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     start = functools.partial(init_state, trained, job.optimizer, job.config.ema.rates)
     state = laid_out(job.mesh, jax.eval_shape(start, jax.random.key(0)))
     params, step = restore_averaged(directory, job.config, state.params, state.ema)
-    return plain(trained, params), step
+    return plain(trained, job.system, params), step
 
 
 def _saved_lora(job: Job, directory: pathlib.Path) -> dict[str, Any]:

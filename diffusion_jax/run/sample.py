@@ -50,9 +50,13 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
                 recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
                 np.savez(file, **arrays, **recorded)
         pictured = picture(job, params, drawn, path.with_suffix(".png"))
+        views, files = _views(job, params), []
+        if jax.process_index() == 0:
+            files = modalities.of(job.system.makes).files(path.with_suffix(""), drawn, _words(job, drawn), views)
     say(
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
         f"  arrays   {path}",
+        *(f"  file     {file}" for file in files),
         f"  picture  {path.with_suffix('.png') if pictured else 'none: the samples are latents, or not finite'}",
     )
 
@@ -62,19 +66,27 @@ def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathli
 
     There is none for some kinds of data, and for samples that are not finite. `drawn` is the output of `System.sample`.
     """
-    modality = modalities.of(job.system.makes)
-    views: dict[str, Any] = dict(data.facts(job.config))
-    available = [name for name in modality.views if name in job.recipe.views]
-    if available and jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)  # only process 0 draws the picture
+    views = _views(job, params)
     if jax.process_index():
         return True
-    views |= {name: job.recipe.views[name](job.system, params) for name in available}
-    words = requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
-    image = modality.picture(drawn, words, views)
+    image = modalities.of(job.system.makes).picture(drawn, _words(job, drawn), views)
     if image is not None:
         sheets.write_png(image, path)
     return image is not None
+
+
+def _views(job: Job, params: Params) -> dict[str, Any]:
+    """Facts about the data and functions of the model for pictures and files of the modality, by name."""
+    available = [name for name in modalities.of(job.system.makes).views if name in job.recipe.views]
+    if available and jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)  # only process 0 uses the functions
+    functions = {name: job.recipe.views[name](job.system, params) for name in available}
+    return {**data.facts(job.config), **functions}
+
+
+def _words(job: Job, drawn: dict[str, np.ndarray]) -> list[str] | None:
+    """The text of each sample: its class or its caption; None without any."""
+    return requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
 
 
 def conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

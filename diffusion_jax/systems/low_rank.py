@@ -160,9 +160,9 @@ def learner(section: Mapping[str, Any], system: System) -> System:
     return learner
 
 
-def plain(learner: System, params: Params) -> Params:
-    """Returns the parameters of the system that `learner` trains, with low-rank updates merged into its network."""
-    return jax.jit(learner.merged)(params) if isinstance(learner, LowRank) else params
+def plain(learner: System, system: System, params: Params) -> Params:
+    """Returns the parameters of `system`, which `learner` trains, with low-rank updates merged into its network."""
+    return params if learner is system else jax.jit(learner.merged)(params)
 
 
 def _kernels(tree: PyTree[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -32,7 +32,7 @@ def diffusion(
     cond_dropouts: Mapping[str, float] = NO_RATES,
     augment: float = 0.0,
 ) -> systems.Diffusion:
-    """The diffusion system of `parts` for examples of `parts.spec`. The keywords are config.system. Raises ConfigError."""
+    """The diffusion system of `parts`, for examples of `parts.spec`. Keywords are config.system. Raises ConfigError."""
     config, process, param = parts.config, parts.process, parts.parameterization
     network, likelihood = parts.network(), parts.likelihood
     loss = construct(

@@ -58,7 +58,7 @@ def first_stage_of(parts: Parts) -> Trained:
     shape = (config.data.get("image_size"), config.data.get("image_size"), config.data.get("channels"))
     if run.system.shape != shape:
         raise ConfigError(
-            f"{field}={path!r} is for images of {run.system.shape}, but config.data.image_size and channels give {shape}"
+            f"{field}={path!r} is for images of {run.system.shape}; config.data.image_size and channels give {shape}"
         )
     if parts.spec.modality == "latents":
         with refusal("config.data"):

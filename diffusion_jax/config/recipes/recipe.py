@@ -56,7 +56,7 @@ def no_check(parts: Parts, source: Source) -> None:
 
 
 def reading(parts: Parts, system: System) -> Reading:
-    """The tokenizer of config.data.tokenizer for a network with a vocabulary, and the low-resolution image of upsamplers.
+    """The tokenizer config.data.tokenizer for a network with a vocabulary; the low-resolution image of an upsampler.
 
     Raises ConfigError if config.data.tokenizer is not a folder of a tokenizer, or has more tokens than the network.
     """

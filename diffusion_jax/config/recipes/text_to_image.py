@@ -62,8 +62,8 @@ def build(parts: Parts) -> TextToImage:
     model = dataclasses.replace(diffusion(latents, cond_dropout=section.get("cond_dropout", 0.0)), cond_dropout=0.0)
     if model.resampler is not None:
         raise ConfigError(
-            f"config.times.name={config.times.name!r} is not supported for text-to-image models: they keep no statistics "
-            "of past losses"
+            f"config.times.name={config.times.name!r} is not supported for text-to-image models, which keep no "
+            "statistics of past losses"
         )
     model = dataclasses.replace(model, editing=_editing(parts))
     options = {key: value for key, value in section.items() if key not in _OTHERS} | {"name": section["name"]}
@@ -143,7 +143,7 @@ def _conditions(parts: Parts) -> Conditions:
 
 
 def reading(parts: Parts, system: TextToImage) -> Reading:
-    """The tokenizers of the text encoders, and the derived image of the task for data without one. Raises ConfigError."""
+    """The tokenizers of the text encoders, and the derived image of the task, if data has none. Raises ConfigError."""
     task, derive = system.task, None
     if parts.config.data.get("tokenizer", ""):
         raise ConfigError(
@@ -209,8 +209,7 @@ def _texts(parts: Parts) -> Texts:
     def encode(params: Params, ids: Int[Array, "batch n"]) -> dict[str, Array]:
         halves = jnp.split(ids, len(encoders), axis=1)
         outputs = [call(params[str(i)], halves[i]) for i, (_, call) in enumerate(encoders)]
-        states = [out.hidden if hasattr(out, "hidden") else out for out in outputs]
-        conditions = {"tokens": jnp.concatenate(states, axis=-1)}
+        conditions = {"tokens": jnp.concatenate([output.hidden for output in outputs], axis=-1)}
         return conditions | ({"vector": outputs[-1].pooled} if vector else {})
 
     def describe(ids: Int[np.ndarray, "batch n"]) -> list[str]:
@@ -232,8 +231,8 @@ def _only_empty(texts: Sequence[str], row: Int32[np.ndarray, "max_tokens"]) -> I
     tokenization.check_texts(texts)
     if any(texts):
         raise ValueError(
-            "texts need the files of a tokenizer: set config.system.tokenizer to their folder, or config.system.pipeline "
-            "or config.weights to the folder of a pipeline of diffusers"
+            "texts need the files of a tokenizer: set config.system.tokenizer to their folder, or config.system.pipeline or "
+            "config.weights to the folder of a pipeline of diffusers"
         )
     return np.tile(row, (len(texts), 1))
 

@@ -11,7 +11,7 @@ from diffusion_jax.data import Source
 
 
 def build(parts: Parts) -> systems.VDM:
-    """The variational diffusion model of a config. Loss, weighting and times follow from the bound. Raises ConfigError."""
+    """The variational diffusion model of a config; loss, weighting and times follow from it. Raises ConfigError."""
     if parts.config.data.get("dequantize", False):
         raise ConfigError("config.data.dequantize=True must be false: the bound of VDM is for grey levels")
     model = diffusion(parts)
