@@ -1,4 +1,4 @@
-"""--mode=sample: draw samples of a trained run, and the files and pictures of them."""
+"""--mode=sample: draw samples of a trained run and write them as arrays and pictures."""
 
 from __future__ import annotations
 
@@ -24,21 +24,24 @@ from diffusion_jax.types import Params
 
 
 def sample(config: ConfigDict, directory: pathlib.Path) -> None:
-    """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz and .png."""
+    """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz and .png.
+
+    Raises ConfigError.
+    """
     job = prepare(config)
     workdir.check_writable(directory)
     num = config.sampling.num_samples
     cond = requests.conditions(job, num)
     params, step = params_of(job, directory)
     with jax.set_mesh(job.mesh):
-        began = time.monotonic()
+        start = time.monotonic()
         drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, cond)
         if not drawn:
             raise ConfigError(
-                f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate gives its metrics, and "
-                "config.guidance guides a diffusion model with it"
+                f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate computes its metrics, "
+                "and config.guidance of a diffusion model can use it"
             )
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         path = directory / "samples" / f"{config.sampling.file}.npz"
         if jax.process_index() == 0:
             with refusal("samples"):
@@ -54,13 +57,15 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
         f"  arrays   {path}",
         *(f"  file     {file}" for file in files),
-        f"  picture  {path.with_suffix('.png') if pictured else 'none: of latents, or of values that are not finite'}",
+        f"  picture  {path.with_suffix('.png') if pictured else 'none: the samples are latents, or not finite'}",
     )
 
 
 def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
-    """Whether `path` is now a picture of the samples: some kinds of data have none, nor have samples that are not
-    finite."""
+    """Write a picture of samples to `path` and return whether there is one.
+
+    There is none for some kinds of data, and for samples that are not finite. `drawn` is the output of `System.sample`.
+    """
     views = _views(job, params)
     if jax.process_index():
         return True
@@ -71,19 +76,19 @@ def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathli
 
 
 def _views(job: Job, params: Params) -> dict[str, Any]:
-    """What pictures and files of the modality show next to samples: facts of the data, functions of the model."""
-    shown = [name for name in modalities.of(job.system.makes).views if name in job.recipe.views]
-    if shown and jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
-    functions = {name: job.recipe.views[name](job.system, params) for name in shown}
+    """Facts about the data and functions of the model for pictures and files of the modality, by name."""
+    available = [name for name in modalities.of(job.system.makes).views if name in job.recipe.views]
+    if available and jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)  # only process 0 uses the functions
+    functions = {name: job.recipe.views[name](job.system, params) for name in available}
     return {**data.facts(job.config), **functions}
 
 
 def _words(job: Job, drawn: dict[str, np.ndarray]) -> list[str] | None:
-    """What is written with each sample: its class or its caption."""
+    """The text of each sample: its class or its caption; None without any."""
     return requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
 
 
 def conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The conditions that samples were drawn under."""
+    """The conditions in the output of `System.sample`."""
     return {name: value for name, value in drawn.items() if name not in ("samples", "original")}
