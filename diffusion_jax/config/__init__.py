@@ -1,4 +1,4 @@
-"""From names to a system. A config file needs `choose`, `defaults` and `replace`."""
+"""Configs: how names become a system. A config file imports `choose`, `defaults`, `replace` and `presets`."""
 
 from diffusion_jax.config.defaults import choose, defaults, from_file, replace
 
