@@ -231,8 +231,8 @@ def _only_empty(texts: Sequence[str], row: Int32[np.ndarray, "max_tokens"]) -> I
     tokenization.check_texts(texts)
     if any(texts):
         raise ValueError(
-            "texts need the files of a tokenizer: set config.system.tokenizer to their folder, or config.system.pipeline or "
-            "config.weights to the folder of a pipeline of diffusers"
+            "texts need the files of a tokenizer: set config.system.tokenizer to their folder, or "
+            "config.system.pipeline or config.weights to the folder of a pipeline of diffusers"
         )
     return np.tile(row, (len(texts), 1))
 
