@@ -156,7 +156,7 @@ def check_training(
 def check_drawn(
     config: ConfigDict, process: Process, param: Callable, drawn: np.ndarray, weights: np.ndarray = _NO_TIMES
 ) -> None:
-    """Raises ConfigError for training times outside [0, 1] or without density, or an infinite parameterization."""
+    """Raises ConfigError for times outside [0, 1] or of no density, or a parameterization that is not finite."""
     if not (np.isfinite(drawn).all() and np.isfinite(weights).all()):
         raise ConfigError(
             f"config.times ({config.times.name}): the density of the times of training is not finite for the process "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pathlib
 import time
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,9 +23,9 @@ from diffusion_jax.types import Params
 
 
 def sample(config: ConfigDict, directory: pathlib.Path) -> None:
-    """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz and .png.
+    """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz.
 
-    Raises ConfigError.
+    A picture samples/<file>.png and the files of their modality are written next to it. Raises ConfigError.
     """
     job = prepare(config)
     workdir.check_writable(directory)
@@ -49,44 +48,33 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
             with replacing(path) as file:
                 recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
                 np.savez(file, **arrays, **recorded)
-        pictured = picture(job, params, drawn, path.with_suffix(".png"))
-        views, files = _views(job, params), []
-        if jax.process_index() == 0:
-            files = modalities.of(job.system.makes).files(path.with_suffix(""), drawn, _words(job, drawn), views)
+        shown = show(job, params, drawn, path.with_suffix(".png"))
     say(
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
         f"  arrays   {path}",
-        *(f"  file     {file}" for file in files),
-        f"  picture  {path.with_suffix('.png') if pictured else 'none: the samples are latents, or not finite'}",
+        f"  shown in {', '.join(map(str, shown)) or 'no picture: the samples are latents, or not finite'}",
     )
 
 
-def picture(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> bool:
-    """Write a picture of samples to `path` and return whether there is one.
+def show(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> list[pathlib.Path]:
+    """Write the picture `path` of the samples, and next to it the files of their modality; the paths of those written.
 
-    There is none for some kinds of data, and for samples that are not finite. `drawn` is the output of `System.sample`.
+    Some kinds of data have no picture, nor have samples that are not finite. Process 0 alone writes.
     """
-    views = _views(job, params)
+    modality = modalities.of(job.system.makes)
+    views = dict(data.facts(job.config))
+    shown = [name for name in modality.views if name in job.recipe.views]
+    if shown and jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone
     if jax.process_index():
-        return True
-    image = modalities.of(job.system.makes).picture(drawn, _words(job, drawn), views)
+        return []
+    views |= {name: job.recipe.views[name](job.system, params) for name in shown}
+    words = requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
+    image = modality.picture(drawn, words, views)
+    path.parent.mkdir(parents=True, exist_ok=True)
     if image is not None:
         sheets.write_png(image, path)
-    return image is not None
-
-
-def _views(job: Job, params: Params) -> dict[str, Any]:
-    """Facts about the data and functions of the model for pictures and files of the modality, by name."""
-    available = [name for name in modalities.of(job.system.makes).views if name in job.recipe.views]
-    if available and jax.process_count() > 1:
-        params = multihost_utils.process_allgather(params, tiled=True)  # only process 0 uses the functions
-    functions = {name: job.recipe.views[name](job.system, params) for name in available}
-    return {**data.facts(job.config), **functions}
-
-
-def _words(job: Job, drawn: dict[str, np.ndarray]) -> list[str] | None:
-    """The text of each sample: its class or its caption; None without any."""
-    return requests.captions(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
+    return [*([path] if image is not None else []), *modality.files(path.with_suffix(""), drawn, words, views)]
 
 
 def conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

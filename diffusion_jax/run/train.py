@@ -18,7 +18,7 @@ from diffusion_jax.run.evaluate import evaluate_job, metrics_of
 from diffusion_jax.run.job import prepare, train_step
 from diffusion_jax.run.parameters import averaged, fresh_state
 from diffusion_jax.run.report import say
-from diffusion_jax.run.sample import picture
+from diffusion_jax.run.sample import show
 from diffusion_jax.training import faults
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints
@@ -83,10 +83,12 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 )
                 if not drawn:
                     return "saved; this system draws no samples"
-                if not picture(job, params, drawn, path):
+                shown = show(job, params, drawn, path)
+                if not shown:
                     return "no picture of the samples: they are latents, or not finite"
-                writer.images(step, {"samples": str(path)})
-                return f"samples in {path}"
+                if path in shown:
+                    writer.images(step, {"samples": str(path)})
+                return f"samples in {', '.join(map(str, shown))}"
 
             state = train_loop(
                 state,
