@@ -68,7 +68,7 @@ def process_share(sharding: Sharding, batch_size: int) -> tuple[int, int]:
     rows: dict[int, set[tuple[int, int]]] = {}
     for device, (part, *_) in sharding.devices_indices_map((batch_size,)).items():
         rows.setdefault(device.process_index, set()).add(part.indices(batch_size)[:2])
-    parts = sorted({tuple(sorted(held)) for held in rows.values()})
+    parts = sorted({tuple(sorted(ranges)) for ranges in rows.values()})
     if sum(stop - start for part in parts for start, stop in part) != batch_size:
         raise ValueError(
             "rows of the batch on the devices of two processes overlap; choose mesh sizes of which one is a multiple "
