@@ -33,7 +33,7 @@ def targets(network: PyTree[Any], modules: str) -> dict[tuple[str, ...], tuple[i
     matches = {path: shape for path, shape in layers.items() if pattern.search(".".join(path))}
     if not matches:
         names = [".".join(path) for path in layers]
-        raise ValueError(f"modules={modules!r} is found in no layer of the network; among them are {names[:8]}")
+        raise ValueError(f"modules={modules!r} is found in no layer of the network; it has layers such as {names[:8]}")
     return matches
 
 
