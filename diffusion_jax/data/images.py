@@ -73,7 +73,7 @@ def from_files(
 ) -> Float32[np.ndarray, "height width channels"]:
     """The image file that `paths` names, cut to the largest square, resized to `shape` and in [-1, 1].
 
-    The channels of several lie side by side. They have 3 channels each, and the last one what is left; so the last of 4
+    The channels of several are concatenated. They have 3 channels each, and the last one what is left; so the last of 4
     channels is a mask.
 
     Raises:

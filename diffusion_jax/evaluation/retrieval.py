@@ -33,8 +33,8 @@ def retrieval(
         these images with their own captions, as `<name>_real`.
 
     Returns:
-      A dictionary with the keys below. Only prompts whose caption (or class) there is among the training examples count
-      for the first two (for the others).
+      A dictionary with the keys below. The first three count only prompts whose caption is among the training captions,
+      the others only prompts whose class is known.
 
       - `retrieval_caption`: share of samples whose nearest training image has the prompt's caption;
         `retrieval_caption_chance`: its expectation if that image were any training image;

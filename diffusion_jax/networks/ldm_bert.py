@@ -6,9 +6,10 @@ import functools
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from diffusion_jax.networks import transformer
+from diffusion_jax.networks.clip import Encoded
 
 
 class LDMBert(nnx.Module):
@@ -65,9 +66,9 @@ class LDMBert(nnx.Module):
         self.layer_norm = norm()
         self.to_logits = transformer.linear(d_model, vocab_size, rngs=rngs)
 
-    def __call__(self, ids: Int[Array, "batch n"]) -> Float[Array, "batch n d_model"]:
+    def __call__(self, ids: Int[Array, "batch n"]) -> Encoded:
         transformer.check_length(ids.shape[1], self.max_position_embeddings)
         h = self.embed_tokens(ids) + self.embed_positions(jnp.arange(ids.shape[1]))
         for block in self.layers:
             h = block(h)
-        return self.layer_norm(h)
+        return Encoded(hidden=self.layer_norm(h), pooled=None)

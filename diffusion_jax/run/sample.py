@@ -1,4 +1,4 @@
-"""--mode=sample: draw samples of a trained run, and the files and pictures of them."""
+"""--mode=sample: draw samples of a trained run and write them as arrays and pictures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from diffusion_jax.types import Params
 def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz.
 
-    A picture samples/<file>.png and the files of their modality lie next to it.
+    A picture samples/<file>.png and the files of their modality are written next to it. Raises ConfigError.
     """
     job = prepare(config)
     workdir.check_writable(directory)
@@ -33,14 +33,14 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     cond = requests.conditions(job, num)
     params, step = params_of(job, directory)
     with jax.set_mesh(job.mesh):
-        began = time.monotonic()
+        start = time.monotonic()
         drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, cond)
         if not drawn:
             raise ConfigError(
-                f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate gives its metrics, and "
-                "config.guidance steers a diffusion model with it"
+                f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate computes its metrics, "
+                "and config.guidance of a diffusion model can use it"
             )
-        seconds = time.monotonic() - began
+        seconds = time.monotonic() - start
         path = directory / "samples" / f"{config.sampling.file}.npz"
         if jax.process_index() == 0:
             with refusal("samples"):
@@ -52,7 +52,7 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     say(
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
         f"  arrays   {path}",
-        f"  shown in {', '.join(map(str, shown)) or 'no picture: they are latents or not finite'}",
+        f"  shown in {', '.join(map(str, shown)) or 'no picture: the samples are latents, or not finite'}",
     )
 
 
@@ -78,5 +78,5 @@ def show(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.P
 
 
 def conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The conditions that samples were drawn under."""
+    """The conditions in the output of `System.sample`."""
     return {name: value for name, value in drawn.items() if name not in ("samples", "original")}

@@ -111,7 +111,7 @@ def stage_config(**changes):
             mid_block_add_attention=False,
         )
     )
-    return config
+    return build.reset_unread(config)
 
 
 def latent_config(stage, **changes):
@@ -187,11 +187,11 @@ def test_refuses_what_does_not_fit(stage, tmp_path):
         with pytest.raises(ConfigError, match=match):
             job.prepare(config)
 
-    refused(r"config\.system\.first_stage='nowhere' must be.*This makes one: python -m", latent_config("nowhere"))
+    refused(r"config\.system\.first_stage='nowhere' must be.*configs/autoencoder_kl\.py", latent_config("nowhere"))
     foreign = tmp_path / "foreign"
     (foreign / "checkpoints").mkdir(parents=True)
     saved.write_config(foreign, digits())
-    refused(r"is a run of config\.system\.name='diffusion', no first stage", latent_config(foreign))
+    refused(r"foreign'.*config\.system\.name='diffusion'", latent_config(foreign))
     refused(r"is for images of \(8, 8, 1\); .* \(16, 16, 1\)", latent_config(stage, data__image_size=16))
     refused(r"is for images of \(8, 8, 1\); .* \(8, 8, 3\)", latent_config(stage, data__channels=3))
     odds = latent_config(stage)
@@ -199,7 +199,7 @@ def test_refuses_what_does_not_fit(stage, tmp_path):
     refused(r"likelihood\.name='ode' must be 'none'", odds)
     read = dict(data__name="latents", data__path=str(tmp_path))
     refused(
-        r"train\.json does not describe latents .* python -m diffusion_jax\.latents encode",
+        r"train\.json does not describe latents .* --mode=encode",
         latent_config(stage, **read),
     )
     rows = {"x": np.zeros((3, 4, 4, 4), np.float32)}

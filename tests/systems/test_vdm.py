@@ -27,7 +27,7 @@ def config(**changes):
     made.parameterization = ConfigDict(dict(name="eps", label="log_snr"))
     made.sampling.grid = ConfigDict(dict(name="uniform", t_min=0.0))
     made.data.levels = 17
-    return made
+    return build.reset_unread(made)
 
 
 @functools.cache
@@ -155,7 +155,9 @@ def test_labels_reach_the_network():
     def apply(params, x, c_noise, cond, *, key=None):
         return jnp.zeros_like(x) + cond["label"][:, None]
 
-    diffusion = dataclasses.replace(gaussian(17).diffusion, apply=apply, conditions=Conditions(num_classes=10), steps=1)
+    diffusion = dataclasses.replace(
+        gaussian(17).diffusion, apply=apply, network_conditions=Conditions(num_classes=10), steps=1
+    )
     system = systems.VDM(diffusion=diffusion, levels=17, num_times=1)
     params = jax.jit(system.init)(jax.random.key(0))
     batch = {"x": jnp.zeros((2, 2)), "label": jnp.array([0, 9])}
