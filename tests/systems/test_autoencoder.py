@@ -114,7 +114,7 @@ def test_every_part_reaches_its_own_group_and_the_weight_is_the_ratio_of_two_gra
     )
     own = jax.grad(lambda w: first_stage.hinge(discriminate(w, x), discriminate(w, y)).mean())(w)
     np.testing.assert_allclose(grads["discriminator"]["w"], own["w"], rtol=1e-4, atol=1e-6)
-    parts = metrics["reconstruction"] + metrics["penalty"] + metrics["discriminator"]
+    parts = metrics["reconstruction"] + metrics["penalty"] + metrics["discriminator_loss"]
     np.testing.assert_allclose(loss, parts + expected * metrics["generator_loss"], rtol=1e-4)
 
 
@@ -236,7 +236,7 @@ def test_refuses_what_does_not_fit():
 SHARDED = """
     import dataclasses, jax, jax.numpy as jnp, numpy as np, optax
     from jax.sharding import NamedSharding, PartitionSpec
-    from diffusion_jax import bottlenecks
+    from diffusion_jax.systems import bottlenecks
     from diffusion_jax.training import mesh as meshes
     from diffusion_jax.training.step import init_state, make_train_step
     from tests.systems.test_autoencoder import images, linear_autoencoder
