@@ -1,4 +1,4 @@
-"""From config.data to a source of examples that gives what a system reads."""
+"""The data of a config: the spec of an example, and sources with the entries that a system reads."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from diffusion_jax.types import Spec
 
 
 def spec(config: ConfigDict) -> Spec:
-    """The shape and modality of one example, from config.data alone: the data is not opened. Raises ConfigError."""
+    """Spec of one example, from config.data without opening the data. Raises ConfigError."""
     try:
         return _opener(config).spec(config.data)
-    except ValueError as error:  # an error of a key begins with it, as in "data.image_size=None must be ..."
+    except ValueError as error:  # may begin with a key, as in "data.image_size=None must be ..."
         raise ConfigError(f"config.{error}" if str(error).startswith("data.") else f"config.data: {error}") from error
 
 
 def facts(config: ConfigDict) -> Mapping[str, Any]:
-    """What is known about the data without opening it, see `Source.facts`. Raises ConfigError."""
+    """Facts about the data, from config.data without opening the data, see `Source.facts`. Raises ConfigError."""
     return _opener(config).facts(config.data)
 
 
@@ -35,57 +35,57 @@ def _opener(config: ConfigDict) -> Opener:
 
 def source(
     config: ConfigDict,
-    wanted: Mapping[str, Spec],
+    specs: Mapping[str, Spec],
     *,
     tokenize: Tokenize | None = None,
     derive: Derived | None = None,
     evaluation: bool = False,
 ) -> data.Source:
-    """The training split of the data set, or the split that evaluation compares with. Opens files; ConfigError.
+    """Opens the training split of the data set, or with `evaluation` the held-out split.
 
-    `wanted` is what each example must have, by name, see `types.System.batch`. `tokenize` makes ids of texts (None: of
-    their bytes), `derive` the condition "image" of x where the data has none.
+    `specs` are the entries that each example must have, see `types.System.batch`. `tokenize` maps texts to ids (None:
+    their bytes), `derive` computes the condition "image" from x if the data has none. Raises ConfigError.
     """
-    name, made = config.data.name, _opener(config)
+    name, kind = config.data.name, _opener(config)
     arguments = {key: value for key, value in config.data.items() if value != "" and key not in COMMON}
-    taken = keys(name)
+    allowed = keys(name)
     for key, value in arguments.items():
-        if key not in taken:
+        if key not in allowed:
             raise ConfigError(
-                f"config.data.{key}={value!r}: {name!r} takes no {key!r}{suggest(key, list(taken))}; it takes "
-                f"{', '.join(taken)}"
+                f"config.data.{key}={value!r}: {name!r} takes no {key!r}{suggest(key, list(allowed))}; it takes "
+                f"{', '.join(allowed)}"
             )
     key, usual = ("eval_split", "test") if evaluation else ("split", "train")
     split = config.data.get(key) or usual
     check_type(f"data.{key}", split, "str")
-    given = {"name": name, "split": split, "wanted": wanted, "tokenize": tokenize, "derive": derive}
-    loaded = construct({name: made.open}, "data", {"name": name, **arguments}, **given)
-    _check(loaded, name, wanted)
-    return loaded
+    context = {"name": name, "split": split, "wanted": specs, "tokenize": tokenize, "derive": derive}
+    opened = construct({name: kind.open}, "data", {"name": name, **arguments}, **context)
+    _check(opened, name, specs)
+    return opened
 
 
-def _check(loaded: data.Source, name: str, wanted: Mapping[str, Spec]) -> None:
-    """Refuse a source that does not give the examples and conditions that are wanted."""
-    if loaded.shape != wanted["x"].shape:
-        raise ConfigError(f"config.data: {name} holds examples of {loaded.shape}, not {wanted['x'].shape}")
-    for condition, entry in wanted.items():
-        present = condition in loaded.entries
-        if condition != "label" and not (present and loaded.entries[condition].shape == entry.shape):
+def _check(opened: data.Source, name: str, specs: Mapping[str, Spec]) -> None:
+    """Raises ConfigError unless a source has the entries `specs`."""
+    if opened.shape != specs["x"].shape:
+        raise ConfigError(f"config.data: {name} holds examples of {opened.shape}, not {specs['x'].shape}")
+    for condition, entry in specs.items():
+        present = condition in opened.entries
+        if condition != "label" and not (present and opened.entries[condition].shape == entry.shape):
             raise ConfigError(
                 f"config.network needs the condition {condition!r} of shape {entry.shape}, which config.data.name="
-                f"{name!r} {f'gives as {loaded.entries[condition].shape}' if present else 'does not give'}"
+                f"{name!r} {f'gives as {opened.entries[condition].shape}' if present else 'does not give'}"
             )
-    num_classes = wanted["label"].values if "label" in wanted else 0
-    if num_classes and not 0 < loaded.num_classes <= num_classes:
+    num_classes = specs["label"].values if "label" in specs else 0
+    if num_classes and not 0 < opened.num_classes <= num_classes:
         raise ConfigError(
-            f"config.network.num_classes={num_classes} must be 0 or at least the {loaded.num_classes} classes of {name}"
+            f"config.network.num_classes={num_classes} must be 0 or at least the {opened.num_classes} classes of {name}"
         )
 
 
 def drop_replaced(config: ConfigDict, original: ConfigDict) -> None:
-    """Where a flag changed config.data.name, remove the arguments of the config file that the new data does not take.
+    """If a flag changed config.data.name, remove the arguments of the config file that the new data set does not take.
 
-    So that --config.data.name=latents works on a config whose data has options of images; arguments set by flags stay.
+    So --config.data.name=latents works on a config with options of images. Arguments that were set by flags stay.
     """
     name = config.data.get("name")
     if name == original.data.get("name"):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.networks import layers
@@ -213,7 +214,7 @@ class ADM(DenoisingNetwork):
             h = layer(h)
         return h
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         embedded = super().embed(cond, batch, dtype)
         if not self.class_token or embedded.context is not None:
             return embedded

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Num
 
 from diffusion_jax.networks import conditioning
@@ -56,7 +57,7 @@ class DenoisingNetwork(nnx.Module):
         """The output for an x of the right shape and embedded conditions."""
         raise NotImplementedError
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         """The embedded conditions, which `__call__` takes instead of cond; computed once per sample.
 
         cond=None needs the number of rows, `batch`, and the `dtype` of the computation.

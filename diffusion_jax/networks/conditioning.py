@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.networks import layers
@@ -21,7 +22,7 @@ def embed(
     cond: Cond,
     conditions: Conditions,
     batch: int | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
     label: Callable[[Array], Array] | None = None,
     vector: Callable[..., Array] | None = None,
@@ -60,7 +61,7 @@ def embed(
     return Embedded(sum(vectors) if vectors else None, context, mask, entries.get("image"), others=others or None)
 
 
-def cast(cond: Cond, dtype: jnp.dtype) -> Cond:
+def cast(cond: Cond, dtype: DTypeLike) -> Cond:
     """`cond` with its floats in `dtype`."""
     return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, cond)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from diffusion_jax.networks import layers
@@ -67,7 +68,7 @@ class ControlNetModel(DenoisingNetwork):
         residuals = [block(skip) for block, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         return (*residuals, self.controlnet_mid_block(h))
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         """As in `DenoisingNetwork`; the `image` of the result is the embedded "control"."""
         embedded = super().embed(cond, batch, dtype)
         if isinstance(cond, Embedded):
@@ -128,7 +129,7 @@ class ControlledUNet(DenoisingNetwork):
         scaled = tuple(self.scale * residual for residual in residuals)
         return self.unet(x, c_noise, cond.unet._replace(residuals=scaled), rngs=rngs)
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Controlled:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Controlled:
         if isinstance(cond, Controlled):
             return cond
         return Controlled(self.unet.embed(cond, batch, dtype), self.controlnet.embed(cond, batch, dtype))

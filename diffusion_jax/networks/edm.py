@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.networks import layers, ncsnpp
@@ -185,7 +186,7 @@ class SongUNet(DenoisingNetwork):
                 h = call(part, jnp.concatenate([h, skips.pop()], -1) if "_block" in name else h)
         return result
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         embedded = super().embed(cond, batch, dtype)
         if self.map_augment is None or not isinstance(cond, dict) or "augment" not in cond:
             return embedded

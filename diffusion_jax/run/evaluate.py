@@ -1,4 +1,4 @@
-"""--mode=evaluate: metrics of samples and of held-out examples of a trained run."""
+"""--mode=evaluate: metrics of samples, and the loss of held-out examples, of a trained run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
 
 
 def evaluate_job(job: Job, directory: pathlib.Path) -> None:
-    """As `evaluate`, for a job that is prepared."""
+    """Evaluate a prepared job, as `evaluate` does for a config."""
     config = job.config
     metrics = metrics_of(job, directory, job.held_out)
     workdir.check_writable(directory)
@@ -48,9 +48,9 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
 def metrics_of(
     job: Job, directory: pathlib.Path | None, held_out: data.Source | None = None
 ) -> list[modalities.Metric]:
-    """What config.evaluation.metrics names, as functions of samples; without `held_out` they are only checked.
+    """The metrics of config.evaluation.metrics, as functions of samples; without `held_out` they are only checked.
 
-    Raises ConfigError for a metric that the modality does not have, or that data or config cannot give.
+    Raises ConfigError for a metric that the modality does not have, or for which the data or the config lack something.
     """
     config, makes = job.config, job.system.makes
     if makes is None:

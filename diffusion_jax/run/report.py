@@ -1,4 +1,4 @@
-"""Lines about a run for people: how samples were drawn, and messages of process 0."""
+"""Messages of the command on standard output: printed by process 0, and how samples were drawn in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusion_jax.run.job import Job
 
 
 def how(job: Job) -> str:
-    """How samples are drawn, in one line."""
+    """Solver, steps, guidance and seed of samples in one line."""
     values = drawn_by(job)
     words = [f"{values.pop('solver')}, {values.pop('steps')} steps"] if "solver" in values else []
     words += [f"{key} {value}" for key, value in values.items() if key != "seed"]
@@ -18,7 +18,7 @@ def how(job: Job) -> str:
 
 
 def drawn_by(job: Job) -> dict[str, Any]:
-    """What decides how samples are drawn, for the record next to metrics: solver, steps, seed, guidance and editing."""
+    """The settings of sampling, recorded next to metrics: solver, steps, seed, guidance and editing."""
     config, reads = job.config, job.recipe.reads
     values: dict[str, Any] = {}
     if "solver" in reads:
@@ -32,6 +32,6 @@ def drawn_by(job: Job) -> dict[str, Any]:
 
 
 def say(*lines: str) -> None:
-    """Print lines, on process 0 alone."""
+    """Print lines on process 0."""
     if jax.process_index() == 0:
         print(*lines, sep="\n", flush=True)

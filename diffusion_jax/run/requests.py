@@ -1,4 +1,4 @@
-"""The conditions of samples, as config.sampling.cond asks for them and as files and pictures record them."""
+"""Conditions of samples: parsed from config.sampling.cond, and written to files of samples and below pictures."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from diffusion_jax.run.job import Job
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]  # texts -> ids [n, max_tokens]
 Describe = Callable[[np.ndarray], list[str]]  # ids -> texts
-_MAX_BYTES = 2**24  # of a file of requests
+_MAX_BYTES = 2**24  # of a .json file of conditions
 
 
 def requested(
     text: str, conditions: Conditions, num: int, tokenize: Tokenize | None = None
 ) -> dict[str, np.ndarray] | None:
-    """The conditions of `num` samples that `text` asks for, repeated where it names fewer; None for an empty one.
+    """Parse the conditions of `num` samples. Fewer conditions are repeated; an empty text returns None.
 
-    For class models `text` is class ids, "3" or "0,1,2"; for models of captions it is captions, "a cat|a dog". A file
-    *.txt has one class id or caption per line; a file *.npz has an array [n, ...] under the name of each condition,
-    see `Conditions`, or strings under "caption". A file *.json is a list of objects, one per sample, with the
-    conditions by name, "caption" for a text, and the path of an image file for "image" and "control": it is cut to a
-    square, resized, and its values are in [-1, 1]. Of several paths the channels lie side by side, such as
-    ["photo.png", "mask.png"]. Relative paths begin where the file lies.
+    For class-conditional models `text` is class ids, "3" or "0,1,2"; for text-conditional models it is captions, "a
+    cat|a dog". A file *.txt has one class id or caption per line. A file *.npz has an array [n, ...] under the name of
+    each condition, see `Conditions`, or strings under "caption". A file *.json is a list of objects, one per sample,
+    with the conditions by name: "caption" is a text, "image" and "control" are paths of image files, which are cropped
+    to a square, resized, and scaled to [-1, 1]. The channels of several paths, such as ["photo.png", "mask.png"], are
+    concatenated. Relative paths start from the folder of the file.
 
-    Captions become ids by `tokenize`, or are the bytes of their text.
+    `tokenize` maps captions to ids; by default the ids are the bytes of the text.
 
     Raises:
-        ValueError: there is no such condition or file, or it does not fit the model.
+        ValueError: the condition or file does not exist, or does not fit the model.
     """
     if not text:
         return None
     if not conditions.shapes:
-        raise ValueError("the model is unconditional and nothing steers it; there is nothing to ask for")
+        raise ValueError("the model is unconditional and has no guidance or editing with conditions; it must be empty")
     path, tokenize = pathlib.Path(text), tokenize or functools.partial(_byte_tokens, conditions=conditions)
     request = Request(path.parent, tokenize, functools.partial(_images, path.parent))
     if path.suffix == ".npz":
@@ -58,40 +58,40 @@ def requested(
         cond = _from_lines([part.strip() for part in parts], conditions, request)
     counts = {name: len(value) for name, value in cond.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(f"its conditions have {counts} rows; they need the same number, at least 1")
+        raise ValueError(f"the conditions have {counts} rows; they need the same number, at least 1")
     conditions.check(cond)
     return cycled(cond, num)
 
 
 def conditions(job: Job, num: int) -> dict[str, np.ndarray] | None:
-    """The conditions of `num` samples: those of config.sampling.cond, or else of held-out examples.
+    """The conditions of `num` samples: from config.sampling.cond, or if that is empty from held-out examples.
 
-    None for a system without conditions, for one of classes, which cycles through them, and for "prior", which asks for
-    samples without any condition. Raises ConfigError.
+    None for a system without conditions, for a class-conditional system, which cycles through the classes, and for
+    "prior", samples without any condition. Raises ConfigError.
     """
-    text, wanted = job.config.sampling.cond, job.system.conditions
+    text, needed = job.config.sampling.cond, job.system.conditions
     if text == "prior":
-        if needed := [name for name, condition in wanted.items() if not condition.optional]:
-            raise ConfigError(f"config.sampling.cond='prior': samples need the condition {', '.join(needed)}")
+        if required := [name for name, condition in needed.items() if not condition.optional]:
+            raise ConfigError(f"config.sampling.cond='prior': samples need the condition {', '.join(required)}")
         return None
     with refusal(f"config.sampling.cond={text!r}"):
-        cond = requested(text, wanted, num, job.built.reading.tokenize)
-    if cond is None and set(wanted.shapes) - {"label"}:
+        cond = requested(text, needed, num, job.built.reading.tokenize)
+    if cond is None and set(needed.shapes) - {"label"}:
         examples = data.shuffled(job.held_out, num)
-        # Editing starts from held-out images themselves.
+        # Editing starts from the held-out images themselves.
         with refusal("config.sampling.cond=''"):
-            cond = cycled(wanted.of({"image": examples["x"], **examples}), num)
-            wanted.check(cond)
+            cond = cycled(needed.of({"image": examples["x"], **examples}), num)
+            needed.check(cond)
     return cond
 
 
 def cycled(cond: Mapping[str, np.ndarray], num: int) -> dict[str, np.ndarray]:
-    """`num` rows of `cond`, which start again where there are fewer."""
+    """Returns `num` rows of `cond`, repeated if there are fewer."""
     return {name: value[np.arange(num) % len(value)] for name, value in cond.items()}
 
 
 def captions(cond: Mapping[str, Any], conditions: Conditions, describe: Describe = texts_of) -> list[str] | None:
-    """The text below each sample: its class or its caption, or another condition in words; None without any."""
+    """The text below each sample in a picture: its class, caption or another condition in words; None without one."""
     for name, condition in conditions.items():
         if name in cond and condition.words is not None:
             return condition.words(np.asarray(cond[name]), describe)
@@ -99,7 +99,7 @@ def captions(cond: Mapping[str, Any], conditions: Conditions, describe: Describe
 
 
 def recorded(cond: Mapping[str, Any], conditions: Conditions, describe: Describe = texts_of) -> dict[str, np.ndarray]:
-    """The arrays of a file of samples: `cond`, the class, caption or only condition, and others as cond_<name>."""
+    """Conditions as arrays of a file of samples: the first one is "cond", the others are "cond_<name>"."""
     arrays = {name: np.asarray(value) for name, value in cond.items()}
     for name in arrays.keys() & conditions.keys():
         if conditions[name].key and conditions[name].words is not None:

@@ -216,7 +216,7 @@ def test_refuses_what_does_not_fit(stage, tmp_path):
         with pytest.raises(ConfigError, match=match):
             job.prepare(config)
 
-    refused(r"config\.system\.first_stage='nowhere' must be.*This makes one: python -m", latent_config("nowhere"))
+    refused(r"config\.system\.first_stage='nowhere' must be.*configs/autoencoder_kl\.py", latent_config("nowhere"))
     foreign = tmp_path / "foreign"
     (foreign / "checkpoints").mkdir(parents=True)
     saved.write_config(foreign, digits())

@@ -57,7 +57,7 @@ def system(**changes) -> systems.Diffusion:
 
 def test_the_null_branch_of_guidance_sees_the_structure():
     """D_w = null + w (conditional - null), where null is the pocket and the null class, 2."""
-    guided = system(guidance=steering.free(3.0))
+    guided = system(guidance=steering.classifier_free(3.0))
     params = guided.init(jax.random.key(0))
     pocket, label = jnp.array([[10.0, 20.0], [30.0, 40.0]]), jnp.array([0, 1])
     D = guided.denoiser(params, {"pocket": pocket, "label": label})
