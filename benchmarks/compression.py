@@ -117,7 +117,7 @@ def examples_per_second(config: ConfigDict) -> float:
     with jax.set_mesh(job.mesh):
         step = make_train_step(job.system, job.optimizer, num_steps=TIMED, ema_rates=config.ema.rates)
         jitted = jax.jit(step, donate_argnums=0, out_shardings=(job.layout, None))
-        batches = data.batches(build.source(config), batch_size=config.training.batch_size, seed=0)
+        batches = data.batches(job.source, batch_size=config.training.batch_size, seed=0)
         batch = next(data.device_batches(batches, meshes.batch_sharding(job.mesh)))
         state, _ = jitted(fresh_state(job), batch)
         jax.block_until_ready(state)

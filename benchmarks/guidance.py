@@ -38,7 +38,8 @@ def opened(path: str, changes: dict[str, str], steps: int, solver: str, threshol
             config.solver = ConfigDict({"name": solver})
         if threshold:
             config.sampling.threshold = ConfigDict({"name": threshold})
-        return build.system(config)
+        built = build.build(config)
+        return built.system, built.recipe.role
 
     return trained.open_run(path, "--curve", make)
 
@@ -100,7 +101,8 @@ def main() -> None:
         run = opened(workdir, dict(pair.split("=", 1) for pair in pairs), args.steps, args.solver, args.threshold)
         name = (run.config.data.name, run.config.data.image_size)
         if name not in judges:
-            train, test = (data.arrays(build.source(run.config, evaluation=e)) for e in (False, True))
+            built = build.build(run.config)
+            train, test = (data.arrays(built.source(evaluation=e)) for e in (False, True))
             classes = int(train["label"].max()) + 1
             judge = classifiers.train_classifier(train["x"], train["label"], num_classes=classes)
             judges[name] = (judge, (train, test))

@@ -33,7 +33,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.config import build, from_file
+from diffusion_jax.config import from_file
 from diffusion_jax.run import plan
 from diffusion_jax.run.job import Job, prepare, train_step
 from diffusion_jax.run.parameters import fresh_state
@@ -103,9 +103,7 @@ class Loop:
     def __init__(self, job: Job, folder: pathlib.Path) -> None:
         self.job, self.state, self.step = job, fresh_state(job), 0
         self.compiled = jax.jit(train_step(job), donate_argnums=0, out_shardings=(job.layout, None))
-        self.batches = data.batches(
-            build.source(job.config), batch_size=job.config.training.batch_size, seed=job.config.seed
-        )
+        self.batches = data.batches(job.source, batch_size=job.config.training.batch_size, seed=job.config.seed)
         # One generator for all pieces: closing it would close the data that it reads.
         self.placed = data.device_batches(self.batches, meshes.batch_sharding(job.mesh), names=tuple(job.batch))
         self.writer = Rows(folder / "metrics.jsonl")

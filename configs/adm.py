@@ -20,17 +20,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def adm(*, betas: str = "linear", **sections: Any) -> ConfigDict:
     """The sections that all variants share. The second half of the network's output channels are the variances."""
     config = replace(
         defaults(),
-        process=dict(name="discrete_vp", betas=betas, num_steps=1000),
-        parameterization=dict(name="eps", label="index"),
+        **presets.ddpm(betas),
         loss=dict(name="hybrid"),
-        times=dict(name="discrete", num_steps=1000),
         solver=dict(name="ancestral", variance="learned"),
         sampling=dict(steps=250, grid=dict(name="discrete", spacing="linspace"), threshold=dict(name="static")),
     )
@@ -54,9 +52,7 @@ def digits(**network: int) -> ConfigDict:
             **network,
         ),
         data=dict(levels=17),
-        training=dict(num_steps=4000, batch_size=64, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(4000, batch_size=64),
         sampling=dict(steps=100, batch_size=500),
     )
 

@@ -22,33 +22,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, presets
 
 
-def autoencoder(**sections: Any) -> ConfigDict:
-    """The sections that all variants share. The solver and its steps are unused by an autoencoder."""
-    config = replace(
-        defaults(),
-        loss=dict(name="l1"),
-        sampling=dict(steps=1),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100, b1=0.5, b2=0.9),
-        ema=dict(rates=(0.999,)),
-    )
-    return replace(config, **sections)
-
-
-def system(
-    *, kl_weight: float = 1e-6, perceptual: str = "laplacian", start: int, channels: int = 64, n_layers: int = 3, **more
-) -> dict[str, Any]:
-    groups = min(channels, 32)
-    return dict(
-        name="autoencoder_kl",
-        kl_weight=kl_weight,
-        perceptual=dict(name=perceptual, weight=1.0, **({"vgg": "", "lin": ""} if perceptual == "lpips" else {})),
-        discriminator=dict(
-            name="patchgan", channels=channels, n_layers=n_layers, num_groups=groups, start=start, weight=0.5, **more
-        ),
-    )
+def system(kl_weight: float = 1e-6, **adversarial: Any) -> dict[str, Any]:
+    return dict(name="autoencoder_kl", kl_weight=kl_weight, **presets.adversarial(**adversarial))
 
 
 def small(
@@ -65,53 +43,44 @@ def small(
 
 
 def digits() -> ConfigDict:
-    return autoencoder(
-        system=system(kl_weight=1e-3, start=1000, channels=16, n_layers=1),
+    return presets.first_stage(
+        system=system(1e-3, start=1000, channels=16, n_layers=1),
         network=small(16, 32, latent_channels=2),
-        training=dict(num_steps=1500, batch_size=64, log_every=50, checkpoint_every=500, sample_every=500),
-        sampling=dict(num_samples=50),
+        **presets.first_stage_digits(),
     )
 
 
 def mnist() -> ConfigDict:
-    return autoencoder(
-        system=system(kl_weight=1e-3, start=2000, channels=32, n_layers=2),
+    return presets.first_stage(
+        system=system(1e-3, start=2000, channels=32, n_layers=2),
         network=small(16, 32, 64, latent_channels=3),
-        data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=3000, batch_size=32, log_every=50, checkpoint_every=500, sample_every=500),
-        sampling=dict(num_samples=50),
+        **presets.first_stage_mnist(),
     )
 
 
-def folder(*block_out_channels: int, image_size: int, latent_channels: int, **data: Any) -> ConfigDict:
-    """The variants of small images in a folder. A CPU trains their network in hours, a GPU in minutes."""
-    return autoencoder(
-        system=system(kl_weight=1e-5, start=10_000, n_layers=2),
+def folder(*block_out_channels: int, latent_channels: int, **data: Any) -> ConfigDict:
+    return presets.first_stage(
+        system=system(1e-5, start=10_000, n_layers=2),
         network=small(*block_out_channels, latent_channels=latent_channels),
-        data=dict(name="folder", image_size=image_size, channels=3, path="", **data),
-        training=dict(num_steps=30_000, batch_size=64, checkpoint_every=1000, sample_every=1000),
-        optimizer=dict(learning_rate=4e-4),
-        sampling=dict(num_samples=50),
-        evaluation=dict(metrics=(), after_training=False),
+        **presets.first_stage_folder(**data),
     )
 
 
 def cifar10_f2() -> ConfigDict:
-    return folder(64, 128, image_size=32, latent_channels=3, split="train", eval_split="test", flip=True)
+    return folder(64, 128, latent_channels=3, split="train", eval_split="test", flip=True)
 
 
 def cifar10_f4() -> ConfigDict:
-    return folder(64, 128, 128, image_size=32, latent_channels=4, split="train", eval_split="test", flip=True)
+    return folder(64, 128, 128, latent_channels=4, split="train", eval_split="test", flip=True)
 
 
 def crawl_tiles_f4() -> ConfigDict:
     data = dict(split="train[:95%]", eval_split="train[95%:]", flip=False)
-    return folder(64, 128, 128, image_size=32, latent_channels=4, **data)
+    return folder(64, 128, 128, latent_channels=4, **data)
 
 
 def emoji_f4() -> ConfigDict:
-    data = dict(split="train[:95%]", eval_split="train[95%:]")
-    config = folder(16, 32, 64, image_size=32, latent_channels=4, **data)
+    config = folder(16, 32, 64, latent_channels=4, split="train[:95%]", eval_split="train[95%:]")
     config.data.name = "arrays"
     # Training takes a quarter of an hour on one CPU core, too short for the discriminator.
     config.training.update(num_steps=3500, batch_size=16, checkpoint_every=500, sample_every=0)
@@ -121,7 +90,7 @@ def emoji_f4() -> ConfigDict:
 
 def openimages(*block_out_channels: int, latent_channels: int, num_steps: int, **network: Any) -> ConfigDict:
     """The paper's autoencoders of 256 x 256 images (table 8), with the authors' numbers of steps."""
-    return autoencoder(
+    return presets.first_stage(
         system=system(perceptual="lpips", start=50_001),
         network=dict(
             name="autoencoder_kl",
@@ -130,13 +99,8 @@ def openimages(*block_out_channels: int, latent_channels: int, num_steps: int, *
             latent_channels=latent_channels,
             **network,
         ),
-        data=dict(name="folder", split="train", eval_split="train", image_size=256, channels=3, flip=True, path=""),
-        training=dict(num_steps=num_steps, batch_size=12, checkpoint_every=5000, sample_every=5000),
         # The authors' learning rate is 4.5e-6 per image of the batch.
-        optimizer=dict(name="adam", learning_rate=5.4e-5, schedule="constant", warmup_steps=0, b1=0.5, b2=0.9),
-        ema=dict(rates=(0.9999,)),
-        sampling=dict(num_samples=16, batch_size=16),
-        evaluation=dict(metrics=(), after_training=False),
+        **presets.first_stage_256(num_steps=num_steps, batch_size=12, learning_rate=5.4e-5),
     )
 
 

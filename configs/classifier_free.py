@@ -24,7 +24,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def classifier_free(*, scale: float, **sections: Any) -> ConfigDict:
@@ -32,9 +32,7 @@ def classifier_free(*, scale: float, **sections: Any) -> ConfigDict:
     config = replace(
         defaults(),
         system=dict(name="diffusion", cond_dropout=0.1),
-        process=dict(name="discrete_vp", betas="linear", num_steps=1000),
-        parameterization=dict(name="eps", label="index"),
-        times=dict(name="discrete", num_steps=1000),
+        **presets.ddpm(),
         solver=dict(name="ddim"),
         guidance=dict(name="classifier_free", scale=scale),
         sampling=dict(steps=50, grid=dict(name="discrete", spacing="trailing"), threshold=dict(name="static")),
@@ -46,11 +44,9 @@ def classifier_free(*, scale: float, **sections: Any) -> ConfigDict:
 def digits() -> ConfigDict:
     return classifier_free(
         scale=1.5,
-        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
-        parameterization=dict(name="edm", sigma_data=0.5),
+        **presets.preconditioned(),
         network=dict(name="mlp", hidden=512, num_layers=4, num_classes=10),
-        training=dict(num_steps=8000, batch_size=128, log_every=100, sample_every=2000),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
+        **presets.digits(8000, sample_every=2000),
         sampling=dict(batch_size=500),
     )
 
@@ -58,20 +54,9 @@ def digits() -> ConfigDict:
 def mnist() -> ConfigDict:
     return classifier_free(
         scale=2.0,
-        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
-        parameterization=dict(name="edm", sigma_data=0.5),
-        network=dict(
-            name="unet",
-            channels=16,
-            channel_mult=(1, 2, 4),
-            num_res_blocks=1,
-            attention_resolutions=(7,),
-            num_groups=8,
-            num_classes=10,
-        ),
-        data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=6000, batch_size=32, checkpoint_every=500, sample_every=2000),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
+        **presets.preconditioned(),
+        network=presets.mnist_unet(num_classes=10),
+        **presets.mnist(6000, sample_every=2000),
         sampling=dict(batch_size=100),
     )
 
@@ -79,41 +64,20 @@ def mnist() -> ConfigDict:
 def cifar10() -> ConfigDict:
     return classifier_free(
         scale=1.1,
-        network=dict(
-            name="unet",
-            channels=128,
-            channel_mult=(1, 2, 2, 2),
-            attention_resolutions=(16,),
-            dropout=0.1,
-            num_classes=10,
-        ),
-        data=dict(name="cifar10", split="train", eval_split="test", image_size=32, channels=3, flip=True, path=""),
-        training=dict(num_steps=800_000, batch_size=128, checkpoint_every=10_000, sample_every=10_000),
-        optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0),
-        ema=dict(rates=(0.9999,)),
-        evaluation=dict(metrics=(), after_training=False),
+        network=presets.cifar10_unet(num_classes=10),
+        **presets.cifar10(800_000),
     )
 
 
 def digits_captions() -> ConfigDict:
-    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     return classifier_free(
         scale=2.0,
-        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
-        parameterization=dict(name="edm", sigma_data=0.5),
+        **presets.preconditioned(),
         network=dict(
-            name="dit",
-            patch_size=2,
-            hidden_size=128,
-            depth=4,
-            num_heads=4,
-            token_dim=64,
-            vocabulary=257,
-            max_tokens=8,
+            name="dit", patch_size=2, hidden_size=128, depth=4, num_heads=4, token_dim=64, vocabulary=257, max_tokens=8
         ),
-        data=dict(name="digits", split="train", eval_split="test", image_size=8, channels=1, path="", captions=words),
-        training=dict(num_steps=4000, batch_size=64, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
+        data=dict(captions=presets.WORDS),
+        **presets.digits(4000, batch_size=64),
         sampling=dict(batch_size=500),
     )
 
@@ -121,8 +85,7 @@ def digits_captions() -> ConfigDict:
 def emoji() -> ConfigDict:
     return classifier_free(
         scale=3.0,
-        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
-        parameterization=dict(name="edm", sigma_data=0.5),
+        **presets.preconditioned(),
         network=dict(
             name="dit",
             patch_size=4,
@@ -133,18 +96,9 @@ def emoji() -> ConfigDict:
             vocabulary=257,
             max_tokens=48,
         ),
-        data=dict(
-            name="arrays",
-            split="train[:95%]",
-            eval_split="train[95%:]",
-            image_size=32,
-            channels=3,
-            path="",
-            caption_key="names",
-            label_key="groups",
-        ),
+        data=presets.emoji_data(),
         training=dict(num_steps=20_000, batch_size=64, log_every=100, checkpoint_every=500),
-        optimizer=dict(name="adam", learning_rate=5e-4, schedule="cosine", warmup_steps=500, clip_norm=1.0),
+        optimizer=presets.adam(5e-4, warmup_steps=500),
         evaluation=dict(metrics=("retrieval",), num_samples=180),
     )
 

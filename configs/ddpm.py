@@ -21,17 +21,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def ddpm(*, variance: str = "beta_tilde", **sections: Any) -> ConfigDict:
     """The sections that all variants share: the process, L_simple and the ancestral sampler, which clips its x_0."""
     config = replace(
         defaults(),
-        process=dict(name="discrete_vp", betas="linear", num_steps=1000),
-        parameterization=dict(name="eps", label="index"),
+        **presets.ddpm(),
         weighting=dict(name="simple"),
-        times=dict(name="discrete", num_steps=1000),
         solver=dict(name="ancestral", variance=variance),
         sampling=dict(steps=1000, grid=dict(name="discrete", spacing="linspace"), threshold=dict(name="static")),
     )
@@ -40,26 +38,17 @@ def ddpm(*, variance: str = "beta_tilde", **sections: Any) -> ConfigDict:
 
 def digits() -> ConfigDict:
     return ddpm(
-        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
-        # A network without skip connections from input to output learns fastest with EDM's preconditioning.
-        parameterization=dict(name="edm", sigma_data=0.5),
+        **presets.preconditioned(),
         network=dict(name="mlp", hidden=512, num_layers=4),
-        training=dict(num_steps=10_000, batch_size=128, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(10_000),
         sampling=dict(batch_size=500, threshold=dict(name="none")),
     )
 
 
 def mnist() -> ConfigDict:
     return ddpm(
-        network=dict(
-            name="unet", channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,), num_groups=8
-        ),
-        data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=3000, batch_size=32, checkpoint_every=500, sample_every=1000),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        network=presets.mnist_unet(),
+        **presets.mnist(3000),
         sampling=dict(steps=100, batch_size=100),
     )
 
@@ -67,12 +56,8 @@ def mnist() -> ConfigDict:
 def cifar10() -> ConfigDict:
     return ddpm(
         variance="beta",
-        network=dict(name="unet", channels=128, channel_mult=(1, 2, 2, 2), attention_resolutions=(16,), dropout=0.1),
-        data=dict(name="cifar10", split="train", eval_split="test", image_size=32, channels=3, flip=True, path=""),
-        training=dict(num_steps=800_000, batch_size=128, checkpoint_every=10_000, sample_every=10_000),
-        optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0),
-        ema=dict(rates=(0.9999,)),
-        evaluation=dict(metrics=(), after_training=False),
+        network=presets.cifar10_unet(),
+        **presets.cifar10(800_000),
     )
 
 

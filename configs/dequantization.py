@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def dequantization(*, t_min: float, **sections: Any) -> ConfigDict:
@@ -33,9 +33,7 @@ def digits() -> ConfigDict:
         t_min=1e-4,  # the t_min of the model
         network=dict(name="mlp", hidden=256, num_layers=2),
         data=dict(levels=17),
-        training=dict(num_steps=3000, batch_size=128, log_every=100, sample_every=0),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(3000, sample_every=0),
     )
 
 
@@ -45,10 +43,7 @@ def mnist() -> ConfigDict:
         network=dict(
             name="unet", channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(), num_groups=4
         ),
-        data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=2000, batch_size=32, checkpoint_every=500, sample_every=0),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.mnist(2000, sample_every=0),
     )
 
 
@@ -56,7 +51,7 @@ def cifar10() -> ConfigDict:
     return dequantization(
         t_min=1e-5,
         network=dict(name="unet", channels=64, channel_mult=(1, 2), num_res_blocks=2, attention_resolutions=()),
-        data=dict(name="cifar10", split="train", eval_split="test", image_size=32, channels=3, path=""),
+        data=presets.cifar10_data(),
         training=dict(num_steps=100_000, batch_size=128, checkpoint_every=5000, sample_every=0),
         optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0),
         ema=dict(rates=(0.999,)),

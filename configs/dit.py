@@ -25,17 +25,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def dit(**sections: Any) -> ConfigDict:
     """The sections that all variants share: DDPM's process and loss, and its sampler on 250 of the 1000 steps."""
     config = replace(
         defaults(),
-        process=dict(name="discrete_vp", betas="linear", num_steps=1000),
-        parameterization=dict(name="eps", label="index"),
+        **presets.ddpm(),
         weighting=dict(name="simple"),
-        times=dict(name="discrete", num_steps=1000),
         solver=dict(name="ancestral"),
         sampling=dict(steps=250, grid=dict(name="discrete", spacing="linspace")),
     )
@@ -45,9 +43,7 @@ def dit(**sections: Any) -> ConfigDict:
 def digits() -> ConfigDict:
     return dit(
         network=dict(name="dit", patch_size=2, hidden_size=128, depth=4, num_heads=4, num_classes=10),
-        training=dict(num_steps=4000, batch_size=64, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(4000, batch_size=64),
         sampling=dict(steps=100, batch_size=500, threshold=dict(name="static")),
     )
 

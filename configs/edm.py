@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 from diffusion_jax.training.ema import decay_from_half_life
 
 DDPMPP = dict(name="song_unet", embedding_type="positional")
@@ -51,9 +51,7 @@ def digits() -> ConfigDict:
     return edm(
         steps=17,
         network=dict(name="mlp", hidden=512, num_layers=4),
-        training=dict(num_steps=8000, batch_size=128, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(8000),
         sampling=dict(batch_size=500),
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def flow(**sections: Any) -> ConfigDict:
@@ -33,9 +33,7 @@ def flow(**sections: Any) -> ConfigDict:
 def digits() -> ConfigDict:
     return flow(
         network=dict(name="mlp", hidden=512, num_layers=4, embedding="positional"),
-        training=dict(num_steps=8000, batch_size=128, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(8000),
         sampling=dict(steps=50, batch_size=500),
     )
 
@@ -43,11 +41,7 @@ def digits() -> ConfigDict:
 def cifar10() -> ConfigDict:
     return flow(
         network=dict(name="ncsnpp", fir=False, progressive_input="none", embedding="positional", dropout=0.15),
-        data=dict(name="cifar10", split="train", eval_split="test", image_size=32, channels=3, flip=True, path=""),
-        training=dict(num_steps=1_300_000, batch_size=128, checkpoint_every=10_000, sample_every=50_000),
-        optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0),
-        ema=dict(rates=(0.999999,)),
-        evaluation=dict(metrics=(), after_training=False),
+        **presets.cifar10(1_300_000, ema_rate=0.999999, sample_every=50_000),
     )
 
 

@@ -19,23 +19,22 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def iddpm(*, loss: str, num_steps: int, **sections: Any) -> ConfigDict:
     """The sections that all variants share. The second half of the network's output channels are the variances."""
-    uniform = dict(name="discrete", num_steps=num_steps)
     config = replace(
         defaults(),
-        process=dict(name="discrete_vp", betas="cosine", num_steps=num_steps),
-        parameterization=dict(name="eps", label="index"),
+        **presets.ddpm("cosine", num_steps),
         weighting=dict(name="simple"),
         loss=dict(name=loss),
-        times=uniform if loss == "hybrid" else dict(name="loss_second_moment", num_steps=num_steps),
         solver=dict(name="ancestral", variance="learned"),
         sampling=dict(steps=num_steps, grid=dict(name="discrete", spacing="linspace"), threshold=dict(name="static")),
         evaluation=dict(likelihood=dict(name="bound", variance="learned")),
     )
+    if loss == "vlb":
+        config.times.name = "loss_second_moment"
     return replace(config, **sections)
 
 
@@ -50,9 +49,7 @@ def digits() -> ConfigDict:
         parameterization=dict(name="edm", sigma_data=0.5),
         weighting=dict(name="edm", sigma_data=0.5),
         network=dict(name="mlp", hidden=512, num_layers=4, out_channels=2, dropout=0.2),
-        training=dict(num_steps=6000, batch_size=128, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(6000),
         sampling=dict(batch_size=500),
     )
 
@@ -61,19 +58,8 @@ def mnist() -> ConfigDict:
     return iddpm(
         loss="hybrid",
         num_steps=1000,
-        network=dict(
-            name="unet",
-            channels=16,
-            channel_mult=(1, 2, 4),
-            num_res_blocks=1,
-            attention_resolutions=(7,),
-            num_groups=8,
-            out_channels=2,
-        ),
-        data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=3000, batch_size=32, checkpoint_every=500, sample_every=1000),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        network=presets.mnist_unet(out_channels=2),
+        **presets.mnist(3000),
         sampling=dict(steps=100, batch_size=100),
         evaluation=dict(num_samples=500),
     )

@@ -8,7 +8,8 @@ it frozen in its own checkpoints. For another first stage, a VQGAN for example, 
 
 Images are encoded in the training step. To encode them once:
 
-    python -m diffusion_jax.latents encode --first_stage=runs/autoencoder_kl --to=runs/latents
+    python -m diffusion_jax.main --config=configs/autoencoder_kl.py --workdir=runs/autoencoder_kl --mode=encode \\
+        --to=runs/latents
     python -m diffusion_jax.main --config=configs/latent_diffusion.py --workdir=runs/latent_diffusion \\
         --config.data.name=latents --config.data.path=runs/latents --config.evaluation.metrics='()'
 
@@ -30,7 +31,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def latent_diffusion(*, first_stage: str, cond_dropout: float = 0.0, **sections: Any) -> ConfigDict:
@@ -38,9 +39,7 @@ def latent_diffusion(*, first_stage: str, cond_dropout: float = 0.0, **sections:
     config = replace(
         defaults(),
         system=dict(name="latent_diffusion", first_stage=first_stage, cond_dropout=cond_dropout),
-        process=dict(name="discrete_vp", betas="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195),
-        parameterization=dict(name="eps", label="index"),
-        times=dict(name="discrete", num_steps=1000),
+        **presets.ddpm("scaled_linear", beta_start=0.0015, beta_end=0.0195),
         solver=dict(name="ddim", eta=1.0),
         sampling=dict(steps=200, grid=dict(name="discrete", spacing="linspace")),
     )
@@ -62,11 +61,8 @@ def digits(network: dict[str, Any] | None = None) -> ConfigDict:
         cond_dropout=0.1,
         network=network or unet,
         # So few latents leave little to predict at the ends of the paper's noise schedule.
-        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
-        parameterization=dict(name="edm", sigma_data=1.0),
-        training=dict(num_steps=2000, batch_size=64, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.preconditioned(sigma_data=1.0),
+        **presets.digits(2000, batch_size=64, warmup_steps=100),
         solver=dict(name="ddim"),
         sampling=dict(steps=100, batch_size=500),
     )
@@ -77,12 +73,11 @@ def digits_dit() -> ConfigDict:
 
 
 def digits_captions() -> ConfigDict:
-    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     config = digits()
     with config.unlocked():
         del config.network.num_classes
         config.network.update(token_dim=64, vocabulary=257, max_tokens=8)
-        config.data.captions = words
+        config.data.captions = presets.WORDS
     return config
 
 
@@ -100,10 +95,7 @@ def mnist() -> ConfigDict:
             num_groups=8,
             num_classes=10,
         ),
-        data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=6000, batch_size=64, checkpoint_every=500, sample_every=1000),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.mnist(6000, batch_size=64),
         solver=dict(name="ddim"),
         sampling=dict(steps=100, batch_size=250),
     )
@@ -172,8 +164,7 @@ def emoji_f4() -> ConfigDict:
     return latent_diffusion(
         first_stage="runs/kl_emoji",
         cond_dropout=0.1,
-        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
-        parameterization=dict(name="edm", sigma_data=1.0),
+        **presets.preconditioned(sigma_data=1.0),
         network=dict(
             name="dit",
             patch_size=2,
@@ -185,21 +176,10 @@ def emoji_f4() -> ConfigDict:
             max_tokens=16,
             pool_tokens=True,
         ),
-        data=dict(
-            name="arrays",
-            split="train[:95%]",
-            eval_split="train[95%:]",
-            image_size=32,
-            channels=3,
-            path="",
-            caption_key="names",
-            label_key="groups",
-            tokenizer="runs/emoji_words",
-            # Half of the pictures are people in all colours of skin, most others have names of their own.
-            balance="caption",
-        ),
+        # Half of the pictures are people in all colours of skin, most others have names of their own.
+        data=presets.emoji_data(tokenizer="runs/emoji_words", balance="caption"),
         training=dict(num_steps=12_000, batch_size=64, log_every=100, checkpoint_every=500),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=500, clip_norm=1.0),
+        optimizer=presets.adam(warmup_steps=500),
         ema=dict(rates=(0.999,)),
         guidance=dict(name="classifier_free", scale=3.0),
         solver=dict(name="ddim"),

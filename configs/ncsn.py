@@ -14,7 +14,7 @@ no average of the weights, no final denoising. The paper reports FID 25.32 on CI
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 from diffusion_jax.solvers import ncsnv2_step_size
 
 
@@ -29,9 +29,7 @@ def digits() -> ConfigDict:
         times=dict(name="levels", num_levels=num_levels),
         network=dict(name="mlp", hidden=512, num_layers=4),
         solver=dict(name="annealed_langevin", step_size=step_size, num_steps=langevin_steps),
-        training=dict(num_steps=5000, batch_size=128, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(5000),
         sampling=dict(steps=num_levels, batch_size=500, grid=dict(name="levels"), denoise=True),
     )
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 from diffusion_jax.solvers import ncsnv2_step_size
 
 
@@ -44,9 +44,7 @@ def digits() -> ConfigDict:
         num_levels=20,
         langevin_steps=5,
         network=dict(name="ncsnv2", ngf=16, depth="shallow"),
-        training=dict(num_steps=3000, batch_size=64, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(3000, batch_size=64),
     )
 
 

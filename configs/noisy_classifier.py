@@ -22,7 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def classifier(*, betas: str = "linear", **sections: Any) -> ConfigDict:
@@ -30,9 +30,7 @@ def classifier(*, betas: str = "linear", **sections: Any) -> ConfigDict:
     config = replace(
         defaults(),
         system=dict(name="noisy_classifier"),
-        process=dict(name="discrete_vp", betas=betas, num_steps=1000),
-        parameterization=dict(name="eps", label="index"),
-        times=dict(name="discrete", num_steps=1000),
+        **presets.ddpm(betas),
         training=dict(sample_every=0),
         ema=dict(rates=(0.999,)),
         evaluation=dict(metrics=()),
@@ -71,7 +69,7 @@ def mnist() -> ConfigDict:
             num_head_channels=16,
             num_groups=8,
         ),
-        data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
+        data=presets.mnist_data(),
         training=dict(num_steps=3000, batch_size=64, checkpoint_every=500),
         optimizer=dict(name="adamw", learning_rate=1e-3, weight_decay=0.05, schedule="cosine", warmup_steps=200),
     )

@@ -22,7 +22,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def ve(*, sigma_min: float, sigma_max: float, snr: float, steps: int) -> ConfigDict:
@@ -60,9 +60,7 @@ def digits(config: ConfigDict) -> ConfigDict:
         # A network without skip connections from input to output learns fastest with EDM's preconditioning.
         parameterization=dict(name="edm", sigma_data=0.5),
         network=dict(name="mlp", hidden=512, num_layers=4),
-        training=dict(num_steps=7000, batch_size=128, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(7000),
         sampling=dict(batch_size=500),
     )
 
@@ -103,13 +101,8 @@ def digits_likelihood(process: str, t_min: float) -> ConfigDict:
 def mnist_likelihood() -> ConfigDict:
     config = replace(
         vp("vp", steps=100),
-        network=dict(
-            name="unet", channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,), num_groups=8
-        ),
-        data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=3000, batch_size=32, checkpoint_every=500, sample_every=1000),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=200, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        network=presets.mnist_unet(),
+        **presets.mnist(3000),
         sampling=dict(batch_size=100),
     )
     return replace(likelihood(config), evaluation=dict(metrics=("classifier", "density_baseline")))
@@ -123,13 +116,7 @@ def cifar10(config: ConfigDict, *, deep: bool, ema_rate: float, **network: Any) 
     return replace(
         config,
         network=dict(name="ncsnpp", num_res_blocks=8 if deep else 4, dropout=0.1, **network),
-        data=dict(name="cifar10", split="train", eval_split="test", image_size=32, channels=3, flip=True, path=""),
-        training=dict(
-            num_steps=950_000 if deep else 1_300_000, batch_size=128, checkpoint_every=10_000, sample_every=50_000
-        ),
-        optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0),
-        ema=dict(rates=(ema_rate,)),
-        evaluation=dict(metrics=(), after_training=False),
+        **presets.cifar10(950_000 if deep else 1_300_000, ema_rate=ema_rate, sample_every=50_000),
     )
 
 

@@ -24,34 +24,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
-VIT_L = dict(
-    name="clip_text",
-    hidden_size=768,
-    intermediate_size=3072,
-    num_hidden_layers=12,
-    num_attention_heads=12,
-    hidden_act="quick_gelu",
-)
+
+def clip(width: int, layers: int, heads: int, activation: str, **options: int) -> dict[str, Any]:
+    """The text encoder of CLIP or OpenCLIP."""
+    sizes = dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers, num_attention_heads=heads)
+    return dict(name="clip_text", **sizes, hidden_act=activation, **options)
+
+
+VIT_L = clip(768, 12, 12, "quick_gelu")
 # OpenCLIP's ViT-H without the last of its 24 blocks, as Stable Diffusion 2 uses it.
-VIT_H = dict(
-    name="clip_text",
-    hidden_size=1024,
-    intermediate_size=4096,
-    num_hidden_layers=23,
-    num_attention_heads=16,
-    hidden_act="gelu",
-)
-VIT_BIG_G = dict(
-    name="clip_text",
-    hidden_size=1280,
-    intermediate_size=5120,
-    num_hidden_layers=32,
-    num_attention_heads=20,
-    hidden_act="gelu",
-    projection_dim=1280,
-)
+VIT_H = clip(1024, 23, 16, "gelu")
+VIT_BIG_G = clip(1280, 32, 20, "gelu", projection_dim=1280)
 KL_F8 = dict(
     name="autoencoder_kl",
     block_out_channels=(128, 256, 512, 512),
@@ -71,7 +56,6 @@ SD2 = SD1 | dict(num_attention_heads=(5, 10, 20, 20), use_linear_projection=True
 
 
 def digits() -> ConfigDict:
-    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     return replace(
         defaults(),
         system=dict(
@@ -105,10 +89,8 @@ def digits() -> ConfigDict:
         ),
         solver=dict(name="ddim"),
         guidance=dict(name="classifier_free", scale=2.0),
-        data=dict(captions=words),
-        training=dict(num_steps=2000, batch_size=64, log_every=100),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0),
-        ema=dict(rates=(0.999,)),
+        data=dict(captions=presets.WORDS),
+        **presets.digits(2000, batch_size=64, warmup_steps=100),
         sampling=dict(
             steps=50, batch_size=500, grid=dict(name="discrete", spacing="trailing"), threshold=dict(name="static")
         ),

@@ -13,7 +13,7 @@ import functools
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def toy(kind: str) -> ConfigDict:
@@ -28,7 +28,7 @@ def toy(kind: str) -> ConfigDict:
         solver=dict(name="ddim"),
         data=dict(name="toy", split="train", eval_split="test", kind=kind),
         training=dict(num_steps=2000, batch_size=256, sample_every=0, log_every=100),
-        optimizer=dict(name="adam", learning_rate=2e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0),
+        optimizer=presets.adam(2e-3, warmup_steps=100),
         ema=dict(rates=(0.999,)),
         sampling=dict(num_samples=2000, batch_size=2000, steps=100, grid=dict(name="quadratic")),
         evaluation=dict(num_samples=2000, metrics=("toy",)),

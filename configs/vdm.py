@@ -19,7 +19,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def vdm(*, gamma_0: float = -13.3, hidden: int = 1024, **sections: Any) -> ConfigDict:
@@ -35,54 +35,29 @@ def vdm(*, gamma_0: float = -13.3, hidden: int = 1024, **sections: Any) -> Confi
     return replace(config, **sections)
 
 
+def small(**sections: Any) -> ConfigDict:
+    """The variants for a CPU. The noise schedule has ten times the learning rate of the network."""
+    config = vdm(hidden=64, evaluation=dict(metrics=("classifier", "density_baseline")), **sections)
+    return replace(config, optimizer=dict(groups=dict(schedule=dict(learning_rate=1e-2))))
+
+
 def digits() -> ConfigDict:
-    return vdm(
+    return small(
         gamma_0=-7.0,  # noise under which the 17 grey levels are far apart already
-        hidden=64,
         # A network without skip connections from input to output learns fastest with EDM's preconditioning.
         parameterization=dict(name="edm", sigma_data=0.5),
         network=dict(name="mlp", hidden=512, num_layers=4, dropout=0.2, fourier=(3, 4)),
         data=dict(levels=17),
-        training=dict(num_steps=10_000, batch_size=128, log_every=100),
-        optimizer=dict(
-            name="adam",
-            learning_rate=1e-3,
-            schedule="cosine",
-            warmup_steps=200,
-            clip_norm=1.0,
-            groups=dict(schedule=dict(learning_rate=1e-2)),
-        ),
-        ema=dict(rates=(0.999,)),
+        **presets.digits(10_000),
         sampling=dict(batch_size=500),
-        evaluation=dict(metrics=("classifier", "density_baseline")),
     )
 
 
 def mnist() -> ConfigDict:
-    return vdm(
-        hidden=64,
-        network=dict(
-            name="unet",
-            channels=16,
-            channel_mult=(1, 2, 4),
-            num_res_blocks=1,
-            attention_resolutions=(7,),
-            num_groups=8,
-            fourier=(7, 8),
-        ),
-        data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=3000, batch_size=32, checkpoint_every=500, sample_every=1000),
-        optimizer=dict(
-            name="adam",
-            learning_rate=1e-3,
-            schedule="cosine",
-            warmup_steps=200,
-            clip_norm=1.0,
-            groups=dict(schedule=dict(learning_rate=1e-2)),
-        ),
-        ema=dict(rates=(0.999,)),
+    return small(
+        network=presets.mnist_unet(fourier=(7, 8)),
+        **presets.mnist(3000),
         sampling=dict(steps=100, batch_size=100),
-        evaluation=dict(metrics=("classifier", "density_baseline")),
     )
 
 

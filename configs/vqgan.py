@@ -19,41 +19,17 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, replace
+from diffusion_jax.config import choose, presets
 
 
-def vqgan(**sections: Any) -> ConfigDict:
-    """The sections that all variants share. The solver and its steps are unused by an autoencoder."""
-    config = replace(
-        defaults(),
-        loss=dict(name="l1"),
-        sampling=dict(steps=1),
-        optimizer=dict(name="adam", learning_rate=1e-3, schedule="cosine", warmup_steps=100, b1=0.5, b2=0.9),
-        ema=dict(rates=(0.999,)),
-    )
-    return replace(config, **sections)
-
-
-def system(
-    *,
-    start: int,
-    perceptual: str = "laplacian",
-    decay: float = 0.99,
-    channels: int = 64,
-    n_layers: int = 3,
-    weight: float = 0.5,
-) -> dict[str, Any]:
-    groups = min(channels, 32)
+def system(decay: float = 0.99, **adversarial: Any) -> dict[str, Any]:
     return dict(
         name="vqgan",
         codebook_weight=1.0,
         commitment_weight=0.25,
         decay=decay,
         restart_below=0.05 if decay else 0.0,
-        perceptual=dict(name=perceptual, weight=1.0, **({"vgg": "", "lin": ""} if perceptual == "lpips" else {})),
-        discriminator=dict(
-            name="patchgan", channels=channels, n_layers=n_layers, num_groups=groups, start=start, weight=weight
-        ),
+        **presets.adversarial(**adversarial),
     )
 
 
@@ -70,43 +46,35 @@ def small(*block_out_channels: int, latent_channels: int, codes: int, attention:
 
 
 def digits() -> ConfigDict:
-    return vqgan(
+    return presets.first_stage(
         system=system(start=1000, channels=16, n_layers=1),
         network=small(16, 32, latent_channels=4, codes=64),
-        training=dict(num_steps=1500, batch_size=64, log_every=50, checkpoint_every=500, sample_every=500),
-        sampling=dict(num_samples=50),
+        **presets.first_stage_digits(),
     )
 
 
 def mnist() -> ConfigDict:
-    return vqgan(
+    return presets.first_stage(
         system=system(start=2000, channels=32, n_layers=2),
         network=small(16, 32, 64, latent_channels=4, codes=256),
-        data=dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path=""),
-        training=dict(num_steps=3000, batch_size=32, log_every=50, checkpoint_every=500, sample_every=500),
-        sampling=dict(num_samples=50),
+        **presets.first_stage_mnist(),
     )
 
 
-def folder(*block_out_channels: int, image_size: int, **data: Any) -> ConfigDict:
-    """The variants of small images in a folder. A CPU trains their network in hours, a GPU in minutes."""
-    return vqgan(
+def folder(**data: Any) -> ConfigDict:
+    return presets.first_stage(
         system=system(start=10_000, n_layers=2),
-        network=small(*block_out_channels, latent_channels=4, codes=1024),
-        data=dict(name="folder", image_size=image_size, channels=3, path="", **data),
-        training=dict(num_steps=30_000, batch_size=64, checkpoint_every=1000, sample_every=1000),
-        optimizer=dict(learning_rate=4e-4),
-        sampling=dict(num_samples=50),
-        evaluation=dict(metrics=(), after_training=False),
+        network=small(64, 128, 128, latent_channels=4, codes=1024),
+        **presets.first_stage_folder(**data),
     )
 
 
 def cifar10_f4() -> ConfigDict:
-    return folder(64, 128, 128, image_size=32, split="train", eval_split="test", flip=True)
+    return folder(split="train", eval_split="test", flip=True)
 
 
 def crawl_tiles_f4() -> ConfigDict:
-    return folder(64, 128, 128, image_size=32, split="train[:95%]", eval_split="train[95%:]", flip=False)
+    return folder(split="train[:95%]", eval_split="train[95%:]", flip=False)
 
 
 def paper(
@@ -122,7 +90,7 @@ def paper(
     attention_levels: tuple[int, ...] = (),
 ) -> ConfigDict:
     """The variants of 256 x 256 pixels, with the numbers of steps of the authors' list of models."""
-    return vqgan(
+    return presets.first_stage(
         system=system(perceptual="lpips", start=start, decay=0.0, weight=weight, n_layers=n_layers),
         network=dict(
             name="vq_model",
@@ -132,12 +100,7 @@ def paper(
             num_vq_embeddings=codes,
             attention_levels=attention_levels,
         ),
-        data=dict(name="folder", split="train", eval_split="train", image_size=256, channels=3, flip=True, path=""),
-        training=dict(num_steps=num_steps, batch_size=batch_size, checkpoint_every=5000, sample_every=5000),
-        optimizer=dict(name="adam", learning_rate=learning_rate, schedule="constant", warmup_steps=0, b1=0.5, b2=0.9),
-        ema=dict(rates=(0.9999,)),
-        sampling=dict(num_samples=16, batch_size=16),
-        evaluation=dict(metrics=(), after_training=False),
+        **presets.first_stage_256(num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate),
     )
 
 

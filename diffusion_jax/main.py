@@ -10,10 +10,10 @@ A config file is Python, with `get_config(variant=None)`; everything in it can b
   metrics of a trained model   --mode=evaluate
   size, memory and FLOPs only  --mode=plan --devices=256 --config.mesh.fsdp=16
 
-Training goes on where it stopped when the same command is run again. SIGTERM and Ctrl-C save first. On a cluster
-every process runs this command: SLURM and Open MPI are recognised, others give --coordinator=HOST:PORT,
---num_processes and --process_id, or --coordinator=auto on TPU pods; see docs/launch.md. The exit code is 0 for what is
-done or saved, 2 for what is refused, 1 for what failed on the way (docs/faults.md).
+The same command resumes training from the newest checkpoint. SIGTERM and Ctrl-C save a checkpoint first. On a cluster
+every process runs this command: SLURM and Open MPI are recognised; elsewhere set --coordinator=HOST:PORT,
+--num_processes and --process_id, or --coordinator=auto on TPU pods (docs/launch.md). Exit codes: 0 done, or stopped and
+saved; 2 an invalid config or command; 1 a fault during the run (docs/faults.md).
 """
 
 import os
@@ -33,33 +33,35 @@ _MODE = flags.DEFINE_enum(
     "mode",
     "train",
     ["train", "sample", "evaluate", "plan", "encode", "decode"],
-    "train: train or go on; sample: draw samples of the newest checkpoint; evaluate: compute its metrics; plan: "
-    "print its size; encode: write the latents of a first stage; decode: write images of latents.",
+    "train: train, or resume; sample: draw samples from the newest checkpoint; evaluate: compute its metrics; plan: "
+    "print parameters, memory and FLOPs; encode: write the latents of a first stage; decode: write images of latents.",
 )
 _TO = flags.DEFINE_string("to", "", "With --mode=encode: folder of latents. With --mode=decode: .npz file of images.")
 _FROM = flags.DEFINE_string("from", "", "With --mode=decode: folder or file of latents.")
-_DEVICES = flags.DEFINE_integer("devices", 0, "With --mode=plan: plan for so many devices instead of those there are.")
+_DEVICES = flags.DEFINE_integer(
+    "devices", 0, "With --mode=plan: number of devices to plan for; 0: those of this machine."
+)
 _COORDINATOR = flags.DEFINE_string(
-    "coordinator", "", "HOST:PORT of process 0 where there are several processes; auto: let JAX find it."
+    "coordinator", "", "HOST:PORT of process 0, for several processes; auto: let JAX find it."
 )
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "Number of processes, with --coordinator.")
-_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Number of this process from 0, with --coordinator.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Index of this process, from 0, with --coordinator.")
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Read the flags; one line and exit code 2 for what cannot be read."""
+    """Parse the flags. Exits with one line of text and code 2 for an invalid flag."""
     try:
         return flags.FLAGS(argv)
-    except KeyError as error:  # from ml_collections, for a section that does not exist
+    except KeyError as error:  # from ml_collections, for an unknown section
         name, *hint = error.args[0].splitlines()
         _refuse(". ".join([f"config has no section {name}", *hint]))
-    except OSError as error:  # a config file that is not there, when a flag changes a key of it
+    except OSError as error:  # no config file, and a flag that changes one of its keys
         cause = (error.__cause__ and error.__cause__.__cause__) or error
         _refuse(f"--config cannot be read: {str(cause).splitlines()[-1].strip()}")
     except flags.Error as error:
-        # An error of the config file, such as an unknown variant, comes as the text of its traceback.
+        # An error in the config file, such as an unknown variant, is reported as the text of its traceback.
         _refuse(str(error).splitlines()[-1].removeprefix("ValueError: "))
-    except (TypeError, ValueError, AttributeError) as error:  # from ml_collections, for names that are no path of keys
+    except (TypeError, ValueError, AttributeError) as error:  # from ml_collections, for invalid keys
         _refuse(f"a --config.KEY=VALUE among the flags cannot be read: {(str(error) or repr(error)).splitlines()[0]}")
 
 
@@ -71,7 +73,7 @@ def main(argv: list[str]) -> None:
     if _MODE.value != "plan" and not _WORKDIR.value:
         _refuse(f"--mode={_MODE.value} needs --workdir=DIR")
     if _DEVICES.value and (_MODE.value != "plan" or _DEVICES.value < 0):
-        _refuse(f"--devices={_DEVICES.value} must be positive, and goes with --mode=plan alone, not {_MODE.value}")
+        _refuse(f"--devices={_DEVICES.value} must be positive, and needs --mode=plan, not {_MODE.value}")
     for flag, modes in ((_TO, ("encode", "decode")), (_FROM, ("decode",))):
         if bool(flag.value) != (_MODE.value in modes):
             _refuse(f"--mode={_MODE.value} {'needs' if _MODE.value in modes else 'takes no'} --{flag.name}=PATH")
@@ -119,12 +121,14 @@ def _refuse(message: str, code: int = 2) -> NoReturn:
 
 
 def _run() -> None:
-    """The command as a program. When it fails it ends at once, whatever its threads and other processes do.
+    """Run the command and exit. After a failure the process ends immediately.
 
-    Otherwise it would wait for a thread that hangs in a read, and for the other processes of the job to end too, which
-    in turn wait for this one to compute.
+    Otherwise it would wait for a thread that hangs in a read, and for the other processes of the job, which in turn
+    wait for this one.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Equinox would check values through callbacks, and JAX keeps no program with a callback in its compilation cache.
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
     try:
         app.run(main, flags_parser=parse)
     except SystemExit as exit:

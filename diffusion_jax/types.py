@@ -1,4 +1,4 @@
-"""Names shared by every module: array aliases and the Protocols that the axes of the algebra meet at."""
+"""The contracts between the folders: Process, Solver, System, Spec and other types that several of them share."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from jaxtyping import Array, Bool, Float, Key, PyTree
 
 
 class Embedded(NamedTuple):
-    """Conditions as the trunk of a network takes them. None: there is no condition of this kind."""
+    """Embedded conditions, the input of the layers of a network. None: no condition of this kind."""
 
     vector: Float[Array, "batch emb"] | None = None  # added to the embedding of c_noise
-    context: Float[Array, "batch n c"] | None = None  # what cross-attention looks at
-    mask: Bool[Array, "batch n"] | None = None  # which places of `context` there are; None: all
-    image: Float[Array, "batch h w c"] | None = None  # concatenated to x; by a ControlNet added to its activations
-    # Added to the activations that the way up of a U-Net reads, in their order, the last to those in the middle.
+    context: Float[Array, "batch n c"] | None = None  # what cross-attention attends to
+    mask: Bool[Array, "batch n"] | None = None  # which positions of `context` exist; None: all
+    image: Float[Array, "batch h w c"] | None = None  # concatenated to x; a ControlNet adds it to its activations
+    # Added to the activations that the decoder of a U-Net reads, in their order, the last to those in the middle.
     residuals: tuple[Float[Array, "batch _ _ _"], ...] = ()
-    others: dict[str, Array] | None = None  # conditions of other names, as they are: structures, for example
+    others: dict[str, Array] | None = None  # other conditions, not embedded: structures, for example
 
 
 class Controlled(NamedTuple):
-    """Conditions as a U-Net with a ControlNet takes them."""
+    """Embedded conditions of a U-Net with a ControlNet."""
 
     unet: Embedded
     controlnet: Embedded
 
 
 Params = PyTree[Array]
-# Named conditions of a batch, e.g. {"label": int[batch]}, or what a network has made of them, once per sample.
+# Conditions of a batch by name, such as {"label": int[batch]}, or embedded by the network, once per sample.
 Cond = dict[str, Array | np.ndarray] | Embedded | Controlled | None
 Denoiser = Callable[..., Float[Array, "batch *shape"]]  # D(x_t, t, cond=None) -> E[x_0 | x_t]
 Apply = Callable[..., Array]  # apply(params, x, c_noise, cond, *, key=None) -> array
 
 
 def pytree(cls):
-    """Make `cls` a frozen, keyword-only dataclass that is a JAX pytree.
+    """Decorator: makes `cls` a frozen, keyword-only dataclass that is a JAX pytree.
 
-    Numbers are leaves, so one can differentiate or vmap through them; fields declared with
-    `metadata=dict(static=True)` are not.
+    Fields are leaves, so that one can differentiate and vmap over numbers, except for those that are declared with
+    `metadata=dict(static=True)`.
     """
     return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True, kw_only=True)(cls))
 
@@ -56,21 +56,21 @@ class Needs:
     steps start. `config/fits.py` refuses combinations in which a need is not met.
     """
 
-    num_steps: bool = False  # a discrete process, which has a number of steps
+    num_steps: bool = False  # a discrete process
     unit_alpha: bool = False  # alpha = 1
     alpha: bool = False  # alpha > 0
-    alpha_after: bool = False  # alpha > 0 where a step ends
+    alpha_after: bool = False  # alpha > 0 at the times at which steps end
     sigma: bool = False  # sigma > 0
-    derivatives: bool = False  # finite alpha' and sigma'
-    least_sigma: float | None = None  # sigma(0) above this number
-    distinct_times: bool = False  # steps of positive length
+    derivatives: bool = False  # finite derivatives of alpha and sigma
+    least_sigma: float | None = None  # sigma(0) greater than this number
+    distinct_times: bool = False  # no step from a time to itself
     learned_variance: bool = False  # a network that learns variances
     conditional: bool = False  # a network that reads any condition
-    conditions: tuple[str, ...] = ()  # a network that reads these
-    unguided: bool = False  # the denoiser of the network itself, before other guidance
+    conditions: tuple[str, ...] = ()  # a network that reads all of these conditions
+    unguided: bool = False  # the denoiser without other guidance
 
     def __or__(self, other: Needs) -> Needs:
-        """The needs of both."""
+        """Combines the needs of two parts."""
         both: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             here, there = getattr(self, field.name), getattr(other, field.name)
@@ -85,12 +85,12 @@ NOTHING = Needs()
 
 
 def needs_of(part: Any) -> Needs:
-    """The declared needs of a part: its attribute `needs`; nothing for a function that declares none."""
+    """Returns the declared needs of a part, its attribute `needs`; `NOTHING` without one."""
     return getattr(part, "needs", NOTHING)
 
 
 def needing(*parts: Any, **needs: Any) -> Callable[[Callable], Callable]:
-    """Decorator that declares the needs of a function: `needs`, and those of the `parts` that it is made of."""
+    """Decorator that declares the needs of a function: `needs`, and those of the `parts` that it uses."""
 
     def declare(function: Callable) -> Callable:
         function.needs = functools.reduce(Needs.__or__, map(needs_of, parts), Needs(**needs))
@@ -100,11 +100,11 @@ def needing(*parts: Any, **needs: Any) -> Callable[[Callable], Callable]:
 
 
 def spread(cls: type, **defaults: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A decorator: the parameter that is annotated as the dataclass `cls` is given by keywords, one for each field.
+    """Decorator: replaces the parameter with the annotation `cls`, a dataclass, by keywords, one for each field.
 
-    `f(x, options: Options, *, key)` becomes `f(x, *, key, **fields of Options)`. Its signature lists the fields with
-    their types and defaults, for `inspect.signature` is what a config section is checked against. `defaults` replace
-    those of `cls`.
+    `f(x, options: Options, *, key)` becomes `f(x, *, key, **fields of Options)`. The signature lists the fields with
+    types and defaults, because sections of configs are checked against `inspect.signature`. `defaults` override those
+    of `cls`.
     """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,20 +117,20 @@ def spread(cls: type, **defaults: Any) -> Callable[[Callable[..., Any]], Callabl
 
         @functools.wraps(function)
         def call(*args: Any, **keywords: Any) -> Any:
-            given = {name: keywords.pop(name) for name in fields if name in keywords}
-            return function(*args, **{target: cls(**{**defaults, **given})}, **keywords)
+            arguments = {name: keywords.pop(name) for name in fields if name in keywords}
+            return function(*args, **{target: cls(**{**defaults, **arguments})}, **keywords)
 
         others = [p for name, p in signature.parameters.items() if name != target]
-        kept = [p for p in others if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-        own = [p for p in others if p.kind is inspect.Parameter.KEYWORD_ONLY]
-        call.__signature__ = signature.replace(parameters=[*kept, *fields.values(), *own])
+        positional = [p for p in others if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        keyword_only = [p for p in others if p.kind is inspect.Parameter.KEYWORD_ONLY]
+        call.__signature__ = signature.replace(parameters=[*positional, *fields.values(), *keyword_only])
         return call
 
     return decorate
 
 
 def check(allowed: bool, field: str, value: Any, words: str) -> None:
-    """Raises ValueError, with the field, its value and what it must be, unless the value is `allowed`."""
+    """Raises ValueError, which names the field, its value and `words`, what it must be, unless `allowed`."""
     if not allowed:
         raise ValueError(f"{field} is {value!r}; it must be {words}")
 
@@ -144,7 +144,7 @@ def check_choice(field: str, value: Any, choices: Collection[str]) -> None:
 
 @runtime_checkable
 class Process(Protocol):
-    """How data is destroyed: x_t = alpha(t) x_0 + sigma(t) eps, with t in [0, 1] and noise growing with t.
+    """A diffusion process (noise schedule): x_t = alpha(t) x_0 + sigma(t) eps, t in [0, 1]; noise grows with t.
 
     `num_steps` is the number of steps of a discrete process, None for a continuous one.
     """
@@ -158,7 +158,7 @@ class Process(Protocol):
 
 
 class Coefficients(NamedTuple):
-    """D = c_skip x + c_out F(c_in x, c_noise); each has the shape of t."""
+    """Preconditioning of a network F: D = c_skip x + c_out F(c_in x, c_noise). Each coefficient has the shape of t."""
 
     c_in: Array
     c_skip: Array
@@ -167,8 +167,10 @@ class Coefficients(NamedTuple):
 
 
 class Spec(NamedTuple):
-    """One entry of an example, declared by the data: its shape and dtype without the batch axis, its kind of data, and
-    the number of values that integers take (classes, vocabulary), 0 for any."""
+    """One entry of an example, declared by the data: shape and dtype without the batch axis, and kind of data.
+
+    `values` is the number of values of integers (classes, vocabulary); 0: any.
+    """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
@@ -177,12 +179,12 @@ class Spec(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """One network of a system: what it is, and where its parameters lie. Import, export and LoRA go through these.
+    """One network of a system and the path of its parameters, for import, export and LoRA.
 
-    `name` and `arguments` are those of a section of a config, `path` leads to its parameters. `shape` is that of one
-    input, of which the arguments `image_size` and `in_channels` are made. `adopt(params, network)` gives the parameters
-    of the system when the network has come from elsewhere. `extra(params)` are further entries of the config.json that
-    is written with it. `written` tells whether writing the system writes this network.
+    `name` and `arguments` are a section of a config, `path` leads to the parameters. `shape` is the shape of an input,
+    for the arguments `image_size` and `in_channels`. `adopt(params, network)` returns the parameters of the system with
+    a network that was trained elsewhere. `extra(params)` are further entries of the config.json that export writes.
+    `written`: export of the system writes this network.
     """
 
     name: str
@@ -195,17 +197,17 @@ class Placed(NamedTuple):
 
 
 class Train(NamedTuple):
-    """What a loss may know about the training it is part of; `None` stands for evaluation."""
+    """Progress of training, an argument of losses; None in evaluation."""
 
     step: Array
     num_steps: int
 
 
 class Solver(NamedTuple):
-    """One discretisation of the reverse process, as a pair of pure functions.
+    """A solver (sampler): one discretisation of the reverse process, as a pair of pure functions.
 
-    `init(x) -> carry` and `step(process, D, keys, x, t, s, carry) -> (x_s, carry)`, which goes from time t to
-    s < t (an ODE solver also to s > t: inversion). `t` and `s` are scalars, `keys: [batch]` holds one key per row.
+    `init(x) -> carry` and `step(process, D, keys, x, t, s, carry) -> (x_s, carry)`, a step from time t to s < t (ODE
+    solvers also step to s > t: inversion). `t` and `s` are scalars, `keys: [batch]` holds one key per row.
     `needs` declares what the solver needs of the process, the denoiser and the times.
     """
 
@@ -216,50 +218,52 @@ class Solver(NamedTuple):
 
 @runtime_checkable
 class System(Protocol):
-    """What is trained and sampled. The trainer and the command ask a system for this and for nothing else.
+    """A system: what is trained and sampled. The trainer and the command use these members only.
 
-    `params` is a nested dict whose top-level keys are parameter groups. The group "frozen" is neither
-    differentiated nor averaged nor touched by an optimizer; other groups may each have an optimizer of their own.
+    `params` is a nested dict whose top-level keys are groups of parameters. The group "frozen" has no gradient, EMA or
+    optimizer; every other group may have its own optimizer.
     """
 
     @property
     def batch(self) -> Mapping[str, Spec]:
-        """What training reads: "x", the example, and conditions by name; {} for a system that reads no data."""
+        """Specs of the entries of a batch: "x", the example, and conditions; {} for a system that reads no data."""
 
     @property
     def conditions(self) -> Any:
-        """The `networks.conditions.Conditions` that samples are drawn under: of the network, guidance and editing."""
+        """The `networks.conditions.Conditions` of samples: of the network, of guidance and of editing."""
 
     @property
     def makes(self) -> Spec | None:
-        """One sample; None for a system that draws none."""
+        """Spec of one sample; None for a system that draws no samples."""
 
     @property
     def networks(self) -> Mapping[str, Placed]:
-        """The networks by their public name, that of the component of a pipeline, such as "unet" or "vae"."""
+        """The networks by public name, that of the component in a pipeline of diffusers, such as "unet" or "vae"."""
 
     def init(self, key: Key[Array, ""]) -> Params: ...
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
     ) -> tuple[Float[Array, "batch"], dict[str, PyTree[Array]]]:
-        """Per-example loss and metrics. An adversarial system adds its losses with stop_gradient between groups.
+        """Returns the loss of each example, and metrics. `train` is None in evaluation.
 
-        The entry "statistics" of the metrics, of any structure, is for `advance` alone and is not logged."""
+        An adversarial system adds its losses, with stop_gradient between groups. The entry "statistics" of the metrics,
+        of any structure, is for `advance` and is not logged.
+        """
 
     def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
-        """The parameters after what changes without a gradient: target networks, codebooks, teachers."""
+        """Returns the parameters after updates without a gradient: target networks, codebooks, teachers."""
 
     def numbers(self) -> PyTree[Array]:
-        """Numbers that `draw` needs, such as those of guidance. They are read once, outside of `jit`."""
+        """Arrays that `draw` needs and that are loaded once, outside of `jit`, such as the parameters of guidance."""
 
     def draw(
         self, params: Params, key: Key[Array, ""], ids: Array, cond: Cond, numbers: PyTree[Array]
     ) -> dict[str, Array]:
-        """The samples of `ids` under "samples": row r is made from ids[r] and cond[r] alone. A pure function."""
+        """Draw {"samples": ...}: row r depends on ids[r] and cond[r] only. A pure function, for use under `jit`."""
 
     def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
-        """`num` samples and their conditions, from `draw`; see `systems.base.Sampled.sample`."""
+        """Draw `num` samples with `draw`; returns them with their conditions, see `systems.base.Sampled.sample`."""
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """Per-example metrics of held-out data, e.g. {"loss": [batch]}."""
+        """Returns metrics of each held-out example, such as {"loss": [batch]}."""

@@ -1,23 +1,42 @@
-"""Settings of the whole suite: run on the CPU and keep compiled programs in `.jax_cache` between runs."""
+"""Settings of the whole suite: run on the CPU, compile in a hurry and keep compiled programs between runs."""
 
 import os
 from pathlib import Path
 
+import pytest
+
+SETTINGS = {
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).resolve().parents[1] / ".jax_cache"),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # Tests compile large programs to run them once.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    # By default Equinox checks values through a callback to Python, and JAX keeps no program with a callback.
+    "EQX_ON_ERROR": "nan",
+}
+
 
 def environment() -> None:
     """Set through the environment, so that the programs which tests start inherit it."""
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-    # By default Equinox checks values through a callback to Python, and JAX keeps no program with a callback.
-    os.environ.setdefault("EQX_ON_ERROR", "nan")
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 environment()
 
 
-def pytest_collection_modifyitems(items) -> None:
-    """Files with slow tests come first, so that at the end no worker waits for the last of them."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """Programs as XLA optimizes them for tests marked `optimized`: in fixtures and in programs they start, too."""
+    if not item.get_closest_marker("optimized"):
+        return (yield)
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+        jax.config.update("jax_disable_most_optimizations", False)
+        try:
+            return (yield)
+        finally:
+            jax.config.update("jax_disable_most_optimizations", True)

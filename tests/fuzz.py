@@ -38,12 +38,11 @@ import numpy as np
 import PIL.Image
 
 from diffusion_jax import data, main
-from diffusion_jax.config import build, saved, sections, trained
+from diffusion_jax.config import build, saved, sections
 from diffusion_jax.config.defaults import from_file
 from diffusion_jax.data import images, prepare, tokenization
 from diffusion_jax.data.sources import archives
 from diffusion_jax.evaluation.reference import read_statistics
-from diffusion_jax.run import workdir
 from diffusion_jax.run.job import prepare as prepare_job
 from diffusion_jax.run.parameters import load_params
 from diffusion_jax.training.writers import read_metrics
@@ -289,7 +288,7 @@ def _open_run(path: pathlib.Path) -> None:
     (path.parent / "checkpoints").mkdir(exist_ok=True)
     with contextlib.suppress(sections.ConfigError):  # of a run of another model, as most are
         saved.check_same_model(runs.toy(), path.parent, resume=True)
-    trained.open_run(str(path.parent), "config.weights", build.system)
+    build.trained(str(path.parent), "config.weights")
 
 
 def _checkpoint(folder: pathlib.Path) -> list[bytes]:
@@ -321,7 +320,7 @@ def _restore(path: pathlib.Path) -> None:
 
 
 def _flags(folder: pathlib.Path) -> list[bytes]:
-    return ["\n".join(f"--config.{k}={v}" for k, v in workdir.flatten(runs.toy()).items()).encode()]
+    return ["\n".join(f"--config.{k}={v}" for k, v in sections.flatten(runs.toy()).items()).encode()]
 
 
 def one_flag(rng: random.Random, content: bytes) -> bytes:

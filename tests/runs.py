@@ -13,7 +13,8 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, main
-from diffusion_jax.config import build, from_file
+from diffusion_jax.config import build, from_file, parts
+from diffusion_jax.config import data as data_section
 from diffusion_jax.run.job import prepare
 from diffusion_jax.training.checkpoints import Checkpoints
 
@@ -31,6 +32,16 @@ def toy(**changes: Any) -> ConfigDict:
             section = section[name]
         section[last] = value
     return config
+
+
+def parts_of(config: ConfigDict) -> parts.Parts:
+    """The points that a config names, without its system."""
+    return parts.Parts(config, data_section.spec(config), lambda config: (build.system(config), ""))
+
+
+def source_of(config: ConfigDict, *, evaluation: bool = False) -> data.Source:
+    """The data that the system of a config is trained on, or compared with."""
+    return build.build(config).source(evaluation=evaluation)
 
 
 def digits(**changes: Any) -> ConfigDict:
@@ -52,7 +63,7 @@ def forget_flags() -> None:
     for name in [name for name in flags.FLAGS if name.startswith("config.")]:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
-    for name in ("config", "workdir", "mode", "devices"):
+    for name in ("config", "workdir", "mode", "to", "from", "devices"):
         flags.FLAGS[name].unparse()
 
 
@@ -88,7 +99,7 @@ def logged_rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 def final_state(config: ConfigDict, folder: pathlib.Path) -> tuple[int, dict[str, np.ndarray], dict[str, int]]:
     """Step, every array of the last train state (keys as integers) by its path, and the position in the data."""
     job = prepare(config)
-    batches = data.batches(build.source(config), batch_size=config.training.batch_size, seed=config.seed)
+    batches = data.batches(job.source, batch_size=config.training.batch_size, seed=config.seed)
     with Checkpoints(folder / "checkpoints") as checkpoints:
         state, step = checkpoints.restore(job.state, batches)
     raw = jax.tree.map(

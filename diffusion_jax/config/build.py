@@ -1,4 +1,4 @@
-"""From a config to a system: the one way in, and the only place that looks at `config.system.name`."""
+"""Build the system of a config: the recipe of `config.system.name`, and nothing else depends on this name."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ RECIPES = {
 
 
 class Built(NamedTuple):
-    """What a config describes: the points that it names, the recipe of its system, and the system."""
+    """The system of a config, with its recipe and parts."""
 
     parts: Parts
     recipe: Recipe
     system: System
-    reading: Reading  # how captions and derived conditions of the data are read
+    reading: Reading  # tokenizer and derived conditions of the data
 
     def source(self, *, evaluation: bool = False) -> Source:
-        """The training split of the data, or the split that evaluation compares with. Opens files.
+        """Opens the training split of the data, or with `evaluation` the held-out split.
 
-        Raises ConfigError if the split does not hold what the system reads.
+        Raises ConfigError if the data cannot be read or lacks an entry that the system reads.
         """
         source = data.source(
-            self.parts.config.data,
-            wanted=self.system.batch,
+            self.parts.config,
+            self.system.batch,
             tokenize=self.reading.tokenize,
             derive=self.reading.derive,
             evaluation=evaluation,
@@ -61,31 +61,31 @@ class Built(NamedTuple):
 
 
 def build(config: ConfigDict) -> Built:
-    """Build and check what a config describes. Opens no data, allocates nothing. Raises ConfigError."""
+    """Build and check the system of a config, without opening data or allocating arrays. Raises ConfigError."""
     recipe = lookup(RECIPES, "system.name", config.system.name)
-    parts = Parts(config, data.spec(config.data), _of_run)
+    parts = Parts(config, data.spec(config), _of_run)
     system = recipe.build(parts)
     return Built(parts, recipe, system, recipe.reading(parts, system))
 
 
 def system(config: ConfigDict) -> System:
-    """The system that a config describes. Raises ConfigError."""
+    """Returns the system of a config. Raises ConfigError."""
     return build(config).system
 
 
 def trained(path: str, field: str, role: str = "") -> Trained:
-    """The trained run in the work directory `path`, which `field` names, of `role`. Raises ConfigError."""
+    """Open the trained run in the work directory `path`, see `config.trained.open_run`. Raises ConfigError."""
     return open_run(path, field, _of_run, role)
 
 
 def _of_run(config: ConfigDict) -> tuple[System, str]:
-    """The system of another run, and what it can be used as."""
+    """Returns the system of the config of another run, and its role."""
     built = build(config)
     return built.system, built.recipe.role
 
 
 def reset_unread(config: ConfigDict) -> ConfigDict:
-    """A copy of the config of an older run in which sections that its system does not read are the defaults."""
+    """Returns a copy of the config of an older run, with the defaults in sections that its system does not read."""
     recipe, usual = lookup(RECIPES, "system.name", config.system.name), defaults()
     config = config.copy_and_resolve_references()
     for name in set(CHOICES) - recipe.reads:
@@ -98,7 +98,7 @@ def reset_unread(config: ConfigDict) -> ConfigDict:
 
 
 def check_read(config: ConfigDict) -> None:
-    """Raises ConfigError for a section that differs from the defaults but that the system does not read."""
+    """Raises ConfigError for a section that differs from the defaults if the system does not read it."""
     recipe, usual = lookup(RECIPES, "system.name", config.system.name), defaults()
     for name in CHOICES:
         if name in recipe.reads:
@@ -110,6 +110,6 @@ def check_read(config: ConfigDict) -> None:
             changed = {key: value for key, value in here.items() if key not in default or default[key] != value}
             raise ConfigError(
                 f"config.{name} was changed ({changed or here.to_dict()}), but config.system.name="
-                f"{config.system.name!r} does not read it; of such sections it reads "
+                f"{config.system.name!r} does not read it; it reads "
                 f"{', '.join(choice for choice in CHOICES if choice in recipe.reads)}"
             )

@@ -1,4 +1,4 @@
-"""Whether a config fits together: what can be said before anything is compiled or written."""
+"""Check the keys and the plain values of a config, before anything is compiled or written."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from diffusion_jax.config.sections import ConfigError, check_type, flatten, look
 
 _SECRET = re.compile(r"(.*[._])?(api_?key|secret|password|passwd|credentials?|token)", re.IGNORECASE)
 _FILE_NAME = re.compile(r"\w[\w.=+-]{0,199}")
-LOGGERS = {"jsonl": "json", "tensorboard": "tensorboardX", "wandb": "wandb"}  # and the module that each needs
+LOGGERS = {"jsonl": "json", "tensorboard": "tensorboardX", "wandb": "wandb"}  # logger -> module that it needs
 
 
 def check_keys(config: ConfigDict) -> None:
-    """Refuse sections, and keys of sections without a `name`, that `defaults` does not have, lacks or has otherwise.
+    """Raises ConfigError for unknown or missing sections and keys, wrong types, numbers out of range, and secrets.
 
-    Raises ConfigError. Keys of named sections are checked when they are constructed.
+    The keys of sections with a `name` are checked when they are constructed.
     """
     for key in flatten(config):
         if _SECRET.fullmatch(key):
             raise ConfigError(
-                f"config.{key} looks like a secret, which a config cannot hold: it is written to config.json. Loggers "
-                "read theirs from the environment, such as WANDB_API_KEY"
+                f"config.{key} looks like a secret; a config must have none, as it is written to config.json. Loggers "
+                "read secrets from the environment, such as WANDB_API_KEY"
             )
     known = defaults()
     for key in config:
@@ -33,7 +33,7 @@ def check_keys(config: ConfigDict) -> None:
             raise ConfigError(f"config.{key} is unknown{suggest(key, list(known))}; there are {', '.join(known)}")
     for key, section in known.items():
         if key not in config:
-            raise ConfigError(f"config.{key} is missing; begin with diffusion_jax.defaults.defaults()")
+            raise ConfigError(f"config.{key} is missing; start from diffusion_jax.config.defaults()")
         if isinstance(section, ConfigDict) and not isinstance(config[key], ConfigDict):
             raise ConfigError(f"config.{key}={config[key]!r} must be a section with keys, such as config.{key}.name")
         check_type(key, config[key], type(section).__name__)
@@ -93,7 +93,7 @@ def check_keys(config: ConfigDict) -> None:
 
 
 def ema_rate(config: ConfigDict) -> str:
-    """The name of the average that samples come from: config.sampling.ema_rate, or the first of config.ema.rates."""
+    """Name of the EMA for sampling: config.sampling.ema_rate, or the first of config.ema.rates. Raises ConfigError."""
     rates = [str(rate) for rate in config.ema.rates]
     rate = str(config.sampling.ema_rate) if config.sampling.ema_rate else rates[0]
     if rate not in rates:

@@ -1,4 +1,4 @@
-"""config.data as a source of examples that gives what a system reads."""
+"""The data of a config: the spec of an example, and sources with the entries that a system reads."""
 
 from __future__ import annotations
 
@@ -8,137 +8,88 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
-from diffusion_jax.config.sections import ConfigError, check_type, construct, refusal, suggest
-from diffusion_jax.data import tokenization
+from diffusion_jax.config.sections import ConfigError, check_type, construct, suggest
 from diffusion_jax.data.derived import Derived
-from diffusion_jax.data.load import COMMON, keys, opener
+from diffusion_jax.data.load import COMMON, Opener, keys, opener
 from diffusion_jax.data.source import Tokenize
-from diffusion_jax.likelihood import dequantization
 from diffusion_jax.types import Spec
 
-Section = Mapping[str, Any] | ConfigDict
 
-
-def spec(section: Section) -> Spec:
-    """The shape and modality of one example x, without opening the data. Raises ConfigError."""
-    check_type("data.name", section.get("name"), "str")
+def spec(config: ConfigDict) -> Spec:
+    """Spec of one example, from config.data without opening the data. Raises ConfigError."""
     try:
-        return opener(section.get("name")).spec(section)
-    except ValueError as error:  # an error of a key begins with it, as in "data.image_size=None must be ..."
+        return _opener(config).spec(config.data)
+    except ValueError as error:  # may begin with a key, as in "data.image_size=None must be ..."
         raise ConfigError(f"config.{error}" if str(error).startswith("data.") else f"config.data: {error}") from error
 
 
-def facts(section: Section) -> Mapping[str, Any]:
-    """What is known about the data without opening it, see `Source.facts`."""
-    return opener(section.get("name")).facts(section)
+def facts(config: ConfigDict) -> Mapping[str, Any]:
+    """Facts about the data, from config.data without opening the data, see `Source.facts`. Raises ConfigError."""
+    return _opener(config).facts(config.data)
+
+
+def _opener(config: ConfigDict) -> Opener:
+    check_type("data.name", config.data.get("name"), "str")
+    return opener(config.data.name)
 
 
 def source(
-    section: Section,
+    config: ConfigDict,
+    specs: Mapping[str, Spec],
     *,
-    wanted: Mapping[str, Spec],
     tokenize: Tokenize | None = None,
     derive: Derived | None = None,
     evaluation: bool = False,
 ) -> data.Source:
-    """The training split, or the split that evaluation compares with. Opens files.
+    """Opens the training split of the data set, or with `evaluation` the held-out split.
 
-    Args:
-        section: config.data.
-        wanted: the entries of a batch that the system reads. "tokens" have the length of texts as their shape and the
-            size of the vocabulary as their `values`, "label" the number of classes of the network.
-        tokenize: texts -> ids of a system that has a tokenizer of its own; None for that of config.data.tokenizer, or
-            for bytes.
-        derive: makes the condition "image" from x where the data has none.
-        evaluation: whether to open config.data.eval_split instead of split.
-
-    Raises:
-        ConfigError: the data cannot be read, is not of the size that config.data says, or does not give what is wanted.
+    `specs` are the entries that each example must have, see `types.System.batch`. `tokenize` maps texts to ids (None:
+    their bytes), `derive` computes the condition "image" from x if the data has none. Raises ConfigError.
     """
-    name = section.get("name")
-    check_type("data.name", name, "str")
-    if tokenize is None:
-        tokenize = tokenizer(section, wanted)
-    elif section.get("tokenizer", ""):
-        raise _no_vocabulary(section)
-    taken = keys(name)
-    arguments = {key: value for key, value in section.items() if value != "" and key not in COMMON}
+    name, kind = config.data.name, _opener(config)
+    arguments = {key: value for key, value in config.data.items() if value != "" and key not in COMMON}
+    allowed = keys(name)
     for key, value in arguments.items():
-        if key not in taken:
+        if key not in allowed:
             raise ConfigError(
-                f"config.data.{key}={value!r}: {name!r} takes no {key!r}{suggest(key, list(taken))}; it takes "
-                f"{', '.join(taken)}"
+                f"config.data.{key}={value!r}: {name!r} takes no {key!r}{suggest(key, list(allowed))}; it takes "
+                f"{', '.join(allowed)}"
             )
     key, usual = ("eval_split", "test") if evaluation else ("split", "train")
-    split = section.get(key) or usual
+    split = config.data.get(key) or usual
     check_type(f"data.{key}", split, "str")
-    loaded = construct(
-        {name: opener(name).open},
-        "data",
-        {"name": name, **arguments},
-        **{"name": name, "split": split, "wanted": wanted, "tokenize": tokenize, "derive": derive},
-    )
-    _check(loaded, section, wanted)
-    return loaded
+    context = {"name": name, "split": split, "wanted": specs, "tokenize": tokenize, "derive": derive}
+    opened = construct({name: kind.open}, "data", {"name": name, **arguments}, **context)
+    _check(opened, name, specs)
+    return opened
 
 
-def _check(loaded: data.Source, section: Section, wanted: Mapping[str, Spec]) -> None:
-    """Refuse a source that does not give the examples and conditions that are wanted."""
-    name, shape = section["name"], spec(section).shape
-    if loaded.shape != shape:
-        raise ConfigError(f"config.data: {name} holds examples of {loaded.shape}, not {shape}")
-    for condition, entry in wanted.items():
-        present = condition in loaded.entries
-        if condition not in ("x", "label") and not (present and loaded.entries[condition].shape == entry.shape):
+def _check(opened: data.Source, name: str, specs: Mapping[str, Spec]) -> None:
+    """Raises ConfigError unless a source has the entries `specs`."""
+    if opened.shape != specs["x"].shape:
+        raise ConfigError(f"config.data: {name} holds examples of {opened.shape}, not {specs['x'].shape}")
+    for condition, entry in specs.items():
+        present = condition in opened.entries
+        if condition != "label" and not (present and opened.entries[condition].shape == entry.shape):
             raise ConfigError(
                 f"config.network needs the condition {condition!r} of shape {entry.shape}, which config.data.name="
-                f"{name!r} {f'gives as {loaded.entries[condition].shape}' if present else 'does not give'}"
+                f"{name!r} {f'gives as {opened.entries[condition].shape}' if present else 'does not give'}"
             )
-    num_classes = wanted["label"].values if "label" in wanted else 0
-    if num_classes and not 0 < loaded.num_classes <= num_classes:
+    num_classes = specs["label"].values if "label" in specs else 0
+    if num_classes and not 0 < opened.num_classes <= num_classes:
         raise ConfigError(
-            f"config.network.num_classes={num_classes} must be 0 or at least the {loaded.num_classes} classes of {name}"
+            f"config.network.num_classes={num_classes} must be 0 or at least the {opened.num_classes} classes of {name}"
         )
-
-
-def tokenizer(section: Section, wanted: Mapping[str, Spec]) -> tokenization.Tokenizer | None:
-    """The tokenizer in config.data.tokenizer, for a network with a vocabulary of its own; None for bytes.
-
-    Raises ConfigError: there is none in that folder, or its ids are not those of the network.
-    """
-    path, tokens = section.get("tokenizer", ""), wanted.get("tokens")
-    if not path:
-        return None
-    if tokens is None or not tokens.values:
-        raise _no_vocabulary(section)
-    with refusal(f"config.data.tokenizer={path!r}"):
-        loaded = tokenization.load_for_network(path, tokens.shape[0])
-    if loaded.size > tokens.values:
-        raise ConfigError(
-            f"config.data.tokenizer={path!r} has {loaded.size} tokens but config.network.vocabulary={tokens.values}"
-        )
-    return loaded
-
-
-def _no_vocabulary(section: Section) -> ConfigError:
-    return ConfigError(
-        f"config.data.tokenizer={section['tokenizer']!r} is for networks with a vocabulary of their own; a "
-        "text-to-image model has config.system.tokenizer"
-    )
-
-
-def check_levels(source: data.Source, levels: int) -> None:
-    """Refuse data whose first examples are not on the grid of `levels` grey levels in [-1, 1], with a ValueError."""
-    dequantization.check_levels(data.arrays(source, 256)["x"], levels)
 
 
 def drop_replaced(config: ConfigDict, original: ConfigDict) -> None:
-    """Where a flag changed config.data.name, remove the arguments of the config file that the new data does not take.
+    """If a flag changed config.data.name, remove the arguments of the config file that the new data set does not take.
 
-    So that --config.data.name=latents works on a config whose data has options of images; arguments set by flags stay.
+    So --config.data.name=latents works on a config with options of images. Arguments that were set by flags stay.
     """
-    if config.data.get("name") == original.data.get("name"):
+    name = config.data.get("name")
+    if name == original.data.get("name"):
         return
     for key, value in original.data.items():
-        if key not in (*COMMON, *keys(config.data.get("name"))) and config.data.get(key) == value:
+        if key not in (*COMMON, *keys(name)) and config.data.get(key) == value:
             del config.data[key]

@@ -1,4 +1,4 @@
-"""What every config starts from. A config file changes what it needs and returns the result."""
+"""Default config, and the functions with which a config file changes it."""
 
 import importlib.machinery
 import importlib.util
@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 def defaults() -> ConfigDict:
-    """The full set of keys, with a DDPM-like model of the embedded digits that runs on any machine."""
+    """Returns the default config with all keys: a small DDPM-like model of the digits of scikit-learn."""
     return ConfigDict(
         dict(
             seed=0,
@@ -35,7 +35,7 @@ def defaults() -> ConfigDict:
                 accumulate=1,
                 dtype="float32",
                 loggers=("jsonl",),
-                data_timeout=600.0,  # seconds that a batch may take to read; 0 for no limit
+                data_timeout=600.0,  # seconds in which a batch must be read; 0: no limit
             ),
             optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=0, schedule="constant", clip_norm=1.0),
             ema=dict(rates=(0.9999,), warmup=True),
@@ -53,26 +53,29 @@ def defaults() -> ConfigDict:
             ),
             evaluation=dict(
                 num_samples=500,
-                metrics=("classifier",),
+                metrics=("auto",),  # the usual ones of the kind of data
                 after_training=True,
                 inception="",  # a file of the PyTorch weights of FID's network
                 resize="pytorch",
-                reference="",  # images, or a file of their statistics, in the place of the training split
+                reference="",  # images, or a file of their statistics, instead of the training split
                 likelihood=dict(name="none"),
             ),
-            # Low-rank updates are trained in the place of the network: rank 0 for none, alpha 0 for that of the rank;
-            # of which layers, by default those of attention; a file of updates to begin with or, for rank 0, to add.
+            # LoRA: train low-rank updates of a frozen network (rank 0: train the network; alpha 0: the same as rank) in
+            # the layers that match `modules`. `weights` is a file of updates to start from or, with rank 0, to add.
             lora=dict(rank=0, alpha=0.0, modules=r"(to_[qkv]|to_out|qkv|attn\.proj)$", weights="", scale=1.0),
             mesh=dict(data=-1, fsdp=1, tensor=1),
-            profile=dict(after=10, steps=0),  # trace so many steps, leaving out the first `after` of the run
+            profile=dict(after=10, steps=0),  # trace `steps` steps, from step `after` of this start on
             weights="",
         )
     )
 
 
 def replace(config: ConfigDict, **sections: Any) -> ConfigDict:
-    """Set sections of `config` in place and return it: a mapping with a `name` replaces its section, whose other keys
-    belong to what was named before; another mapping updates it; a number or string is set."""
+    """Set sections of `config` in place and return it.
+
+    A mapping with a `name` replaces its section, since the other keys are arguments of the former name. Other mappings
+    update their section. Raises ValueError for an unknown section.
+    """
     for key, value in sections.items():
         if key not in config:
             raise ValueError(f"config has no section {key!r}; it has {', '.join(config)}")
@@ -87,7 +90,7 @@ def replace(config: ConfigDict, **sections: Any) -> ConfigDict:
 
 
 def choose(variant: str | None, variants: Mapping[str, Any], default: str) -> Any:
-    """variants[variant], or variants[default] for no variant. ValueError names the choices."""
+    """Returns variants[variant], or variants[default] without a variant. Raises ValueError that lists the variants."""
     name = variant or default
     if name not in variants:
         raise ValueError(f"variant {name!r} is unknown; choose one of {', '.join(variants)}")
@@ -95,7 +98,7 @@ def choose(variant: str | None, variants: Mapping[str, Any], default: str) -> An
 
 
 def from_file(filename: str) -> ConfigDict:
-    """The config of "FILE.py" or "FILE.py:VARIANT", as the file gives it."""
+    """Loads the config of "FILE.py" or "FILE.py:VARIANT" by calling its `get_config`."""
     path, _, variant = filename.partition(":")
     loader = importlib.machinery.SourceFileLoader("config", path)
     module = importlib.util.module_from_spec(importlib.util.spec_from_loader("config", loader))

@@ -1,7 +1,7 @@
-"""Whether the points of a config fit together: every declared need is met, or the pair is refused by name.
+"""Check that the parts of a config can be combined, such as a solver with a process; refuse them by name otherwise.
 
-Parts declare what they need as data, see `types.Needs`. Here the process is evaluated at the times of training and of
-sampling, before anything is compiled.
+Parts declare their needs as data, see `types.Needs`. The process is evaluated at the times of training and of sampling,
+before a network is compiled.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from diffusion_jax.processes.base import time_derivative
 from diffusion_jax.systems import augmentation
 from diffusion_jax.types import Needs, Process, Solver, Spec, needs_of
 
-_ENDS = (0.9999, 0.999, 0.99, 0.9)  # of grids, in the order in which they are suggested
-_LEAST_ALPHA = 5e-4  # where a grid is suggested to start: below it 1 / alpha multiplies errors of the network
+_ENDS = (0.9999, 0.999, 0.99, 0.9)  # values of t_max, in the order in which they are suggested
+_LEAST_ALPHA = 5e-4  # at a suggested t_max: below it 1 / alpha multiplies errors of the network
 _FIRST = 1e-3  # a time at which grids may end instead of 0
 _NO_TIMES = np.zeros(0, np.float32)
 
 
 class Unmet(NamedTuple):
-    """A need, and what the process has instead, both in words, and at which of the times."""
+    """A need that a process does not meet, what it has instead (both in words), and the times at which this is so."""
 
     need: str
     has: str
@@ -71,7 +71,7 @@ def unmet(needs: Needs, process: Process, starts: np.ndarray, ends: np.ndarray =
 
 
 def described(config: ConfigDict, *fields: str) -> str:
-    """The keys and values of sections, for a message."""
+    """Keys and values of sections for an error message."""
     values = []
     for field in fields:
         section = _section(config, field)
@@ -89,9 +89,9 @@ def check_process(
     *,
     bounded_by: str,
 ) -> None:
-    """Raises ConfigError unless the process meets the needs of the part that `fields` of the config name.
+    """Raises ConfigError unless the process meets the needs of the part that is named in the sections `fields`.
 
-    `bounded_by` is the section whose `t_max` ends the times, such as "sampling.grid".
+    `bounded_by` is the section with the `t_max` of the times, such as "sampling.grid".
     """
     gap = unmet(needs, process, starts, ends)
     if gap is not None:
@@ -102,7 +102,7 @@ def check_process(
 
 
 def sampling_times(config: ConfigDict, process: Process, grid: Callable) -> np.ndarray:
-    """The times that a solver steps through. Refuses a grid that does not fit the process or the number of steps."""
+    """Times of the sampling grid. Raises ConfigError if the grid does not fit the process or the number of steps."""
     field, section, needs = "sampling.grid", config.sampling.grid, needs_of(grid)
     if needs.num_steps:
         check_process(config, (field,), Needs(num_steps=True), process, _NO_TIMES, bounded_by=field)
@@ -127,7 +127,7 @@ def sampling_times(config: ConfigDict, process: Process, grid: Callable) -> np.n
 def check_sampling(
     config: ConfigDict, *, process: Process, param: Callable, solver: Solver, guidance: Guidance, times: np.ndarray
 ) -> None:
-    """Refuse a solver, a guidance or a parameterization that cannot be evaluated at the times of the grid."""
+    """Raises ConfigError if solver, guidance or parameterization cannot be evaluated at the times of the grid."""
     starts, ends = times[:-1], times[1:]
     bounded = dict(bounded_by="sampling.grid")
     check_process(config, ("solver",), solver.needs, process, starts, ends, **bounded)
@@ -137,7 +137,7 @@ def check_sampling(
             f"{config.sampling.grid.name!r} has a step from t = {starts[0]:g} to itself"
         )
     check_process(config, ("guidance",), guidance.needs, process, starts, **bounded)
-    # What happens at the last time depends on the solver, which evaluates the network there only if sigma > 0.
+    # Whether the network is evaluated at the last time depends on the solver, which does so only if sigma > 0.
     visited = times if config.sampling.denoise else starts
     check_parameterization(config, process, param, visited, **bounded)
 
@@ -150,8 +150,10 @@ def check_loss(config: ConfigDict, make: Callable, process: Process) -> None:
 def check_training(
     config: ConfigDict, *, process: Process, param: Callable, loss: Callable, drawn: np.ndarray, weights: np.ndarray
 ) -> None:
-    """Refuse a loss or a parameterization that cannot be evaluated at the times of training, of which `drawn` are a
-    sample."""
+    """Raises ConfigError if loss or parameterization cannot be evaluated at the times of training.
+
+    `drawn` is a sample of these times, `weights` are their weights.
+    """
     check_drawn(config, process, param, drawn, weights)
     needs, fields = needs_of(loss), ("loss", "weighting")
     check_process(config, fields, needs, process, _with_bounds(config.times, drawn), bounded_by="times")
@@ -160,7 +162,7 @@ def check_training(
 def check_drawn(
     config: ConfigDict, process: Process, param: Callable, drawn: np.ndarray, weights: np.ndarray = _NO_TIMES
 ) -> None:
-    """Refuse times of training outside [0, 1] or without a density, and a parameterization that is not finite there."""
+    """Raises ConfigError for times outside [0, 1] or of no density, or a parameterization that is not finite."""
     if not (np.isfinite(drawn).all() and np.isfinite(weights).all()):
         raise ConfigError(
             f"config.times ({config.times.name}): the density of the times of training is not finite for the process "
@@ -176,8 +178,8 @@ def check_drawn(
 
 
 def check_likelihood(config: ConfigDict, *, process: Process, param: Callable, likelihood: Callable | None) -> None:
-    """Refuse a likelihood of steps that a continuous process does not have, and one at times at which the
-    parameterization is not finite."""
+    """Raises ConfigError if a likelihood needs the steps of a discrete process and this one is continuous, or if the
+    parameterization is not finite at its times."""
     field = "evaluation.likelihood"
     section = config.evaluation.likelihood
     if needs_of(likelihood).num_steps and process.num_steps is None:
@@ -193,7 +195,7 @@ def check_likelihood(config: ConfigDict, *, process: Process, param: Callable, l
 def check_parameterization(
     config: ConfigDict, process: Process, param: Callable, times: np.ndarray, *, bounded_by: str
 ) -> None:
-    """Refuse a parameterization that is not finite at `times`, such as eps-prediction where alpha = 0."""
+    """Raises ConfigError if the parameterization is not finite at `times`, such as eps-prediction where alpha = 0."""
     field = "parameterization"
     check_process(config, (field,), needs_of(param), process, times, bounded_by=bounded_by)
     for name, value in jax.jit(param)(process, jnp.asarray(times, jnp.float32))._asdict().items():
@@ -215,15 +217,14 @@ def check_outputs(
     *,
     learned_variance: bool,
 ) -> None:
-    """Refuse a network without the outputs that the loss needs, and parts that need a variance that is not learned.
+    """Raises ConfigError if the network lacks outputs that the loss needs, or a part needs a learned variance.
 
-    `parts` are what `learned_variance` matters to, by the section that names them.
+    `parts` are the parts that may need a learned variance, by the section that names them.
     """
-    given = jax.ShapeDtypeStruct
     cond = jax.eval_shape(conditions.null)
-    with_batch = given((1, *shape), np.float32)
+    x, c_noise = (jax.ShapeDtypeStruct(s, np.float32) for s in ((1, *shape), (1,)))
     try:
-        out = jax.eval_shape(apply, jax.eval_shape(init, jax.random.key(0)), with_batch, given((1,), np.float32), cond)
+        out = jax.eval_shape(apply, jax.eval_shape(init, jax.random.key(0)), x, c_noise, cond)
     except ValueError as error:
         raise ConfigError(f"config.network ({config.network.name}) does not fit the data: {error}") from error
     channels = shape[-1] * (2 if learned_variance else 1)
@@ -248,14 +249,16 @@ def check_guidance(
     cond_dropout: float,
     cond_dropouts: Mapping[str, float],
 ) -> None:
-    """Refuse guidance towards conditions that the network does not read; warn of a model without an unconditional
-    branch."""
+    """Raises ConfigError if guidance or condition dropout needs conditions that the network does not read.
+
+    Warns about guidance of a model that was trained without condition dropout.
+    """
     rates = {"cond_dropout": cond_dropout, **{f"cond_dropouts.{name}": rate for name, rate in cond_dropouts.items()}}
     for field, rate in rates.items():
         check_type(f"system.{field}", rate, "float")
         if not 0 <= rate < 1:
             raise ConfigError(f"config.system.{field}={rate} must be in [0, 1)")
-    available = [name for name in conditions.shapes if name != "mask"]
+    available = [name for name, condition in conditions.items() if not (condition.along or condition.structure)]
     for name in cond_dropouts:
         if name not in available:
             raise ConfigError(
@@ -291,12 +294,12 @@ def check_guidance(
 
 
 def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions: Conditions) -> None:
-    """Refuse editing of samples that are no images, and one whose conditions the network reads for another purpose."""
+    """Raises ConfigError if editing needs images, a condition that the network uses itself, or other steps."""
     named = described(config, "editing")
-    wanted = editing.conditions(makes.shape).shapes
-    if "image" in wanted and len(makes.shape) != 3:
+    needed = editing.conditions(makes.shape).shapes
+    if "image" in needed and len(makes.shape) != 3:
         raise ConfigError(f"{named} needs images; config.data.name={config.data.name!r} has examples of {makes.shape}")
-    shared = [name for name in wanted if name in conditions.shapes]
+    shared = [name for name in needed if name in conditions.shapes]
     if shared:
         raise ConfigError(f"{named} needs the condition {shared[0]!r} for itself, but the network reads it as well")
     try:
@@ -306,14 +309,14 @@ def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions:
 
 
 def check_augmentation(config: ConfigDict, probability: float) -> None:
-    """Refuse augmentation for a network that does not read its labels, or for examples that are no images."""
+    """Raises ConfigError unless the network is conditioned on the labels of the augmentation."""
     width = config.network.get("augment_dim", 0)
     if not 0 <= probability <= 1:
         raise ConfigError(f"config.system.augment={probability} must be in [0, 1]")
     if probability and width != augmentation.DIM:
         raise ConfigError(
-            f"config.system.augment={probability} needs a network that reads how an image was augmented, or it would "
-            f"draw such images: config.network.name='song_unet' with augment_dim={augmentation.DIM}, not {width}"
+            f"config.system.augment={probability} needs a network that is conditioned on the augmentation labels: "
+            f"config.network.name='song_unet' with augment_dim={augmentation.DIM}, not {width}"
         )
 
 
@@ -324,12 +327,12 @@ def _section(config: ConfigDict, field: str) -> Any:
 
 
 def _with_bounds(section: Any, drawn: np.ndarray) -> np.ndarray:
-    """The times of a large draw, and the bounds that the section gives, which a longer run will come close to."""
+    """The drawn times and the bounds of the section, which a long training comes close to."""
     return np.append(drawn, np.float32([section[name] for name in ("t_min", "t_max") if name in section]))
 
 
 def _advice(config: ConfigDict, needs: Needs, process: Process, gap: Unmet, bounded_by: str) -> str:
-    """Which t_max works, where only times near 1 do not; else the processes that work."""
+    """Advice for an error message: a `t_max` that works if only times near 1 do not, or the processes that work."""
     if gap.times.size and gap.times.min() > _ENDS[0]:
         for end in _ENDS:
             at = np.float32([end])

@@ -1,4 +1,4 @@
-"""Guidance that stands on another run: classifier guidance, and autoguidance by a weaker model."""
+"""Guidance by another trained run: classifier guidance, and autoguidance by a weaker model."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ if TYPE_CHECKING:
 def classifier(
     parts: Parts, place: str = "guidance", *, path: str = "", scale: float = 1.0, schedule: str = "constant"
 ) -> Guidance:
-    """Guidance by the noisy classifier that was trained in the work directory `path`.
+    """Classifier guidance by the noisy classifier in the work directory `path`. `place` is the section of the config.
 
-    Raises ConfigError if there is none, or if its process, its examples or its classes differ from those of the model.
+    Raises ConfigError if there is no such run, or if its process, its examples or its classes differ from those of the
+    model.
     """
     run = parts.trained(path, f"config.{place}.path", role="classifier")
     check_alike(parts, run)
@@ -27,8 +28,8 @@ def classifier(
         raise ConfigError(
             f"config.{place}.path={path!r}: the classifier has {there} classes, config.network.num_classes={here}"
         )
-    classify = run.system
-    return steering.classifier(classify.log_prob, run.load, classify.classes, scale=scale, schedule=schedule)
+    system = run.system
+    return steering.classifier(system.log_prob, run.load, system.classes, scale=scale, schedule=schedule)
 
 
 def autoguidance(
@@ -41,9 +42,9 @@ def autoguidance(
     schedule: str = "constant",
     interval: tuple[float, ...] = (),
 ) -> Guidance:
-    """Guidance by the weaker model in the work directory `path`, with its average of `ema_rate` (0: its own choice).
+    """Autoguidance by the weaker model in the work directory `path`, with its EMA of `ema_rate` (0: its usual one).
 
-    `path` may be the run that is sampled itself, with an average of another rate. Raises ConfigError if there is no
+    `path` may be the run that is sampled, with the EMA of another rate. Raises ConfigError if there is no
     such run, or if its process, its examples or its conditions differ from those of the model.
     """
     run = parts.trained(path, f"config.{place}.path", role="denoiser")
@@ -58,7 +59,7 @@ def autoguidance(
     if ema_rate:
         if str(ema_rate) not in map(str, run.config.ema.rates):
             raise ConfigError(
-                f"config.{place}.ema_rate={ema_rate} is not among the averages of {path!r}, {run.config.ema.rates}"
+                f"config.{place}.ema_rate={ema_rate} is not among config.ema.rates={run.config.ema.rates} of {path!r}"
             )
         run.config.sampling.ema_rate = ema_rate
     weak = run.system.unguided
@@ -73,6 +74,6 @@ def check_alike(parts: Parts, run: Trained) -> None:
         differences.append(f"examples are {here} now and were {there}")
     if differences:
         raise ConfigError(
-            f"{run.field}={str(run.directory)!r} was trained for another model: {'; '.join(differences)}. What guides "
-            "a model must know the noise and the examples that the model has"
+            f"{run.field}={str(run.directory)!r} was trained for another model: {'; '.join(differences)}. Guidance "
+            "needs a run with the same process and examples"
         )

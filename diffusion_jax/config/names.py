@@ -1,7 +1,7 @@
-"""Every name of a config: one literal table per axis, from the `name` of a section to what it constructs.
+"""Names of a config: one table per section, from its `name` to the constructor (process, sampler, network, ...).
 
-The other keys of a section are keyword arguments of the constructor found here. To add a point to an axis, write its
-function and add one line.
+The other keys of a section are keyword arguments of the constructor. To add a name, write its function and one line
+here.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ PREDICTORS = {
 def _predictor_corrector(
     predictor: str = "reverse_diffusion", snr: float = 0.16, corrector_steps: int = 1
 ) -> solvers.Solver:
-    """Any solver of one network evaluation as predictor, then Langevin correction."""
+    """A predictor, one of PREDICTORS, followed by Langevin corrector steps at each time."""
     return solvers.predictor_corrector(
         construct(PREDICTORS, "solver.predictor", {"name": predictor}),
         solvers.langevin_corrector(snr, corrector_steps),

@@ -1,4 +1,4 @@
-"""The points that a config names, each built once and checked."""
+"""The parts that a config names (process, parameterization, network, solver, ...), each constructed once."""
 
 from __future__ import annotations
 
@@ -24,24 +24,25 @@ from diffusion_jax.parameterizations import Parameterization, level_label
 from diffusion_jax.training import optimizers
 from diffusion_jax.types import Apply, Cond, Params, Placed, Process, Solver, Spec, System
 
-_CHECKED_TIMES = 4096  # times of training that are drawn to see where the coefficients must be finite
+_CHECKED_TIMES = 4096  # number of training times at which coefficients are checked
 
 
 class Network(NamedTuple):
-    """A network as pure functions, the conditions that it reads, and what import and export know it by."""
+    """A network as pure functions, its conditions, and its description for import and export."""
 
     init: Callable[[Any], Params]
     apply: Apply
-    embed: Callable[[Params, Cond], Any]  # reads conditions, once per sample
+    embed: Callable[[Params, Cond], Any]  # embeds conditions, once per sample
     conditions: Conditions
     placed: Placed
 
 
 class Parts:
-    """The points of a config on the axes of the algebra, for examples of `spec`. Each is built when it is asked for.
+    """The parts of a config for examples of `spec`, one attribute each, constructed at the first access.
 
-    It knows sections, not systems: recipes choose among the points. `system_of` builds the system of another config,
-    with its role, for parts that stand on another run.
+    Each raises ConfigError if its section is invalid. `Parts` has no branches on systems: recipes combine the parts.
+    `system_of` builds the system of another config and its role, for parts that depend on another run. `levels` is the
+    number of grey levels of the data, by default config.data.levels.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Parts:
         self._runs: dict[str, trained.Trained] = {}
 
     def at(self, spec: Spec) -> Parts:
-        """The same points for examples of another shape, such as the latents of a first stage."""
+        """The parts of the same config for other examples, such as the latents of a first stage."""
         return Parts(self.config, spec, self._system_of, levels=256)
 
     def section(self, name: str) -> dict[str, Any]:
@@ -66,10 +67,7 @@ class Parts:
         return self.config[name].to_dict()
 
     def trained(self, path: str, field: str, role: str) -> trained.Trained:
-        """The trained run in the work directory `path`, which `field` of the config names, of `role`.
-
-        It is opened once. Raises ConfigError, see `trained.open_run`.
-        """
+        """The trained run in the work directory `path`, opened once; see `trained.open_run`, also for errors."""
         if path not in self._runs:
             self._runs[path] = trained.open_run(path, field, self._system_of, role)
         return self._runs[path]
@@ -80,7 +78,7 @@ class Parts:
 
     @functools.cached_property
     def parameterization(self) -> Parameterization:
-        """The parameterization, its `label` looked up by name; `level` counts the levels of config.times."""
+        """The parameterization. The label "level" is the index of the noise level of config.times."""
         section = dict(self.config.parameterization)
         if "label" in section:
             labels = dict(names.LABELS)
@@ -95,18 +93,18 @@ class Parts:
 
     @functools.cached_property
     def _times(self) -> Times | Resampler:
-        """The times of training. A noise classifier has no weighting, so that times ask for it only if they take it."""
+        """Distribution of training times, or a resampler. Only those with a parameter `weighting` get it."""
         steps = {} if self.process.num_steps is None else {"num_steps": self.process.num_steps}
         return construct(names.TIMES, "times", self.config.times, weighting=self.weighting, **steps)
 
     @property
     def resampler(self) -> Resampler | None:
-        """What draws times by the losses that were seen; None where times are drawn from a fixed density."""
+        """Importance sampling of training times by past losses; None for a fixed density."""
         return self._times if isinstance(self._times, Resampler) else None
 
     @property
     def times(self) -> Times:
-        """The times of training; those of a resampler are drawn as at step 0."""
+        """Distribution of training times; for a resampler, that of step 0."""
         return self.resampler.draw(self.resampler.init()) if self.resampler else self._times
 
     @functools.cached_property
@@ -115,8 +113,8 @@ class Parts:
 
     @functools.cached_property
     def solver(self) -> Solver:
-        # Solvers that lower their order, or spread noise, over the steps of a run get their number. The `num_steps` of
-        # annealed Langevin dynamics are those at each level.
+        # Some solvers depend on the number of steps: they lower the order at the end, or add noise in some steps. For
+        # annealed Langevin dynamics `num_steps` is the number of steps at each noise level.
         total = {} if self.config.solver.name == "annealed_langevin" else {"num_steps": self.config.sampling.steps}
         return construct(names.SOLVERS, "solver", self.config.solver, **total)
 
@@ -125,7 +123,7 @@ class Parts:
         return self._guidance("guidance", self.section("guidance"))
 
     def _guidance(self, field: str, section: Mapping[str, Any]) -> Guidance:
-        """The guidance of a section, followed by that of the section `then` within it."""
+        """The guidance of a section, chained with that of its own section `then`."""
         then = plain(section["then"], f"{field}.then") if "then" in section else None
         own = {key: value for key, value in section.items() if key != "then"}
         first = construct(names.GUIDANCE, field, own, parts=self, place=field)
@@ -144,16 +142,17 @@ class Parts:
 
     @property
     def likelihood_levels(self) -> int:
-        """The number of grey levels of the data, 0 where a likelihood takes it as continuous."""
+        """Number of grey levels of the data; 0 if the likelihood treats the data as continuous."""
         section = self.config.evaluation.likelihood
         return 0 if section.get("dequantization") == "none" else section.get("levels", self.levels)
 
     @functools.cached_property
     def likelihood(self) -> Callable | None:
-        """What config.evaluation.likelihood computes. Refuses a bound of steps that the grid does not have."""
+        """The likelihood of config.evaluation.likelihood; None for "none"."""
         section = self.config.evaluation.likelihood
-        given = dict(grid=self.grid, levels=self.likelihood_levels)
-        likelihood = construct(names.LIKELIHOODS, "evaluation.likelihood", section, **given)
+        likelihood = construct(
+            names.LIKELIHOODS, "evaluation.likelihood", section, grid=self.grid, levels=self.likelihood_levels
+        )
         steps = section.get("steps") or self.process.num_steps
         if section.name == "bound" and steps:
             try:
@@ -163,9 +162,9 @@ class Parts:
         return likelihood
 
     def network(self, *, channels: int | None = None) -> Network:
-        """The network of config.network for examples of `spec`; `channels` is the number it takes and returns instead.
+        """The network of config.network for examples of `spec`, or of `channels` channels instead of theirs.
 
-        `fourier` in its section names the exponents of `fourier_features`, which any network may have before it.
+        With `fourier` in its section, exponents n, `fourier_features` are concatenated to the input of any network.
         """
         shape, section = self.spec.shape, self.section("network")
         shape = (*shape[:-1], channels or shape[-1])
@@ -175,12 +174,12 @@ class Parts:
         if not all(isinstance(n, int) for n in exponents):
             raise ConfigError(f"config.network.fourier={exponents!r} must hold integers, the exponents n of 2^n pi x")
         features = (*shape[:-1], shape[-1] * (1 + 2 * len(exponents)))
-        given = {"shape": features, **({"out_channels": shape[-1]} if exponents or channels else {})}
+        sizes = {"shape": features, **({"out_channels": shape[-1]} if exponents or channels else {})}
         if len(shape) == 3:
-            given |= {"image_size": shape[0], "in_channels": features[-1]}
+            sizes |= {"image_size": shape[0], "in_channels": features[-1]}
 
         def make(rngs):
-            return construct(names.NETWORKS, "network", section, rngs=rngs, **given)
+            return construct(names.NETWORKS, "network", section, rngs=rngs, **sizes)
 
         dtype = self.config.training.dtype
         try:
@@ -194,13 +193,13 @@ class Parts:
         return Network(init, fourier_features(apply, exponents) if exponents else apply, embed, conditions, placed)
 
     def times_of_training(self) -> tuple[np.ndarray, np.ndarray]:
-        """A large draw of the times of training with their weights, to see whether all of them are finite."""
+        """Many training times and their weights, for checks of finiteness. Drawn with a fixed key."""
         draw = jax.jit(self.times, static_argnums=2)
         times, weights = draw(self.process, jax.random.key(0), _CHECKED_TIMES)
         return np.asarray(times), np.asarray(weights)
 
     def optimizer(self) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        """The optimizer and its learning rate by step."""
+        """The optimizer, and its learning rate as a function of the step."""
         section = {**self.section("optimizer"), "num_steps": self.config.training.num_steps}
         name = section.pop("name")
         lookup(optimizers.DIRECTIONS, "optimizer.name", name)
@@ -209,14 +208,14 @@ class Parts:
 
 
 def no_likelihood(config: ConfigDict, reason: str) -> None:
-    """Raises ConfigError where config.evaluation asks for a likelihood of a system that has none."""
+    """Raises ConfigError, with the `reason`, unless config.evaluation.likelihood.name is "none"."""
     name = config.evaluation.likelihood.name
     if name != "none":
         raise ConfigError(f"config.evaluation.likelihood.name={name!r} must be 'none': {reason}")
 
 
 def positive(field: str, value: Any, *, zero: bool = False) -> float:
-    """`value` as a number. Raises ConfigError unless it is positive, or 0 with `zero`."""
+    """Returns `value` as a float. Raises ConfigError unless it is a finite positive number, or 0 if `zero`."""
     allowed = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
     if not allowed or (value == 0 and not zero):
         raise ConfigError(f"config.{field}={value!r} must be a {'number of at least 0' if zero else 'positive number'}")
@@ -224,7 +223,7 @@ def positive(field: str, value: Any, *, zero: bool = False) -> float:
 
 
 def plain(section: Any, field: str) -> Mapping[str, Any]:
-    """A section within a section, such as config.system.first_stage, as a mapping with a `name`. Raises ConfigError."""
+    """Returns a section within a section, such as config.guidance.then. Raises ConfigError if it has no `name`."""
     if not isinstance(section, ConfigDict | Mapping) or "name" not in section:
         raise ConfigError(f"config.{field}={section!r} must be a section such as dict(name='none')")
     return section.to_dict() if isinstance(section, ConfigDict) else section

@@ -1,4 +1,4 @@
-"""config.json of a work directory, and whether a config fits the checkpoints that lie there."""
+"""config.json of a work directory: read, write, and check that a config fits its checkpoints."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from diffusion_jax.config.defaults import defaults
 from diffusion_jax.config.sections import ConfigError, changes
 from diffusion_jax.training.faults import replacing
 
-# What decides the structure and the meaning of the parameters, where the system reads it.
+# Sections that determine structure and meaning of the parameters, if the system reads them.
 MODEL = ("process", "parameterization", "network")
-# What decides, beyond that, the structure of the train state.
+# Keys that also determine the structure of the train state.
 STATE = ("optimizer.name", "optimizer.groups", "ema.rates", "lora")
-# Where files of the frozen parts lie, which may be moved, unless a tokenizer is none of them but "bytes".
-_PLACES = ("system.pipeline", "system.tokenizer")
+# Paths of files of the frozen parts. They may be moved, but the tokenizer "bytes" is not a path.
+_PATHS = ("system.pipeline", "system.tokenizer")
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
-    """What config.json of `workdir` holds, or None. Raises ConfigError for a file that is not a JSON object."""
+    """Reads config.json of `workdir`; None if there is none. Raises ConfigError if it is not a JSON object."""
     path = workdir / "config.json"
     if not path.exists():
         return None
@@ -36,7 +36,7 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Write the resolved config as config.json, in one piece."""
+    """Write the resolved config as config.json, atomically."""
     with replacing(workdir / "config.json", "w") as file:
         file.write(json.dumps(config.to_dict(), indent=2) + "\n")
 
@@ -44,10 +44,10 @@ def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
 def check_same_model(
     config: ConfigDict, workdir: pathlib.Path, *, resume: bool, reads: Collection[str] = MODEL
 ) -> list[str]:
-    """Refuse a config whose model, or with `resume` whose train state, is not that of the checkpoints in `workdir`.
+    """Check that a config describes the model, and with `resume` the train state, of the checkpoints in `workdir`.
 
-    `reads` are the sections that the system reads; others do not matter. Returns the other differences, which are
-    allowed. Raises ConfigError naming the keys.
+    `reads` are the sections that the system reads; others are ignored. Returns the allowed differences as lines. Raises
+    ConfigError, which lists the others.
     """
     saved = read_config(workdir)
     if saved is None:
@@ -59,12 +59,12 @@ def check_same_model(
         line
         for line in differences
         if any(_key(line) == f or _key(line).startswith(f + ".") for f in fixed)
-        and not (_key(line) in _PLACES and "'bytes'" not in line)
+        and not (_key(line) in _PATHS and "'bytes'" not in line)
     ]
     if refused:
         raise ConfigError(
             f"{workdir} holds a run of another model: {'; '.join(refused)}. "
-            "Give the config that it was trained with, or another --workdir"
+            "Use the config that it was trained with, or another --workdir"
         )
     return differences
 

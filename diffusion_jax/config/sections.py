@@ -1,4 +1,4 @@
-"""Building objects from sections of a config, with readable refusals of what does not fit."""
+"""Construct objects from sections of a config; errors name the key, its value and what is allowed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-# Python's types in the words of a message, with what is accepted for each.
+# Types by name -> (description in an error message, accepted Python types).
 TYPES = {
     "bool": ("true or false", bool),
     "int": ("an integer", int),
@@ -21,16 +21,17 @@ TYPES = {
 
 
 class ConfigError(ValueError):
-    """A config that cannot work; the message names the field, its value and what is allowed."""
+    """An invalid config. The message names the key, its value and what is allowed."""
 
 
 def construct(
-    table: Mapping[str, Callable[..., Any]], field: str, section: Mapping[str, Any] | ConfigDict, **given: Any
+    table: Mapping[str, Callable[..., Any]], field: str, section: Mapping[str, Any] | ConfigDict, **context: Any
 ) -> Any:
-    """table[section.name](**rest of section, **given), where of `given` only what the constructor takes is passed.
+    """Returns table[section.name](**other keys of section, **context).
 
-    Raises ConfigError for a name that is not in the table, for keywords that the constructor does not take and for
-    values of another type than it declares.
+    Only those entries of `context` are passed that the constructor has parameters for. Raises ConfigError for an
+    unknown name, for keys that are no parameters of the constructor, for values of a type that it does not declare, and
+    for its own errors.
     """
     arguments = {key: value for key, value in section.items() if key != "name"}
     constructor = lookup(table, f"{field}.name", section.get("name"))
@@ -39,15 +40,15 @@ def construct(
     allowed = [name for name in signature.parameters if name != "self"]
     for key, value in arguments.items():
         if key not in allowed:
-            choices = [name for name in allowed if name not in given]
+            choices = [name for name in allowed if name not in context]
             raise ConfigError(
                 f"config.{field}.{key}={value!r}: {section['name']} takes no {key!r}"
                 f"{suggest(key, choices)}; it takes {', '.join(choices) or 'nothing'}"
             )
         check_type(f"{field}.{key}", value, _declared_type(signature.parameters[key]))
-    given = {key: value for key, value in given.items() if key in allowed}
+    context = {key: value for key, value in context.items() if key in allowed}
     try:
-        return constructor(**{**given, **{k: _plain(v) for k, v in arguments.items()}})
+        return constructor(**{**context, **{k: _plain(v) for k, v in arguments.items()}})
     except ConfigError:  # of a section within this one
         raise
     except (TypeError, ValueError, ArithmeticError, MemoryError) as error:
@@ -55,7 +56,7 @@ def construct(
 
 
 def lookup(table: Mapping[str, Any], field: str, name: Any) -> Any:
-    """table[name], or a ConfigError that lists the names."""
+    """Returns table[name]. Raises ConfigError, which lists the names, for an unknown one."""
     if name not in table:
         raise ConfigError(
             f"config.{field}={name!r} is unknown{suggest(str(name), list(table))}; choose one of {', '.join(table)}"
@@ -64,18 +65,18 @@ def lookup(table: Mapping[str, Any], field: str, name: Any) -> Any:
 
 
 def check_type(field: str, value: Any, name: str) -> None:
-    """Raises ConfigError unless `value` is of the type `name`, where that is one of `TYPES`."""
+    """Raises ConfigError unless `value` has the type `name`. Types that are not in `TYPES` are not checked."""
     words, types = TYPES.get(name, ("", object))
     if not isinstance(value, types) or (isinstance(value, bool) and name in ("int", "float")):
         raise ConfigError(f"config.{field}={value!r} must be {words}")
     if isinstance(value, int) and abs(value) >= 2**63:
         raise ConfigError(
-            f"config.{field} must be {words or 'a number'} of at most 63 bits, not of {value.bit_length()}"
+            f"config.{field} must be {words or 'a number'} of at most 63 bits; it has {value.bit_length()}"
         )
 
 
 def _declared_type(parameter: inspect.Parameter) -> str:
-    """The name of the type that a parameter is annotated with, or has by default where it is annotated as Any."""
+    """Name of the type that a parameter is annotated with; for Any with a float default: "float"."""
     annotation = parameter.annotation
     if annotation is Any and isinstance(parameter.default, float):
         return "float"
@@ -83,10 +84,10 @@ def _declared_type(parameter: inspect.Parameter) -> str:
 
 
 def drop_replaced(config: ConfigDict, original: ConfigDict) -> None:
-    """Where a flag changed a section's `name`, remove the arguments that the config file gave to the former name.
+    """In sections whose `name` was changed by a flag, remove the arguments of the former name from the config file.
 
-    So that --config.solver.name=heun works on a config whose solver is ddim with an eta; arguments set by flags stay.
-    Data sets and optimizers all take the same arguments, and keep them.
+    So --config.solver.name=heun works on a config with the solver ddim and an eta. Arguments that were set by flags
+    stay, and so do those of `data` and `optimizer`, which are common to all names.
     """
     for key, section in original.items():
         if not isinstance(section, ConfigDict) or not isinstance(config.get(key), ConfigDict):
@@ -101,14 +102,14 @@ def drop_replaced(config: ConfigDict, original: ConfigDict) -> None:
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"section.key": value} of nested mappings."""
+    """Flatten nested mappings to {"section.key": value}."""
     if not isinstance(config, dict | ConfigDict):
         return {prefix: list(config) if isinstance(config, tuple) else config}
     return {k: v for key in config for k, v in flatten(config[key], f"{prefix}.{key}" if prefix else key).items()}
 
 
 def changes(config: ConfigDict, saved: dict[str, Any]) -> list[str]:
-    """Lines "config.key is A here and B there" for every key in which the two differ."""
+    """Lines "config.key is A now and was B" for each key in which `config` and `saved` differ."""
     here, there = flatten(config), flatten(saved)
     return [
         f"config.{key} is {here.get(key)!r} now and was {there.get(key)!r}"
@@ -122,13 +123,14 @@ def _plain(value: Any) -> Any:
 
 
 def suggest(name: str, names: list[str]) -> str:
+    """Returns " (did you mean '...'?)" with the most similar of `names`; "" if none is similar."""
     close = difflib.get_close_matches(name, names, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
 @contextlib.contextmanager
 def refusal(field: str) -> Iterator[None]:
-    """Turn an error about the user's input into a ConfigError that says where the input came from."""
+    """Context manager that turns errors about the user's input into ConfigErrors that begin with `field`."""
     try:
         yield
     except ConfigError:

@@ -1,4 +1,4 @@
-"""Other runs of ours that a model stands on, named by their work directories: a first stage, a classifier, a model."""
+"""Trained runs that another model depends on (first stage, classifier, weaker model), opened by work directory."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from diffusion_jax.types import Params, System
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-    """A trained run. Its config has been read and its system built; its parameters are read by `load`."""
+    """A trained run with its config and system; `load` restores its parameters."""
 
     directory: pathlib.Path
     config: ConfigDict
     system: System
-    field: str  # of the config that names the run
+    field: str  # key of the config that names the run
 
     def load(self) -> Params:
-        """The averaged parameters of its newest checkpoint, on every device of the current mesh.
+        """Restores the averaged parameters of its newest checkpoint, replicated over the current mesh.
 
         Raises ConfigError if no checkpoint can be read or they do not belong to config.json.
         """
@@ -46,26 +46,27 @@ class Trained:
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), (params, ema)
             )
         with refusal(self.field):
-            return plain(trained, restore_averaged(self.directory, self.config, params, ema)[0])
+            params, _ = restore_averaged(self.directory, self.config, params, ema)
+            return plain(trained, self.system, params)
 
 
 def open_run(path: str, field: str, build: Callable[[ConfigDict], tuple[System, str]], role: str = "") -> Trained:
-    """The run in the work directory `path`, which `field` of a config names.
+    """Open the run in the work directory `path`, the value of the key `field` of a config.
 
-    `build` makes a system and its role, see `recipes.recipe.Recipe`. Raises ConfigError if there is no run, its config
-    describes no model, or it has another role than `role`.
+    `build` returns the system of a config and its role, see `recipes.recipe.Recipe`. Raises ConfigError if there is no
+    run, if its config is invalid, or if its role is not `role` ("": any).
     """
     directory = pathlib.Path(path)
     if not path or not (directory / "checkpoints").is_dir():
         raise ConfigError(f"{field}={path!r} must be the work directory of a trained run, with config.json in it")
     sections = saved.read_config(directory)
     if sections is None:
-        raise ConfigError(f"{field}={path!r} has no config.json, which says what its checkpoints are of")
+        raise ConfigError(f"{field}={path!r} has no config.json, which describes the model of its checkpoints")
     try:
         config = replace(defaults(), **_with_tuples(sections))  # the file may be older than a key of the defaults
         checks.check_keys(config)
         system, own_role = build(config)
-    except Exception as error:  # the file may come from anywhere, and hold anything that is JSON
+    except Exception as error:  # the file may hold any JSON
         cause = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
         raise ConfigError(f"{field}={path!r}: its config.json describes no model: {cause[:1000]}") from error
     if role and own_role != role:
@@ -79,22 +80,23 @@ def open_run(path: str, field: str, build: Callable[[ConfigDict], tuple[System, 
 def restore_averaged(
     directory: pathlib.Path, config: ConfigDict, params: PyTree[Any], ema: dict[str, PyTree[Any]]
 ) -> tuple[Params, int]:
-    """The parameters that samples of a run come from, and their step, from its newest checkpoint.
+    """Restores the parameters for sampling from the newest checkpoint of a run, and returns them with its step.
 
-    `params` and `ema` are abstract. Only the average of config.sampling.ema_rate is read, and what has no average.
+    `params` and `ema` are abstract. Only the EMA with the rate config.sampling.ema_rate is read, and the groups of
+    parameters that have no EMA.
     """
     if ema:
         rate = checks.ema_rate(config)
         ema = {rate: ema[rate]}
         params = {group: tree for group, tree in params.items() if group not in ema[rate]}
-    wanted = {name: tree for name, tree in {"params": params, "ema": ema}.items() if tree}
+    state = {name: tree for name, tree in {"params": params, "ema": ema}.items() if tree}
     with Checkpoints(directory / "checkpoints") as checkpoints, refusal("checkpoint"):
-        restored, step = checkpoints.restore_state(wanted)
+        restored, step = checkpoints.restore_state(state)
     return {**restored.get("params", {}), **(restored["ema"][rate] if ema else {})}, step
 
 
 def _with_tuples(value: Any) -> Any:
-    """JSON has lists only, configs tuples only."""
+    """Replaces the lists of JSON by tuples, which configs have."""
     if isinstance(value, dict):
         return {key: _with_tuples(entry) for key, entry in value.items()}
     return tuple(_with_tuples(entry) for entry in value) if isinstance(value, list) else value

@@ -73,7 +73,7 @@ def from_files(
 ) -> Float32[np.ndarray, "height width channels"]:
     """The image file that `paths` names, cut to the largest square, resized to `shape` and in [-1, 1].
 
-    The channels of several lie side by side. They have 3 channels each, and the last one what is left; so the last of 4
+    The channels of several are concatenated. They have 3 channels each, and the last one what is left; so the last of 4
     channels is a mask.
 
     Raises:
@@ -85,8 +85,8 @@ def from_files(
         raise ValueError(
             f"{paths!r} must be {len(channels)} path(s) of image files, of {channels} channels, for {shape}"
         )
-    found = [read_image(folder / name) for name in names]
-    parts = [convert(image, size=shape[0], channels=c) for image, c in zip(found, channels, strict=True)]
+    files = [read_image(folder / name) for name in names]
+    parts = [convert(image, size=shape[0], channels=c) for image, c in zip(files, channels, strict=True)]
     return np.concatenate(parts, axis=-1) / np.float32(127.5) - np.float32(1)
 
 

@@ -81,7 +81,7 @@ def batches(
         prefetch: how many batches the threads may be ahead.
 
     Returns:
-        A Grain iterator. Its state (`get_state`, `set_state`; checkpoints store it beside the train state) is
+        A Grain iterator. Its state (`get_state`, `set_state`; checkpoints store it with the train state) is
         {"next_index": the number of batches it has returned}, the same on every process.
 
     Raises:
@@ -156,7 +156,7 @@ def device_batches(
 ) -> Iterator[dict[str, jax.Array]]:
     """Lay this process's batches out as global arrays over all devices, e.g. with NamedSharding(mesh, P("data")).
 
-    Entries that are not among `names` (None: all are) stay behind; a transfer can cost as much as a small network.
+    Entries that are not among `names` (None: all are) stay on the host; a transfer can cost as much as a small network.
     It takes a batch from `iterator` only when asked for one, so the checkpointable state of `iterator` always counts
     exactly the batches that were received. Transfers still overlap with computation: both are dispatched
     asynchronously, and Grain's threads read ahead.

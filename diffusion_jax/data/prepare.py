@@ -22,8 +22,8 @@ from jaxtyping import UInt8
 from diffusion_jax.data import images
 from diffusion_jax.data.sources import archives, tfds
 
-# The file in which mnist and fashion_mnist are told apart, and its published MD5 sums.
-_TELL_TALE = "train-images-idx3-ubyte.gz"
+# The file that differs between mnist and fashion_mnist, and its published MD5 sums.
+_DISTINCTIVE = "train-images-idx3-ubyte.gz"
 _MD5 = {"mnist": "f68b3c2dcbeaaa9fbdd348bbdeb94873", "fashion_mnist": "8d4fb7e6c68d591d4c3dfef9ec88bf0d"}
 
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
@@ -67,8 +67,8 @@ def mnist_examples(folder: pathlib.Path, prefix: str) -> tuple[UInt8[np.ndarray,
 
 def _mnist(name: str, folder: pathlib.Path) -> dict[str, tfds.Examples]:
     other = {"mnist": "fashion_mnist", "fashion_mnist": "mnist"}[name]
-    tell_tale = folder / _TELL_TALE
-    if tell_tale.exists() and hashlib.md5(tell_tale.read_bytes()).hexdigest() == _MD5[other]:
+    distinctive = folder / _DISTINCTIVE
+    if distinctive.exists() and hashlib.md5(distinctive.read_bytes()).hexdigest() == _MD5[other]:
         raise ValueError(f"The files in {folder} are those of {other}, not of {name}.")
 
     def examples(pixels: np.ndarray, labels: np.ndarray) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -126,13 +126,13 @@ def prepare(name: str, folder: pathlib.Path, data_dir: pathlib.Path) -> pathlib.
     Raises:
         ValueError: unknown name, or missing or damaged files.
     """
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets import image_classification
 
     if name in _MD5:
-        official = {"mnist": tfds.image_classification.MNIST, "fashion_mnist": tfds.image_classification.FashionMNIST}
+        official = {"mnist": image_classification.MNIST, "fashion_mnist": image_classification.FashionMNIST}
         builder_class = tfds.offline(official[name], _mnist(name, folder))
     elif name == "cifar10":
-        builder_class = tfds.offline(tfds.image_classification.Cifar10, _cifar10(folder), _CIFAR_CLASSES)
+        builder_class = tfds.offline(image_classification.Cifar10, _cifar10(folder), _CIFAR_CLASSES)
     else:
         raise ValueError(f"Cannot prepare {name!r}; known: {', '.join(_MD5)}, cifar10.")
     return tfds.write(builder_class, data_dir)

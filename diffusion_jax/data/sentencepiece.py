@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 EOS = "</s>"
 _MAX_BYTES = 2**28
-_SPACE = "\u2581"  # what stands for a space in pieces
+_SPACE = "\u2581"  # a space, in pieces
 # Numbers of fields: of the model, of one piece, of the trainer's and the normaliser's options.
 _PIECES, _TRAINER, _NORMALISER = 1, 2, 3
 _TEXT, _SCORE, _KIND = 1, 2, 3
@@ -26,7 +26,7 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
 def read(path: pathlib.Path) -> tokenizers.Tokenizer:
     """The tokenizer of a model file, which ends every text with </s> where it has that: arXiv:1808.06226.
 
-    Texts are evened out as the file says (NFKC, for T5), and cut into the pieces of the greatest probability
+    Texts are normalised as the file says (NFKC, for T5), and cut into the most probable (Viterbi) unigram segmentation
     (arXiv:1804.10959). As in transformers, control symbols in a text are taken as such.
 
     Raises:

@@ -19,7 +19,7 @@ from diffusion_jax.weights.files import read_json
 CLIP_TOKENS = 77  # that CLIP's encoders read
 START, END = "<|startoftext|>", "<|endoftext|>"
 _LARGEST = 2**31
-_LONGEST = 2**20  # a greater model_max_length in tokenizer_config.json stands for none
+_LONGEST = 2**20  # a greater model_max_length in tokenizer_config.json means no limit
 # Special tokens, contractions, words, single digits, and runs of anything else that is no space.
 _CLIP_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -74,7 +74,7 @@ def load(folder: str | os.PathLike, max_tokens: int | None = None, pad_id: int |
 
     | files | tokenizer |
     |---|---|
-    | vocab.json, merges.txt | CLIP's: NFC, white space and capitals evened out, byte-pair encoding of words |
+    | vocab.json, merges.txt | CLIP's: NFC, white space and capitals normalised, byte-pair encoding of words |
     | tokenizer.json | what it says; of T5, for instance |
     | vocab.txt | BERT's, without capitals and accents |
     | spiece.model | SentencePiece's, of T5 |
@@ -128,10 +128,12 @@ def load_for_network(folder: str | os.PathLike, max_tokens: int) -> Tokenizer:
     """That of a network which learns to read ids itself, and takes 0 for padding. Raises ValueError for another id."""
     if max_tokens < 1:
         raise ValueError(f"max_tokens={max_tokens} must be at least 1, for a network that reads texts.")
-    found = load(folder, max_tokens)
-    if found.pad_id:
-        raise ValueError(f"{folder} pads with the id {found.pad_id}; for a network that learns to read it must be 0.")
-    return found
+    tokenizer = load(folder, max_tokens)
+    if tokenizer.pad_id:
+        raise ValueError(
+            f"{folder} pads with the id {tokenizer.pad_id}; for a network that learns to read it must be 0."
+        )
+    return tokenizer
 
 
 def _clip(vocabulary: Mapping[str, Any], merges: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
@@ -193,10 +195,10 @@ def _bert(vocabulary: str, said: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
 def _pad(backend: tokenizers.Tokenizer, said: Mapping[str, Any], default: str) -> int:
     named = _token("pad_token", said.get("pad_token") or default).content
-    found = backend.token_to_id(named)
-    if found is None:
+    token_id = backend.token_to_id(named)
+    if token_id is None:
         raise ValueError(f"the vocabulary has no token {named!r} to pad with")
-    return found
+    return token_id
 
 
 def _token(name: str, value: Any, special: bool = True) -> AddedToken:

@@ -1,11 +1,11 @@
-"""Judging and drawing samples: distances and scores between sets of images, of this library's models or any other's.
+"""Evaluating and drawing samples: distances and scores between sets of images, of any model.
 
     from diffusion_jax import evaluation
 
     features = evaluation.inception("pt_inception-2015-12-05-6726825d.pth")
     evaluation.compare("samples.npz", "images/", features=features, metrics=("fid", "precision_recall"))
 
-The same from a shell: `python -m diffusion_jax.evaluation --help`. docs/metrics.md says what the figures are.
+The same from a shell: `python -m diffusion_jax.evaluation --help`. docs/metrics.md explains the metrics.
 """
 
 from diffusion_jax.evaluation.features import (

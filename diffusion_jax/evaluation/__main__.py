@@ -1,14 +1,14 @@
-"""Judge samples, or compute the statistics of a reference set, from a shell: `python -m diffusion_jax.evaluation`.
+"""Evaluate samples, or compute the statistics of a reference set, from a shell: `python -m diffusion_jax.evaluation`.
 
   FID of a folder of samples          --samples out/ --reference images/ --inception FILE
-  several figures, written to a file  ... --metrics fid,kid,precision_recall --output figures.json
+  several metrics, written to a file  ... --metrics fid,kid,precision_recall --output metrics.json
   the statistics of a set, once       --reference images/ --inception FILE --save_statistics images.npz
   and then                            --samples out/ --reference images.npz --inception FILE
   without Inception weights           --samples samples.npz --reference labelled/ --metrics kid,precision_recall
 
 FILE is pt_inception-2015-12-05-6726825d.pth of pytorch-fid. Images are a folder of image files, or an .npz or .npy
 file of 8-bit or [-1, 1] arrays. Without --inception a small classifier is trained on the labels of the reference
-(sub-folders, or an array of them); the figures are then called classifier_... and are not FID or KID.
+(sub-folders, or an array of them); the metrics are then called classifier_... and are not FID or KID.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m diffusion_jax.evaluation", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--samples", metavar="PATH", help="images to judge")
+    parser.add_argument("--samples", metavar="PATH", help="images to evaluate")
     parser.add_argument("--reference", metavar="PATH", help="real images, or a file of their statistics")
-    parser.add_argument("--test", metavar="PATH", help="other real images, whose figures stand beside the samples'")
+    parser.add_argument(
+        "--test", metavar="PATH", help="other real images, whose metrics are given next to the samples'"
+    )
     parser.add_argument("--inception", metavar="FILE", help="the PyTorch weights of FID's Inception network")
     parser.add_argument("--resize", choices=RESIZE, default="pytorch", help="preprocessing (default: %(default)s)")
     parser.add_argument("--metrics", metavar="NAMES", help="separated by commas (default: all that are possible)")
     parser.add_argument("--save_statistics", metavar="PATH", help="write the statistics of the reference here")
     parser.add_argument("--images", type=int, default=0, metavar="N", help="and N of its images, for KID and others")
-    parser.add_argument("--output", metavar="FILE", help="write the figures here, as JSON")
+    parser.add_argument("--output", metavar="FILE", help="write the metrics here, as JSON")
     parser.add_argument("--batch_size", type=int, default=64, metavar="N", help="images at once (default: 64)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of random subsets (default: 0)")
     flags = parser.parse_args(argv)
@@ -106,8 +108,8 @@ def _extractor(flags: argparse.Namespace):
             f"--inception=FILE is missing, and {flags.reference} has no labels that a classifier could be trained on"
         )
     examples = data.arrays(source)
-    judge = train_classifier(examples["x"], examples["label"], num_classes=source.num_classes, seed=flags.seed)
-    return features.classifier_features(judge)
+    classifier = train_classifier(examples["x"], examples["label"], num_classes=source.num_classes, seed=flags.seed)
+    return features.classifier_features(classifier)
 
 
 def _save_statistics(flags: argparse.Namespace, features) -> None:
@@ -116,15 +118,15 @@ def _save_statistics(flags: argparse.Namespace, features) -> None:
     from diffusion_jax.evaluation.features import collect, image_source, read_uint8
     from diffusion_jax.evaluation.reference import statistics_of, write_statistics
 
-    source = image_source(flags.reference, features.channels)
+    source = image_source(flags.reference, features.takes.shape[-1])
     if not flags.inception:
-        raise ValueError("--save_statistics needs --inception=FILE: a classifier is trained anew each time")
-    found = collect(features, source, batch_size=flags.batch_size, spatial=True, keep=1)
+        raise ValueError("--save_statistics needs --inception=FILE: a classifier is trained again each time")
+    collected = collect(features, source, batch_size=flags.batch_size, spatial=True, keep=1)
     chosen = np.sort(np.random.default_rng(flags.seed).permutation(len(source))[: flags.images])
     write_statistics(
-        flags.save_statistics, statistics_of(found), images=read_uint8(source, chosen) if len(chosen) else None
+        flags.save_statistics, statistics_of(collected), images=read_uint8(source, chosen) if len(chosen) else None
     )
-    print(f"statistics of {found.num:,} images written to {flags.save_statistics}")
+    print(f"statistics of {collected.num:,} images written to {flags.save_statistics}")
 
 
 if __name__ == "__main__":

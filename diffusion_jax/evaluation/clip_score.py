@@ -32,12 +32,12 @@ _WEIGHT = 2.5  # arXiv:2104.08718, section 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Judge:
-    """CLIP as a judge of images with texts.
+class CLIP:
+    """The two encoders of a CLIP, which score how well images fit texts.
 
     Attributes:
       tokenize: texts -> ids.
-      image_size: side in pixels of the images that it sees.
+      image_size: side in pixels of its input images.
       params: of both encoders.
       embed: (params, ids, images [n, image_size, image_size, 3] normalised) -> their embeddings, compiled.
     """
@@ -48,7 +48,7 @@ class Judge:
     embed: Callable[[dict[str, Params], Array, Array], tuple[Array, Array]]
 
 
-def load(folder: str | os.PathLike) -> Judge:
+def load(folder: str | os.PathLike) -> CLIP:
     """The CLIP in a folder of transformers: config.json of a `CLIPModel`, its weights, and the files of its tokenizer.
 
     Raises:
@@ -72,7 +72,7 @@ def load(folder: str | os.PathLike) -> Judge:
     def embed(params: dict[str, Params], ids: Array, images: Array) -> tuple[Array, Array]:
         return read(params["text"], ids).pooled, see(params["vision"], images).pooled
 
-    return Judge(
+    return CLIP(
         tokenize=tokenization.load(folder, text["max_position_embeddings"]),
         image_size=vision["image_size"],
         params={"text": text_params, "vision": vision_params},
@@ -81,56 +81,56 @@ def load(folder: str | os.PathLike) -> Judge:
 
 
 def similarities(
-    judge: Judge, images: ImageSet, prompts: Sequence[str], *, batch_size: int = 64
+    model: CLIP, images: ImageSet, prompts: Sequence[str], *, batch_size: int = 64
 ) -> Float32[np.ndarray, "n"]:
     """The cosine of the embeddings of each image and its prompt, in [-1, 1].
 
     Args:
-      judge: from `load`.
-      images: n of them; see `features.image_source`. They are resized to its size, of which the middle is cut out.
+      model: from `load`.
+      images: n of them; see `features.image_source`. They are resized and centre-cropped to the model's input size.
       prompts: n texts.
-      batch_size: of what is judged at once, over all devices.
+      batch_size: images that are embedded at once, over all devices.
 
     Raises:
       ValueError: another number of prompts than images, a prompt that is no string, or images that cannot be read.
     """
-    source, ids = image_source(images, 3), judge.tokenize(prompts)
+    source, ids = image_source(images, 3), model.tokenize(prompts)
     if len(source) != len(ids) or not len(ids):
         raise ValueError(f"there must be as many prompts as images, and at least one, got {len(ids)} and {len(source)}")
 
     def draw(rows: Array | np.ndarray, cond: Mapping[str, Array | np.ndarray]) -> Array:
-        text, image = judge.embed(judge.params, cond["ids"], cond["x"])
+        text, image = model.embed(model.params, cond["ids"], cond["x"])
         norms = jnp.linalg.norm(text, axis=-1) * jnp.linalg.norm(image, axis=-1)
         return jnp.sum(text * image, axis=-1) / norms
 
-    found, size = [], min(batch_size, len(ids))
+    cosines, size = [], min(batch_size, len(ids))
     for start in range(0, len(ids), size):
-        # The last batch is filled up, so that nothing is compiled twice.
+        # The last batch is padded, so that nothing is compiled twice.
         rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
-        x = prepared(read_uint8(source, rows), judge.image_size)
-        found.append(in_batches(draw, size, size, {"ids": ids[rows], "x": x}))
-    return np.concatenate(found)[: len(ids)]
+        x = prepared(read_uint8(source, rows), model.image_size)
+        cosines.append(in_batches(draw, size, size, {"ids": ids[rows], "x": x}))
+    return np.concatenate(cosines)[: len(ids)]
 
 
 def clip_score(
-    judge: Judge, images: ImageSet, prompts: Sequence[str], *, batch_size: int = 64
+    model: CLIP, images: ImageSet, prompts: Sequence[str], *, batch_size: int = 64
 ) -> dict[str, float | int]:
     """`clip_similarity`, the mean of `similarities`, and `clip_score`, that of 2.5 max(similarity, 0).
 
     The score is that of arXiv:2104.08718, section 3, whose prompts begin with "A photo depicts"; nothing is added here.
-    Figures of different CLIPs are not comparable. `clip_score_num` is the number of images. The errors are those of
+    Scores of different CLIPs are not comparable. `clip_score_num` is the number of images. The errors are those of
     `similarities`.
     """
-    found = similarities(judge, images, prompts, batch_size=batch_size)
+    cosines = similarities(model, images, prompts, batch_size=batch_size)
     return {
-        "clip_similarity": float(found.mean()),
-        "clip_score": float(_WEIGHT * np.maximum(found, 0).mean()),
-        "clip_score_num": len(found),
+        "clip_similarity": float(cosines.mean()),
+        "clip_score": float(_WEIGHT * np.maximum(cosines, 0).mean()),
+        "clip_score_num": len(cosines),
     }
 
 
 def prepared(x: UInt8[np.ndarray, "n h w c"], size: int) -> Float32[np.ndarray, "n {size} {size} 3"]:
-    """8-bit images as CLIP sees them: the shorter side resized to `size` by PIL's bicubic filter, the middle, and
+    """8-bit images as CLIP takes them: the shorter side resized to `size` by PIL's bicubic filter, the middle, and
     normalised. Grey ones get three equal channels."""
     height, width = x.shape[1:3]
     short = min(height, width)

@@ -1,4 +1,4 @@
-"""Simple models to hold bits per dimension of a diffusion model against: a Gaussian mixture, a file compressor."""
+"""Baselines for bits per dimension of a diffusion model: a Gaussian mixture and a file compressor."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def density_baseline(
 ) -> dict[str, float | int]:
     """Bits per dimension of a Gaussian mixture with full covariances, fitted to the training split by EM.
 
-    Data of `levels` grey levels is dequantized uniformly, as for a diffusion model, so that both figures bound the
+    Data of `levels` grey levels is dequantized uniformly, as for a diffusion model, so that both values bound the
     same code length. The number of components and the number added to the variances are those with the best
     likelihood on a tenth of the training split; the mixture is then fitted to all of it. Where the data is large, a
     random part is used so that it takes minutes at most.
 
     Args:
       train, test: `[n, ...]` and `[m, ...]`, values 2 k / (levels - 1) - 1.
-      levels: 0 for continuous data, whose figure is that of the density itself.
+      levels: 0 for continuous data, whose value is that of the density itself.
       seed: of the noise, the parts and the start of EM.
 
     Returns:

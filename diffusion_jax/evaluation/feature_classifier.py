@@ -1,4 +1,4 @@
-"""A small convolutional classifier that judges samples where no pretrained feature network is at hand.
+"""A small convolutional classifier that evaluates samples where no pretrained feature network is at hand.
 
 Its features and predictions are a means of comparison within one data set. They are not those of Inception, and a
 Frechet distance between them is not FID.

@@ -1,4 +1,4 @@
-"""Features of images: what distances between sets of images are computed from."""
+"""Features of images, from which distances between sets of images are computed."""
 
 from __future__ import annotations
 
@@ -25,28 +25,27 @@ from diffusion_jax.evaluation.frechet import Moments, add_moments
 from diffusion_jax.evaluation.sheets import to_uint8
 from diffusion_jax.networks.inception import IMAGE_SIZE, NUM_FEATURES, Activations, Inception
 from diffusion_jax.training.rows import in_batches
-from diffusion_jax.types import Params
+from diffusion_jax.types import Params, Spec
 from diffusion_jax.weights.inception import load_inception
 
 RESIZE = ("pytorch", "clean", "tensorflow")
-_OVERSHOOT = 0.5  # samples may leave [-1, 1] by this; they are judged clipped, as they are saved
+_OVERSHOOT = 0.5  # samples may leave [-1, 1] by this; they are evaluated clipped, as they are saved
 
 ImageSet = np.ndarray | Array | str | os.PathLike | data.Source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Extractor:
-    """A network that judges images.
+    """A network whose features images are compared by.
 
     Attributes:
       name: of the network and its preprocessing, stored with statistics so that different ones are not compared.
-      prefix: of the names of figures; empty for Inception alone, whose figures have names of their own.
+      prefix: of the names of metrics; empty for Inception alone, whose metrics have names of their own.
       params: of the network.
       prepare: what happens to 8-bit images on the host.
       apply: (params, prepared images) -> `Activations`, compiled.
       num_features: their dimension.
-      channels: that images are read with.
-      shape: the only shape of images that it takes, if there is one.
+      takes: the images that it takes; a side of 0 is any side.
     """
 
     name: str
@@ -55,8 +54,7 @@ class Extractor:
     prepare: Callable[[np.ndarray], np.ndarray]
     apply: Callable[[Params, Array], Activations]
     num_features: int
-    channels: int
-    shape: tuple[int, ...] | None = None
+    takes: Spec
 
 
 class Features(NamedTuple):
@@ -80,7 +78,7 @@ def inception(path: str | os.PathLike, *, resize: str = "pytorch") -> Extractor:
     - "tensorflow": bilinear between pixel corners, (x - 128) / 128; the way of TensorFlow 1, guided-diffusion,
       torch-fidelity and torchmetrics.
 
-    Figures of different ways are not comparable.
+    Metrics of different ways are not comparable.
 
     Raises:
       FileNotFoundError, ValueError: no such file, another content, or an unknown `resize`.
@@ -100,27 +98,26 @@ def inception(path: str | os.PathLike, *, resize: str = "pytorch") -> Extractor:
         prepare=_antialiased if resize == "clean" else lambda x: x,
         apply=apply,
         num_features=NUM_FEATURES,
-        channels=3,
+        takes=Spec((0, 0, 3), "uint8", "image"),
     )
 
 
-def classifier_features(judge: classifiers.Classifier) -> Extractor:
-    """The features of a classifier that was trained on one data set. They are not Inception's, and no figure that
+def classifier_features(classifier: classifiers.Classifier) -> Extractor:
+    """The features of a classifier that was trained on one data set. They are not Inception's, and no metric that
     is computed from them is FID, KID or an Inception Score: every name begins with "classifier_"."""
 
     @jax.jit
     def apply(params: Params, x: Array) -> Activations:
-        return Activations(*nnx.merge(judge.graph, params)(x.astype(jnp.float32) / 127.5 - 1))
+        return Activations(*nnx.merge(classifier.graph, params)(x.astype(jnp.float32) / 127.5 - 1))
 
     return Extractor(
         name="classifier",
         prefix="classifier_",
-        params=judge.params,
+        params=classifier.params,
         prepare=lambda x: x,
         apply=apply,
         num_features=classifiers.NUM_FEATURES,
-        channels=judge.shape[-1],
-        shape=judge.shape,
+        takes=Spec(classifier.shape, "uint8", "image"),
     )
 
 
@@ -186,7 +183,7 @@ def collect(
     spatial: bool = False,
     seed: int = 0,
 ) -> Features:
-    """The features of all images, read and judged batch by batch over all devices of the current mesh.
+    """The features of all images, computed batch by batch over all devices of the current mesh.
 
     Moments are summed in float64 as the batches come. Of more than `keep` images, the activations of a random subset
     are kept; it depends on `seed` alone. No more than two batches of images are in memory.
@@ -194,8 +191,9 @@ def collect(
     Raises:
       ValueError: images that the extractor does not take, fewer than 2, or no positive `batch_size`.
     """
-    if extractor.shape is not None and source.shape != extractor.shape:
-        raise ValueError(f"images must have the shape {extractor.shape}, got {source.shape}")
+    takes = extractor.takes.shape
+    if all(takes) and source.shape != takes:
+        raise ValueError(f"images must have the shape {takes}, got {source.shape}")
     if batch_size < 1 or keep < 1:
         raise ValueError(f"batch_size and keep must be at least 1, got {batch_size} and {keep}")
     if len(source) < 2:
@@ -212,13 +210,13 @@ def collect(
     moments = places = None
     features, logits = [], []
     for indices, x in _batches(extractor, source, size):
-        # The last batch is filled up, so that nothing is compiled twice.
+        # The last batch is padded, so that nothing is compiled twice.
         full = x[np.minimum(np.arange(size), len(x) - 1)]
-        found = jax.tree.map(lambda a, n=len(x): a[:n], in_batches(draw, size, size, {"x": full}))
-        moments = add_moments(moments, found.features)
-        places = add_moments(places, found.spatial) if spatial else None
-        features.append(found.features[kept[indices]])
-        logits.append(found.logits[kept[indices]])
+        batch = jax.tree.map(lambda a, n=len(x): a[:n], in_batches(draw, size, size, {"x": full}))
+        moments = add_moments(moments, batch.features)
+        places = add_moments(places, batch.spatial) if spatial else None
+        features.append(batch.features[kept[indices]])
+        logits.append(batch.logits[kept[indices]])
     return Features(
         extractor=extractor.name,
         num=len(source),
@@ -230,7 +228,7 @@ def collect(
 
 
 def _batches(extractor: Extractor, source: data.Source, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(indices, prepared images), the next batch being read while this one is judged."""
+    """(indices, prepared images), the next batch being read while this one is used."""
 
     def read(start: int) -> tuple[np.ndarray, np.ndarray]:
         indices = np.arange(start, min(start + size, len(source)))

@@ -1,4 +1,4 @@
-"""Figures of nearest neighbours: fidelity, diversity and memorisation of samples."""
+"""Metrics of nearest neighbours: fidelity, diversity and memorisation of samples."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def precision_recall(real: np.ndarray | Array, samples: np.ndarray | Array, *, k
     """
     real, samples = _pair(real, samples, k)
     real_radii, sample_radii = _squared_radii(real, k), _squared_radii(samples, k)
-    inside, found = [], np.zeros(len(real), bool)
+    inside, covered = [], np.zeros(len(real), bool)
     for rows, squared in _squared_distances(samples, real):
         inside.append((squared <= real_radii).any(axis=1))
-        found |= (squared <= sample_radii[rows, None]).any(axis=0)
-    return PrecisionRecall(float(np.concatenate(inside).mean()), float(found.mean()))
+        covered |= (squared <= sample_radii[rows, None]).any(axis=0)
+    return PrecisionRecall(float(np.concatenate(inside).mean()), float(covered.mean()))
 
 
 def density_coverage(real: np.ndarray | Array, samples: np.ndarray | Array, *, k: int = 5) -> DensityCoverage:
@@ -97,15 +97,15 @@ def nearest(
     if samples.shape[1:] != train.shape[1:]:
         raise ValueError(f"samples and train must have the same shape, got {samples.shape[1:]} and {train.shape[1:]}")
     samples, train = samples.reshape(len(samples), -1), train.reshape(len(train), -1)
-    best, found = np.full(len(samples), np.inf), np.zeros(len(samples), np.int64)
+    best, neighbour = np.full(len(samples), np.inf), np.zeros(len(samples), np.int64)
     for start in range(0, len(train), _BLOCK):
         block = train[start : start + _BLOCK]
         squared = np.sum(block**2, axis=1) - 2 * samples @ block.T  # less |sample|^2, the same for all neighbours
         column = squared.argmin(axis=1)
         value = squared[np.arange(len(samples)), column]
-        found, best = np.where(value < best, start + column, found), np.minimum(value, best)
+        neighbour, best = np.where(value < best, start + column, neighbour), np.minimum(value, best)
     # The squares above cancel in float32 for near copies, so only the choice of neighbour is theirs.
-    return np.sqrt(np.mean((samples - train[found]) ** 2, axis=1, dtype=np.float64)), found
+    return np.sqrt(np.mean((samples - train[neighbour]) ** 2, axis=1, dtype=np.float64)), neighbour
 
 
 def nearest_neighbour_distance(samples: np.ndarray | Array, train: np.ndarray | Array) -> NearestNeighbour:

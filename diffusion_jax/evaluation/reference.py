@@ -1,4 +1,4 @@
-"""Files of statistics: what is left of a reference set once its features are known."""
+"""Files of statistics: means and covariances of the features of a reference set."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def statistics_of(features: Features) -> Statistics:
 
 def read_statistics(path: str | os.PathLike) -> Statistics:
     """Statistics from an .npz file of this library, of pytorch-fid (mu, sigma) or of guided-diffusion (and mu_s,
-    sigma_s; its images under arr_0 are left alone).
+    sigma_s; its images under arr_0 are not read).
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -56,24 +56,23 @@ def read_statistics(path: str | os.PathLike) -> Statistics:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is no file")
     try:
-        found = archives.read_npz(path, ("mu", "sigma", "mu_s", "sigma_s", "num", "extractor"))
+        arrays = archives.read_npz(path, ("mu", "sigma", "mu_s", "sigma_s", "num", "extractor"))
     except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
         raise ValueError(f"{path} is not an .npz file that can be read: {error}") from error
     for mean, spread in (("mu", "sigma"), ("mu_s", "sigma_s")):
-        if (mean in found) != (spread in found) or (mean == "mu" and mean not in found):
-            raise ValueError(f"{path} holds {', '.join(found) or 'no statistics'}; it needs both {mean} and {spread}")
-        if mean in found:
-            found |= {mean: _floats(path, mean, found[mean]), spread: _floats(path, spread, found[spread])}
-            if found[mean].ndim != 1 or found[spread].shape != 2 * found[mean].shape:
-                raise ValueError(
-                    f"{path}: {mean} must be [d] and {spread} [d, d], got {found[mean].shape} and {found[spread].shape}"
-                )
-    num, extractor = found.pop("num", None), found.pop("extractor", None)
+        if (mean in arrays) != (spread in arrays) or (mean == "mu" and mean not in arrays):
+            raise ValueError(f"{path} holds {', '.join(arrays) or 'no statistics'}; it needs both {mean} and {spread}")
+        if mean in arrays:
+            arrays |= {mean: _floats(path, mean, arrays[mean]), spread: _floats(path, spread, arrays[spread])}
+            shapes = arrays[mean].shape, arrays[spread].shape
+            if len(shapes[0]) != 1 or shapes[1] != 2 * shapes[0]:
+                raise ValueError(f"{path}: {mean} must be [d] and {spread} [d, d], got {shapes[0]} and {shapes[1]}")
+    num, extractor = arrays.pop("num", None), arrays.pop("extractor", None)
     for name, value, kind in (("num", num, np.integer), ("extractor", extractor, np.str_)):
         if value is not None and (value.shape or not np.issubdtype(value.dtype, kind)):
             raise ValueError(f"{path}: {name} must be one {kind.__name__}, got {value.dtype} of shape {value.shape}")
     return Statistics(
-        **found,
+        **arrays,
         num=None if num is None else int(num),
         extractor=None if extractor is None else str(extractor),
     )
@@ -115,14 +114,14 @@ def cached_statistics(path: str | os.PathLike, key: str, compute: Callable[[], S
     With several processes they all compute or all read, and the first one writes.
     """
     path = pathlib.Path(path)
-    found = read_statistics(path) if has_statistics(path) and _note(path, "key") == key else None
-    if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array(found is not None)).all():
-        found = None
-    if found is None:
-        found = compute()
+    statistics = read_statistics(path) if has_statistics(path) and _note(path, "key") == key else None
+    if jax.process_count() > 1 and not multihost_utils.process_allgather(np.array(statistics is not None)).all():
+        statistics = None
+    if statistics is None:
+        statistics = compute()
         if jax.process_index() == 0:
-            write_statistics(path, found, key=key)
-    return found
+            write_statistics(path, statistics, key=key)
+    return statistics
 
 
 def _keys(path: pathlib.Path) -> list[str]:
@@ -133,8 +132,8 @@ def _keys(path: pathlib.Path) -> list[str]:
 
 
 def _note(path: pathlib.Path, name: str) -> str | None:
-    found = archives.read_npz(path, (name,))
-    return str(found[name]) if name in found else None
+    notes = archives.read_npz(path, (name,))
+    return str(notes[name]) if name in notes else None
 
 
 def _floats(path: pathlib.Path, name: str, values: np.ndarray) -> np.ndarray:

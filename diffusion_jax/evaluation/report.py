@@ -14,11 +14,11 @@ from diffusion_jax.training.faults import replacing
 
 
 def format_report(results: Mapping[str, Any]) -> str:
-    """A table with one row per figure.
+    """A table with one row per metric.
 
-    `name_std`, `name_num`, `name_real` and `name_ratio` stand in the row of `name`, as its standard deviation, the
-    number of samples behind it, the same figure of real data, and the ratio of both. The first two columns are left
-    out where nothing would be in them.
+    `name_std`, `name_num`, `name_real` and `name_ratio` are in the row of `name`, as its standard deviation, the
+    number of samples behind it, the same metric of real data, and the ratio of both. The first two columns are left
+    out where they would be empty.
     """
     titles = {"": "samples", "_std": "+-", "_num": "n", "_real": "real data", "_ratio": "ratio"}
     paired = {name + suffix for name in results for suffix in titles if suffix and name + suffix in results}

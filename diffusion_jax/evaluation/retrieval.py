@@ -1,4 +1,4 @@
-"""Does a sample look like what its prompt asked for? The training image nearest to it answers."""
+"""Retrieval accuracy: does the training image nearest to a sample have the prompt's caption, or its class?"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def retrieval(
     *,
     test: Mapping[str, np.ndarray | Array] | None = None,
 ) -> dict[str, float | int]:
-    """Whether the training image nearest to each sample has the caption, or the class, that was asked for.
+    """The share of samples whose nearest training image has the caption, or the class, of the prompt.
 
     Images are near in the mean square of their pixels, averaged over square blocks such that at least 16 remain per
     side. Two captions are the same if their tokens are. The class of a prompt is that of the first example with its
@@ -29,12 +29,12 @@ def retrieval(
       samples: images `[n, h, w, c]` in [-1, 1].
       tokens: of the prompts, `[n, max_tokens]`.
       train: `x: [m, h, w, c]`, `tokens: [m, max_tokens]` and, if there are classes, `label: [m]`.
-      test: the same of images that the generator has not seen. Where they are given, each figure stands beside that
-        of these images with their own captions, as `<name>_real`.
+      test: the same of images that the generator has not seen. If given, each metric is also computed for
+        these images with their own captions, as `<name>_real`.
 
     Returns:
-      A dictionary with the keys below. Only prompts whose caption (or class) there is among the training examples count
-      for the first two (for the others).
+      A dictionary with the keys below. The first three count only prompts whose caption is among the training captions,
+      the others only prompts whose class is known.
 
       - `retrieval_caption`: share of samples whose nearest training image has the prompt's caption;
         `retrieval_caption_chance`: its expectation if that image were any training image;
@@ -49,8 +49,8 @@ def retrieval(
     tokens_train = np.asarray(train["tokens"])
     if len(samples) != len(tokens):
         raise ValueError(f"there must be as many samples as prompts, got {len(samples)} and {len(tokens)}")
-    judged = {"": (samples, tokens)} | ({} if test is None else {"_real": (test["x"], test["tokens"])})
-    captions, *asked = _same([tokens_train, *(np.asarray(prompts) for _, prompts in judged.values())])
+    sets = {"": (samples, tokens)} | ({} if test is None else {"_real": (test["x"], test["tokens"])})
+    captions, *asked = _same([tokens_train, *(np.asarray(prompts) for _, prompts in sets.values())])
     if "label" in train:
         labels = np.asarray(train["label"])
         # The first example of a caption counts, and those of training come before those of the test.
@@ -60,14 +60,14 @@ def retrieval(
         class_of = dict(zip(*(part[::-1].tolist() for part in known), strict=True))
     features = blocks(train["x"])
     results: dict[str, float | int] = {}
-    for (suffix, (x, _)), prompts in zip(judged.items(), asked, strict=True):
-        found = nearest(blocks(x), features)[1]
-        figures = _shares(prompts, captions[found], captions)
-        results |= {f"retrieval_caption{name}{suffix}": value for name, value in figures.items() if "bal" not in name}
+    for (suffix, (x, _)), prompts in zip(sets.items(), asked, strict=True):
+        neighbours = nearest(blocks(x), features)[1]
+        shares = _shares(prompts, captions[neighbours], captions)
+        results |= {f"retrieval_caption{name}{suffix}": value for name, value in shares.items() if "bal" not in name}
         if "label" in train:
             classes = np.array([class_of.get(caption, -1) for caption in prompts.tolist()])
-            figures = _shares(classes, labels[found], labels)
-            results |= {f"retrieval_class{name}{suffix}": value for name, value in figures.items()}
+            shares = _shares(classes, labels[neighbours], labels)
+            results |= {f"retrieval_class{name}{suffix}": value for name, value in shares.items()}
     return results
 
 
@@ -88,12 +88,12 @@ def _same(sets: list[np.ndarray]) -> list[Int64[np.ndarray, "n"]]:
     return np.split(numbers, np.cumsum([len(rows) for rows in sets])[:-1])
 
 
-def _shares(asked: np.ndarray, found: np.ndarray, train: np.ndarray) -> dict[str, float | int]:
+def _shares(asked: np.ndarray, retrieved: np.ndarray, train: np.ndarray) -> dict[str, float | int]:
     """The share of hits among what was asked for and exists, and its expectation, plain and balanced over values."""
     values, counts = np.unique(train, return_counts=True)
     share = dict(zip(values.tolist(), (counts / len(train)).tolist(), strict=True))
     known = np.isin(asked, values)
-    asked, hits = asked[known], (asked == found)[known]
+    asked, hits = asked[known], (asked == retrieved)[known]
     if not len(asked):
         return {"_num": 0}
     each = np.unique(asked)

@@ -54,11 +54,11 @@ def kernel_distance(
     if subsets < 1 or size < 2:
         raise ValueError(f"there must be at least 1 subset of 2 rows, got {subsets=} and {subset_size=}")
     random = np.random.default_rng(seed)
-    found = [
+    estimates = [
         squared_mmd(*(z[random.choice(len(z), size, replace=False, shuffle=False)] for z in (x, y)))
         for _ in range(subsets)
     ]
-    return Estimate(float(np.mean(found)), float(np.std(found)))
+    return Estimate(float(np.mean(estimates)), float(np.std(estimates)))
 
 
 def inception_score(logits: np.ndarray | Array, *, splits: int = 10, seed: int | None = 0) -> Estimate:

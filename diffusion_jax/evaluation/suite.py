@@ -1,4 +1,4 @@
-"""Every figure that compares a set of samples with a reference set, from features that are computed once."""
+"""Metrics that compare a set of images with a reference set, from features that are computed once."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ _NEEDS_INCEPTION = ("fid", "sfid")
 _NEEDS_IMAGES = ("kid", "precision_recall", "density_coverage")
 
 
-class Judged(NamedTuple):
-    """What a figure may be computed from."""
+class Compared(NamedTuple):
+    """What a metric may be computed from."""
 
     prefix: str
     samples: Features
@@ -63,7 +63,7 @@ def compare(
     seed: int = 0,
     cache: tuple[str | os.PathLike, str] | None = None,
 ) -> dict[str, float | int]:
-    """Figures of `samples` against `reference`, both of which may be anybody's.
+    """Metrics of `samples` against `reference`, both of which may come from any model.
 
     Args:
       samples: images; see `features.image_source`.
@@ -72,16 +72,16 @@ def compare(
       features: from `features.inception` or `features.classifier_features`.
       metrics: names in `METRICS`: "fid", "sfid", "kid", "inception_score", "precision_recall", "density_coverage",
         "memorization".
-      train: the training set, which memorised images are looked for in; the reference unless given.
+      train: the training set, in which memorised images are searched for; by default the reference.
       test: real images that the generator has not seen; at most as many as there are samples are used, and every
-        figure of them stands beside that of the samples as `<name>_real`.
-      batch_size: of images that are judged at once, over all devices.
+        metric of them is given as `<name>_real`.
+      batch_size: images that go through the network at once, over all devices.
       neighbours: examples of each set that precision, recall, density and coverage are computed from, at most.
       seed: of subsets and of the order in the Inception Score.
       cache: a file for the statistics of `reference`, and a key of all that they depend on.
 
     Returns:
-      The figures, and for each of them the number of samples it used as `<name>_num`. With an Inception network these
+      The metrics, and for each of them the number of samples it used as `<name>_num`. With an Inception network these
       are `fid`, `sfid`, `kid` and `kid_std`, `inception_score` and `inception_score_std`, `precision`, `recall`,
       `density`, `coverage`, `memorization_distance`, `memorization_probability`; with a classifier their names begin
       with "classifier_". `num_samples`, `num_reference` and `num_real` count the sets. See docs/metrics.md.
@@ -91,43 +91,43 @@ def compare(
         or statistics of other features.
     """
     check_metrics(metrics, features.prefix, reference)
-    sample_source = image_source(samples, features.channels)
+    sample_source = image_source(samples, features.takes.shape[-1])
     statistics, source = _reference(reference, features)
-    train_source = source if train is None else image_source(train, features.channels)
+    train_source = source if train is None else image_source(train, features.takes.shape[-1])
     needs_images = any(name in _NEEDS_IMAGES for name in metrics)
     needs_moments = any(name in _NEEDS_INCEPTION for name in metrics)
     if "memorization" in metrics and train_source is None:
         raise ValueError("memorization needs the training images")
-    found = None
+    collected = None
 
-    def judged(source: data.Source, *, most: int | None = None, spatial: bool = "sfid" in metrics) -> Features:
+    def features_of(source: data.Source, *, most: int | None = None, spatial: bool = "sfid" in metrics) -> Features:
         source = source if most is None else _subset(source, most, seed)
         return collect(features, source, batch_size=batch_size, keep=KEEP, spatial=spatial, seed=seed)
 
     if needs_moments and statistics is None:
 
         def compute() -> Statistics:
-            nonlocal found
+            nonlocal collected
             # A cached file must serve later runs that ask for other metrics.
-            found = judged(source, spatial=cache is not None or "sfid" in metrics)
-            return statistics_of(found)
+            collected = features_of(source, spatial=cache is not None or "sfid" in metrics)
+            return statistics_of(collected)
 
         statistics = compute() if cache is None else cached_statistics(*cache, compute)
     if needs_moments:
         _check_statistics(statistics, features, "sfid" in metrics)
     remembers = "memorization" in metrics
-    if found is None and (needs_images or (remembers and train is None)):
-        found = judged(source, most=KEEP)
+    if collected is None and (needs_images or (remembers and train is None)):
+        collected = features_of(source, most=KEEP)
     test_source = None
     if test is not None:
-        test_source = _subset(image_source(test, features.channels), len(sample_source), seed)
-    sets = Judged(
+        test_source = _subset(image_source(test, features.takes.shape[-1]), len(sample_source), seed)
+    sets = Compared(
         prefix=features.prefix,
-        samples=judged(sample_source),
+        samples=features_of(sample_source),
         statistics=statistics,
-        reference=found,
-        train=judged(train_source, most=KEEP) if remembers and train is not None else found,
-        test=None if test_source is None else judged(test_source),
+        reference=collected,
+        train=features_of(train_source, most=KEEP) if remembers and train is not None else collected,
+        test=None if test_source is None else features_of(test_source),
         neighbours=neighbours,
         seed=seed,
     )
@@ -161,8 +161,8 @@ def check_metrics(metrics: Sequence[str], prefix: str, reference: ImageSet | Sta
     alone = isinstance(reference, Statistics) or (path and has_statistics(reference) and not has_images(reference))
     for name in metrics:
         if name in _NEEDS_IMAGES and (alone or reference is None):
-            given = "its statistics alone" if alone else "none"
-            raise ValueError(f"{name!r} needs images of the reference, not {given}")
+            there = "its statistics alone" if alone else "none"
+            raise ValueError(f"{name!r} needs images of the reference, not {there}")
         if name in _NEEDS_INCEPTION and reference is None:
             raise ValueError(f"{name!r} needs a reference: images, or a file of their statistics")
 
@@ -173,15 +173,15 @@ def _reference(
     if reference is None or isinstance(reference, Statistics):
         return reference, None
     if isinstance(reference, (str, os.PathLike)) and has_statistics(reference):
-        images = image_source(reference, features.channels) if has_images(reference) else None
+        images = image_source(reference, features.takes.shape[-1]) if has_images(reference) else None
         return read_statistics(reference), images
-    return None, image_source(reference, features.channels)
+    return None, image_source(reference, features.takes.shape[-1])
 
 
 def _check_statistics(statistics: Statistics, features: Extractor, spatial: bool) -> None:
     if statistics.extractor not in (None, features.name):
         raise ValueError(
-            f"the statistics of the reference are of {statistics.extractor!r}, the samples are judged by "
+            f"the statistics of the reference are of {statistics.extractor!r}, those of the samples of "
             f"{features.name!r}; use the same network and resize"
         )
     if statistics.mu.size != features.num_features:
@@ -200,8 +200,8 @@ def _subset(source: data.Source, most: int, seed: int) -> data.Source:
     return dataclasses.replace(source, read=lambda indices: source.read(chosen[indices]), size=most, groups=None)
 
 
-def _figures(
-    sets: Judged, compute: Callable[[Features], dict[str, float]], num: Callable[[Features], int]
+def _metrics(
+    sets: Compared, compute: Callable[[Features], dict[str, float]], num: Callable[[Features], int]
 ) -> dict[str, float | int]:
     """What `compute` gives for the samples and, with "_real" behind the names, for test images."""
     results = {sets.prefix + name: value for name, value in compute(sets.samples).items()}
@@ -215,53 +215,53 @@ def _figures(
     return results
 
 
-def _fid(sets: Judged) -> dict[str, float | int]:
+def _fid(sets: Compared) -> dict[str, float | int]:
     _warn_of_bias("fid", sets)
 
     def compute(features: Features) -> dict[str, float]:
         own = statistics_of(features)
         return {"fid": frechet_distance(own.mu, own.sigma, sets.statistics.mu, sets.statistics.sigma)}
 
-    return _figures(sets, compute, lambda features: features.num)
+    return _metrics(sets, compute, lambda features: features.num)
 
 
-def _sfid(sets: Judged) -> dict[str, float | int]:
+def _sfid(sets: Compared) -> dict[str, float | int]:
     _warn_of_bias("sfid", sets)
 
     def compute(features: Features) -> dict[str, float]:
         own = statistics_of(features)
         return {"sfid": frechet_distance(own.mu_s, own.sigma_s, sets.statistics.mu_s, sets.statistics.sigma_s)}
 
-    return _figures(sets, compute, lambda features: features.num)
+    return _metrics(sets, compute, lambda features: features.num)
 
 
-def _warn_of_bias(name: str, sets: Judged) -> None:
+def _warn_of_bias(name: str, sets: Compared) -> None:
     if sets.samples.num < USUAL_SAMPLES:
         warnings.warn(
-            f"{name} of {sets.samples.num:,} samples is biased upwards; published figures use {USUAL_SAMPLES:,}",
+            f"{name} of {sets.samples.num:,} samples is biased upwards; published values use {USUAL_SAMPLES:,}",
             stacklevel=4,
         )
 
 
-def _kid(sets: Judged) -> dict[str, float | int]:
+def _kid(sets: Compared) -> dict[str, float | int]:
     def compute(features: Features) -> dict[str, float]:
-        found = kernel_distance(features.features, sets.reference.features, seed=sets.seed)
-        return {"kid": found.mean, "kid_std": found.std}
+        distance = kernel_distance(features.features, sets.reference.features, seed=sets.seed)
+        return {"kid": distance.mean, "kid_std": distance.std}
 
-    return _figures(sets, compute, lambda features: len(features.features))
+    return _metrics(sets, compute, lambda features: len(features.features))
 
 
-def _inception_score(sets: Judged) -> dict[str, float | int]:
+def _inception_score(sets: Compared) -> dict[str, float | int]:
     name = "score" if sets.prefix else "inception_score"
 
     def compute(features: Features) -> dict[str, float]:
-        found = inception_score(features.logits, seed=sets.seed)
-        return {name: found.mean, f"{name}_std": found.std}
+        score = inception_score(features.logits, seed=sets.seed)
+        return {name: score.mean, f"{name}_std": score.std}
 
-    return _figures(sets, compute, lambda features: len(features.logits))
+    return _metrics(sets, compute, lambda features: len(features.logits))
 
 
-def _manifold(metric: Callable, sets: Judged) -> dict[str, float | int]:
+def _manifold(metric: Callable, sets: Compared) -> dict[str, float | int]:
     def some(features: Features) -> np.ndarray:
         # Not the first ones: files are often sorted by class.
         return np.random.default_rng(sets.seed).permutation(features.features)[: sets.neighbours]
@@ -271,10 +271,10 @@ def _manifold(metric: Callable, sets: Judged) -> dict[str, float | int]:
     def compute(features: Features) -> dict[str, float]:
         return metric(real, some(features))._asdict()
 
-    return _figures(sets, compute, lambda features: min(len(features.features), sets.neighbours))
+    return _metrics(sets, compute, lambda features: min(len(features.features), sets.neighbours))
 
 
-def _memorization(sets: Judged) -> dict[str, float | int]:
+def _memorization(sets: Compared) -> dict[str, float | int]:
     train = sets.train.features
     distances = nearest_distances(sets.samples.features, train)
     results = {"memorization_distance": float(distances.mean()), "memorization_distance_num": len(distances)}
@@ -290,8 +290,8 @@ def _memorization(sets: Judged) -> dict[str, float | int]:
 
 def _pixel_distances(samples: data.Source, train: data.Source, test: data.Source | None) -> dict[str, float | int]:
     """Root-mean-square distances per pixel to the nearest training image, where that does not take long."""
-    found = [source for source in (samples, test) if source is not None and source.shape == train.shape]
-    if samples not in found or sum(map(len, found)) * len(train) * np.prod(train.shape) > MAX_DISTANCE_COST:
+    sources = [source for source in (samples, test) if source is not None and source.shape == train.shape]
+    if samples not in sources or sum(map(len, sources)) * len(train) * np.prod(train.shape) > MAX_DISTANCE_COST:
         return {}
 
     def pixels(source: data.Source) -> np.ndarray:
@@ -299,14 +299,14 @@ def _pixel_distances(samples: data.Source, train: data.Source, test: data.Source
 
     images = pixels(train)
     results: dict[str, float | int] = {}
-    for suffix, source in zip(("", "_real"), found, strict=False):
+    for suffix, source in zip(("", "_real"), sources, strict=False):
         distances = nearest_distances(pixels(source), images)
         results[f"nearest_train_distance{suffix}"] = float(distances.mean())
         results[f"nearest_train_minimum{suffix}"] = float(distances.min())
     return results | {"nearest_train_distance_num": len(samples)}
 
 
-METRICS: dict[str, Callable[[Judged], dict[str, float | int]]] = {
+METRICS: dict[str, Callable[[Compared], dict[str, float | int]]] = {
     "fid": _fid,
     "sfid": _sfid,
     "kid": _kid,

@@ -39,7 +39,7 @@ def discrete_bound(
 ) -> dict[str, Float[Array, "batch"]]:
     """All terms of the bound in nats per example, in one scan over `times`, with one x_t ~ q(x_t | x_0) per term.
 
-    `times` decrease from T to the data, as a sampling grid does: its last entry stands for x_0, which is decoded from
+    `times` decrease from T to the data, like a sampling grid: the last entry is the time of x_0, which is decoded from
     the one before. The result is {"prior": L_T, "terms": [num_times - 2, batch] of L_{t-1}, largest t first,
     "decoder": L_0, "squared_error": |x_0 - D(x_1)|^2}. The noise of row r comes from fold_in(key, r).
 
@@ -111,11 +111,11 @@ def continuous_bound(
 def bound_likelihood(
     *, grid: Grid, steps: int = 0, variance: str = "beta_tilde", levels: int = 256
 ) -> Callable[..., dict[str, Float[Array, "batch"]]]:
-    """The variational bound as the likelihood of config.evaluation: figures of (process, D, key, x_0), x_0 on levels.
+    """The variational bound as the likelihood of config.evaluation, a function of (process, D, key, x_0 on levels).
 
     `bits_per_dim` = `rate` + `distortion` with rate = L_T + sum_{t > 1} L_{t-1} and distortion = L_0, all in bits per
-    dimension, as in arXiv:2006.11239, table 2; `prior` = L_T; `rmse` of D at the last time, in grey levels. `steps` of
-    `grid` are taken, 0 standing for all that a discrete process has. See `discrete_bound`.
+    dimension, as in arXiv:2006.11239, table 2; `prior` = L_T; `rmse` of D at the last time, in grey levels. It takes
+    `steps` of `grid`; 0: all of a discrete process. See `discrete_bound`.
 
     Raises ValueError for an unknown variance, fewer than 2 levels or one step.
     """

@@ -44,7 +44,7 @@ def check_levels(x: np.ndarray, levels: int) -> None:
     if off.max() > _TOLERANCE:
         worst = float(x.flat[off.argmax()])
         raise ValueError(
-            f"levels is {levels}, but x holds {worst:.6g}, none of the values 2 k / {levels - 1} - 1 in [-1, 1]"
+            f"levels is {levels}, but x holds {worst:.6g}, which is not a level 2 k / {levels - 1} - 1 in [-1, 1]"
         )
 
 
@@ -107,7 +107,7 @@ def bits_per_dim(nats: Float[Array, "batch"], num_dims: int, levels: int = 0) ->
     """-log_2 of a probability per dimension from the log density `nats` of x in [-1, 1].
 
     The cell of a level has width 2 / levels: -nats / (d ln 2) + log_2(levels / 2). With `levels` = 0 the data is
-    continuous and the figure is that of the density itself.
+    continuous, and the result is that of the density itself.
     """
     scale = np.log2(levels / 2) if levels else 0.0
     return -nats / (num_dims * np.log(2)) + scale

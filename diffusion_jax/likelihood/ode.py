@@ -17,7 +17,7 @@ from diffusion_jax.solvers.odes import check_adaptive, integrate, rectified
 from diffusion_jax.solvers.values import check_finite
 from diffusion_jax.types import Denoiser, Process, check, check_choice, spread
 
-# (process, D, key, x_0) -> figures of every example, each [batch]; among them "bits_per_dim"
+# (process, D, key, x_0) -> metrics of every example, each [batch]; among them "bits_per_dim"
 Likelihood = Callable[..., dict[str, Float[Array, "batch"]]]
 Divergence = Callable[[Callable[[Array], Array], Array], tuple[Array, Float[Array, "batch"]]]
 
@@ -135,10 +135,10 @@ def log_prob(
 def ode_likelihood(options: OdeOptions, *, dequantization: str = "uniform", levels: int = 256) -> Likelihood:
     """The likelihood of config.evaluation: `log_prob` of dequantized data as a function of (process, D, key, x_0).
 
-    Its figures are `bits_per_dim`, an upper bound on the code length in expectation over the dequantization noise;
+    Its metrics are `bits_per_dim`, an upper bound on the code length in expectation over the dequantization noise;
     `nats`, the log density of the dequantized x; and `nfe`. `dequantization` is "uniform" over the `levels` grey
     levels of the data, or "none" for continuous data, whose bits_per_dim is that of the density itself. A trained
-    `dequantization.variational` may be given to the result as `dequantize=`, in place of uniform noise.
+    `dequantization.variational` may be given to the result as `dequantize=`, instead of uniform noise.
 
     Raises ValueError for an unknown choice or a number out of range.
     """

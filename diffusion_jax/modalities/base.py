@@ -62,14 +62,17 @@ MetricMaker = Callable[[Evaluation], Metric]  # ValueError: the data or the opti
 
 
 def as_it_is(samples: np.ndarray | Array) -> np.ndarray:
+    """The `Modality.stored` of samples that are saved without conversion."""
     return np.asarray(samples)
 
 
 def no_picture(drawn: Drawn, words: Words, views: Views) -> None:
+    """The `Modality.picture` of data that nothing can be drawn of."""
     return None
 
 
 def no_files(path: pathlib.Path, drawn: Drawn, words: Words, views: Views) -> list[pathlib.Path]:
+    """The `Modality.files` of data that is saved as an .npz file only."""
     return []
 
 
@@ -83,7 +86,7 @@ class Modality:
         files: (path without suffix, drawn, words, views) -> the paths of further files that it wrote, such as .wav.
         views: names of functions of the model that `picture` and `files` show, such as the "score" of points.
         metrics: makers of metrics by name.
-        usual: the metrics that "auto" stands for, as far as the data and the options can give them.
+        usual: the metrics that "auto" means, as far as the data and the options can give them.
     """
 
     stored: Callable[[np.ndarray | Array], np.ndarray] = as_it_is
@@ -98,7 +101,7 @@ PLAIN = Modality()
 
 
 def metrics(modality: Modality, evaluation: Evaluation) -> list[Metric]:
-    """The metrics that the option "metrics" names, in their order; "auto" stands for the usual ones.
+    """The metrics that the option "metrics" names, in their order; "auto" means the usual ones.
 
     Raises:
         ValueError: "evaluation.metrics=NAME: ...", for a name that the modality does not have, or a metric that the
@@ -135,10 +138,10 @@ def _usual(modality: Modality, evaluation: Evaluation) -> list[Metric]:
 
 def need(evaluation: Evaluation, modality: str, what: str) -> None:
     """Raises ValueError unless the training split is of `modality`, which the samples are compared with as `what`."""
-    given = evaluation.train.entries["x"].modality
-    if given != modality:
+    present = evaluation.train.entries["x"].modality
+    if present != modality:
         raise ValueError(
-            f"it compares samples with {what}, and the training split has data of modality {given!r}; train with "
+            f"it compares samples with {what}, and the training split has data of modality {present!r}; train with "
             f"evaluation.metrics=() and evaluate with a data set of {what}"
         )
 

@@ -1,4 +1,4 @@
-"""The U-Net of guided diffusion, ADM (arXiv:2105.05233), whose half is the noisy classifier in `encoder_unet`."""
+"""The U-Net of guided diffusion, ADM (arXiv:2105.05233); its encoder half is the noisy classifier `encoder_unet`."""
 
 import functools
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.networks import layers
@@ -26,8 +27,8 @@ class ADM(DenoisingNetwork):
     Level i has `model_channels * channel_mult[i]` channels at resolution `image_size / 2^i`. c_noise is a timestep in
     0..999; residual blocks read its embedding by adaptive group normalisation. The output convolution and the last
     layer of every residual branch start at zero. Attribute names are those of the authors' UNetModel, whose Sequentials
-    are lists here. The defaults are the authors' network for ImageNet at 64 x 64, less its classes. Other networks of
-    this family are
+    are lists here. The defaults are the authors' network for ImageNet at 64 x 64, without its classes. Other networks
+    of this family are
 
     - improved DDPM's (arXiv:2102.09672): `resblock_updown=False, num_head_channels=None`;
     - LDM's (arXiv:2112.10752): `resblock_updown=False, use_scale_shift_norm=False, num_head_channels=32`, and with a
@@ -35,45 +36,45 @@ class ADM(DenoisingNetwork):
     - that of consistency models (arXiv:2303.01469): `use_new_attention_order=True`;
     - upsamplers: `image_channels=3, low_res=64`, for a condition of 64 x 64 pixels.
 
-    Conditions are those of `Conditions`. Labels and vectors are added to the embedding of c_noise, and the label
-    `num_classes`, which stands for none, adds nothing. Tokens are read by cross-attention: transformers stand in the
-    place of self-attention then. An image is concatenated to x.
+    See `Conditions` for what each condition is. Labels and vectors are added to the embedding of c_noise, and
+    the null class `num_classes` adds nothing. Tokens are read by cross-attention: transformers replace self-attention
+    then. An image is concatenated to x.
 
     Args:
-        image_size: height and width that place the attention; x may have another size the levels divide.
+        image_size: height and width of x that the resolutions of attention refer to; the levels must divide those of x.
         in_channels: channels of x.
         out_channels: channels of the output, twice those of x where variances are learned; None: `in_channels`.
         model_channels: channels of the first level before its factor, and of the positional embedding.
         channel_mult: one factor per level.
-        num_res_blocks: residual blocks per level on the way down; the way up has one more.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
         attention_resolutions: resolutions with self-attention; the middle always has it.
-        num_heads: attention heads, where `num_head_channels` is None.
+        num_heads: attention heads if `num_head_channels` is None.
         num_head_channels: channels per head; decides the number of heads if given.
         use_new_attention_order: whether the channels that attention reads are all queries, all keys, all values, and
-            not the query, key and value of head after head. It matters for weights that exist already.
+            not the query, key and value of head after head. It matters for existing weights.
         use_scale_shift_norm: whether the embedding scales and shifts normalised activations, or is added.
         resblock_updown: whether residual blocks change the resolution, or layers between them.
         conv_resample: whether those layers have a convolution.
         num_groups: groups of every normalisation.
         dropout: rate, before the last convolution of each residual block.
         num_classes: of the condition "label"; 0 for none.
-        class_token_dim: width of the one token that a label becomes, in the place of being added to the embedding, as
-            in LDM's network for ImageNet; 0 for no token. The label `num_classes` is a token of its own.
+        class_token_dim: width of the one token that a label becomes instead of being added to the embedding, as in
+            LDM's network for ImageNet; 0 for no token. The null class `num_classes` has a token of its own.
         vector_dim: of the condition "vector"; 0 for none.
-        token_dim: width of the condition "tokens", or of what reads them if there is a `vocabulary`; 0 for none.
-        vocabulary: number of ids among "tokens", which a transformer reads; 0 where they are vectors with a "mask".
+        token_dim: width of the condition "tokens", or of their encoding if there is a `vocabulary`; 0 for none.
+        vocabulary: number of ids of "tokens", which a transformer encodes; 0 if they are vectors with a "mask".
         max_tokens: length of "tokens".
-        transformer_depth: blocks of every transformer, where there are tokens.
+        transformer_depth: blocks of every transformer, if there are tokens.
         image_channels: of the condition "image"; 0 for none.
-        low_res: height and width of that image, which is brought to the size of x by bilinear interpolation; 0 stands
-            for the size of x.
+        low_res: height and width of that image, which is resized to those of x by bilinear interpolation; 0: those of
+            x.
         attention_implementation: see `attention.dot_product_attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
         rngs: randomness of the initial parameters.
 
     Raises:
-        ValueError: if the levels do not divide the image's size, a resolution with attention is that of no level, or
-            the groups or heads do not divide the channels, or labels become tokens beside vectors or other tokens.
+        ValueError: if the levels do not divide the image's size, no level has a resolution with attention, or
+            the groups or heads do not divide the channels, or labels become tokens next to vectors or other tokens.
     """
 
     def __init__(
@@ -109,8 +110,8 @@ class ADM(DenoisingNetwork):
     ):
         if class_token_dim and (vector_dim or token_dim or not num_classes):
             raise ValueError(
-                f"class_token_dim={class_token_dim} needs num_classes > 0, and goes with no vector_dim or token_dim; "
-                f"they are {num_classes}, {vector_dim} and {token_dim}."
+                f"class_token_dim={class_token_dim} needs num_classes > 0, no vector_dim and no token_dim: they are "
+                f"{num_classes}, {vector_dim} and {token_dim}."
             )
         side = low_res or image_size
         self.input_shape = (None, None, in_channels)
@@ -163,7 +164,7 @@ class ADM(DenoisingNetwork):
         self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
         self.add_embedding = VectorEmbedding(vector_dim, emb_dim, rngs=rngs) if vector_dim else None
         levels = [(w, r, r in attention_resolutions) for w, r in zip(widths, resolutions, strict=True)]
-        self.input_blocks, skips = way_down(
+        self.input_blocks, skips = encoder_blocks(
             in_channels + image_channels, levels, num_res_blocks, block=block, attention=attention, down=down, rngs=rngs
         )
         c = widths[-1]
@@ -213,7 +214,7 @@ class ADM(DenoisingNetwork):
             h = layer(h)
         return h
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         embedded = super().embed(cond, batch, dtype)
         if not self.class_token or embedded.context is not None:
             return embedded
@@ -227,7 +228,7 @@ class ADM(DenoisingNetwork):
 
 
 def time_embed(model_channels: int, *, rngs: nnx.Rngs) -> nnx.List:
-    """The layers on the positional embedding of c_noise, [batch, model_channels] -> [batch, 4 model_channels]."""
+    """Dense layers after the positional embedding of c_noise: [batch, model_channels] -> [batch, 4 model_channels]."""
     emb_dim = 4 * model_channels
     first, last = layers.linear(model_channels, emb_dim, rngs=rngs), layers.linear(emb_dim, emb_dim, rngs=rngs)
     return nnx.List([first, jax.nn.silu, last])
@@ -236,7 +237,7 @@ def time_embed(model_channels: int, *, rngs: nnx.Rngs) -> nnx.List:
 def embed_time(
     modules: nnx.List, c_noise: Float[Array, "batch"], model_channels: int, dtype: jnp.dtype
 ) -> Float[Array, "batch emb"]:
-    """`modules`, those of `time_embed`, on the positional embedding of c_noise, cosines first."""
+    """The embedding of c_noise: `modules`, made by `time_embed`, of the positional embedding, cosines first."""
     emb = layers.sinusoidal_embedding(c_noise, model_channels, flip_sin_to_cos=True, downscale_freq_shift=0.0)
     emb = emb.astype(dtype)
     for layer in modules:
@@ -244,7 +245,7 @@ def embed_time(
     return emb
 
 
-def way_down(
+def encoder_blocks(
     in_channels: int,
     levels: list[tuple[int, int, bool]],
     num_res_blocks: int,
@@ -254,9 +255,9 @@ def way_down(
     down: Callable[[int], nnx.Module],
     rngs: nnx.Rngs,
 ) -> tuple[nnx.List, list[int]]:
-    """The blocks on the way down, from (channels, resolution, whether there is attention) of every level.
+    """The blocks of the encoder path, and the number of channels of the output of each.
 
-    And the number of channels that each of them gives. `block`, `attention` and `down` make modules.
+    A level is (channels, resolution, whether there is attention). `block`, `attention` and `down` make modules.
     """
     c = levels[0][0]
     blocks, channels = [nnx.List([layers.conv(in_channels, c, rngs=rngs)])], [c]
@@ -279,7 +280,7 @@ def run(
     *,
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "batch h2 w2 out"]:
-    """h after the modules of one block, of which residual blocks read the embedding and transformers the context."""
+    """h after the modules of one block. Residual blocks read the embedding, transformers the context."""
     for part in parts:
         if isinstance(part, ResBlock):
             h = part(h, emb, rngs=rngs)
@@ -293,7 +294,7 @@ def run(
 class ResBlock(nnx.Module):
     """Residual block: skip(x) + out(norm(conv(r(silu(norm(x))))) (1 + scale) + shift), scale and shift from emb.
 
-    r resamples by `resampling`, "none", "up" (by repetition) or "down" (by averages), also x on the way to the sum.
+    r resamples by `resampling`, "none", "up" (by repetition) or "down" (by averages), and x in the skip connection too.
     """
 
     def __init__(
@@ -342,7 +343,7 @@ class ResBlock(nnx.Module):
 
 
 class Down(nnx.Module):
-    """Halve the resolution by a convolution of stride 2, padded by one place on all sides, or by averages."""
+    """Halve the resolution by a convolution of stride 2, padded by one pixel on all sides, or by averages."""
 
     def __init__(self, channels: int, *, with_conv: bool = True, rngs: nnx.Rngs):
         init = layers.fan_avg_uniform()
@@ -355,7 +356,7 @@ class Down(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """Residual self-attention over all places, x + proj_out(attention(qkv(norm(x)))); see `split_qkv` for `order`."""
+    """Residual self-attention over all pixels, x + proj_out(attention(qkv(norm(x)))); see `split_qkv` for `order`."""
 
     def __init__(
         self,

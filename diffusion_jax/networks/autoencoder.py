@@ -136,7 +136,7 @@ class Decoder(nnx.Module):
 
 
 class Level(nnx.Module):
-    """Residual blocks at one resolution, each followed by self-attention with `attention`; then half or twice of it."""
+    """Residual blocks at one resolution, with self-attention after each if `attention`, then a change of resolution."""
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class Level(nnx.Module):
 
 
 class MidBlock(nnx.Module):
-    """Residual block, attention or none, residual block at the lowest resolution."""
+    """Residual block, optional attention, residual block at the lowest resolution."""
 
     def __init__(self, channels: int, *, norm_num_groups: int, attention: bool, rngs: nnx.Rngs):
         self.resnets = nnx.List(_resnet(channels, channels, norm_num_groups, rngs) for _ in range(2))

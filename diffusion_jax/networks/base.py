@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Num
 
 from diffusion_jax.networks import conditioning
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
@@ -32,18 +33,22 @@ class DenoisingNetwork(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch *shape"],
+        x: Num[Array, "batch *shape"],
         c_noise: Float[Array, "batch"],
         cond: Cond = None,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch *out"]:
         check_input(x, self.input_shape, self.divisor)
-        return self.forward(x, c_noise, self.embed(cond, x.shape[0], x.dtype), rngs=rngs)
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return self.forward(x, c_noise, self.embed(cond, x.shape[0]), rngs=rngs)
+        embedded = self.embed(cond, x.shape[0], x.dtype)
+        # Tables of embeddings are float32 whatever the dtype of the computation.
+        return self.forward(x, c_noise, conditioning.cast(embedded, x.dtype), rngs=rngs)
 
     def forward(
         self,
-        x: Float[Array, "batch *shape"],
+        x: Num[Array, "batch *shape"],
         c_noise: Float[Array, "batch"],
         cond: Embedded,
         *,
@@ -52,7 +57,7 @@ class DenoisingNetwork(nnx.Module):
         """The output for an x of the right shape and embedded conditions."""
         raise NotImplementedError
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         """The embedded conditions, which `__call__` takes instead of cond; computed once per sample.
 
         cond=None needs the number of rows, `batch`, and the `dtype` of the computation.
@@ -64,7 +69,7 @@ class DenoisingNetwork(nnx.Module):
         return {}
 
 
-def check_input(x: Float[Array, "batch *shape"], shape: tuple[int | None, ...], divisor: int = 1) -> None:
+def check_input(x: Num[Array, "batch *shape"], shape: tuple[int | None, ...], divisor: int = 1) -> None:
     """Raises ValueError unless x is [batch, *shape], where None is any positive multiple of `divisor`."""
     sizes = x.shape[1:]
     fits = len(sizes) == len(shape) and all(

@@ -15,10 +15,10 @@ ARGMAX_EOS = 2  # with this eos_token_id a text ends at the greatest id, whateve
 
 
 class Encoded(NamedTuple):
-    """A sequence of vectors, and one vector for the whole."""
+    """A sequence of vectors, and one vector for the whole, which some encoders do not have."""
 
     hidden: Float[Array, "batch n hidden_size"]
-    pooled: Float[Array, "batch dim"]
+    pooled: Float[Array, "batch dim"] | None
 
 
 class CLIPTextModel(nnx.Module):

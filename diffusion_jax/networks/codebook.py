@@ -1,4 +1,4 @@
-"""Codebooks of vectors: nearest entries, averages that follow the data, entries that nothing is near to (VQ-VAE)."""
+"""Codebooks of VQ-VAE: nearest entries, the update by moving averages (EMA), unused entries and perplexity."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def quantize(h: Float[Array, "*n d"], embedding: Float[Array, "k d"]) -> Float[A
 def assigned(
     h: Float[Array, "n d"], code: Int[Array, "n"], num_codes: int
 ) -> tuple[Float[Array, "k"], Float[Array, "k d"]]:
-    """How many of the vectors h each entry was given, and their sum."""
+    """For each entry, the number of vectors h that are assigned to it, and their sum."""
     counts = jnp.zeros(num_codes).at[code].add(1.0)
     return counts, jnp.zeros((num_codes, h.shape[-1])).at[code].add(h.astype(jnp.float32))
 
@@ -43,14 +43,14 @@ def follow(
 
 
 def dead(size: Float[Array, "k"], threshold: float) -> Bool[Array, "k"]:
-    """Which entries were given fewer than `threshold` vectors of a batch on average; see `assigned` and `follow`.
+    """Which entries have had fewer than `threshold` vectors of a batch on average; see `assigned` and `follow`.
 
-    Such entries begin anew as vectors of the batch (arXiv:2005.00341, section 3).
+    Such unused entries are re-initialised with vectors of the batch (arXiv:2005.00341, section 3).
     """
     return size < threshold
 
 
 def perplexity(counts: Float[Array, "k"]) -> Float[Array, ""]:
-    """exp of the entropy of the frequencies counts / sum: from 1 (one entry for all) to k (all alike)."""
+    """exp of the entropy of the frequencies counts / sum: from 1 (one entry for all) to k (all equally often)."""
     p = counts / jnp.maximum(counts.sum(), 1e-10)
     return jnp.exp(-jnp.sum(jnp.where(p > 0, p * jnp.log(jnp.where(p > 0, p, 1.0)), 0.0)))

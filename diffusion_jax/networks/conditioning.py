@@ -1,4 +1,4 @@
-"""How networks read conditions: once per sample, apart from the trunk that runs at every step."""
+"""Conditioning of networks: conditions are embedded once per sample, apart from the trunk that runs at every step."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.networks import layers
@@ -21,7 +22,7 @@ def embed(
     cond: Cond,
     conditions: Conditions,
     batch: int | None = None,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     *,
     label: Callable[[Array], Array] | None = None,
     vector: Callable[..., Array] | None = None,
@@ -39,7 +40,8 @@ def embed(
     """
     if isinstance(cond, Embedded):
         return cond
-    entries = _null(conditions, batch, dtype) if cond is None else conditions.of(cond) or {}
+    entries = cast(conditions.null(batch), dtype) if cond is None else conditions.of(cond)
+    entries = entries or {}
     for name, array in entries.items():
         shape = conditions.shapes[name].shape
         if array.shape[1:] != shape or (batch is not None and array.shape[0] != batch):
@@ -59,9 +61,9 @@ def embed(
     return Embedded(sum(vectors) if vectors else None, context, mask, entries.get("image"), others=others or None)
 
 
-def _null(conditions: Conditions, batch: int | None, dtype: jnp.dtype) -> dict[str, Array]:
-    entries = conditions.null(batch) or {}
-    return {n: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a for n, a in entries.items()}
+def cast(cond: Cond, dtype: DTypeLike) -> Cond:
+    """`cond` with its floats in `dtype`."""
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, cond)
 
 
 class VectorEmbedding(nnx.Module):
@@ -78,7 +80,7 @@ class VectorEmbedding(nnx.Module):
 class TokenEncoder(nnx.Module):
     """A transformer over a sequence of ids, trained with the network: [batch, n] -> [batch, n, dim].
 
-    Learned positions, and `depth` blocks of attention and MLP with the normalisation before them; 0 is padding, which
+    It has learned positions and `depth` blocks of attention and MLP, normalised before each; 0 is padding, which
     nothing attends to. As the transformers of LDM's and GLIDE's text-conditional models (arXiv:2112.10752, appendix
     E.2.1; arXiv:2112.10741, section 4).
 
@@ -104,6 +106,7 @@ class TokenEncoder(nnx.Module):
 
     def __call__(self, ids: Int[Array, "batch n"]) -> Float[Array, "batch n dim"]:
         h = self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))
+        h = h.astype(self.token_embedding.embedding[...].dtype)
         for block in self.blocks:
             h = block(h, ids != 0)
         return self.norm(h)
@@ -127,9 +130,9 @@ class TokenBlock(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Residual attention of all places of x to a context: x + out(attention(q(norm(x)), k(context), v(context))).
+    """Residual cross-attention of x to a context: x + out(attention(q(norm(x)), k(context), v(context))).
 
-    x is [batch, ..., channels]. It starts as the identity, and is the identity where the context is empty.
+    x is [batch, ..., channels]. It starts as the identity, and is the identity for rows whose context is empty.
 
     Args:
         channels: of x.
@@ -148,8 +151,8 @@ class CrossAttention(nnx.Module):
         self.to_out = layers.linear(channels, channels, scale=0.0, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch *places c"], context: Float[Array, "batch n d"], mask: Bool[Array, "batch n"]
-    ) -> Float[Array, "batch *places c"]:
+        self, x: Float[Array, "batch *positions c"], context: Float[Array, "batch n d"], mask: Bool[Array, "batch n"]
+    ) -> Float[Array, "batch *positions c"]:
         query = self.to_q(self.norm(x).reshape(x.shape[0], -1, x.shape[-1]))
         attended = dot_product_attention(query, self.to_k(context), self.to_v(context), self.num_heads, mask=mask)
         some = jnp.any(mask, axis=1)[:, None, None]

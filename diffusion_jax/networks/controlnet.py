@@ -1,4 +1,4 @@
-"""ControlNet: a copy of the U-Net's way down that reads an image and corrects the frozen U-Net (arXiv:2302.05543)."""
+"""ControlNet: a copy of the U-Net's encoder that reads an image and corrects the frozen U-Net (arXiv:2302.05543)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from diffusion_jax.networks import layers
@@ -20,11 +21,11 @@ HINT_CHANNELS = (16, 32, 96, 256)
 
 
 class ControlNetModel(DenoisingNetwork):
-    """What ControlNet adds to the activations of a U-Net: net(x, c_noise, cond) -> tuple of arrays.
+    """ControlNet: net(x, c_noise, cond) -> tuple of arrays, which are added to the activations of a U-Net.
 
-    There is one for each activation that the way up reads and one for the middle, as `Embedded.residuals` takes them.
-    All are zero at the start, since they come from 1 x 1 convolutions that are. It reads the U-Net's conditions and
-    "control", an image in [-1, 1] of `2^(len(hint_channels) - 1)` times the side of x. Attribute names follow
+    There is one array for each activation that the decoder reads and one for the middle, as `Embedded.residuals` takes
+    them. All are zero at the start, as are the 1 x 1 convolutions that they come from. It reads the U-Net's conditions
+    and "control", an image in [-1, 1] of `2^(len(hint_channels) - 1)` times the side of x. Attribute names follow
     ControlNetModel of diffusers.
 
     Args:
@@ -67,7 +68,7 @@ class ControlNetModel(DenoisingNetwork):
         residuals = [block(skip) for block, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
         return (*residuals, self.controlnet_mid_block(h))
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         """As in `DenoisingNetwork`; the `image` of the result is the embedded "control"."""
         embedded = super().embed(cond, batch, dtype)
         if isinstance(cond, Embedded):
@@ -80,7 +81,7 @@ class ControlNetModel(DenoisingNetwork):
 
 
 class Hint(nnx.Module):
-    """The small network that brings an image in [0, 1] to the resolution of x and the channels that it joins there."""
+    """The small network that embeds an image in [0, 1] at the resolution of x."""
 
     def __init__(self, in_channels: int, channels: tuple[int, ...], out_channels: int, *, rngs: nnx.Rngs):
         self.conv_in = layers.conv(in_channels, channels[0], rngs=rngs)
@@ -128,7 +129,7 @@ class ControlledUNet(DenoisingNetwork):
         scaled = tuple(self.scale * residual for residual in residuals)
         return self.unet(x, c_noise, cond.unet._replace(residuals=scaled), rngs=rngs)
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Controlled:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Controlled:
         if isinstance(cond, Controlled):
             return cond
         return Controlled(self.unet.embed(cond, batch, dtype), self.controlnet.embed(cond, batch, dtype))

@@ -1,4 +1,4 @@
-"""The discriminator of patches that first stages are trained against."""
+"""PatchGAN, the discriminator that first stages are trained against."""
 
 import jax
 from flax import nnx
@@ -8,12 +8,12 @@ from diffusion_jax.networks import layers
 
 
 class NLayerDiscriminator(nnx.Module):
-    """PatchGAN (arXiv:1611.07004, section 3.2.2): a convolutional network whose every output judges one patch.
+    """PatchGAN (arXiv:1611.07004, section 3.2.2): a convolutional network with one output per patch of the image.
 
     [batch, h, w, in_channels] -> [batch, h', w', 1], logits that are high for real images. `n_layers` convolutions
     4 x 4 of stride 2 are followed by two of stride 1, all but the first and the last with a norm, and leaky ReLU
     between them; the patches of `n_layers` = 1, 2, 3 have sides of 16, 34 and 70 pixels. As VQGAN's (arXiv:2012.09841),
-    but with GroupNorm in the place of BatchNorm: an image is judged independently of its batch, and the network is a
+    but with GroupNorm instead of BatchNorm: the logits of an image do not depend on its batch, and the network is a
     function of its parameters alone.
 
     Args:

@@ -19,14 +19,14 @@ class DiT(DenoisingNetwork):
     """Diffusion transformer with adaLN-Zero (arXiv:2212.09748, section 3.2).
 
     [batch, image_size, image_size, in_channels] -> the same with `in_channels` output channels, or twice as many if
-    `learn_sigma`: first the prediction, then what the variance is interpolated with. c_noise is a timestep in 0..999.
-    Position enters through a fixed sine-cosine table, which is no parameter. XL/2 of the paper is `image_size=32,
+    `learn_sigma`: first the prediction, then the interpolation of the log variance. c_noise is a timestep in 0..999.
+    Positions enter through a fixed sine-cosine table. XL/2 of the paper is `image_size=32,
     in_channels=4, patch_size=2, hidden_size=1152, depth=28, num_heads=16, num_classes=1000, learn_sigma=True`.
     Attribute names follow the authors' code.
 
-    Conditions are those of `Conditions`. Labels and vectors are added to the embedding of c_noise; tokens are read by
-    cross-attention between the self-attention and the MLP of each block (arXiv:2310.00426, section 2.2), and with
-    `pool_tokens` added to that embedding too.
+    See `Conditions` for what each condition is. Labels and vectors are added to the embedding of c_noise; tokens are
+    read by cross-attention between the self-attention and the MLP of each block (arXiv:2310.00426, section 2.2), and
+    with `pool_tokens` added to that embedding too.
 
     Args:
         image_size: height and width of x (of the latent, in latent diffusion).
@@ -36,11 +36,11 @@ class DiT(DenoisingNetwork):
         depth: number of blocks.
         num_heads: attention heads.
         mlp_ratio: width of the blocks' MLP over `hidden_size`.
-        num_classes: of the condition "label"; 0 for none. Without any condition cond is ignored; with some, cond=None
-            stands for none of them.
+        num_classes: of the condition "label"; 0 for none. A network without conditions ignores cond; one with
+            conditions takes cond=None as the null condition.
         vector_dim: of the condition "vector"; 0 for none.
-        token_dim: width of the condition "tokens", or of what reads them if there is a `vocabulary`; 0 for none.
-        vocabulary: number of ids among "tokens", which a transformer reads; 0 where they are vectors with a "mask".
+        token_dim: width of the condition "tokens", or of their encoding if there is a `vocabulary`; 0 for none.
+        vocabulary: number of ids of "tokens", which a transformer encodes; 0 if they are vectors with a "mask".
         max_tokens: length of "tokens".
         pool_tokens: whether their mean is also added to the embedding of c_noise, as the whole text in GLIDE
             (arXiv:2112.10741, section 4).

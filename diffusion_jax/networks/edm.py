@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.networks import layers, ncsnpp
@@ -18,11 +19,11 @@ from diffusion_jax.networks.edm_blocks import (
     SONG,
     UNetBlock,
     conv,
+    decoder_modules,
     dense,
+    encoder_modules,
     norm,
     resampled,
-    way_down,
-    way_up,
 )
 from diffusion_jax.types import Cond, Embedded, check_choice
 
@@ -30,26 +31,26 @@ from diffusion_jax.types import Cond, Embedded, check_choice
 class SongUNet(DenoisingNetwork):
     """DDPM++ and NCSN++ as EDM trains them: [batch, h, w, in_channels] -> [batch, h, w, out_channels].
 
-    The networks of `ncsnpp.NCSNpp` (arXiv:2011.13456), but for initial values, and for labels, which enter with the
+    The networks of `ncsnpp.NCSNpp` (arXiv:2011.13456) with other initial values, and with labels that are added to the
     embedding of c_noise. Attribute names are those of the authors' SongUNet. The defaults are DDPM++ for 64 x 64;
     NCSN++ is `embedding_type="fourier", channel_mult_noise=2, encoder_type="residual", resample_filter=(1, 3, 3, 1)`.
     At 32 x 32 the paper takes `channel_mult=(2, 2, 2)`. c_noise is log(sigma) / 4.
 
     Args:
-        image_size: height and width that place the attention; x may have another size the levels divide.
+        image_size: height and width of x that the resolutions of attention refer to; the levels must divide those of x.
         in_channels: channels of x.
-        out_channels: channels of the output; None stands for `in_channels`.
-        num_classes: of the condition "label", 0 for none; the label `num_classes` stands for no class.
-        augment_dim: size of what the network is told of the augmentation of x, cond["augment"]; 0 for nothing. Without
-            it in cond, x is not augmented.
+        out_channels: channels of the output; None: `in_channels`.
+        num_classes: of the condition "label", 0 for none; `num_classes` is the null class.
+        augment_dim: size of the augmentation labels cond["augment"], which the network is conditioned on; 0 for none.
+            A cond without them is that of an x that is not augmented.
         model_channels: channels of a level before its factor.
         channel_mult: one factor per level.
         channel_mult_emb: size of the embedding over `model_channels`.
-        num_blocks: residual blocks per level on the way down; the way up has one more.
+        num_blocks: residual blocks per level of the encoder; the decoder has one more.
         attn_resolutions: resolutions with self-attention; the middle always has it.
         dropout: rate, before the last convolution of each residual block.
-        embedding_type: "positional" or "fourier", of c_noise.
-        channel_mult_noise: size of that over `model_channels`.
+        embedding_type: "positional" or "fourier", the embedding of c_noise.
+        channel_mult_noise: size of that embedding over `model_channels`.
         encoder_type: "standard", or the downsampled x enters every level through a 1 x 1 convolution ("skip"), or as a
             chain of convolutions with residuals ("residual").
         decoder_type: "standard", or "skip": the output is a sum over levels, upsampled from the lowest.
@@ -139,8 +140,8 @@ class SongUNet(DenoisingNetwork):
             for mult, res in zip(channel_mult, resolutions, strict=True)
         ]
         first = conv(in_channels, model_channels, 3, style.init, rngs)
-        enc, skips = way_down(first, model_channels, levels, num_blocks, block, aux_down)
-        dec = way_up(levels, num_blocks, skips, block, aux_up, last_attends_alone=True)
+        enc, skips = encoder_modules(first, model_channels, levels, num_blocks, block, aux_down)
+        dec = decoder_modules(levels, num_blocks, skips, block, aux_up, last_attends_alone=True)
         self.enc, self.enc_names = nnx.Dict(enc), tuple(enc)
         self.dec, self.dec_names = nnx.Dict(dec), tuple(dec)
 
@@ -185,7 +186,7 @@ class SongUNet(DenoisingNetwork):
                 h = call(part, jnp.concatenate([h, skips.pop()], -1) if "_block" in name else h)
         return result
 
-    def embed(self, cond: Cond, batch: int | None = None, dtype: jnp.dtype = jnp.float32) -> Embedded:
+    def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         embedded = super().embed(cond, batch, dtype)
         if self.map_augment is None or not isinstance(cond, dict) or "augment" not in cond:
             return embedded
@@ -204,11 +205,11 @@ class SongUNet(DenoisingNetwork):
 class DhariwalUNet(DenoisingNetwork):
     """ADM's U-Net (arXiv:2105.05233) as EDM trains it: [batch, h, w, in_channels] -> [batch, h, w, out_channels].
 
-    The network of `adm.ADM`, but for initial values and the names and order of parameters, which are those of the
-    authors' DhariwalUNet. The defaults are those for ImageNet at 64 x 64, less its classes. c_noise is log(sigma) / 4.
+    The network of `adm.ADM` with other initial values, and with the names and order of parameters of the authors'
+    DhariwalUNet. The defaults are those for ImageNet at 64 x 64, without its classes. c_noise is log(sigma) / 4.
 
     Args:
-        channels_per_head: channels of one attention head; the others are those of `SongUNet`.
+        channels_per_head: channels of one attention head. See `SongUNet` for the others.
     """
 
     def __init__(
@@ -259,8 +260,8 @@ class DhariwalUNet(DenoisingNetwork):
             for mult, res in zip(channel_mult, resolutions, strict=True)
         ]
         c = levels[0][0]
-        enc, skips = way_down(conv(in_channels, c, 3, init, rngs), c, levels, num_blocks, block)
-        dec = way_up(levels, num_blocks, skips, block)
+        enc, skips = encoder_modules(conv(in_channels, c, 3, init, rngs), c, levels, num_blocks, block)
+        dec = decoder_modules(levels, num_blocks, skips, block)
         self.enc, self.enc_names = nnx.Dict(enc), tuple(enc)
         self.dec, self.dec_names = nnx.Dict(dec), tuple(dec)
         self.out_norm = norm(c, DHARIWAL.epsilon)

@@ -15,19 +15,20 @@ from diffusion_jax.networks.attention import fused_attention
 
 Levels = list[tuple[int, int, bool]]  # channels, resolution, whether there is attention
 Block = Callable[..., "UNetBlock"]
-Aux = Callable[[int, int], dict[str, nnx.Module]]  # modules beside the blocks of a level, from resolution and channels
+Aux = Callable[[int, int], dict[str, nnx.Module]]  # further modules of a level, from resolution, channels
 
 
 def no_aux(res: int, c: int) -> dict[str, nnx.Module]:
     return {}
 
 
-def way_down(
+def encoder_modules(
     first: nnx.Module, c: int, levels: Levels, num_blocks: int, block: Block, aux: Aux = no_aux
 ) -> tuple[dict[str, nnx.Module], list[int]]:
-    """The modules on the way down in their order, and the channels of what each keeps for the way up.
+    """The modules of the encoder path in their order, and the channels of each activation that the decoder reads.
 
-    `first` gives c channels. The caller keeps the names, as a module does not know the order of its parts.
+    `first` has c channels in its output. The caller keeps the names, since a module does not know the order of its
+    parts.
     """
     size = levels[0][1]
     enc, skips = {f"{size}x{size}_conv": first}, [c]
@@ -43,7 +44,7 @@ def way_down(
     return enc, skips
 
 
-def way_up(
+def decoder_modules(
     levels: Levels,
     num_blocks: int,
     skips: list[int],
@@ -52,7 +53,10 @@ def way_up(
     *,
     last_attends_alone: bool = False,
 ) -> dict[str, nnx.Module]:
-    """The modules of the middle and the way up in their order. Those called "block" read what the way down kept."""
+    """The modules of the middle and the decoder path in their order.
+
+    Those called "block" read one activation of the encoder each.
+    """
     c, lowest = levels[-1][:2]
     dec = {}
     for width, res, attends in reversed(levels):
@@ -79,14 +83,14 @@ class Init:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Style:
-    """In what the blocks of the two families differ.
+    """What differs between the blocks of the two families.
 
     Attributes:
         init, init_zero, init_attn: initial values in general, of the last layer of a residual branch, and of qkv.
         epsilon: of every normalisation.
         skip_scale: factor of every sum of a residual branch and its input.
         adaptive_scale: whether the embedding scales and shifts normalised activations, or is added before.
-        resample_proj: whether there is a 1 x 1 convolution beside every block that changes the resolution.
+        resample_proj: whether every block that changes the resolution has a 1 x 1 convolution in its skip connection.
         resample_filter: taps of the filter along each axis.
     """
 
@@ -182,10 +186,10 @@ class UNetBlock(nnx.Module):
 def resampled(
     x: Float[Array, "batch h w c"], resampling: str, taps: tuple[float | int, ...]
 ) -> Float[Array, "batch h2 w2 c"]:
-    """x at the resolution that `resampling` says: "none", "up" or "down"."""
+    """x with twice ("up"), half ("down") or the same resolution ("none")."""
     if resampling == "none":
         return x
-    taps = None if taps == (1, 1) else taps  # which are repetition and averages
+    taps = None if taps == (1, 1) else taps  # (1, 1) is repetition, or averages
     return ncsnpp.upsample(x, taps) if resampling == "up" else ncsnpp.downsample(x, taps)
 
 

@@ -1,4 +1,4 @@
-"""The down half of ADM's U-Net with pooling: the noisy classifier of classifier guidance (arXiv:2105.05233)."""
+"""The encoder half of ADM's U-Net with pooling: the noisy classifier of classifier guidance (arXiv:2105.05233)."""
 
 import math
 
@@ -15,9 +15,9 @@ from diffusion_jax.types import Embedded, check_choice
 class EncoderUNet(DenoisingNetwork):
     """Classes of a noisy image: [batch, image_size, image_size, in_channels] -> logits [batch, num_classes].
 
-    The way down and the middle of ADM's U-Net, then a pooling of all places (arXiv:2105.05233, section 4.1 and appendix
-    H). c_noise is a timestep in 0..999. Attribute names are those of the authors' EncoderUNetModel, whose Sequentials
-    are lists here. The defaults are the authors' classifier for 64 x 64, with `num_classes=1000`.
+    The encoder path and the middle of ADM's U-Net, then a pooling over all pixels (arXiv:2105.05233, section 4.1 and
+    appendix H). c_noise is a timestep in 0..999. Attribute names are those of the authors' EncoderUNetModel, whose
+    Sequentials are lists here. The defaults are the authors' classifier for 64 x 64, with `num_classes=1000`.
 
     Args:
         image_size: height and width of x.
@@ -32,11 +32,11 @@ class EncoderUNet(DenoisingNetwork):
         dropout: rate, before the last convolution of each residual block.
         use_scale_shift_norm: whether the embedding of c_noise scales and shifts normalised activations, or is added.
         resblock_updown: whether residual blocks halve the resolution, or convolutions of stride 2.
-        pool: "attention" (of the mean to all places) or "adaptive" (the mean).
+        pool: "attention" (of the mean to all pixels) or "adaptive" (the mean).
         rngs: randomness of the initial parameters.
 
     Raises:
-        ValueError: if the levels do not divide the image's size, a resolution with attention is that of no level, the
+        ValueError: if the levels do not divide the image's size, no level has a resolution with attention, the
             heads or groups do not divide the channels, `pool` is unknown, or x has another shape.
     """
 
@@ -66,14 +66,14 @@ class EncoderUNet(DenoisingNetwork):
         field = "attention_resolutions"
         resolutions = layers.level_resolutions(image_size, len(channel_mult), attention_resolutions, field)
         emb_dim = 4 * model_channels
-        given = dict(num_groups=num_groups, rngs=rngs)
+        shared = dict(num_groups=num_groups, rngs=rngs)
 
         def block(c_in: int, c_out: int, resampling: str = "none") -> adm.ResBlock:
             options = dict(dropout=dropout, use_scale_shift_norm=use_scale_shift_norm)
-            return adm.ResBlock(c_in, c_out, emb_dim, resampling=resampling, **options, **given)
+            return adm.ResBlock(c_in, c_out, emb_dim, resampling=resampling, **options, **shared)
 
         def attends(c: int) -> adm.AttentionBlock:
-            return adm.AttentionBlock(c, attention.head_count(c, 1, num_head_channels, "num_head_channels"), **given)
+            return adm.AttentionBlock(c, attention.head_count(c, 1, num_head_channels, "num_head_channels"), **shared)
 
         def down(c: int) -> nnx.Module:
             return block(c, c, "down") if resblock_updown else adm.Down(c, rngs=rngs)
@@ -81,7 +81,7 @@ class EncoderUNet(DenoisingNetwork):
         self.time_embed = adm.time_embed(model_channels, rngs=rngs)
         widths = [int(mult * model_channels) for mult in channel_mult]
         levels = [(w, r, r in attention_resolutions) for w, r in zip(widths, resolutions, strict=True)]
-        self.input_blocks, _ = adm.way_down(
+        self.input_blocks, _ = adm.encoder_blocks(
             in_channels, levels, num_res_blocks, block=block, attention=attends, down=down, rngs=rngs
         )
         c = widths[-1]
@@ -111,15 +111,15 @@ class EncoderUNet(DenoisingNetwork):
 
 
 class AttentionPool(nnx.Module):
-    """What the mean of all places sees when it attends to itself and to them: [batch, h, w, c] -> [batch, out].
+    """Attention pooling, where the mean attends to itself and to all pixels: [batch, h, w, c] -> [batch, out].
 
-    As CLIP's (arXiv:2103.00020, section 2.4), with learned positions.
+    As in CLIP (arXiv:2103.00020, section 2.4), with learned positions.
     """
 
-    def __init__(self, places: int, channels: int, num_head_channels: int, out_features: int, *, rngs: nnx.Rngs):
+    def __init__(self, positions: int, channels: int, num_head_channels: int, out_features: int, *, rngs: nnx.Rngs):
         self.num_heads = attention.head_count(channels, 1, num_head_channels, "num_head_channels")
-        positions = jax.random.normal(rngs.params(), (channels, places + 1)) / math.sqrt(channels)
-        self.positional_embedding = nnx.Param(positions)
+        table = jax.random.normal(rngs.params(), (channels, positions + 1)) / math.sqrt(channels)
+        self.positional_embedding = nnx.Param(table)
         self.qkv_proj = layers.linear(channels, 3 * channels, rngs=rngs)
         self.c_proj = layers.linear(channels, out_features, rngs=rngs)
 
@@ -131,7 +131,7 @@ class AttentionPool(nnx.Module):
 
 
 class MeanPool(nnx.Module):
-    """A dense layer on the mean of all places, zero at the start: [batch, h, w, c] -> [batch, out]."""
+    """A dense layer on the mean over all pixels, zero at the start: [batch, h, w, c] -> [batch, out]."""
 
     def __init__(self, channels: int, out_features: int, *, rngs: nnx.Rngs):
         self.proj = layers.linear(channels, out_features, scale=0.0, rngs=rngs)

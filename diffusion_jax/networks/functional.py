@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key, Num, PyTree
 
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.streams import streams
@@ -22,14 +22,15 @@ def init_apply(
     `params` is a nested dict with string keys (entries of a list get "0", "1", ...) and float32 leaves, which survives
     checkpoints. Both functions work under `jit`, `grad`, `vmap` and `eval_shape`; call `init` inside `jit`.
     With `key`, dropout is active. Parameters and x are cast to `dtype` for the computation, except parameters marked
-    `full_precision`, and the output is cast back to the dtype of x.
+    `full_precision`, and the output is cast back to the dtype of x. An x of integers, such as the ids of tokens, is
+    not cast, and the output is float32 then.
 
     Args:
         make: builds the module, e.g. `lambda rngs: UNet(in_channels=3, image_size=32, rngs=rngs)`.
         dtype: of the computation: "float32", "bfloat16", "float16" or "float64".
 
     Raises:
-        ValueError: if `dtype` is none of these.
+        ValueError: if `dtype` is not one of these.
     """
     init, merge = _init_merge(make, dtype)
     return init, _apply(merge, dtype)
@@ -40,16 +41,16 @@ def init_methods(
 ) -> tuple[Callable[[Key[Array, ""]], Params], tuple[Callable[..., PyTree[Array]], ...]]:
     """`init` as in `init_apply`, and for each of `names` the method of the module as a function of params and arrays.
 
-    For modules that are no denoisers, such as autoencoders with the methods "encode" and "decode", or encoders of
-    token ids with "__call__". What a method returns has the dtype of the first array, or float32 where that holds
-    integers, which are not cast.
+    For modules that are not denoisers, such as autoencoders with the methods "encode" and "decode", or text encoders
+    with "__call__". The result of a method has the dtype of the first array, or float32 if that holds integers, which
+    are not cast.
     """
     init, merge = _init_merge(make, dtype)
 
     def method(name: str) -> Callable[..., PyTree[Array]]:
         def call(params: Params, x: Array, *others: Array) -> PyTree[Array]:
-            given = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else "float32"
-            return _cast(getattr(merge(params), name)(*_cast((x, *others), dtype)), given)
+            target = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else "float32"
+            return _cast(getattr(merge(params), name)(*_cast((x, *others), dtype)), target)
 
         return call
 
@@ -57,10 +58,10 @@ def init_methods(
 
 
 def embedder(make: Callable[[nnx.Rngs], nnx.Module], dtype: str = "float32") -> Callable[[Params, Cond], Any]:
-    """`embed(params, cond)`, whose result `apply` of the same network takes in the place of cond.
+    """`embed(params, cond)`, whose result `apply` of the same network takes instead of cond.
 
-    It is what the network offers as its method `embed`, the part that reads conditions and depends on nothing else;
-    cond itself for a network without one. Text then is read once per sample, not once per step.
+    It is the method `embed` of the network, the part that depends on the conditions alone, or cond itself for a network
+    without one. A text is encoded once per sample then, not once per step.
     """
     _, merge = _init_merge(make, dtype)
 
@@ -79,8 +80,8 @@ def conditions_of(make: Callable[[nnx.Rngs], nnx.Module]) -> Conditions:
 def fourier_features(apply: Apply, exponents: tuple[int, ...]) -> Apply:
     """`apply` of a network whose input has sin(2^n pi x) and cos(2^n pi x), n in `exponents`, as further channels.
 
-    For C channels of x the network takes C (1 + 2 len(exponents)). Where the noise is smaller than the distance of two
-    grey levels these features tell them apart (arXiv:2107.00630, section 4.2 and appendix C): n = 7, 8 for 256 levels,
+    For C channels of x the network takes C (1 + 2 len(exponents)). They separate neighbouring grey
+    levels at noise below their distance (arXiv:2107.00630, section 4.2 and appendix C): n = 7, 8 for 256 levels,
     whose distance is about one period of n = 8.
     """
 
@@ -147,14 +148,15 @@ def _merge(graphdef: nnx.GraphDef, keep: dict[str, Any], dtype: str, params: Par
 def _apply(merge: Callable[[Params], nnx.Module], dtype: str) -> Apply:
     def apply(
         params: Params,
-        x: Float[Array, "batch *shape"],
+        x: Num[Array, "batch *shape"],
         c_noise: Float[Array, "batch"],
         cond: Cond = None,
         *,
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "batch *out"]:
         rngs = None if key is None else streams(dropout=key)
-        return merge(params)(x.astype(dtype), c_noise, _cast(cond, dtype), rngs=rngs).astype(x.dtype)
+        out = merge(params)(_cast(x, dtype), c_noise, _cast(cond, dtype), rngs=rngs)
+        return _cast(out, x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32)
 
     return apply
 

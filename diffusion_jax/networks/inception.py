@@ -1,8 +1,8 @@
-"""InceptionV3 (arXiv:1512.00567) as it was trained in 2015 and is used for FID, with batch norms folded in.
+"""InceptionV3 (arXiv:1512.00567), trained in 2015 and used for FID, with batch norms folded in.
 
 It is the network of TensorFlow's file `inception-2015-12-05` and of its copies for PyTorch, pytorch-fid and
 torch-fidelity. It differs from torchvision's: average pools do not count the padding, the last block has a maximum
-pool in the place of an average pool, and there are 1008 classes. Attribute names mirror the PyTorch original's.
+pool instead of an average pool, and there are 1008 classes. Attribute names mirror the PyTorch original's.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from jaxtyping import Array, Float
 IMAGE_SIZE = 299
 NUM_FEATURES = 2048
 NUM_CLASSES = 1008
-_SMALLEST = 75  # below it nothing is left in the last blocks
+_SMALLEST = 75  # the last blocks have no pixels for a smaller image
 
 # A branch of a block: the channels and the kernel of each convolution.
 _Branches = dict[str, tuple[tuple[int, int | tuple[int, int]], ...]]
 
 
 class Activations(NamedTuple):
-    """What is read off a network that judges images."""
+    """Activations of a network that the metrics of images read."""
 
     features: Float[Array, "n d"]  # of the layer before the classes
     logits: Float[Array, "n k"]
-    spatial: Float[Array, "n s"] | None = None  # of an earlier layer that still knows where things are
+    spatial: Float[Array, "n s"] | None = None  # of an earlier layer, with its positions
 
 
 class Inception(nnx.Module):

@@ -150,7 +150,7 @@ class FourierEmbedding(nnx.Module):
     """Random Fourier features of a scalar: [sin(2 pi c w), cos(2 pi c w)], w ~ N(0, scale^2) (arXiv:2011.13456).
 
     `dim` frequencies give an embedding [batch, 2 dim] in float32. The frequencies are a parameter, `weight`, because
-    checkpoints carry them, but receive no gradient. They are marked `full_precision`: rounded to bfloat16 they would
+    checkpoints hold them, but receive no gradient. They are marked `full_precision`: rounded to bfloat16 they would
     shift the phases by about a radian.
     """
 
@@ -220,7 +220,7 @@ def average_2x2(x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]
 
 
 def call_block(block: Callable[..., Any], *args: Any, rngs: nnx.Rngs | None, remat: bool) -> Any:
-    """`block(*args, rngs=rngs)`; with `remat` its activations are computed again in the backward pass, not stored."""
+    """`block(*args, rngs=rngs)`; with `remat` (checkpointing) the backward pass computes its activations again."""
     if not remat:
         return block(*args, rngs=rngs)
     key = None if rngs is None else rngs.dropout()
@@ -235,15 +235,15 @@ def call_block(block: Callable[..., Any], *args: Any, rngs: nnx.Rngs | None, rem
 def check_divides(field: str, size: int, divisor: int) -> None:
     """Raises ValueError, naming `field`, unless `size` is a positive multiple of `divisor`."""
     if size < divisor or size % divisor:
-        raise ValueError(f"{field}={size} must be a multiple of {divisor}, which the network's levels divide it by.")
+        raise ValueError(f"{field}={size} must be a multiple of {divisor}: the levels of the network divide it.")
 
 
 def level_resolutions(image_size: int, num_levels: int, chosen: tuple[int, ...], field: str) -> list[int]:
     """The resolution of every level, each half of the one before.
 
     Raises:
-        ValueError: the levels do not divide the image's size, or one of `chosen`, which `field` names, is not among
-            them.
+        ValueError: the levels do not divide the image's size, or one of `chosen`, the values of `field`, is not
+            among them.
     """
     check_divides("image_size", image_size, 2 ** (num_levels - 1))
     resolutions = [image_size // 2**level for level in range(num_levels)]

@@ -6,15 +6,16 @@ import functools
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from diffusion_jax.networks import transformer
+from diffusion_jax.networks.clip import Encoded
 
 
 class LDMBert(nnx.Module):
-    """A transformer over BERT's token ids that is read at every place: [batch, n] -> [batch, n, d_model].
+    """A transformer over BERT's token ids, with one state per token: [batch, n] -> [batch, n, d_model].
 
-    Attention sees padding like text, as in training. `to_logits` is a part of the files that nothing reads.
+    Attention sees padding like text, as in training. `to_logits` in the files is unused.
 
     Args:
         vocab_size: number of ids.
@@ -65,9 +66,9 @@ class LDMBert(nnx.Module):
         self.layer_norm = norm()
         self.to_logits = transformer.linear(d_model, vocab_size, rngs=rngs)
 
-    def __call__(self, ids: Int[Array, "batch n"]) -> Float[Array, "batch n d_model"]:
+    def __call__(self, ids: Int[Array, "batch n"]) -> Encoded:
         transformer.check_length(ids.shape[1], self.max_position_embeddings)
         h = self.embed_tokens(ids) + self.embed_positions(jnp.arange(ids.shape[1]))
         for block in self.layers:
             h = block(h)
-        return self.layer_norm(h)
+        return Encoded(hidden=self.layer_norm(h), pooled=None)

@@ -30,15 +30,15 @@ class LPIPS(nnx.Module):
     def features(self, x: Float[Array, "batch h w c"]) -> list[Array]:
         """The activations that are compared, each of unit length along the channels."""
         h = (jnp.broadcast_to(x, (*x.shape[:3], 3)) - jnp.array(_SHIFT, x.dtype)) / jnp.array(_SCALE, x.dtype)
-        found, convs = [], iter(self.convs)
+        activations, convs = [], iter(self.convs)
         for i, block in enumerate(LAYERS):
             h = nnx.max_pool(h, (2, 2), (2, 2)) if i else h
             for _ in block:
                 h = jax.nn.relu(next(convs)(h))
             # The square root has no derivative where nothing is active.
             norm = jnp.sqrt(jnp.square(h).sum(-1, keepdims=True) + 1e-20)
-            found.append(h / (norm + 1e-10))
-        return found
+            activations.append(h / (norm + 1e-10))
+        return activations
 
     def distance(self, pair: Float[Array, "batch 2 h w c"]) -> Float[Array, "batch"]:
         """The distance of the two images of each pair."""

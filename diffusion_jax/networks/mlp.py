@@ -22,7 +22,7 @@ class MLP(DenoisingNetwork):
 
     Args:
         shape: of one example, e.g. (2,) for points in the plane or (8, 8, 1) for images.
-        out_channels: size of the last axis of the output; None stands for that of the input.
+        out_channels: size of the last axis of the output; None: that of the input.
         hidden: width.
         num_layers: number of residual blocks.
         activation: see `layers.activation`.

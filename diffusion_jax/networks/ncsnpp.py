@@ -1,4 +1,4 @@
-"""NCSN++ and DDPM++, the networks of score SDEs (2011.13456)."""
+"""NCSN++ and DDPM++, the networks of score SDEs (arXiv:2011.13456)."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class NCSNpp(DenoisingNetwork):
     sigma; here that belongs to the parameterization.
 
     Args:
-        image_size: height and width that place the attention; x may have another size the levels divide.
+        image_size: height and width of x that the resolutions of attention refer to; the levels must divide those of x.
         in_channels: channels of x.
-        out_channels: channels of the output; None stands for `in_channels`.
+        out_channels: channels of the output; None: `in_channels`.
         nf: channels of the first level before its factor.
         ch_mult: one factor per level.
-        num_res_blocks: residual blocks per level on the way down; the way up has one more.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
         attn_resolutions: resolutions with self-attention; the middle always has it.
         dropout: rate, before the last convolution of each residual block.
         resamp_with_conv: whether resampling of "ddpm" blocks has a convolution.
@@ -47,15 +47,15 @@ class NCSNpp(DenoisingNetwork):
         conditional: False drops the embedding of c_noise.
         embedding: "fourier" (c_noise is log sigma) or "positional" (c_noise is 999 t).
         fourier_scale: standard deviation of the Fourier frequencies.
-        num_classes: 0 for an unconditional network, which ignores cond; else cond["label"] is in 0..num_classes, where
-            `num_classes` is the null label, meant also by cond=None.
+        num_classes: of the condition "label"; 0 for an unconditional network, which ignores cond. `num_classes` is the
+            null class, and that of cond=None.
         attention_implementation: see `attention.dot_product_attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
         rngs: randomness of the initial parameters.
 
     Raises:
-        ValueError: if an option is unknown, `nf` is no multiple of 4, `num_res_blocks` < 1, the levels do not divide
-            the image's size, a resolution with attention is that of no level, or the groups of a normalisation do not
+        ValueError: if an option is unknown, `nf` is not a multiple of 4, `num_res_blocks` < 1, the levels do not divide
+            the image's size, no level has a resolution with attention, or the groups of a normalisation do not
             divide its channels.
     """
 
@@ -91,7 +91,7 @@ class NCSNpp(DenoisingNetwork):
         check_choice("progressive_input", progressive_input, ("none", "input_skip", "residual"))
         check_choice("progressive_combine", progressive_combine, ("sum", "cat"))
         if nf < 4 or nf % 4:
-            raise ValueError(f"nf={nf} must be a positive multiple of 4, the least number of channels per group.")
+            raise ValueError(f"nf={nf} must be a positive multiple of 4, the smallest number of channels per group.")
         if num_res_blocks < 1:
             raise ValueError(f"num_res_blocks={num_res_blocks} must be at least 1.")
         self.input_shape = (None, None, in_channels)
@@ -224,7 +224,7 @@ class ResnetBlock(nnx.Module):
     """(shortcut(r(x)) + conv2(drop(silu(norm2(conv1(r(silu(norm1(x)))) + proj(emb)))))) * rescale.
 
     r resamples by `resampling`, "none", "up" or "down", inside the block as in BigGAN (1809.11096). The shortcut is a
-    1 x 1 convolution if the channels or the resolution change. emb is already activated; `emb_dim=0` is for none.
+    1 x 1 convolution if the channels or the resolution change. emb is already activated; `emb_dim=0`: there is none.
     """
 
     def __init__(
@@ -282,7 +282,8 @@ class Stage(nnx.Module):
 class Resample(nnx.Module):
     """Double ("up") or halve ("down") the resolution, with a 3 x 3 convolution or without.
 
-    There is no filter if `fir_kernel` is None. emb and rngs are ignored: the module stands where a residual block may.
+    There is no filter if `fir_kernel` is None. emb and rngs are ignored, so that the module can replace a residual
+    block.
     """
 
     def __init__(
@@ -342,7 +343,7 @@ class Output(nnx.Module):
 
 
 class DownLevel(nnx.Module):
-    """The modules of one level on the way down; the last level has no downsampler."""
+    """The modules of one level of the encoder path; the last level has no downsampler."""
 
     def __init__(
         self, blocks: list[Stage], downsampler: ResnetBlock | Resample | None, combiner: Combine | Resample | None
@@ -353,7 +354,7 @@ class DownLevel(nnx.Module):
 
 
 class UpLevel(nnx.Module):
-    """The modules of one level on the way up; the first level has no upsampler."""
+    """The modules of one level of the decoder path; the first level has no upsampler."""
 
     def __init__(self, blocks: list[Stage], output: Output | None, upsampler: ResnetBlock | Resample | None):
         self.blocks = nnx.List(blocks)

@@ -1,4 +1,4 @@
-"""The RefineNets of NCSN (1907.05600) and NCSNv2 (2006.09011)."""
+"""The RefineNets of NCSN (arXiv:1907.05600) and NCSNv2 (arXiv:2006.09011)."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class NCSN(DenoisingNetwork):
 class NCSNv2(DenoisingNetwork):
     """The unconditional RefineNet of NCSNv2: [batch, h, w, channels] -> same shape, sigma times the score.
 
-    Instance normalisation++ without conditioning stands only in the residual blocks (2006.09011, Appendix B). c_noise
+    Only the residual blocks have instance normalisation++, without conditioning (2006.09011, Appendix B). c_noise
     is ignored: the parameterization divides the output by sigma (Technique 3). So are cond and rngs. x is in [-1, 1]
     plus noise; the original takes [0, 1] and rescales it inside.
 
@@ -119,8 +119,8 @@ class NCSNv2(DenoisingNetwork):
 class RefineNet(nnx.Module):
     """Cascaded RefineNet (1611.06612) of dilated residual blocks; `num_levels=0` makes it unconditional.
 
-    Two residual blocks per level lead down. Then one refine block per level, lowest first, fuses the level's output
-    with the previous refine block's.
+    The encoder path has two residual blocks per level. Then one refine block per level, lowest first, fuses the level's
+    output with the previous refine block's.
     """
 
     def __init__(self, in_channels: int, ngf: int, num_levels: int, *, depth: str, remat: bool, rngs: nnx.Rngs):

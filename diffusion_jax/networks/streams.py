@@ -20,7 +20,7 @@ def streams(**keys: Key[Array, ""] | int) -> nnx.Rngs:
 
 
 class _Count(nnx.RngCount):
-    """A count in NumPy. What is read is a copy, for the array changes in place while a trace holds on to it."""
+    """A count in NumPy. Reading gives a copy, since the array changes in place while a trace refers to it."""
 
     def get_value(self, **index: Any) -> np.ndarray:
         return np.array(super().get_value(**index))

@@ -1,4 +1,4 @@
-"""The encoder of T5 (arXiv:1910.10683) and of its version 1.1, which Imagen and its successors read prompts with."""
+"""The encoder of T5 (arXiv:1910.10683) and of its version 1.1, the text encoders of Imagen and its successors."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from diffusion_jax.networks import transformer
 class T5Encoder(nnx.Module):
     """A transformer over token ids: [batch, n] -> [batch, n, d_model].
 
-    Places know of each other by a bias of the attention's logits, one number per head and distance, which all blocks
-    share. Normalisations divide by the root of the mean square (arXiv:1910.07467), no layer has a bias, and the logits
-    are not divided by sqrt(d_kv), which the initialisation of the queries makes up for.
+    Positions enter through a relative bias of the attention logits, one number per head and distance, which all blocks
+    share. Normalisations divide by the root mean square (arXiv:1910.07467), and no layer has a bias. Attention logits
+    are unscaled; the initialisation of the queries absorbs 1 / sqrt(d_kv).
 
     Args:
         vocab_size: number of ids.
@@ -29,7 +29,7 @@ class T5Encoder(nnx.Module):
         num_heads: attention heads.
         feed_forward_proj: "relu" (version 1.0) or "gated-gelu" (1.1).
         relative_attention_num_buckets: of distances, half for each direction; even.
-        relative_attention_max_distance: from which on all are one.
+        relative_attention_max_distance: from which on all share a bucket.
         layer_norm_epsilon: of the normalisations.
         attention_implementation: see `attention.dot_product_attention`.
         rngs: randomness of the initial parameters.
@@ -93,20 +93,20 @@ class T5Encoder(nnx.Module):
     def __call__(
         self, ids: Int[Array, "batch n"], mask: Bool[Array, "batch n"] | None = None
     ) -> Float[Array, "batch n d_model"]:
-        """`mask` says which places are text and not padding; without it all are attended to."""
+        """`mask` is True for text and False for padding; without it all positions are attended to."""
         h = self.shared(ids)
-        found = buckets(ids.shape[1], self.num_buckets, self.max_distance)
-        bias = jnp.moveaxis(self.relative_attention_bias(found), -1, 0)[None]
+        bucket = buckets(ids.shape[1], self.num_buckets, self.max_distance)
+        bias = jnp.moveaxis(self.relative_attention_bias(bucket), -1, 0)[None]
         for block in self.layers:
             h = block(h, mask=mask, bias=bias)
         return self.final_layer_norm(h)
 
 
 def buckets(n: int, num_buckets: int, max_distance: int) -> Int32[np.ndarray, "n n"]:
-    """Which bias place i (row) has for place j (column): arXiv:1910.10683, section 2.1.
+    """The bucket of the relative bias of position i (row) to position j (column): arXiv:1910.10683, section 2.1.
 
     Half of the buckets are for j > i. Of the others, m = num_buckets / 4 are for the distances 0..m - 1 each, and the
-    rest divide log(distance) from m to `max_distance` evenly; what is farther falls into the last.
+    rest divide log(distance) from m to `max_distance` evenly; larger distances are in the last bucket.
     """
     offset = np.arange(n)[None, :] - np.arange(n)[:, None]
     distance, half, exact = np.abs(offset), num_buckets // 2, num_buckets // 4

@@ -20,7 +20,7 @@ class Attention(nnx.Module):
         head_dim: of one head; dim / num_heads by default.
         use_bias: whether queries, keys and values have biases.
         use_out_bias: whether the output has one.
-        causal: attend to no later place.
+        causal: whether a position attends to itself and earlier ones only.
         scale: of the logits; 1 / sqrt(head_dim) by default.
         implementation: see `attention.dot_product_attention`.
         rngs: randomness of the initial parameters.

@@ -84,7 +84,7 @@ class Transformer2DModel(nnx.Module):
 
 
 class BasicTransformerBlock(nnx.Module):
-    """Attention among the places of h, attention to a context and a gated perceptron, each residual after a LayerNorm.
+    """Self-attention, cross-attention to a context and a gated perceptron, each residual after a LayerNorm.
 
     Arguments are those of `Transformer2DModel`.
     """

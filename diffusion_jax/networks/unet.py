@@ -1,4 +1,4 @@
-"""The U-Net of DDPM (arXiv:2006.11239), with conditions of any kind."""
+"""The U-Net of DDPM (arXiv:2006.11239), with conditioning of any kind."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +14,7 @@ from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, Ve
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.types import Embedded
 
-Context = tuple[Array, Array | None] | None  # what cross-attention looks at, and its mask
+Context = tuple[Array, Array | None] | None  # what cross-attention attends to, and its mask
 
 
 class UNet(DenoisingNetwork):
@@ -27,19 +27,19 @@ class UNet(DenoisingNetwork):
     Unconditional latent diffusion (arXiv:2112.10752) has `norm_eps=1e-5, downsample_padding=1, flip_sin_to_cos=True,
     freq_shift=0.0`, as have networks that diffusers makes without further options.
 
-    Conditions are those of `Conditions`. Labels and vectors are added to the embedding of c_noise, tokens are read by
-    cross-attention after every self-attention, and an image, of the same size as x, is concatenated to x.
+    See `Conditions` for what each condition is. Labels and vectors are added to the embedding of c_noise, tokens are
+    read by cross-attention after every self-attention, and an image, of the same size as x, is concatenated to x.
 
     Args:
-        image_size: height and width that place the attention; x may have another size the levels divide.
+        image_size: height and width of x that the resolutions of attention refer to; the levels must divide those of x.
         in_channels: channels of x.
-        out_channels: channels of the output; None stands for `in_channels`.
+        out_channels: channels of the output; None: `in_channels`.
         channels: channels of the first level.
-        channel_mult: one factor per level, which gives whole numbers of channels.
-        num_res_blocks: residual blocks per level on the way down; the way up has one more.
+        channel_mult: one factor per level; the products are rounded to whole numbers of channels.
+        num_res_blocks: residual blocks per level of the encoder; the decoder has one more.
         attention_resolutions: resolutions with self-attention.
         mid_block_add_attention: whether the middle has attention.
-        num_heads: attention heads, where `head_dim` is None.
+        num_heads: attention heads if `head_dim` is None.
         head_dim: channels per head; decides the number of heads if given.
         num_groups: groups of every GroupNorm.
         norm_eps: their epsilon.
@@ -50,11 +50,11 @@ class UNet(DenoisingNetwork):
         flip_sin_to_cos: of the positional embedding, see `layers.sinusoidal_embedding`.
         freq_shift: likewise, its `downscale_freq_shift`.
         downsample_padding: of the convolutions that halve the resolution: 0 pads the bottom and the right, 1 all sides.
-        num_classes: of the condition "label"; 0 for none. Without any condition cond is ignored; with some, cond=None
-            stands for none of them.
+        num_classes: of the condition "label"; 0 for none. A network without conditions ignores cond; one with
+            conditions takes cond=None as the null condition.
         vector_dim: of the condition "vector"; 0 for none.
-        token_dim: width of the condition "tokens", or of what reads them if there is a `vocabulary`; 0 for none.
-        vocabulary: number of ids among "tokens", which a transformer reads; 0 where they are vectors with a "mask".
+        token_dim: width of the condition "tokens", or of their encoding if there is a `vocabulary`; 0 for none.
+        vocabulary: number of ids of "tokens", which a transformer encodes; 0 if they are vectors with a "mask".
         max_tokens: length of "tokens".
         image_channels: of the condition "image"; 0 for none.
         attention_implementation: see `attention.dot_product_attention`.
@@ -62,7 +62,7 @@ class UNet(DenoisingNetwork):
         rngs: randomness of the initial parameters.
 
     Raises:
-        ValueError: if the levels do not divide the image's size, a resolution with attention is that of no level, or
+        ValueError: if the levels do not divide the image's size, no level has a resolution with attention, or
             the groups or heads do not divide the channels.
     """
 
@@ -165,7 +165,7 @@ class UNet(DenoisingNetwork):
                 DownBlock(
                     [resnet(n, width) for n in c_in],
                     *attentions(width, len(c_in) if resolution in attention_resolutions else 0),
-                    [] if last else [Downsample(width, **downsample, rngs=rngs)],
+                    downsamplers=[] if last else [Downsample(width, **downsample, rngs=rngs)],
                 )
             )
             skips += [width] * (num_res_blocks + (not last))
@@ -181,7 +181,7 @@ class UNet(DenoisingNetwork):
                 UpBlock(
                     [resnet(n, width) for n in c_in],
                     *attentions(width, len(c_in) if resolution in attention_resolutions else 0),
-                    [] if last else [Upsample(width, with_conv=resample_with_conv, rngs=rngs)],
+                    upsamplers=[] if last else [Upsample(width, with_conv=resample_with_conv, rngs=rngs)],
                 )
             )
             c = width
@@ -219,7 +219,7 @@ class UNet(DenoisingNetwork):
 class ResnetBlock(nnx.Module):
     """Residual block: x + conv2(drop(silu(norm2(conv1(silu(norm1(x))) + proj(emb))))), emb already activated.
 
-    Without `emb_dim` there is no emb, as in autoencoders.
+    With `emb_dim=None` there is no emb, as in autoencoders.
     """
 
     def __init__(
@@ -267,7 +267,7 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Double the resolution by repetition, with a convolution after it or none."""
+    """Double the resolution by repetition, with or without a convolution after it."""
 
     def __init__(self, channels: int, *, with_conv: bool, rngs: nnx.Rngs):
         self.conv = layers.conv(channels, channels, rngs=rngs) if with_conv else None
@@ -311,16 +311,13 @@ class Stage(nnx.Module):
 
 
 class DownBlock(Stage):
-    """One level of the encoder; returns its output and all activations that the decoder will read."""
+    """One level of the encoder; returns its output and all activations that the decoder will read.
 
-    def __init__(
-        self,
-        resnets: Sequence[ResnetBlock],
-        attentions: Sequence[SelfAttention],
-        cross_attentions: Sequence[nnx.Module],
-        downsamplers: Sequence[Downsample],
-    ):
-        super().__init__(resnets, attentions, cross_attentions)
+    `parts` are the arguments of `Stage`.
+    """
+
+    def __init__(self, *parts: Sequence[nnx.Module], downsamplers: Sequence[Downsample]):
+        super().__init__(*parts)
         self.downsamplers = nnx.List(downsamplers)
 
     def __call__(
@@ -357,16 +354,13 @@ class MidBlock(Stage):
 
 
 class UpBlock(Stage):
-    """One level of the decoder; each residual block reads one activation of the encoder, latest first."""
+    """One level of the decoder; each residual block reads one activation of the encoder, latest first.
 
-    def __init__(
-        self,
-        resnets: Sequence[ResnetBlock],
-        attentions: Sequence[SelfAttention],
-        cross_attentions: Sequence[nnx.Module],
-        upsamplers: Sequence[Upsample],
-    ):
-        super().__init__(resnets, attentions, cross_attentions)
+    `parts` are the arguments of `Stage`.
+    """
+
+    def __init__(self, *parts: Sequence[nnx.Module], upsamplers: Sequence[Upsample]):
+        super().__init__(*parts)
         self.upsamplers = nnx.List(upsamplers)
 
     def __call__(

@@ -22,16 +22,17 @@ class UNet2DConditionModel(DenoisingNetwork):
 
     Level i has `block_out_channels[i]` channels at 1 / 2^i of the resolution. Every residual block of a level is
     followed by a transformer of `transformer_layers[i]` blocks, which read the condition "tokens"; 0 for none. Parts
-    and arguments follow UNet2DConditionModel of diffusers, whose way down and middle are our `encoder`.
+    and arguments follow UNet2DConditionModel of diffusers, whose encoder path and middle are our `encoder`.
 
     The defaults are Stable Diffusion 1's, 859.5 M parameters. 2's (865.9 M): `token_dim=1024, num_attention_heads=(5,
     10, 20, 20), use_linear_projection=True`. SDXL's (2,567.5 M): `block_out_channels=(320, 640, 1280),
     transformer_layers=(0, 2, 10), num_attention_heads=(5, 10, 20), token_dim=2048, use_linear_projection=True,
     vector_dim=1280, num_sizes=6, sizes_dim=256`.
 
-    Conditions are those of `Conditions`: "tokens" are the states of a text encoder, all places of which count unless
-    they are masked; "image", of the size of x, is concatenated to x (inpainting, InstructPix2Pix, upscaling); labels,
-    and a "vector" with the waves of "sizes" beside it, are added to the embedding of c_noise, a timestep in 0..999.
+    See `Conditions` for what each condition is: "tokens" are the states of a text encoder, all of which count unless
+    there is a "mask"; "image", of the size of x, is concatenated to x (inpainting, InstructPix2Pix, upscaling); labels,
+    and a "vector" with the sinusoidal embeddings of "sizes" next to it, are added to the embedding of c_noise, a
+    timestep in 0..999.
 
     Args:
         spec: the fields of `UNetSpec`, each by its name.
@@ -68,7 +69,7 @@ class UNet2DConditionModel(DenoisingNetwork):
                     [spec.resnet(n, width, rngs=rngs) for n in c_in],
                     [],
                     spec.transformers(level, len(c_in), rngs=rngs),
-                    [Upsample(width, with_conv=True, rngs=rngs)] if level else [],
+                    upsamplers=[Upsample(width, with_conv=True, rngs=rngs)] if level else [],
                 )
             )
         self.up_blocks = nnx.List(up_blocks)
@@ -132,7 +133,7 @@ class Encoder(nnx.Module):
                     [spec.resnet(n, width, rngs=rngs) for n in c_in],
                     [],
                     spec.transformers(level, len(c_in), rngs=rngs),
-                    [] if last else [Downsample(width, with_conv=True, padding=1, rngs=rngs)],
+                    downsamplers=[] if last else [Downsample(width, with_conv=True, padding=1, rngs=rngs)],
                 )
             )
         self.down_blocks = nnx.List(down_blocks)
@@ -149,7 +150,7 @@ class Encoder(nnx.Module):
         rngs: nnx.Rngs | None = None,
         remat: bool = False,
     ) -> tuple[Float[Array, "batch _ _ _"], list[Array], Float[Array, "batch emb"]]:
-        """(activations in the middle, those that the way up reads, activated embedding); `hint` joins at first."""
+        """(activations of the middle, those for the decoder, activated embedding); `hint` is added to the first."""
         emb = self.time_embedding(c_noise, x.dtype)
         emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector.astype(x.dtype))
         context = (cond.context.astype(x.dtype), cond.mask)

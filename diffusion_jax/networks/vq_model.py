@@ -52,7 +52,7 @@ class VQModel(nnx.Module):
         self.post_quant_conv = layers.conv(dim, latent_channels, 1, rngs=rngs)
 
     def encode(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 dim"]:
-        """The latents that the quantiser takes to the nearest entries of its codebook."""
+        """The latents before the quantisation."""
         check_input(x, (None, None, x.shape[-1]), self.factor)
         return self.quant_conv(self.encoder(x))
 

@@ -46,7 +46,7 @@ def row_norm(x: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
 
 def row_keys(keys: Key[Array, "batch"] | Key[Array, ""], data: int | Int[Array, "*n"]) -> Key[Array, "batch"]:
     """`fold_in` over rows: one key and [batch] integers, or [batch] keys and one integer."""
-    axes = (None, 0) if keys.ndim == 0 else (0, None)
+    axes = (0, None) if keys.shape else (None, 0)
     return jax.vmap(jax.random.fold_in, axes)(keys, data)
 
 

@@ -22,9 +22,9 @@ class LearnedVP:
     f(t) = t + sum_k h_k sigmoid(s_k t + c_k)
 
     with slopes s = softplus(slope) and heights h = softplus(height), both positive, and shifts c = shift: the monotone
-    network of arXiv:2107.00630, section 4.1 and appendix H, to which the normalisation leaves no freedom in its first
-    layer. Its ends are exact. Without `slope`, `shift` and `height`, all [hidden], gamma is linear in t. Everything is
-    a leaf, so the fields are what an optimizer moves.
+    network of arXiv:2107.00630, section 4.1 and appendix H. The end points are normalised, so its first (linear) layer
+    would only set the scale, and is left out. Without `slope`, `shift` and `height`, all [hidden], gamma is linear in
+    t. All fields are leaves of the pytree, so that an optimizer can train them.
 
     Args:
       gamma_0: -log SNR at t = 0, below gamma_1.

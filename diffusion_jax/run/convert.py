@@ -1,4 +1,4 @@
-"""From public checkpoints to work directories and back: what `python -m diffusion_jax.weights` does."""
+"""Conversion of public checkpoints to work directories and back, for `python -m diffusion_jax.weights`."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ _DENOISERS = ("unet", "ncsnpp", "dit")
 
 
 class Beginning:
-    """The state of a data iterator that has returned nothing yet."""
+    """A data iterator that has not returned a batch yet, for checkpoints of step 0."""
 
     def get_state(self) -> dict[str, int]:
         return {"next_index": 0}
 
 
 def to_workdir(source: pathlib.Path, target: pathlib.Path, config: ConfigDict | None = None) -> list[pathlib.Path]:
-    """Make a work directory of a public checkpoint, at step 0, and return what was written.
+    """Convert a public checkpoint to a work directory at step 0, and return the folders that were written.
 
-    It holds config.json and config.py, the same for --config, beside checkpoints/, whose parameters and averages are
-    those of `source`. Without `config` the folder itself says what it is, see `config_of`; of a pipeline with a first
-    stage, that becomes a work directory `target`/first_stage.
+    `target` holds config.json, the same config as config.py, and checkpoints/ with the parameters of `source`, also as
+    their EMA. Without `config` it is derived from the folder, see `config_of`. The first stage of a pipeline becomes a
+    work directory `target`/first_stage.
 
     Raises:
       FileNotFoundError: `source` or a part of it is missing.
-      ValueError: it cannot be read, is of another network than `config`, or `target` is not empty.
+      ValueError: `source` cannot be read or is of another network than `config`, or `target` is not empty.
     """
     _check_empty(target)
     if not is_public(source):
-        raise ValueError(f"{source} is no file of weights and no folder of diffusers")
+        raise ValueError(f"{source} is neither a file of weights nor a folder of diffusers")
     written = []
     if config is None:
         stage = _first_stage_folder(source)
@@ -73,7 +73,7 @@ def to_workdir(source: pathlib.Path, target: pathlib.Path, config: ConfigDict | 
     text = pprint.pformat(config.to_dict(), sort_dicts=False, width=100)
     with replacing(target / "config.py", "w") as file:
         file.write(
-            f'"""What {source.name} is, for --config."""\n\nfrom ml_collections import ConfigDict\n\n\n'
+            f'"""Config of {source.name}, for --config."""\n\nfrom ml_collections import ConfigDict\n\n\n'
             f"def get_config(variant=None):\n    return ConfigDict(\n{text}\n    )\n"
         )
     return [*written, target]
@@ -89,29 +89,28 @@ def to_folder(
 ) -> list[pathlib.Path]:
     """Write the networks of `source` as folders of diffusers, and return their files.
 
-    `source` is a work directory, whose averaged parameters are written, or a public checkpoint, a single file with the
-    `config` of ours that it belongs to. One network, and a ControlNet, comes to lie in `target` itself; a latent
-    diffusion model becomes `target`/unet or transformer and `target`/vae or vqvae. A text-to-image model becomes the
-    pipeline that it was fine-tuned from, whose other components are copied as they are, with its own U-Net; or else
-    `target`/unet, text_encoder and vae. `dtype` and `max_bytes` are of what is written, not of what is copied.
+    `source` is a work directory, whose averaged parameters are written, or a public checkpoint; a single file needs its
+    `config`. A single network, also a ControlNet, is written to `target` itself; a latent diffusion model to
+    `target`/unet or transformer and `target`/vae or vqvae. A text-to-image model that was fine-tuned from a pipeline is
+    written as this pipeline with its own U-Net, the other components copied unchanged; others are written as
+    `target`/unet, text_encoder and vae. `dtype` and `max_bytes` (of a file) apply to what is not copied.
 
     Raises:
       FileNotFoundError: `source` or a part of it is missing.
-      ValueError: it cannot be read, is of another network or of one that diffusers does not support, or `target` is not
-        empty.
+      ValueError: `source` cannot be read or is of another network, diffusers does not support the network, or `target`
+        is not empty.
     """
     _check_empty(target)
     options = dict(dtype=dtype, max_bytes=max_bytes)
     if config is None and is_public(source):
         if source.is_file():
-            raise ValueError(f"{source} does not say what network it is of; give --config=FILE.py")
+            raise ValueError(f"{source} does not say which network its weights are of; give --config=FILE.py")
         component = folders.open_component(source)
-        kept = {key: component.config[key] for key in ("scaling_factor",) if key in component.config}
+        extra = {key: component.config[key] for key in ("scaling_factor",) if key in component.config}
         arguments = (component.family, component.arguments, component.load())
-        return folders.write_component(target, *arguments, extra=kept, **options)
+        return folders.write_component(target, *arguments, extra=extra, **options)
     if config is None:
-        run = build.trained(str(source), "--from")
-        config = build.reset_unread(run.config)
+        config = build.reset_unread(build.trained(str(source), "--from").config)
     if is_public(source):
         config = config.copy_and_resolve_references()
         config.weights = str(source)
@@ -119,7 +118,7 @@ def to_folder(
     name, placed = trained_network(job)
     with jax.set_mesh(job.mesh):
         if is_public(source) and random_networks(job):
-            # The file holds the network alone.
+            # The file holds this network only.
             section = {"name": placed.name, **placed.arguments}
             params = {"network": load_network(source, section, placed.shape, job.params["network"])}
             return _write(target, placed, params, options)
@@ -131,7 +130,7 @@ def to_folder(
     if pipeline is None:
         written = [_write(target / other, entry, params, options) for other, entry in networks.items()]
         return [path for paths in written for path in paths]
-    # All others are as they were, but for text encoders with updates from a file.
+    # The other components are copied, except for text encoders with low-rank updates from a file.
     updated = {name} | (set(networks) & components(config.lora.weights) if config.lora.weights else set())
     written = [path for other in sorted(updated) for path in _write(target / other, networks[other], params, options)]
     for other in folders.components(pipeline).keys() - updated:
@@ -141,9 +140,9 @@ def to_folder(
 
 
 def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
-    """Write the averaged low-rank updates of a work directory for `load_lora_weights` of diffusers.
+    """Write the averaged low-rank updates (LoRA) of a work directory for `load_lora_weights` of diffusers.
 
-    Raises ValueError where the run has none, or `target` is not empty.
+    Raises ValueError if the run has none, or `target` is not empty.
     """
     _check_empty(target)
     config = build.reset_unread(build.trained(str(source), "--from").config)
@@ -159,26 +158,26 @@ def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
 
 
 def config_of(source: pathlib.Path, first_stage: str = "") -> ConfigDict:
-    """The config that a folder of diffusers stands for: of a pipeline with its scheduler, a denoiser or a first stage.
+    """Derive a config from a folder of diffusers: a pipeline with its scheduler, a denoiser, or a first stage.
 
-    A denoiser by itself is taken for one of DDPM's process, a `NCSNpp` for one of the VE process.
+    Without a scheduler a denoiser gets DDPM's process, a `NCSNpp` the VE process.
 
     Args:
       source: the folder.
-      first_stage: the work directory of the first stage, for a model of latents.
+      first_stage: work directory of the first stage, for latent diffusion.
 
-    Raises ValueError for networks and schedulers that no config is made for.
+    Raises ValueError for networks and schedulers that are not supported.
     """
     pipeline = folders.is_pipeline(source)
     component = _denoiser(source) if pipeline else folders.open_component(source)
     family, arguments = component.family, component.arguments
-    own = with_defaults(family.network, {})
-    kept = {key: value for key, value in arguments.items() if value != own[key] and key not in ("image_size",)}
-    channels = kept.pop("in_channels", own["in_channels"])
-    if kept.get("out_channels") == channels:
-        del kept["out_channels"]
+    default = with_defaults(family.network, {})
+    changed = {key: value for key, value in arguments.items() if value != default[key] and key != "image_size"}
+    channels = changed.pop("in_channels", default["in_channels"])
+    if changed.get("out_channels") == channels:
+        del changed["out_channels"]
     sections: dict[str, Any] = dict(
-        network=dict(name=family.name, **kept),
+        network=dict(name=family.name, **changed),
         data=dict(
             name="folder",
             split="train",
@@ -204,14 +203,14 @@ def config_of(source: pathlib.Path, first_stage: str = "") -> ConfigDict:
             sections["data"] |= dict(image_size=factor * arguments["image_size"], channels=3)
             sections["sampling"] = {k: v for k, v in sections["sampling"].items() if k != "threshold"}
     else:
-        raise ValueError(f"{source}: no config is made for the network {family.name!r}; give --config=FILE.py")
+        raise ValueError(f"{source}: no config can be derived for the network {family.name!r}; give --config=FILE.py")
     return replace(defaults(), **sections)
 
 
 def fetch(source: str) -> pathlib.Path:
-    """The path that `source` names, after a download where it is "hub:owner/name", with "/component" or "@revision".
+    """The local path of `source`. "hub:owner/name", with "/component" or "@revision", is downloaded first.
 
-    Raises ValueError where that is not possible.
+    Raises ValueError if it cannot be downloaded.
     """
     if not source.startswith(HUB):
         return pathlib.Path(source).expanduser()
@@ -220,32 +219,34 @@ def fetch(source: str) -> pathlib.Path:
     repository, _, component = rest.partition("/")
     if not owner or not repository or ".." in name.split("/"):
         raise ValueError(f"{source!r} must be hub:owner/name, hub:owner/name/component or hub:owner/name@revision")
-    hint = "; a folder that lies here already can be given as it is"
+    hint = "; a folder that lies here already can be given by its path"
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise ValueError(f"{source} needs pip install 'diffusion_jax[hub]'{hint}") from error
-    wanted = [
+    patterns = [
         f"{component or '*'}{'/' if component else ''}{end}" for end in ("*.json", "*.safetensors", "*.bin", "*.txt")
     ]
     try:
-        folder = snapshot_download(f"{owner}/{repository}", revision=revision or None, allow_patterns=wanted)
-    except Exception as error:  # of the network, of many types
+        folder = snapshot_download(f"{owner}/{repository}", revision=revision or None, allow_patterns=patterns)
+    except Exception as error:  # the client raises many types
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
         raise ValueError(f"{source} cannot be downloaded: {reason}{hint}") from error
     return pathlib.Path(folder, component)
 
 
 def _discrete(arguments: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a model of DDPM's process, from the config of a scheduler of diffusers."""
+    """The sections of a config with DDPM's process, from the config of a scheduler of diffusers."""
     betas, prediction = scheduler.get("beta_schedule", "linear"), scheduler.get("prediction_type", "epsilon")
     steps = scheduler.get("num_train_timesteps", 1000)
     start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
     for name, value, known in (("beta_schedule", betas, _BETAS), ("prediction_type", prediction, _PREDICTIONS)):
         if not isinstance(value, str) or value not in known:
-            raise ValueError(f"scheduler_config.json: {name}={value!r} is not known here; only {', '.join(known)} are")
+            raise ValueError(
+                f"scheduler_config.json: {name}={value!r} is not known; it must be one of {', '.join(known)}"
+            )
     if scheduler.get("trained_betas") is not None:
-        raise ValueError("scheduler_config.json: trained_betas must be null; no table of betas can be given here")
+        raise ValueError("scheduler_config.json: trained_betas must be null; a list of betas is not supported")
     learned = bool(arguments.get("learn_sigma"))
     variance = dict(variance="learned") if learned else {}
     zero_snr = dict(zero_terminal_snr=True) if scheduler.get("rescale_betas_zero_snr") else {}
@@ -268,7 +269,7 @@ def _discrete(arguments: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dic
 
 
 def _ve(component: folders.Component, scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a model of the VE process. With a centered input it was trained on images in [0, 1]."""
+    """The sections of a config with the VE process. With `center_input_sample` the model is of images in [0, 1]."""
     unit = bool(component.config.get("center_input_sample"))
     scale = 2.0 if unit else 1.0
     steps = scheduler.get("num_train_timesteps", 2000)
@@ -288,12 +289,12 @@ def _ve(component: folders.Component, scheduler: Mapping[str, Any]) -> dict[str,
 
 def _scheduler(pipeline: pathlib.Path) -> dict[str, Any]:
     path = pipeline / "scheduler" / "scheduler_config.json"
-    found = read_json(path)
+    settings = read_json(path)
     for name in ("num_train_timesteps", "beta_start", "beta_end", "sigma_min", "sigma_max", "snr"):
-        value = found.get(name, 1)
+        value = settings.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise ValueError(f"{path}: {name}={value!r} must be a number")
-    return found
+    return settings
 
 
 def _denoiser(pipeline: pathlib.Path) -> folders.Component:
@@ -314,10 +315,10 @@ def _stage_component(pipeline: pathlib.Path) -> folders.Component:
 
 
 def _write(target: pathlib.Path, placed: Placed, params: Params, options: Mapping[str, Any]) -> list[pathlib.Path]:
-    """One network of a system, as the folder of a component."""
+    """Write one network of a system as the folder of a component."""
     arguments = dict(placed.arguments)
     if arguments.pop("fourier", ()):
-        raise ValueError("config.network.fourier must be empty: diffusers has no such features")
+        raise ValueError("config.network.fourier must be empty: diffusers does not support Fourier features")
     if placed.shape:
         arguments = {"image_size": placed.shape[0], "in_channels": placed.shape[-1], **arguments}
     extra = placed.extra(params) if placed.extra else {}
@@ -326,7 +327,10 @@ def _write(target: pathlib.Path, placed: Placed, params: Params, options: Mappin
 
 
 def _pipeline(config: ConfigDict) -> pathlib.Path | None:
-    """The folder of the pipeline that a model was fine-tuned from; None where there was none."""
+    """The folder of the pipeline that a model was fine-tuned from; None if there is none.
+
+    Raises ValueError if it has been moved.
+    """
     for field, path in (("system.pipeline", config.system.get("pipeline", "")), ("weights", config.weights)):
         if not path:
             continue

@@ -1,4 +1,4 @@
-"""Joining a cluster: the same program as many processes, on JAX's own runtime."""
+"""Initialisation of JAX on several processes: SLURM, Open MPI, TPU pods, or an explicit coordinator."""
 
 from __future__ import annotations
 
@@ -11,38 +11,39 @@ from diffusion_jax.config.sections import ConfigError
 
 
 def initialize(coordinator: str = "", num_processes: int = 0, process_id: int = -1) -> None:
-    """Become one of several processes where there are several; do nothing on a single machine.
+    """Call `jax.distributed.initialize` if this process is one of several; otherwise do nothing.
 
-    With `coordinator` ("HOST:PORT" of process 0), `num_processes` and `process_id` the cluster is the given one.
-    Otherwise SLURM, Open MPI and TPUs on Kubernetes are recognised by their environment, and JAX reads the addresses
-    from it. With `coordinator` "auto" JAX looks further: it asks the metadata server of a TPU's machine, or the API
-    server of Kubernetes (which needs the package `kubernetes` and the right to read pods and jobs).
-    Call it before anything else touches a device. Processes on CPUs talk by Gloo.
+    With `coordinator` ("HOST:PORT" of process 0), `num_processes` and `process_id` the arguments describe the cluster.
+    Without them SLURM, Open MPI and TPUs on Kubernetes are recognised by their environment, and JAX reads the addresses
+    from it. With `coordinator` "auto" JAX also asks the metadata server of a TPU's machine, or the API server of
+    Kubernetes (which needs the package `kubernetes` and the right to read pods and jobs).
+    Call this before any device is used. Processes on CPUs communicate by Gloo.
 
-    Raises ConfigError for a part of the three arguments, or numbers that do not fit.
+    Raises ConfigError if only some of the three arguments are set, if numbers are out of range, or if JAX cannot
+    connect.
     """
-    asked = coordinator == "auto" and num_processes <= 0 and process_id < 0
-    given = not asked and (bool(coordinator) or num_processes > 0 or process_id >= 0)
-    if given and not (coordinator and num_processes > 0 and 0 <= process_id < num_processes):
+    auto = coordinator == "auto" and num_processes <= 0 and process_id < 0
+    explicit = not auto and (bool(coordinator) or num_processes > 0 or process_id >= 0)
+    if explicit and not (coordinator and num_processes > 0 and 0 <= process_id < num_processes):
         raise ConfigError(
             f"--coordinator={coordinator!r}, --num_processes={num_processes} and --process_id={process_id} must be "
-            "given together, with 0 <= process_id < num_processes; --coordinator=auto stands alone"
+            "set together, with 0 <= process_id < num_processes; --coordinator=auto takes neither of the others"
         )
-    if given and ":" not in coordinator:
+    if explicit and ":" not in coordinator:
         raise ConfigError(f"--coordinator={coordinator!r} must be HOST:PORT")
-    if not (given or asked or in_cluster(os.environ)) or (given and num_processes == 1):
+    if not (explicit or auto or in_cluster(os.environ)) or (explicit and num_processes == 1):
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     try:
-        jax.distributed.initialize(*((coordinator, num_processes, process_id) if given else ()))
+        jax.distributed.initialize(*((coordinator, num_processes, process_id) if explicit else ()))
     except (ImportError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"this process cannot join the others: {error}") from error
+        raise ConfigError(f"jax.distributed cannot be initialised: {error}") from error
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
-    """Whether the environment is that of one process among several.
+    """Whether environment variables say that this is one process of several.
 
-    A single task is not, nor is a SLURM batch script outside of srun, whose other tasks would be waited for in vain.
+    False for a single task, and for a SLURM batch script outside of srun, where the other tasks do not run.
     """
     return (
         ("SLURM_STEP_NODELIST" in environment and int(environment.get("SLURM_NTASKS", "1")) > 1)

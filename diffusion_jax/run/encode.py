@@ -1,19 +1,19 @@
-"""--mode=encode and --mode=decode: latents of a trained first stage, made once for diffusion models, and the way back.
+"""--mode=encode and --mode=decode: precompute latents with a trained first stage, and decode latents to images.
 
     python -m diffusion_jax.main --config=configs/autoencoder_kl.py --workdir=runs/autoencoder_kl --mode=encode \
         --to=runs/latents
     python -m diffusion_jax.main --config=configs/autoencoder_kl.py --workdir=runs/autoencoder_kl --mode=decode \
         --from=runs/latents
 
-`encode` reads config.data, the data that the first stage was trained on or other data, and writes what its encoder
-gives as ArrayRecord files, for --config.data.name=latents --config.data.path=runs/latents. For a Gaussian these are
-mean and log variance, so that every epoch draws the latents anew. Labels, captions (config.data.caption_key, cut at
-config.data.max_tokens) and other conditions of the data stay with them. A slice such as train[:95%] holds the same
-examples of the latents as of the data. It prints mean and standard deviation of the standardised latents, which are
-near 0 and 1 if the data are those of training.
+`encode` reads config.data, which may be other data than the first stage was trained on, and writes the outputs of the
+encoder as ArrayRecord files, for --config.data.name=latents --config.data.path=runs/latents. For a Gaussian bottleneck
+these are mean and log variance, and training draws new latents from them in every epoch. Labels, captions
+(config.data.caption_key, truncated to config.data.max_tokens) and other conditions are written with them. A slice such
+as train[:95%] selects the same examples from the latents as from the data. The command prints mean and standard
+deviation of the standardised latents, which are near 0 and 1 on the training data.
 
-`decode` takes such a folder, or an .npz or .npy file of standardised latents as a diffusion model draws them, and
-writes at most config.sampling.num_samples images as an array and a PNG.
+`decode` reads such a folder, or an .npz or .npy file of standardised latents, such as the samples of a diffusion model,
+and writes at most config.sampling.num_samples images as an array and a PNG.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from diffusion_jax.config import build
 from diffusion_jax.config import data as config_data
 from diffusion_jax.config.recipes.latent_diffusion import fingerprint
 from diffusion_jax.config.sections import ConfigError, refusal
+from diffusion_jax.data import tokenization
 from diffusion_jax.data.sources import latents
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.processes import row_keys
@@ -41,23 +42,27 @@ from diffusion_jax.run.report import say
 from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Params, Spec
 
-_ANY_VOCABULARY = 2**31 - 1  # the diffusion model checks that ids are those of its network
-_CALLS = 16  # batches that are in memory at once
+_CALLS = 16  # number of batches that are in memory at once
 
 
 def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> None:
-    """Write the latents of config.data.split to the folder `to`, see the module. Raises ConfigError."""
+    """Write the latents of config.data.split to the folder `to`. Raises ConfigError."""
     job = _prepared(config, "encode")
     for key in ("image_key", "control_key"):
         if config.data.get(key, "") and config.data.name == "folder":
-            raise ConfigError(f"config.data.{key}={config.data[key]!r}: images as conditions are kept from arrays only")
+            raise ConfigError(
+                f"config.data.{key}={config.data[key]!r} must be '': images as conditions are encoded from "
+                "config.data.name='arrays' only"
+            )
     system, size = job.system, config.training.batch_size
     params, _ = params_of(job, directory)
-    wanted, length = dict(system.batch), config.data.get("max_tokens", 0)
+    specs, length = dict(system.batch), config.data.get("max_tokens", 0)
     if length:
-        wanted["tokens"] = Spec((length,), "int32", values=_ANY_VOCABULARY)
-    section = {key: value for key, value in config.data.items() if key != "max_tokens"}
-    source, sums = config_data.source(section, wanted=wanted), np.zeros((3, system.latent_shape[-1]))
+        specs["tokens"] = Spec((length,), "int32")
+    config = config.copy_and_resolve_references()
+    config.data.pop("max_tokens", None)
+    source = config_data.source(config, specs, tokenize=_tokenizer(config, length))
+    sums = np.zeros((3, system.latent_shape[-1]))  # of 1, z and z^2, by channel
 
     @jax.jit
     def encoded(ids, cond):
@@ -83,8 +88,16 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
     )
 
 
+def _tokenizer(config: ConfigDict, length: int) -> tokenization.Tokenizer | None:
+    """The tokenizer of config.data.tokenizer; None for bytes. The diffusion model checks the ids when it reads them."""
+    if not config.data.get("tokenizer", "") or not length:
+        return None
+    with refusal(f"config.data.tokenizer={config.data.tokenizer!r}"):
+        return tokenization.load_for_network(config.data.tokenizer, length)
+
+
 def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: pathlib.Path) -> None:
-    """Write the images of the latents in the folder or file `path` to the .npz file `to`. Raises ConfigError."""
+    """Decode the latents in the folder or file `path`; write the images to the .npz file `to`. Raises ConfigError."""
     job = _prepared(config, "decode")
     params, _ = params_of(job, directory)
     images = decoded(job, params, path)
@@ -96,7 +109,7 @@ def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: 
 
 
 def decoded(job: Job, params: Params, path: pathlib.Path) -> np.ndarray:
-    """The images [n, h, w, c] of the first latents of a folder or file, see the module. Raises ConfigError."""
+    """Decode the first latents of a folder or file to images [n, h, w, c]. Raises ConfigError."""
     system, num = job.system, job.config.sampling.num_samples
     with refusal("--from"):
         if path.is_dir():
@@ -134,7 +147,7 @@ def _chunks(source: data.Source, size: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The former command, `python -m diffusion_jax.latents encode|decode --first_stage=DIR --to=PATH ...`."""
+    """The command `python -m diffusion_jax.latents encode|decode --first_stage=DIR --to=PATH ...`."""
     parser = argparse.ArgumentParser(prog="python -m diffusion_jax.latents", description="see --mode=encode and decode")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("encode", "images to latents"), ("decode", "latents to images")):
@@ -144,9 +157,11 @@ def main(arguments: list[str] | None = None) -> None:
         command.add_argument("--split", default="train")
         command.add_argument("--batch_size", type=int, default=128)
     commands.choices["encode"].add_argument("--path", default="", help="folder or file of the data")
-    commands.choices["encode"].add_argument("--caption_key", default="", help="where the captions are, if any")
-    commands.choices["encode"].add_argument("--max_tokens", type=int, default=0, help="length of captions, if any")
-    commands.choices["encode"].add_argument("--tokenizer", default="", help="folder of their tokenizer, if not bytes")
+    commands.choices["encode"].add_argument("--caption_key", default="", help="key of the captions, if any")
+    commands.choices["encode"].add_argument(
+        "--max_tokens", type=int, default=0, help="tokens of a caption; default: none"
+    )
+    commands.choices["encode"].add_argument("--tokenizer", default="", help="folder of their tokenizer; default: bytes")
     commands.choices["decode"].add_argument("--from", dest="path", required=True, type=pathlib.Path)
     commands.choices["decode"].add_argument("--num", type=int, default=64)
     options = parser.parse_args(arguments)

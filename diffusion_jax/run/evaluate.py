@@ -1,4 +1,4 @@
-"""--mode=evaluate: metrics of samples and of held-out examples of a trained run."""
+"""--mode=evaluate: metrics of samples, and the loss of held-out examples, of a trained run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from diffusion_jax import data, modalities
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.evaluation.report import format_report, write_evaluation
-from diffusion_jax.modalities.base import Metric
 from diffusion_jax.run import requests, workdir
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
@@ -27,7 +26,7 @@ def evaluate(config: ConfigDict, directory: pathlib.Path) -> None:
 
 
 def evaluate_job(job: Job, directory: pathlib.Path) -> None:
-    """As `evaluate`, for a job that is prepared."""
+    """Evaluate a prepared job, as `evaluate` does for a config."""
     config = job.config
     metrics = metrics_of(job, directory, job.held_out)
     workdir.check_writable(directory)
@@ -46,22 +45,32 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
     say(format_report(values), f"written to {directory / 'evaluation.json'}")
 
 
-def metrics_of(job: Job, directory: pathlib.Path, held_out: data.Source | None = None) -> list[Metric]:
-    """The functions of samples that config.evaluation.metrics names.
+def metrics_of(
+    job: Job, directory: pathlib.Path | None, held_out: data.Source | None = None
+) -> list[modalities.Metric]:
+    """The metrics of config.evaluation.metrics, as functions of samples; without `held_out` they are only checked.
 
-    Raises ConfigError for a metric that the data or the options cannot give.
+    Raises ConfigError for a metric that the modality does not have, or for which the data or the config lack something.
     """
+    config, makes = job.config, job.system.makes
+    if makes is None:
+        if set(config.evaluation.metrics) - {modalities.AUTO}:
+            raise ConfigError(
+                f"config.evaluation.metrics={config.evaluation.metrics!r} must be (): config.system.name="
+                f"{config.system.name!r} draws no samples"
+            )
+        return []
     evaluation = modalities.Evaluation(
-        options={**job.config.evaluation, "levels": job.built.parts.likelihood_levels},
+        options={**config.evaluation, "levels": job.built.parts.likelihood_levels},
         train=job.source,
         test=held_out,
-        makes=job.system.makes or job.system.batch["x"],
-        data=job.config.data.to_dict(),
+        makes=makes,
+        data=config.data.to_dict(),
+        cache=directory and directory / "statistics",
         conditions=tuple(job.system.conditions.shapes),
-        cache=directory / "statistics",
     )
     try:
-        return modalities.metrics(modalities.of(evaluation.makes), evaluation)
+        return modalities.metrics(modalities.of(makes), evaluation)
     except ValueError as error:
         raise ConfigError(f"config.{error}") from error
 

@@ -1,4 +1,4 @@
-"""A config made ready: every object built and checked, and the state that it trains or samples from."""
+"""A job: the system, optimizer, mesh and abstract train state of a config, built and checked before anything runs."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from diffusion_jax.types import System
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Job:
-    """What every mode needs. Once it exists the config is known to fit together; nothing is allocated yet."""
+    """What every mode of the command needs. Its parts have been checked against each other; no array is allocated."""
 
     config: ConfigDict
     built: build.Built
     optimizer: optax.GradientTransformation
     learning_rate: optax.Schedule
     mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
-    learner: System  # what is trained: `system`, or low-rank updates of it
+    learner: System  # the system that is trained: `system`, or low-rank updates of it
     state: TrainState  # of the learner; abstract: shapes, dtypes and layout on the mesh
-    params: PyTree[jax.ShapeDtypeStruct]  # of `system`, likewise
+    params: PyTree[jax.ShapeDtypeStruct]  # abstract parameters of `system`
     batch: dict[str, jax.ShapeDtypeStruct]
 
     @property
@@ -45,6 +45,7 @@ class Job:
 
     @property
     def layout(self) -> PyTree[jax.sharding.Sharding]:
+        """The sharding of each array of the train state."""
         return jax.tree.map(lambda x: x.sharding, self.state)
 
     @functools.cached_property
@@ -54,14 +55,15 @@ class Job:
 
     @functools.cached_property
     def held_out(self) -> Source:
-        """The split that evaluation compares with. It is opened once per run."""
+        """The held-out split of the data, for evaluation."""
         return self.built.source(evaluation=True)
 
 
 def prepare(config: ConfigDict, devices: int | None = None) -> Job:
-    """Build and check what `config` describes, for the devices there are, or for a plan on `devices` of them.
+    """Build and check the job of a config.
 
-    Raises ConfigError, naming the field.
+    The mesh has the devices of this machine or cluster, or for a plan `devices` abstract ones. Raises ConfigError,
+    which names the key, its value and what is allowed.
     """
     checks.check_keys(config)
     build.check_read(config)
@@ -100,7 +102,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Job:
 
 
 def train_step(job: Job, accumulate: int | None = None) -> Callable:
-    """The step that trains `job`, see `make_train_step`; `accumulate` overrides config.training.accumulate."""
+    """Returns the train step of a job, see `make_train_step`. `accumulate` overrides config.training.accumulate."""
     return make_train_step(
         job.learner,
         job.optimizer,
@@ -112,7 +114,7 @@ def train_step(job: Job, accumulate: int | None = None) -> Callable:
 
 
 def laid_out(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, state: TrainState) -> TrainState:
-    """An abstract state with its layout on the mesh."""
+    """Returns an abstract train state with its shardings on the mesh."""
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         state,

@@ -1,4 +1,4 @@
-"""The parameters of a job: those of a fresh start, of a checkpoint, of a public file, and low-rank updates of them."""
+"""Parameters of a job: initialised, restored from a checkpoint, loaded from a public file, with low-rank updates."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from diffusion_jax.types import Params, Placed
 from diffusion_jax.weights import public
 from diffusion_jax.weights.lora import components
 
-_DENOISERS = ("unet", "transformer")  # public names of networks that low-rank updates without a prefix belong to
+_DENOISERS = ("unet", "transformer")  # a file of LoRA without names of networks updates the first of these
 
 
 def fresh_state(job: Job) -> TrainState:
-    """The state of step 0, with the parameters of config.weights and of the runs that the system stands on."""
+    """The train state at step 0, with the parameters of config.weights and of the runs that the system depends on.
+
+    Raises ConfigError if these do not fit the model.
+    """
 
     def start(key: Any, params: Params | None) -> TrainState:
         return init_state(job.learner, job.optimizer, job.config.ema.rates, key, params)
@@ -36,10 +39,10 @@ def fresh_state(job: Job) -> TrainState:
     if params is not None:
         if job.learner is not job.system:
             params = _with_factors(job, key, params)
-        # The averages are copies, because the train step gives away every buffer of its state once.
+        # The EMA is a copy, because the train step donates every buffer of its state, and only once.
         return jax.jit(start, out_shardings=job.layout, donate_argnums=1)(key, params)
     if job.learner is not job.system:
-        raise ConfigError(f"config.lora.rank={job.config.lora.rank} fine-tunes weights that exist; set config.weights")
+        raise ConfigError(f"config.lora.rank={job.config.lora.rank} fine-tunes existing weights; set config.weights")
     others = stands_on(job)
     state = jax.jit(start, out_shardings=job.layout)(key, None)
     placed = jax.device_put(others, _part(job.layout.params, others))
@@ -51,7 +54,7 @@ def fresh_state(job: Job) -> TrainState:
 
 
 def stands_on(job: Job) -> Params:
-    """Parameters that a fresh start of the system takes from other runs and public files, as a nested dict."""
+    """Loads the parameters that a fresh start takes from other runs and public files, as a nested dict."""
     params: Params = {}
     for path, load in job.recipe.stands_on(job.built.parts).items():
         params = replaced_at(params, tuple(path.split("/")), load())
@@ -59,31 +62,33 @@ def stands_on(job: Job) -> Params:
 
 
 def averaged(job: Job, params: Params, ema: dict[str, Params]) -> Params:
-    """The parameters of `job.system` that samples come from, with the average of config.sampling.ema_rate."""
-    return plain(job.learner, {**params, **ema[checks.ema_rate(job.config)]} if ema else params)
+    """Returns the parameters of `job.system` for sampling: the EMA with the rate config.sampling.ema_rate."""
+    params = {**params, **ema[checks.ema_rate(job.config)]} if ema else params
+    return plain(job.learner, job.system, params)
 
 
 def params_of(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
-    """The parameters and the step of the run in `directory`, or of config.weights where it has not been trained."""
+    """Loads parameters and step of the run in `directory`, or of config.weights if it has no checkpoints."""
     untrained = not (directory / "checkpoints").is_dir()
     return load_params(job, pathlib.Path(job.config.weights) if untrained and job.config.weights else directory)
 
 
 def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
-    """The averaged parameters of the newest checkpoint in the work directory `directory`, and its step.
+    """Loads the averaged parameters of the newest checkpoint in the work directory `directory`, and its step.
 
-    `directory` may also be a public checkpoint, see `weights.public`: the network comes from it, everything else from a
-    fresh start, and the step is 0. Low-rank updates of its run, and those of config.lora.weights, are added.
+    `directory` may also be a public checkpoint, see `weights.public`: then the network is loaded from it, all other
+    parameters are those of a fresh start, and the step is 0. The low-rank updates of the run, and those of
+    config.lora.weights, are merged into the kernels.
 
-    Raises ConfigError if there is none or it is of another model.
+    Raises ConfigError if there is no checkpoint or it is of another model.
     """
     if public.is_public(directory):
-        params, step, held = _public_params(job, directory), 0, ""
+        params, step, start = _public_params(job, directory), 0, ""
     else:
         params, step = _of_run(job, directory)
-        held = _saved_lora(job, directory).get("weights", "")  # a run that began with them has them in its network
+        start = _saved_lora(job, directory).get("weights", "")  # the updates that the run started from
     weights = job.config.lora.weights
-    merged = held and pathlib.Path(held).resolve() == pathlib.Path(weights).resolve()
+    merged = start and pathlib.Path(start).resolve() == pathlib.Path(weights).resolve()
     if weights and not job.config.lora.rank and not merged:
         with refusal("config.lora.weights"):
             params = _with_updates(job, params)
@@ -93,8 +98,8 @@ def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
 def _of_run(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     if not (directory / "checkpoints").is_dir():
         raise ConfigError(
-            f"{directory} holds no checkpoint; train first, or give its --workdir, or as config.weights that of another"
-            " run, a folder of diffusers or a file of weights"
+            f"{directory} holds no checkpoint; train first, or give the folder of a trained run as --workdir, or a "
+            "run, a folder of diffusers or a file of weights as config.weights"
         )
     saved.check_same_model(job.config, directory, resume=False, reads=job.recipe.reads)
     section = dict(rank=0, alpha=0.0, modules="") | _saved_lora(job, directory)
@@ -103,26 +108,27 @@ def _of_run(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     start = functools.partial(init_state, trained, job.optimizer, job.config.ema.rates)
     state = laid_out(job.mesh, jax.eval_shape(start, jax.random.key(0)))
     params, step = restore_averaged(directory, job.config, state.params, state.ema)
-    return plain(trained, params), step
+    return plain(trained, job.system, params), step
 
 
 def _saved_lora(job: Job, directory: pathlib.Path) -> dict[str, Any]:
-    """The section lora of the config of a run; where the run has no such section that of the job, but for its file."""
+    """The section lora of the config of a run; without a config.json, that of the job without its file."""
     section = (saved.read_config(directory) or {"lora": {**job.config.lora.to_dict(), "weights": ""}}).get("lora", {})
     return section if isinstance(section, dict) else {}
 
 
 def trained_network(job: Job) -> tuple[str, Placed]:
-    """Public name and description of the network that is trained."""
+    """Returns the public name and the description of the network that is trained."""
     return next((name, placed) for name, placed in job.system.networks.items() if placed.path == ("network",))
 
 
 def _section(placed: Placed) -> dict[str, Any]:
+    """The section of a config that describes the network."""
     return {"name": placed.name, **placed.arguments}
 
 
 def _with_factors(job: Job, key: Any, params: Params) -> Params:
-    """The parameters of the learner, with new factors or those of config.lora.weights."""
+    """The parameters of the learner for those of the system, with new factors or those of config.lora.weights."""
     adopted = jax.jit(job.learner.adopt, donate_argnums=1, out_shardings=job.layout.params)(key, params)
     section = job.config.lora
     if not section.weights:
@@ -132,16 +138,16 @@ def _with_factors(job: Job, key: Any, params: Params) -> Params:
         if others := components(section.weights) - {"", name}:
             raise ValueError(
                 f"{section.weights} also updates {', '.join(sorted(others))}, and config.lora.rank={section.rank} "
-                "trains the network alone; rank 0 adds them all"
+                "trains the network alone; with rank 0 all updates are added"
             )
         factors = public.read_factors(section.weights, _section(placed), job.params["network"], name)
         shapes = [{path_name(p): x.shape for p, x in jax.tree.leaves_with_path(t)} for t in (factors, adopted["lora"])]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"{section.weights} has updates of {len(shapes[0]) // 2} layers, not those that config.lora.rank="
-                f"{section.rank} and modules={section.modules!r} make, of {len(shapes[1]) // 2}"
+                f"{section.weights} has updates of {len(shapes[0]) // 2} layers, which do not fit config.lora.rank="
+                f"{section.rank} and modules={section.modules!r} with {len(shapes[1]) // 2}"
             )
-        # B holds the scale of the file.
+        # B of the file includes its scale.
         factors = jax.tree.map_with_path(
             lambda p, x: x / job.learner.scale if path_name(p).endswith("up") else x, factors
         )
@@ -149,13 +155,13 @@ def _with_factors(job: Job, key: Any, params: Params) -> Params:
 
 
 def _with_updates(job: Job, params: Params) -> Params:
-    """`params` with the updates of config.lora.weights added to each network that the file updates."""
+    """Returns `params` with the updates of config.lora.weights merged into each network that the file updates."""
     section, add = job.config.lora, jax.jit(merge, donate_argnums=0)
-    networks, held = job.system.networks, components(section.weights)
-    if unknown := held - {"", *networks}:
+    networks, updates = job.system.networks, components(section.weights)
+    if unknown := updates - {"", *networks}:
         raise ValueError(f"{section.weights} updates {', '.join(sorted(unknown))}, which this model does not have")
     main = next((name for name in (*_DENOISERS, *networks) if name in networks), "")
-    updated = (held - {""}) | ({main} if not held or "" in held else set())
+    updated = (updates - {""}) | ({main} if not updates or "" in updates else set())
     for name in sorted(updated):
         placed = networks[name]
         factors = public.read_factors(section.weights, _section(placed), at(job.params, placed.path), name)
@@ -164,7 +170,7 @@ def _with_updates(job: Job, params: Params) -> Params:
 
 
 def _public_params(job: Job, path: pathlib.Path) -> Params:
-    """Those of a fresh start, with the network from a public checkpoint; both parts are laid out on the mesh."""
+    """The parameters of a fresh start with the network of a public checkpoint, laid out on the mesh."""
     abstract = job.params
     layout = jax.tree.map(lambda x: x.sharding, abstract)
     _, placed = trained_network(job)
@@ -173,8 +179,8 @@ def _public_params(job: Job, path: pathlib.Path) -> Params:
         others = stands_on(job)
         if missing := random_networks(job):
             raise ValueError(
-                f"{path} is not a whole model: {', '.join(missing)} would stay random; give config.system.pipeline, a "
-                "folder of diffusers or one file, for these"
+                f"{path} is not a whole model: {', '.join(missing)} would stay random; set config.system.pipeline to a "
+                "folder of diffusers or a file that has them"
             )
         rest = {group: layout[group] for group in layout if group != "network"}
         start = jax.jit(lambda key: _part(job.system.init(key), rest), out_shardings=rest)
@@ -184,7 +190,7 @@ def _public_params(job: Job, path: pathlib.Path) -> Params:
 
 
 def random_networks(job: Job) -> list[str]:
-    """The frozen networks that no other run and no public file supplies, so that a fresh start leaves them random."""
+    """Frozen networks that neither another run nor a public file supplies: a fresh start initialises them randomly."""
     supplied = [tuple(path.split("/")) for path in job.recipe.stands_on(job.built.parts)]
     return [
         name
@@ -193,14 +199,14 @@ def random_networks(job: Job) -> list[str]:
     ]
 
 
-def _part(tree: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """What `tree` holds under the names of `wanted`."""
-    return {k: _part(tree[k], v) if isinstance(v, dict) else tree[k] for k, v in wanted.items()}
+def _part(tree: dict[str, Any], structure: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of `tree` whose paths are in `structure`."""
+    return {k: _part(tree[k], v) if isinstance(v, dict) else tree[k] for k, v in structure.items()}
 
 
-def _filled(tree: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """`tree` with the leaves of `given`."""
+def _filled(tree: dict[str, Any], leaves: dict[str, Any]) -> dict[str, Any]:
+    """`tree` with `leaves`, a nested dict of a part of its paths, instead of its own."""
     return {
-        k: v if k not in given else _filled(v, given[k]) if isinstance(given[k], dict) else given[k]
+        k: v if k not in leaves else _filled(v, leaves[k]) if isinstance(leaves[k], dict) else leaves[k]
         for k, v in tree.items()
     }

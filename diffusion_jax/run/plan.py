@@ -1,4 +1,4 @@
-"""What a job takes, from shapes alone: the lines of `--mode=plan`, and those at the start of training."""
+"""--mode=plan: parameters, memory, FLOPs and sharding of a job, computed from shapes without allocating arrays."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from diffusion_jax.run.report import say
 from diffusion_jax.training import summary
 from diffusion_jax.training.mesh import AXES
 
-SMALL = 2**14  # arrays of less elements are not listed one by one
+SMALL = 2**14  # arrays with fewer elements are not listed one by one
 
 
 def plan(config: ConfigDict, devices: int | None = None) -> None:
-    """Print what the config takes on the devices there are, or on `devices` of them, without allocating it."""
+    """Print the plan of a config for the devices of this machine, or for `devices` of them. Raises ConfigError."""
     say(*lines(prepare(config, devices)))
 
 
 def lines(job: Job) -> list[str]:
-    """Parameters by group, memory and floating-point operations per step and device, and the layout of parameters."""
+    """The plan as lines of text: parameters by group, FLOPs per step, memory on each device, sharding of parameters."""
     settings, devices = job.config.training, math.prod(job.mesh.shape.values())
     rows = settings.batch_size // settings.accumulate // (job.mesh.shape["data"] * job.mesh.shape["fsdp"])
     activations = summary.activation_bytes(job.learner, job.state.params, job.batch)
@@ -42,10 +42,10 @@ def lines(job: Job) -> list[str]:
         "",
         f"{'memory':<14}{'on each device':>16}{'on all':>16}",
         *(f"{name:<14}{_mib(one):>16}{_mib(every):>16}" for name, (every, one) in parts.items()),
-        f"Activations are those that differentiation keeps, {_mib(round(activations))} per example, in the dtype"
-        f" {settings.dtype}; compilers keep less. config.network.remat=True keeps one per block.",
+        f"Activations are those that the gradient needs, {_mib(round(activations))} per example, in {settings.dtype};"
+        " the compiler may store fewer. With config.network.remat=True only one per block is stored.",
         "",
-        "layout of the parameters: arrays, shape, axes that its dimensions are split over, on each device",
+        "layout of the parameters: arrays, shape, axes of the mesh over which dimensions are split, on each device",
     ]
     small = [0, 0]
     for path, count, shape, split, size in summary.layout(job.state.params):
@@ -55,24 +55,24 @@ def lines(job: Job) -> list[str]:
             text.append(f"{path:<56}{count:>4} x {'x'.join(map(str, shape)):<18}{split:<22}{_mib(size):>14}")
     return [
         *text,
-        f"{'arrays of less than ' + format(SMALL, ',') + ' elements':<56}{small[0]:>4} {_mib(small[1]):>56}",
+        f"{'arrays of fewer than ' + format(SMALL, ',') + ' elements':<56}{small[0]:>4} {_mib(small[1]):>56}",
     ]
 
 
 def start(job: Job) -> str:
-    """One line: the mesh, and what lies on each device."""
+    """One line for the start of training: the mesh, and the memory of the train state on each device."""
     parts = ", ".join(f"{name} {_mib(one)}" for name, (_, one) in summary.state_bytes(job.state).items())
     arrays = [leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(job.state.params)]
     return f"mesh {_mesh(job)}; each device holds {parts}; {arrays.count(False)} of {len(arrays)} parameters are split"
 
 
 def step_flops(job: Job) -> float:
-    """Floating-point operations of one step on all devices, as XLA counts those of the program it is given."""
+    """Floating-point operations of one train step on all devices, as XLA counts them."""
 
     def shapes(tree):
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
-    # The parts of a batch are the body of a loop, which the analysis counts once: the whole batch is asked for.
+    # With accumulation the step is a loop over parts of the batch, whose body XLA counts once. Hence accumulate=1.
     step = jax.jit(train_step(job, accumulate=1))
     return (step.lower(shapes(job.state), shapes(job.batch)).cost_analysis() or {}).get("flops", math.nan)
 

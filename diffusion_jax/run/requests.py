@@ -1,4 +1,4 @@
-"""The conditions of samples, as config.sampling.cond asks for them and as files and pictures record them."""
+"""Conditions of samples: parsed from config.sampling.cond, and written to files of samples and below pictures."""
 
 from __future__ import annotations
 
@@ -11,94 +11,99 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import data
-from diffusion_jax.config.sections import refusal
+from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data import images
 from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
-from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.networks.conditions import Conditions, Request
 from diffusion_jax.run.job import Job
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]  # texts -> ids [n, max_tokens]
 Describe = Callable[[np.ndarray], list[str]]  # ids -> texts
-_MAX_BYTES = 2**24  # of a file of requests
+_MAX_BYTES = 2**24  # of a .json file of conditions
 
 
 def requested(
     text: str, conditions: Conditions, num: int, tokenize: Tokenize | None = None
 ) -> dict[str, np.ndarray] | None:
-    """The conditions of `num` samples that `text` asks for, repeated where it names fewer; None for an empty one.
+    """Parse the conditions of `num` samples. Fewer conditions are repeated; an empty text returns None.
 
-    For class models `text` is class ids, "3" or "0,1,2"; for models of captions it is captions, "a cat|a dog". A file
-    *.txt has one class id or caption per line; a file *.npz has an array [n, ...] under the name of each condition,
-    see `Conditions`, or strings under "caption". A file *.json is a list of objects, one per sample, with the
-    conditions by name, "caption" for a text, and the path of an image file for "image" and "control": it is cut to a
-    square, resized, and its values are in [-1, 1]. Of several paths the channels lie side by side, such as
-    ["photo.png", "mask.png"]. Relative paths begin where the file lies.
+    For class-conditional models `text` is class ids, "3" or "0,1,2"; for text-conditional models it is captions, "a
+    cat|a dog". A file *.txt has one class id or caption per line. A file *.npz has an array [n, ...] under the name of
+    each condition, see `Conditions`, or strings under "caption". A file *.json is a list of objects, one per sample,
+    with the conditions by name: "caption" is a text, "image" and "control" are paths of image files, which are cropped
+    to a square, resized, and scaled to [-1, 1]. The channels of several paths, such as ["photo.png", "mask.png"], are
+    concatenated. Relative paths start from the folder of the file.
 
-    Captions become ids by `tokenize`, or are the bytes of their text.
+    `tokenize` maps captions to ids; by default the ids are the bytes of the text.
 
     Raises:
-        ValueError: there is no such condition or file, or it does not fit the model.
+        ValueError: the condition or file does not exist, or does not fit the model.
     """
     if not text:
         return None
     if not conditions.shapes:
-        raise ValueError("the model is unconditional and nothing steers it; there is nothing to ask for")
+        raise ValueError("the model is unconditional and has no guidance or editing with conditions; it must be empty")
     path, tokenize = pathlib.Path(text), tokenize or functools.partial(_byte_tokens, conditions=conditions)
+    request = Request(path.parent, tokenize, functools.partial(_images, path.parent))
     if path.suffix == ".npz":
-        cond = _from_arrays(path, conditions, tokenize)
+        cond = _from_arrays(path, conditions, request)
     elif path.suffix == ".json":
-        cond = _from_objects(path, conditions, tokenize)
+        cond = _from_objects(path, conditions, request)
     elif path.suffix == ".txt":
-        cond = _from_lines([line.strip() for line in _lines(path) if line.strip()], conditions, tokenize)
+        cond = _from_lines([line.strip() for line in _lines(path) if line.strip()], conditions, request)
     else:
-        parts = text.split("|" if conditions.vocabulary else ",")
-        cond = _from_lines([part.strip() for part in parts], conditions, tokenize)
+        separator = next(iter(conditions.values())).separator
+        parts = text.split(separator) if separator else [text]
+        cond = _from_lines([part.strip() for part in parts], conditions, request)
     counts = {name: len(value) for name, value in cond.items()}
     if len(set(counts.values())) != 1 or 0 in counts.values():
-        raise ValueError(f"its conditions have {counts} rows; they need the same number, at least 1")
+        raise ValueError(f"the conditions have {counts} rows; they need the same number, at least 1")
     conditions.check(cond)
     return cycled(cond, num)
 
 
 def conditions(job: Job, num: int) -> dict[str, np.ndarray] | None:
-    """The conditions of `num` samples: those of config.sampling.cond, or else of held-out examples.
+    """The conditions of `num` samples: from config.sampling.cond, or if that is empty from held-out examples.
 
-    None for a system without conditions, for one of classes, which cycles through them, and for "prior".
+    None for a system without conditions, for a class-conditional system, which cycles through the classes, and for
+    "prior", samples without any condition. Raises ConfigError.
     """
-    text, wanted = job.config.sampling.cond, job.system.conditions
-    if job.recipe.role == "first_stage":
-        return None if text == "prior" else cycled({"x": data.shuffled(job.held_out, num)["x"]}, num)
+    text, needed = job.config.sampling.cond, job.system.conditions
+    if text == "prior":
+        if required := [name for name, condition in needed.items() if not condition.optional]:
+            raise ConfigError(f"config.sampling.cond='prior': samples need the condition {', '.join(required)}")
+        return None
     with refusal(f"config.sampling.cond={text!r}"):
-        cond = requested(text, wanted, num, job.built.reading.tokenize)
-    if cond is None and set(wanted.shapes) - {"label"}:
+        cond = requested(text, needed, num, job.built.reading.tokenize)
+    if cond is None and set(needed.shapes) - {"label"}:
         examples = data.shuffled(job.held_out, num)
-        # Editing starts from held-out images themselves.
+        # Editing starts from the held-out images themselves.
         with refusal("config.sampling.cond=''"):
-            cond = cycled(wanted.of({"image": examples["x"], **examples}), num)
-            wanted.check(cond)
+            cond = cycled(needed.of({"image": examples["x"], **examples}), num)
+            needed.check(cond)
     return cond
 
 
 def cycled(cond: Mapping[str, np.ndarray], num: int) -> dict[str, np.ndarray]:
-    """`num` rows of `cond`, which start again where there are fewer."""
+    """Returns `num` rows of `cond`, repeated if there are fewer."""
     return {name: value[np.arange(num) % len(value)] for name, value in cond.items()}
 
 
-def captions(cond: Mapping[str, Any], describe: Describe = texts_of) -> list[str] | None:
-    """What is written below each sample: its class, or its caption, `describe(ids)`; None if it has neither."""
-    if "label" in cond:
-        return [str(label) for label in np.asarray(cond["label"]).tolist()]
-    if "tokens" in cond and np.issubdtype(np.asarray(cond["tokens"]).dtype, np.integer):
-        return describe(np.asarray(cond["tokens"]))
+def captions(cond: Mapping[str, Any], conditions: Conditions, describe: Describe = texts_of) -> list[str] | None:
+    """The text below each sample in a picture: its class, caption or another condition in words; None without one."""
+    for name, condition in conditions.items():
+        if name in cond and condition.words is not None:
+            return condition.words(np.asarray(cond[name]), describe)
     return None
 
 
-def recorded(cond: Mapping[str, Any], describe: Describe = texts_of) -> dict[str, np.ndarray]:
-    """The arrays of a file of samples: `cond`, the class, caption or only condition, and others as cond_<name>."""
+def recorded(cond: Mapping[str, Any], conditions: Conditions, describe: Describe = texts_of) -> dict[str, np.ndarray]:
+    """Conditions as arrays of a file of samples: the first one is "cond", the others are "cond_<name>"."""
     arrays = {name: np.asarray(value) for name, value in cond.items()}
-    if "tokens" in arrays and "mask" not in arrays:
-        arrays["tokens"] = np.array(describe(arrays["tokens"]))
+    for name in arrays.keys() & conditions.keys():
+        if conditions[name].key and conditions[name].words is not None:
+            arrays[name] = np.array(conditions[name].words(arrays[name], describe))
     first = next(iter(arrays), None)
     return {"cond" if name == first else f"cond_{name}": value for name, value in arrays.items()}
 
@@ -110,18 +115,16 @@ def _lines(path: pathlib.Path) -> list[str]:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def _from_lines(parts: list[str], conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:
-    kinds = set(conditions.shapes)
-    if kinds == {"label"}:
-        if not all(part.lstrip("-").isdecimal() for part in parts):
-            raise ValueError(f"{','.join(parts)!r} must be class ids in 0..{conditions.num_classes - 1}, such as 0,1,2")
-        return {"label": np.array([int(part) for part in parts], np.int32)}
-    if kinds == {"tokens"}:
-        return {"tokens": tokenize(parts)}
-    raise ValueError(f"the model needs the conditions {', '.join(sorted(kinds))}; give them in a file *.npz, or *.json")
+def _from_lines(parts: list[str], conditions: Conditions, request: Request) -> dict[str, np.ndarray]:
+    (name, condition), *others = conditions.items()
+    if others or not condition.separator:
+        raise ValueError(
+            f"the model needs the conditions {', '.join(conditions)}; give them in a file *.npz, or *.json"
+        )
+    return {name: condition.read(request, parts, condition.spec)}
 
 
-def _from_objects(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:
+def _from_objects(path: pathlib.Path, conditions: Conditions, request: Request) -> dict[str, np.ndarray]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")
@@ -130,44 +133,41 @@ def _from_objects(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize
         raise ValueError(f"{path} cannot be read: {error}") from error
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise ValueError(f"{path} must hold a list of objects, one for each sample")
-    names = {name: "caption" if name == "tokens" and conditions.vocabulary else name for name in conditions.shapes}
+    keys = {name: condition.key or name for name, condition in conditions.items()}
     for i, row in enumerate(rows):
-        if row.keys() != set(names.values()):
+        if row.keys() != set(keys.values()):
             raise ValueError(
-                f"{path}: object {i} has {', '.join(row) or 'nothing'}; it needs {', '.join(names.values())}"
+                f"{path}: object {i} has {', '.join(row) or 'nothing'}; it needs {', '.join(keys.values())}"
             )
+    return _read(path, {name: [row[key] for row in rows] for name, key in keys.items()}, conditions, request)
+
+
+def _from_arrays(path: pathlib.Path, conditions: Conditions, request: Request) -> dict[str, np.ndarray]:
+    keys = {name: condition.key for name, condition in conditions.items() if condition.key}
+    try:
+        arrays = archives.read_npz(path, {*conditions, *keys.values()})
+    except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    arrays |= {name: arrays[key] for name, key in keys.items() if key in arrays}
+    return _read(path, conditions.of(arrays), conditions, request)
+
+
+def _read(
+    path: pathlib.Path, values: Mapping[str, Any], conditions: Conditions, request: Request
+) -> dict[str, np.ndarray]:
     cond = {}
-    for name, entry in conditions.shapes.items():
-        values = [row[names[name]] for row in rows]
-        if names[name] == "caption":
-            if not all(isinstance(value, str) for value in values):
-                raise ValueError(
-                    f"{path}: a caption must be a string, got {next(v for v in values if type(v) is not str)!r}"
-                )
-            cond[name] = tokenize(values)
-        elif name in ("image", "control"):
-            cond[name] = np.stack([images.from_files(path.parent, value, entry.shape) for value in values])
-        else:
-            try:
-                cond[name] = np.array(values, entry.dtype)
-            except (ValueError, TypeError, OverflowError) as error:
-                raise ValueError(f"{path}: {name} must be numbers of shape {entry.shape}: {error}") from error
+    for name, condition in conditions.items():
+        try:
+            cond[name] = condition.read(request, values[name], condition.spec)
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
     return cond
 
 
-def _from_arrays(path: pathlib.Path, conditions: Conditions, tokenize: Tokenize) -> dict[str, np.ndarray]:
-    try:
-        found = archives.read_npz(path, {*conditions.shapes, "caption"})
-    except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if "caption" in found and conditions.vocabulary:
-        found["tokens"] = tokenize([str(text) for text in found["caption"]])
-    cond = conditions.of(found)
-    cond |= {name: images.in_unit_range(cond[name]) for name in images.CONDITIONS if name in cond}
-    for name, entry in conditions.shapes.items():
-        if not np.can_cast(cond[name].dtype, entry.dtype, "same_kind"):
-            raise ValueError(f"{path}: {name} is {cond[name].dtype}, not {entry.dtype}")
-    return {name: cond[name].astype(entry.dtype) for name, entry in conditions.shapes.items()}
+def _images(folder: pathlib.Path, values: Any, shape: tuple[int, ...]) -> np.ndarray:
+    if isinstance(values, np.ndarray):
+        return images.in_unit_range(values).astype(np.float32)
+    return np.stack([images.from_files(folder, value, shape) for value in values])
 
 
 def _byte_tokens(texts: Sequence[str], conditions: Conditions) -> np.ndarray:

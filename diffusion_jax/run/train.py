@@ -1,4 +1,4 @@
-"""--mode=train: train a config in a work directory, or go on from its newest checkpoint."""
+"""--mode=train: train a config in a work directory, or resume from its newest checkpoint."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffusion_jax.run.evaluate import evaluate_job, metrics_of
 from diffusion_jax.run.job import prepare, train_step
 from diffusion_jax.run.parameters import averaged, fresh_state
 from diffusion_jax.run.report import say
-from diffusion_jax.run.sample import picture
+from diffusion_jax.run.sample import show
 from diffusion_jax.training import faults
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training.checkpoints import Checkpoints
@@ -29,7 +29,10 @@ from diffusion_jax.training.writers import make_writers
 
 
 def train(config: ConfigDict, directory: pathlib.Path) -> None:
-    """Train, or go on from the newest checkpoint in `directory`; then evaluate if the config says so."""
+    """Train, or resume from the newest checkpoint in `directory`; then evaluate if config.evaluation.after_training.
+
+    Raises ConfigError, before anything is compiled or written, and `training.loop.NotFinite`.
+    """
     job, settings = prepare(config), config.training
     source = job.source
     metrics_of(job, directory)  # refuse now what could not be evaluated after training
@@ -42,9 +45,9 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
         )
         sharding = meshes.batch_sharding(job.mesh)
         with refusal("config.mesh"):
-            share, shares = meshes.process_share(sharding, settings.batch_size)
+            shard, num_shards = meshes.process_share(sharding, settings.batch_size)
         batches = data.batches(
-            source, batch_size=settings.batch_size, seed=config.seed, process_index=share, process_count=shares
+            source, batch_size=settings.batch_size, seed=config.seed, process_index=shard, process_count=num_shards
         )
         stack.enter_context(faults.explained(directory))
         start = checkpoints.latest_step()
@@ -79,11 +82,13 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                     params, jax.random.key(config.sampling.seed), num, requests.conditions(job, num)
                 )
                 if not drawn:
-                    return "saved; a classifier draws no samples"
-                if not picture(job, params, drawn, path):
-                    return "no picture of the samples, which are latents or not finite"
-                writer.images(step, {"samples": str(path)})
-                return f"samples in {path}"
+                    return "saved; this system draws no samples"
+                shown = show(job, params, drawn, path)
+                if not shown:
+                    return "no picture of the samples: they are latents, or not finite"
+                if path in shown:
+                    writer.images(step, {"samples": str(path)})
+                return f"samples in {', '.join(map(str, shown))}"
 
             state = train_loop(
                 state,

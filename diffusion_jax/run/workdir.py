@@ -1,4 +1,4 @@
-"""The folder of a run: whether it can be written, and that only one job trains in it."""
+"""The work directory of a run: check that it can be written, and lock it against a second training job."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffusion_jax.config.sections import ConfigError
 
 
 def check_writable(workdir: pathlib.Path) -> None:
-    """Raises ConfigError unless `workdir`, or the folder it would be created in, can be written. Creates nothing."""
+    """Raises ConfigError unless `workdir`, or the folder in which it would be created, is writable. Creates nothing."""
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"--workdir={workdir} cannot be written: {existing} is not a writable folder")
@@ -26,9 +26,9 @@ def check_writable(workdir: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def only_trainer(workdir: pathlib.Path) -> Iterator[None]:
-    """While it lasts, no other job may train in `workdir`, which is created. The system ends it if the process dies.
+    """Create `workdir` and lock it, so that no other job trains in it. The operating system unlocks it at exit.
 
-    Raises ConfigError, on every process of this job, where another job is training there.
+    Raises ConfigError, on every process of this job, if another job is training there.
     """
     with contextlib.ExitStack() as stack:
         holder = None
@@ -51,6 +51,6 @@ def only_trainer(workdir: pathlib.Path) -> Iterator[None]:
             holder = (holder or "another job") if refused else None
         if holder is not None:
             raise ConfigError(
-                f"--workdir={workdir} is being trained in by {holder}; wait for it, or give another folder"
+                f"--workdir={workdir} is being trained in by {holder}; wait for it, or choose another folder"
             )
         yield

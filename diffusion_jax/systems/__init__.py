@@ -1,4 +1,4 @@
-"""Systems: what the trainer drives. Each implements the Protocol `diffusion_jax.types.System`."""
+"""Systems: what is trained and sampled, one per file. Each implements the protocol `diffusion_jax.types.System`."""
 
 from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.dequantizer import VariationalDequantization

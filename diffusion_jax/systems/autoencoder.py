@@ -1,4 +1,4 @@
-"""First stages: autoencoders whose latents diffusion models are trained on, with or without a discriminator."""
+"""Autoencoders (KL, VQ-VAE, VQGAN), the first stages of latent diffusion, with or without a discriminator."""
 
 from __future__ import annotations
 
@@ -8,31 +8,33 @@ from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.evaluation.reconstruction import psnr, ssim
 from diffusion_jax.losses.first_stage import adaptive_weight, generator_loss
+from diffusion_jax.networks.conditions import Conditions, image
 from diffusion_jax.processes import row_keys
 from diffusion_jax.systems.base import Sampled
 from diffusion_jax.systems.bottlenecks import Bottleneck
-from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Cond, Params, Placed, Spec, Train
 
 Pairwise = Callable[[Float[Array, "batch h w c"], Float[Array, "batch h w c"]], Float[Array, "batch"]]
-_MEMORY = 0.99  # of the average that the statistics of latents are
+_DECAY = 0.99  # of the running averages of the statistics of latents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Adversary:
-    """A discriminator: `init(key) -> params`, `discriminate(params, x) -> logits`, and its part in the loss."""
+    """A discriminator and its losses: `init(key) -> params`, `discriminate(params, x) -> logits`.
+
+    Raises ValueError for a negative `start` or `weight`.
+    """
 
     init: Callable[[Key[Array, ""]], Params]
     discriminate: Callable[[Params, Array], Array]
-    loss: Callable[[Array, Array], Float[Array, "batch"]]  # of (logits of real images, of reconstructions)
-    start: int = 0  # the step from which on it is part of the loss
-    weight: float = 1.0  # of the generator loss, in units of the reconstruction loss
-    adaptive: bool = True  # multiply it by `losses.first_stage.adaptive_weight`
+    loss: Callable[[Array, Array], Float[Array, "batch"]]  # (logits of images, of reconstructions) -> loss
+    start: int = 0  # first step at which the adversarial losses are active
+    weight: float = 1.0  # of the generator loss, relative to the reconstruction loss
+    adaptive: bool = True  # multiply the generator loss by `losses.first_stage.adaptive_weight`
 
     def __post_init__(self) -> None:
         if self.start < 0 or self.weight < 0:
@@ -41,7 +43,7 @@ class Adversary:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Perceptual:
-    """A distance of images, `distance(params, x, y) -> [batch]`. `init(key)` draws parameters, which stay frozen."""
+    """A perceptual distance of images, `distance(params, x, y) -> [batch]`. Its parameters, `init(key)`, are frozen."""
 
     init: Callable[[Key[Array, ""]], Params]
     distance: Callable[[Params, Array, Array], Float[Array, "batch"]]
@@ -50,15 +52,16 @@ class Perceptual:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Autoencoder(Sampled):
-    """Train `encode` and `decode` of a network to reconstruct images through a bottleneck. See `types.System`.
+    """An autoencoder: train `encode` and `decode` to reconstruct images through a bottleneck. See `types.System`.
 
-    The loss of an image is its reconstruction and perceptual loss, the penalty of the bottleneck, and from step `start`
-    of the adversary on the generator loss and the discriminator loss (arXiv:2012.09841, arXiv:2112.10752). This is a
-    sum whose parts reach disjoint groups of parameters, so that one step trains both networks.
+    The loss of an image is its reconstruction loss, its perceptual loss, the penalty of the bottleneck, and from step
+    `start` of the adversary the generator loss and the discriminator loss (arXiv:2012.09841, arXiv:2112.10752). The
+    last one reaches the parameters of the discriminator only, all others do not reach these, so that one optimizer step
+    trains both networks.
 
     Parameters are {"network", "discriminator" (with an adversary), "frozen": {"bottleneck", "latents", "perceptual"}}.
-    `latents` are averages over training, mean and mean square per channel, by which `latents` and `decode_latents`
-    standardise what diffusion models see; `latent_scale` > 0 is a fixed factor instead of them.
+    `latents` are running averages of the mean and the mean square of each channel of the latents; diffusion models see
+    the latents standardised with them, or multiplied by `latent_scale` if that is not 0.
     """
 
     init_network: Callable[[Key[Array, ""]], Params]
@@ -69,10 +72,10 @@ class Autoencoder(Sampled):
     perceptual: Perceptual | None
     adversary: Adversary | None
     shape: tuple[int, ...]  # of an image
-    latent_shape: tuple[int, ...]  # of what the decoder takes
-    encoded_shape: tuple[int, ...] = ()  # of what the encoder gives: moments of a Gaussian, or the latent itself
-    modality: str = "image"  # the kind of data
-    batch_size: int = 128  # of sampling
+    latent_shape: tuple[int, ...]  # of the decoder's input
+    encoded_shape: tuple[int, ...] = ()  # of the encoder's output: moments of a Gaussian, or the latent itself
+    modality: str = "image"  # kind of data of the example
+    batch_size: int = 128  # number of samples that are drawn at once
     latent_scale: float = 0.0
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
@@ -83,6 +86,11 @@ class Autoencoder(Sampled):
     @property
     def makes(self) -> Spec:
         return Spec(self.shape, modality=self.modality)
+
+    @property
+    def conditions(self) -> Conditions:
+        """Images "x" to reconstruct; without them samples are decoded from the prior of the bottleneck."""
+        return Conditions({"x": image(self.shape)._replace(optional=True)})
 
     def init(self, key: Key[Array, ""]) -> Params:
         keys = jax.random.split(key, 3)
@@ -100,9 +108,9 @@ class Autoencoder(Sampled):
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
     ) -> tuple[Float[Array, "batch"], dict[str, PyTree[Array]]]:
-        """The sum of all parts; without `train`, without the adversary and without randomness. Metrics are the parts.
+        """The sum of all losses. Without `train` there is no adversary and the latents are not random.
 
-        The entry "statistics" of the metrics is what `advance` needs.
+        Metrics are the parts of the loss, and in training the "statistics" that `advance` needs.
         """
         x, network = batch["x"], params["network"]
         h = self.encode(network, x)
@@ -116,7 +124,7 @@ class Autoencoder(Sampled):
             loss = distance(y)
             metrics["reconstruction"] = loss
         else:
-            # The derivative is taken for the last kernel alone: it costs one layer, not the decoder.
+            # The adaptive weight needs the derivative for the last kernel only: it costs one layer, not the decoder.
             last = network["decoder"]["conv_out"]["kernel"]
             y, pull = jax.vjp(lambda kernel: self.decode(_with_last(network, kernel), z), last)
             loss = distance(y)
@@ -124,8 +132,8 @@ class Autoencoder(Sampled):
             adversarial, parts = self._adversarial(params, x, y, distance, pull, train)
             loss, metrics = loss + adversarial, metrics | parts
         if train is not None:
-            kept = jax.lax.stop_gradient(z)
-            latents = {"mean": kept.mean((0, 1, 2)), "square": jnp.square(kept).mean((0, 1, 2))}
+            detached = jax.lax.stop_gradient(z)
+            latents = {"mean": detached.mean((0, 1, 2)), "square": jnp.square(detached).mean((0, 1, 2))}
             metrics["statistics"] = {"bottleneck": statistics, "latents": latents}
         return loss + penalty, metrics
 
@@ -133,11 +141,11 @@ class Autoencoder(Sampled):
         """Update the state of the bottleneck and the statistics of latents from those of the batch."""
         statistics, frozen = metrics["statistics"], params["frozen"]
         network, bottleneck = self.bottleneck.advance(params["network"], frozen["bottleneck"], statistics["bottleneck"])
-        # Over the first steps this is a plain running mean, in which the initial value has no part.
-        memory = jnp.minimum(_MEMORY, train.step / (train.step + 1))
-        # With gradients accumulated over parts of a batch, there is one row per part.
+        # In the first steps this is the mean of all steps, without the initial value.
+        decay = jnp.minimum(_DECAY, train.step / (train.step + 1))
+        # With gradient accumulation there is one row per part of the batch.
         latents = {
-            name: old + (1 - memory) * (statistics["latents"][name].reshape(-1, len(old)).mean(0) - old)
+            name: old + (1 - decay) * (statistics["latents"][name].reshape(-1, len(old)).mean(0) - old)
             for name, old in frozen["latents"].items()
         }
         return {**params, "network": network, "frozen": {**frozen, "bottleneck": bottleneck, "latents": latents}}
@@ -145,17 +153,17 @@ class Autoencoder(Sampled):
     def latents(
         self, params: Params, keys: Key[Array, "batch"] | None, h: Float[Array, "batch h w c"]
     ) -> Float[Array, "batch h w z"]:
-        """Standardised latents of h, the output of `encode`: (z - shift) / scale. Without `keys` nothing is random."""
+        """Standardised latents (z - shift) / scale, z ~ q(z | x), of the encoder output h; without `keys`, the mean."""
         shift, scale = self.shift_and_scale(params)
         return (self.bottleneck.latent(keys, h) - shift) / scale
 
     def decode_latents(self, params: Params, z: Float[Array, "batch h w z"]) -> Float[Array, "batch h2 w2 c"]:
-        """The images of standardised latents."""
+        """Decode standardised latents to images."""
         shift, scale = self.shift_and_scale(params)
         return self.decode(params["network"], shift + scale * z)
 
     def shift_and_scale(self, params: Params) -> tuple[Float[Array, "z"], Float[Array, "z"]]:
-        """Mean and standard deviation of each channel of the latents, or 0 and 1 / `latent_scale` where that is set."""
+        """Mean and standard deviation of each channel of the latents, or 0 and 1 / `latent_scale` if that is not 0."""
         moments = params["frozen"]["latents"]
         if self.latent_scale:
             return jnp.zeros_like(moments["mean"]), jnp.full_like(moments["mean"], 1 / self.latent_scale)
@@ -163,17 +171,11 @@ class Autoencoder(Sampled):
         return moments["mean"], jnp.sqrt(jnp.maximum(variance, 1e-12))
 
     def reconstruct(self, params: Params, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
-        """decode(encode(x)) without randomness."""
+        """Returns decode(encode(x)), with the mean of the latents."""
         return self.decode(params["network"], self.bottleneck.latent(None, self.encode(params["network"], x)))
 
-    def sample(
-        self, params: Params, key: Key[Array, ""], num: int, cond: dict[str, Array | np.ndarray] | None = None
-    ) -> dict[str, np.ndarray]:
-        """`num` images under "samples", see `draw`."""
-        return in_batches(functools.partial(self._draw, params, key, {}), num, self.batch_size, cond)
-
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """Of held-out images: the loss without the adversary and its parts, `psnr` in dB and `ssim`."""
+        """Returns the loss of held-out images without the adversary, its parts, "psnr" in dB and "ssim"."""
         loss, metrics = self.loss(params, key, batch, None)
         parts = {name: value for name, value in metrics.items() if value.shape == loss.shape}
         x, y = batch["x"], jnp.clip(self.reconstruct(params, batch["x"]), -1, 1)
@@ -182,8 +184,8 @@ class Autoencoder(Sampled):
     def draw(
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> dict[str, Float[Array, "batch *shape"]]:
-        """Images under "samples": reconstructions of the images cond["x"], which are then also under "original", or
-        without them decoded draws from the bottleneck's prior."""
+        """Draw {"samples", "original"}, reconstructions and their images cond["x"]; without these images {"samples"},
+        decoded from the prior of the bottleneck."""
         if cond is not None:
             return {"samples": self.reconstruct(params, cond["x"]), "original": cond["x"]}
         z = self.bottleneck.prior(params["network"], row_keys(key, ids), self.latent_shape)
@@ -192,25 +194,28 @@ class Autoencoder(Sampled):
     def _distance(self, params: Params, x: Array, y: Array) -> Float[Array, "batch"]:
         distance = self.reconstruction(x, y)
         if self.perceptual:
-            given = params["frozen"]["perceptual"]
-            distance = distance + self.perceptual.weight * self.perceptual.distance(given, x, y)
+            frozen = params["frozen"]["perceptual"]
+            distance = distance + self.perceptual.weight * self.perceptual.distance(frozen, x, y)
         return distance
 
     def _adversarial(
         self, params: Params, x: Array, y: Array, distance: Callable, pull: Callable, train: Train
     ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
-        """What the discriminator adds to the loss. `pull` is the derivative of y for the decoder's last kernel."""
+        """The weighted generator loss plus the discriminator loss, and their metrics.
+
+        `distance(y)` is the reconstruction loss, `pull` the VJP of y for the last kernel of the decoder.
+        """
         adversary, stop = self.adversary, jax.lax.stop_gradient
-        own = params["discriminator"]
+        discriminator = params["discriminator"]
 
         def generator(y: Array) -> Float[Array, "batch"]:
-            return generator_loss(adversary.discriminate(stop(own), y))
+            return generator_loss(adversary.discriminate(stop(discriminator), y))
 
         weight = jnp.float32(1.0)
         if adversary.adaptive:
             gradients = [pull(jax.grad(lambda y, f=f: f(y).mean())(stop(y))) for f in (distance, generator)]
             weight = adaptive_weight(*gradients)
-        real, fake = adversary.discriminate(own, x), adversary.discriminate(own, stop(y))
+        real, fake = adversary.discriminate(discriminator, x), adversary.discriminate(discriminator, stop(y))
         on_generator, on_discriminator = generator(y), adversary.loss(real, fake)
         active = train.step >= adversary.start
         loss = jnp.where(active, adversary.weight * weight * on_generator + on_discriminator, 0.0)

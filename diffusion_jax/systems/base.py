@@ -1,4 +1,4 @@
-"""What all systems share: sampling from `draw`, and the answers that most of them give to what `types.System` asks."""
+"""Base class of the systems: `sample` on top of `draw`, and defaults for the optional members of `types.System`."""
 
 from __future__ import annotations
 
@@ -19,13 +19,12 @@ NO_NETWORKS: Mapping[str, Placed] = {}
 
 
 class Sampled:
-    """Base class of systems: `sample` from `draw`, and defaults of what a system may leave out.
+    """Base class of systems: `sample` on top of `draw`, and defaults for the members that a system may leave out.
 
-    A subclass is a frozen dataclass with the fields that its own equations need, and `batch_size`, the number of
-    samples that are drawn at once. See `types.System` for what each member means.
+    A subclass is a frozen dataclass with the fields that its own equations need. `types.System` describes the members.
     """
 
-    batch_size: int = 128
+    batch_size: int = 128  # number of samples that are drawn at once
     networks: Mapping[str, Placed] = NO_NETWORKS
 
     @property
@@ -35,15 +34,15 @@ class Sampled:
 
     @property
     def makes(self) -> Spec | None:
-        """One sample; None for a system that draws none."""
+        """Spec of one sample; None for a system that draws no samples."""
         return None
 
     def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
-        """The parameters unchanged: nothing in this system changes without a gradient."""
+        """Returns the parameters unchanged: every change of this system comes from a gradient."""
         return params
 
     def numbers(self) -> PyTree[Array]:
-        """Numbers that `draw` needs and that are read outside of `jit`, such as those of guidance."""
+        """Arrays that `draw` needs and that are loaded once, outside of `jit`, such as the parameters of guidance."""
         return {}
 
     def draw(
@@ -53,12 +52,14 @@ class Sampled:
         raise NotImplementedError(f"{type(self).__name__} draws no samples")
 
     def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
-        """`num` samples under "samples", and the conditions that they were drawn under by name.
+        """Draw `num` samples.
 
-        Sample i depends on fold_in(key, i) and cond[i] alone, whatever the batch size and the mesh. Without `cond`,
-        a system whose only condition is the class cycles through the classes. {} for a system that draws no samples.
+        Returns {"samples": [num, *shape], ...} with the conditions of the samples by name, {} for a system that draws
+        no samples. Sample i depends on fold_in(key, i) and cond[i] only, not on the batch size or the mesh. Without
+        `cond`, a system whose only condition is the class cycles through the classes.
 
-        Raises ValueError for a missing condition, one of another shape, ids out of range, or another number of rows.
+        Raises ValueError for a missing condition, a wrong shape, ids out of range, or a number of rows that is not
+        `num`.
         Warns of samples that are not finite.
         """
         if self.makes is None:
@@ -74,13 +75,13 @@ class Sampled:
 
 
 def checked(conditions: Conditions, cond: Cond, num: int) -> dict[str, np.ndarray] | None:
-    """The conditions of `num` samples among the entries of `cond`, None for an unconditional system.
+    """Returns the `conditions` of `num` samples, taken from `cond`; None for an unconditional system.
 
-    Raises ValueError for a missing condition, one of another shape, ids out of range, or another number of rows.
+    Raises ValueError for a missing condition, a wrong shape, ids out of range, or a number of rows that is not `num`.
     """
     if cond is None and set(conditions.shapes) == {"label"}:
         cond = {"label": np.arange(num) % conditions.num_classes}
-    if not conditions.shapes:
+    if not conditions or (cond is None and all(condition.optional for condition in conditions.values())):
         return None
     cond = {name: np.asarray(value) for name, value in (conditions.of(cond or {}) or {}).items()}
     conditions.check(cond)
@@ -91,7 +92,7 @@ def checked(conditions: Conditions, cond: Cond, num: int) -> dict[str, np.ndarra
 
 
 def entries(x: Spec, conditions: Conditions) -> dict[str, Spec]:
-    """The entries of a batch: the example `x`, and the conditions that training reads with it."""
+    """Specs of the entries of a batch: the example `x`, and the conditions that training reads with it."""
     return {"x": x, **conditions.specs}
 
 

@@ -1,4 +1,4 @@
-"""What happens to a latent between the encoder and the decoder of a first stage: a Gaussian or a codebook."""
+"""Bottlenecks of autoencoders, between encoder and decoder: a Gaussian (KL) or a codebook (vector quantization)."""
 
 from __future__ import annotations
 
@@ -13,45 +13,48 @@ from diffusion_jax.networks import codebook
 from diffusion_jax.processes import row_keys, row_normal
 from diffusion_jax.types import Params
 
-_LOG_VARIANCE = (-30.0, 20.0)  # the range that the authors limit it to
+_LOG_VARIANCE = (-30.0, 20.0)  # range of the log variance, as in the authors' code
 
 
 @runtime_checkable
 class Bottleneck(Protocol):
-    """`network` are the parameters of the autoencoder, `state` is what follows the data without a gradient."""
+    """A bottleneck. `network` are the parameters of the autoencoder; `state` is updated without a gradient."""
 
     def init(self, network: Params) -> Params:
-        """The state of step 0."""
+        """Returns the state at step 0."""
 
     def adopt(self, network: Params) -> Params:
-        """The state of step 0 for a network that has been trained elsewhere."""
+        """Returns the state at step 0 for a network that has been trained elsewhere."""
 
     def __call__(
         self, network: Params, state: Params, key: Key[Array, ""] | None, h: Float[Array, "batch h w c"]
     ) -> tuple[Float[Array, "batch h w z"], Float[Array, "batch"], dict[str, Array], dict[str, Array]]:
-        """(what the decoder takes, penalty, metrics, statistics for `advance`) for the encoder's output h.
+        """Returns (input of the decoder, penalty, metrics, statistics for `advance`) for the encoder's output h.
 
-        Without `key` nothing is random."""
+        Without `key` nothing is random.
+        """
 
     def advance(
         self, network: Params, state: Params, statistics: dict[str, Float[Array, "..."]]
     ) -> tuple[Params, Params]:
-        """(network, state) after an optimizer step. `statistics` has a leading axis of the parts of the batch."""
+        """Returns (network, state) after an optimizer step. `statistics` has a leading axis: the parts of the batch."""
 
     def latent(self, keys: Key[Array, "batch"] | None, h: Float[Array, "batch h w c"]) -> Float[Array, "batch h w z"]:
-        """What a diffusion model of latents is trained on; without `keys` nothing is random."""
+        """Returns the latents that a diffusion model is trained on; without `keys` nothing is random."""
 
     def prior(self, network: Params, keys: Key[Array, "batch"], shape: tuple[int, ...]) -> Float[Array, "batch h w z"]:
-        """Latents of `shape`, without the batch, from the distribution that training assumes of them."""
+        """Draw latents from the prior that training assumes. `shape` is without the batch axis."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """q(z | x) = N(mean, exp(log variance)), the halves of h, with KL(q || N(0, I)) as penalty (arXiv:1312.6114).
+    """Gaussian bottleneck of a VAE: q(z | x) = N(mean, exp(log variance)), the two halves of h (arXiv:1312.6114).
 
-    The penalty is kl_weight KL / size. With `size` the number of values in an image and a reconstruction loss that is
-    a mean over these, `kl_weight` weighs the two as in latent diffusion, whose losses are sums (1e-6 there,
+    The penalty is kl_weight KL(q || N(0, I)) / size. With `size` the number of values in an image, and a reconstruction
+    loss that is their mean, `kl_weight` has the meaning that it has in latent diffusion, whose losses are sums (1e-6,
     arXiv:2112.10752, appendix G).
+
+    Raises ValueError for kl_weight < 0 or size < 1.
     """
 
     kl_weight: float = 1e-6
@@ -90,16 +93,18 @@ class Gaussian:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Codebook:
-    """The nearest entry of a codebook, with a straight-through gradient (arXiv:1711.00937).
+    """Vector quantization: the nearest entry e of a codebook, with a straight-through gradient (arXiv:1711.00937).
 
     The penalty is codebook_weight (|sg(h) - e|^2 + commitment_weight |h - sg(e)|^2), means over the latent
-    (arXiv:2012.09841, eq. 4). With `decay` > 0 the entries are averages of what they are nearest to (appendix A.1 of
-    arXiv:1711.00937) and the first term is left out; `decay` = 0 trains them by the gradient. Entries that are nearest
-    to fewer than `restart_below` vectors of a batch on average begin anew as random vectors of it, 0 never, and all do
-    in the first step. The decoder's own quantiser does the lookup, so what this gives it is h.
+    (arXiv:2012.09841, eq. 4). With `decay` > 0 the entries are updated by EMA of the vectors that are assigned to them
+    (arXiv:1711.00937, appendix A.1), without the first term; with `decay` = 0 they are trained by the gradient. Entries
+    to which fewer than `restart_below` vectors per batch are assigned on average are re-initialised with vectors of the
+    batch (0: never); at step 0 all are. The decoder quantises its input itself, so this bottleneck returns h.
 
-    State: `size` [k], the average number of vectors per batch, and with `decay` their average sum, `total` [k, d]. A
-    codebook from elsewhere counts as if each entry had been one vector, so that none begins anew in the first step.
+    State: `size` [k], the average number of assigned vectors per batch, and with `decay` their average sum `total`
+    [k, d]. `adopt` assigns one vector to each entry, so that step 0 re-initialises no entry of a trained codebook.
+
+    Raises ValueError for a number out of range.
     """
 
     codebook_weight: float = 1.0
@@ -152,17 +157,15 @@ class Codebook:
         self, network: Params, state: Params, statistics: dict[str, Float[Array, "..."]]
     ) -> tuple[Params, Params]:
         old = network["quantize"]["embedding"]["embedding"]
-        counts, sums = (
-            statistics["counts"].reshape(-1, len(old)).sum(0),
-            statistics["sums"].reshape(-1, *old.shape).sum(0),
-        )
+        counts = statistics["counts"].reshape(-1, len(old)).sum(0)
+        sums = statistics["sums"].reshape(-1, *old.shape).sum(0)
         drawn = statistics["drawn"].reshape(-1, *old.shape)[0]
-        # Without a codebook of averages the usage is an average all the same.
+        # `size` is an average in any case, since dead entries are found with it.
         total = state.get("total", jnp.zeros(old.shape))
         size, total = codebook.follow(state["size"], total, counts, sums, self.decay or 0.99)
         entries = old
         if self.decay:
-            used = size[:, None] > 1e-6  # of the others the ratio would be rounding errors
+            used = size[:, None] > 1e-6  # the ratio of the others would be rounding errors
             entries = jnp.where(used, total / jnp.where(used, size[:, None], 1.0), old)
         dead = codebook.dead(size, self.restart_below)
         entries = jnp.where(dead[:, None], drawn, entries)
@@ -185,12 +188,12 @@ class Codebook:
 def split_moments(
     h: Float[Array, "batch h w c"],
 ) -> tuple[Float[Array, "batch h w z"], Float[Array, "batch h w z"]]:
-    """Mean and log variance, the latter limited to [-30, 20]."""
+    """Split h into mean and log variance; the latter is clipped to [-30, 20]."""
     mean, log_var = jnp.split(h, 2, axis=-1)
     return mean, jnp.clip(log_var, *_LOG_VARIANCE)
 
 
 def kl_divergence(mean: Float[Array, "batch *n"], log_var: Float[Array, "batch *n"]) -> Float[Array, "batch"]:
-    """KL(N(mean, exp(log_var)) || N(0, I)) in nats, = sum (mean^2 + exp(log_var) - 1 - log_var) / 2."""
+    """Returns KL(N(mean, exp(log_var)) || N(0, I)) = sum (mean^2 + exp(log_var) - 1 - log_var) / 2, in nats."""
     terms = jnp.square(mean) + jnp.exp(log_var) - 1 - log_var
     return 0.5 * terms.sum(tuple(range(1, mean.ndim)))

@@ -1,4 +1,4 @@
-"""Variational dequantization: the noise that fills the cells of grey levels, learned for a frozen diffusion model."""
+"""Variational dequantization: a learned dequantization noise for the likelihood of a frozen diffusion model."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.likelihood import bounds, dequantization
 from diffusion_jax.likelihood.ode import Likelihood
-from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import row_keys
-from diffusion_jax.systems.base import Sampled
-from diffusion_jax.systems.diffusion import Diffusion
-from diffusion_jax.types import Apply, Cond, Params, Placed, Spec, Train
+from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
+from diffusion_jax.types import Apply, Cond, Params, Placed, Train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VariationalDequantization(Sampled):
-    """Train q(u | x) of `dequantization.variational` so that log q(u | x) - log p(x with u) is small, p fixed.
+class VariationalDequantization(OnDiffusion):
+    """Train the noise distribution q(u | x) of `dequantization.variational` by minimising log q(u | x) - log p(x + u).
 
-    -log p is bounded by `bounds.continuous_bound` of `diffusion`, which starts from the data with the noise of t_min in
-    it. Parameters are {"network": ..., "frozen": {"diffusion": ...}}, batches hold images on `levels` grey levels. The
-    loss is in bits per dimension. arXiv:1902.00275, section 3.1; arXiv:2101.09258, section 5.
+    p is the model of `diffusion` and stays fixed; -log p is replaced by its bound `bounds.continuous_bound`, which
+    starts from data with the noise of t_min. The loss is in bits per dimension. Parameters are {"network": ...,
+    "frozen": {"diffusion": ...}}, batches hold images with `levels` grey levels. arXiv:1902.00275, section 3.1;
+    arXiv:2101.09258, section 5.
 
     Raises ValueError for a number out of range.
     """
@@ -32,7 +31,7 @@ class VariationalDequantization(Sampled):
     init_network: Callable[[Key[Array, ""]], Params]
     apply: Apply
     diffusion: Diffusion
-    likelihood: Likelihood | None = None  # of `evaluate`
+    likelihood: Likelihood | None = None  # log-likelihood that `evaluate` estimates
     levels: int = 256
     num_layers: int = 4
     t_min: float = 1e-5
@@ -44,40 +43,18 @@ class VariationalDequantization(Sampled):
                 f"num_layers={self.num_layers} and t_min={self.t_min}: they must be at least 1 and in (0, 1)"
             )
 
-    @property
-    def batch(self) -> dict[str, Spec]:
-        return self.diffusion.batch
-
-    @property
-    def makes(self) -> Spec:
-        return self.diffusion.makes
-
-    @property
-    def batch_size(self) -> int:
-        """The number of samples that are drawn at once."""
-        return self.diffusion.batch_size
-
-    @property
-    def conditions(self) -> Conditions:
-        """The conditions that samples are drawn under."""
-        return self.diffusion.conditions
-
-    def numbers(self) -> PyTree[Array]:
-        """The numbers of the diffusion model's guidance."""
-        return self.diffusion.numbers()
-
     def init(self, key: Key[Array, ""]) -> Params:
         network_key, frozen_key = jax.random.split(key)
         return {"network": self.init_network(network_key), "frozen": {"diffusion": self.diffusion.init(frozen_key)}}
 
     def dequantize(self, params: Params) -> dequantization.Dequantization:
-        """q with the parameters learned so far."""
+        """The dequantization q(u | x) with the learned parameters."""
         return dequantization.variational(self.apply, params["network"], self.levels, self.num_layers)
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
     ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
-        """An estimate of the bound with one noise and one time per example. The metric is `log_q` per dimension."""
+        """The bound, estimated with one u and one time per example. The metric is "log_q", in nats per dimension."""
         x_0, noise_key, bound_key = batch["x"], *jax.random.split(key)
         x, log_q = self.dequantize(params)(row_keys(noise_key, jnp.arange(len(x_0))), x_0)
         D = self._denoiser(params, batch)
@@ -85,19 +62,14 @@ class VariationalDequantization(Sampled):
         return dequantization.bits_per_dim(-nats, x_0[0].size, self.levels), {"log_q": log_q / x_0[0].size}
 
     def draw(
-        self,
-        params: Params,
-        key: Key[Array, ""],
-        ids: Int[Array, "batch"],
-        cond: Cond,
-        numbers: PyTree[Array] = None,
+        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> dict[str, Float[Array, "batch *shape"]]:
-        """Samples of the diffusion model, see `Diffusion.draw`."""
+        """Draw samples of the diffusion model, see `Diffusion.draw`."""
         return self.diffusion.draw(params["frozen"]["diffusion"], key, ids, cond, numbers)
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """The loss of held-out examples, and the metrics of `likelihood` with learned and, as `uniform_...`, with
-        uniform noise."""
+        """Returns the loss of held-out examples, and the values of `likelihood` with the learned dequantization noise,
+        and, under "uniform_...", with uniform noise."""
         metrics = {"loss": self.loss(params, key, batch, None)[0]}
         if self.likelihood:
             D, key = self._denoiser(params, batch), jax.random.fold_in(key, 1)

@@ -1,4 +1,4 @@
-"""The diffusion system: one network, one process, any point on the other axes."""
+"""Diffusion system: one denoising network and one process, with any loss, sampler, guidance and editing."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from diffusion_jax.types import Apply, Cond, Denoiser, Params, Placed, Process, 
 
 UNGUIDED = steering.none()
 UNEDITED = editing.none()
-Augment = Callable[[Key[Array, ""], Array], tuple[Array, Array]]  # (key, x) -> (x, what was done to each)
+Augment = Callable[[Key[Array, ""], Array], tuple[Array, Array]]  # (key, x) -> (augmented x, augmentation labels)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Diffusion(Sampled):
-    """Train a denoiser with `loss_fn`, sample it with `solver` on `grid`. See `diffusion_jax.types.System`.
+    """A diffusion model: train a denoiser D(x_t, t, cond) with `loss_fn`, sample with `solver` at the times of `grid`.
 
-    Batches are {"x": [batch, *shape], ...} with the `network_conditions` by name. Parameters are
-    {"network": ...}; with a `resampler`, whose state follows the losses seen, also {"frozen": {"resampler": ...}}.
+    Batches are {"x": [batch, *shape], ...} with the `network_conditions` by name. Parameters are {"network": ...}, and
+    with a `resampler` also {"frozen": {"resampler": statistics of past losses}}. See `diffusion_jax.types.System`.
     """
 
     init_network: Callable[[Key[Array, ""]], Params]
@@ -47,20 +47,20 @@ class Diffusion(Sampled):
     grid: Grid
     steps: int
     shape: tuple[int, ...]  # of one example
-    modality: str = "array"  # its kind of data
-    network_conditions: Conditions = NO_CONDITIONS  # that the network reads
-    cond_dropout: float = 0.0  # how often training replaces them by none, all at once
-    cond_dropouts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # and each of these alone
-    augment: Augment | None = None  # of training images; the network reads what was done as the condition "augment"
-    embed: Callable[[Params, Cond], Any] = lambda params, cond: cond  # reads conditions once per sample
+    modality: str = "array"  # kind of data of the example
+    network_conditions: Conditions = NO_CONDITIONS  # conditions that the network reads
+    cond_dropout: float = 0.0  # probability that training replaces all conditions by their null values, jointly
+    cond_dropouts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the same, for each one separately
+    augment: Augment | None = None  # augmentation of training images; the labels are the condition "augment"
+    embed: Callable[[Params, Cond], Any] = lambda params, cond: cond  # embeds conditions, once per sample
     guidance: Guidance = UNGUIDED
     editing: Editing = UNEDITED
-    threshold: Threshold = lambda D: D  # keeps what solvers see of D in its range
-    batch_size: int = 128  # of sampling
-    denoise: bool = False  # end with D at the last time, which removes the noise left there
-    likelihood: Likelihood | None = None  # what `evaluate` computes beside the loss
+    threshold: Threshold = lambda D: D  # limits the denoiser's output to the range of the data
+    batch_size: int = 128  # number of samples that are drawn at once
+    denoise: bool = False  # return D(x, t) at the last time of the grid, which removes the remaining noise
+    likelihood: Likelihood | None = None  # log-likelihood that `evaluate` estimates in addition to the loss
     learned_variance: bool = False  # the network has a second output, see `parameterizations.LearnedVariance`
-    resampler: Resampler | None = None  # draws the times of `loss_fn` by their "vlb"
+    resampler: Resampler | None = None  # importance sampling of the times of `loss_fn` by their "vlb" terms
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     def init(self, key: Key[Array, ""]) -> Params:
@@ -89,36 +89,37 @@ class Diffusion(Sampled):
     def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
         if self.resampler is None:
             return params
-        # With gradients accumulated over parts of a batch, there is one row of metrics per part.
-        seen = (metrics["t"].reshape(-1), metrics["vlb"].reshape(-1))
-        return {**params, "frozen": {"resampler": self.resampler.update(params["frozen"]["resampler"], *seen)}}
+        # With gradient accumulation there is one row of metrics per part of the batch.
+        times, losses = metrics["t"].reshape(-1), metrics["vlb"].reshape(-1)
+        return {**params, "frozen": {"resampler": self.resampler.update(params["frozen"]["resampler"], times, losses)}}
 
     def model(self, params: Params, cond: Cond = None) -> Model:
-        """The network's denoiser and its condition, embedded, before guidance."""
+        """The denoiser of the network before guidance, with the embedded condition and null condition."""
         make = parameterizations.learned_variance_denoiser if self.learned_variance else parameterizations.denoiser
         D = make(lambda x, c_noise, cond: self.apply(params["network"], x, c_noise, cond), self.param, self.process)
-        embedded = self.embed(params["network"], self.network_conditions.of(cond))
-        null = self.embed(params["network"], self.network_conditions.null())
+        conditions = self.network_conditions.of(cond)
+        embedded = self.embed(params["network"], conditions)
+        null = self.embed(params["network"], self.network_conditions.nulled(conditions))
         return Model(D=D, cond=embedded, null=null, given=cond, process=self.process)
 
     def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
-        """D(x, t) as solvers see it: conditions bound, guidance applied, in its range.
+        """The denoiser D(x, t) that solvers call: conditioned on `cond`, guided, and thresholded.
 
-        `numbers` are those of the guidance, read by its `load` unless they are given.
+        `numbers` are the parameters of guidance, by default from `guidance.load()`.
         """
         numbers = self.guidance.load() if numbers is None else numbers
         return self.steered(self.model(params, cond), cond, numbers)
 
     def steered(self, model: Model, cond: Cond, numbers: PyTree[Array]) -> Denoiser:
-        """The denoiser of a model after guidance and editing, its condition bound, in its range."""
+        """The denoiser D(x, t) of `model` with guidance, editing and thresholding applied and its condition bound."""
         return self.threshold(self.editing.steer(self.guidance.steer(numbers, model), cond).bound)
 
     def numbers(self) -> PyTree[Array]:
-        """The numbers of the guidance."""
+        """Parameters of guidance, loaded once, outside of `jit`."""
         return self.guidance.load()
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """The loss of held-out examples, without dropout, and the metrics of `likelihood`, both without guidance."""
+        """Returns the loss of held-out examples, without dropout, and the values of `likelihood`, without guidance."""
         metrics = {"loss": self.loss(params, key, batch, None)[0]}
         if self.likelihood:
             D = self.unguided.denoiser(params, self.network_conditions.of(batch))
@@ -126,14 +127,9 @@ class Diffusion(Sampled):
         return metrics
 
     def draw(
-        self,
-        params: Params,
-        key: Key[Array, ""],
-        ids: Int[Array, "batch"],
-        cond: Cond,
-        numbers: PyTree[Array] = None,
+        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> dict[str, Float[Array, "batch *shape"]]:
-        """The samples of `ids`, as a pure function for use under `jit`."""
+        """Draw {"samples": ...}: row r depends on ids[r] and cond[r] only. A pure function, for use under `jit`."""
         prior_key, noise_key = jax.random.split(key)
         D = self.denoiser(params, cond, numbers)
         return {"samples": self.solve(D, prior_key, noise_key, ids, cond)}
@@ -146,7 +142,10 @@ class Diffusion(Sampled):
         ids: Int[Array, "batch"],
         cond: Cond,
     ) -> Float[Array, "batch *shape"]:
-        """x at the last time of the grid, from the prior or where editing starts. "image" of `cond` is one like x."""
+        """Solve the reverse process from the prior, or from the start that editing gives, to the last time of the grid.
+
+        An entry "image" of `cond`, which editing reads, has the shape of x.
+        """
         x_T = prior(self.process, prior_key, (len(ids), *self.shape), ids=ids)
         times = self.grid(self.process, self.steps)
         x, times = self.editing.start(self.process, D, row_keys(prior_key, ids), x_T, times, cond)
@@ -163,10 +162,37 @@ class Diffusion(Sampled):
 
     @property
     def conditions(self) -> Conditions:
-        """The conditions that samples are drawn under: those of the network, of guidance and of editing."""
+        """The conditions of samples: of the network, of guidance and of editing."""
         return self.network_conditions | self.guidance.conditions | self.editing.conditions(self.shape)
 
     @property
     def unguided(self) -> Diffusion:
         """The same model without guidance and editing."""
         return dataclasses.replace(self, guidance=UNGUIDED, editing=UNEDITED)
+
+
+class OnDiffusion(Sampled):
+    """Base class of systems that draw their samples with the diffusion system in their field `diffusion`."""
+
+    diffusion: Diffusion
+
+    @property
+    def batch(self) -> dict[str, Spec]:
+        return self.diffusion.batch
+
+    @property
+    def makes(self) -> Spec | None:
+        return self.diffusion.makes
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples that are drawn at once."""
+        return self.diffusion.batch_size
+
+    @property
+    def conditions(self) -> Conditions:
+        return self.diffusion.conditions
+
+    def numbers(self) -> PyTree[Array]:
+        """Parameters of guidance, loaded once, outside of `jit`."""
+        return self.diffusion.numbers()

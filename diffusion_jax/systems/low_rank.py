@@ -1,7 +1,7 @@
-"""Fine-tuning by low-rank updates, LoRA (arXiv:2106.09685), of any network.
+"""LoRA: fine-tuning of any network by low-rank updates (arXiv:2106.09685).
 
-The kernel W of a chosen layer becomes W + (alpha / rank) A B with `down`, A [in, rank], and `up`, B [rank, out], which
-begins at zero. Of a convolution A has its window, B is one of single pixels. A and B are trained, W stays frozen.
+The kernel W of a layer becomes W + (alpha / rank) A B with factors "down", A [in, rank], and "up", B [rank, out]. B is
+zero at step 0. For a convolution A has the window of W, and B is a 1 x 1 convolution. A and B are trained, W is frozen.
 """
 
 from __future__ import annotations
@@ -20,33 +20,34 @@ from diffusion_jax.types import Cond, Params, Placed, Spec, System, Train
 
 
 def targets(network: PyTree[Any], modules: str) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """The shapes of the kernels in `network` whose module, "blocks.0.attn.qkv", the regular expression is found in.
+    """Path -> shape of the kernels of `network` whose module name, "blocks.0.attn.qkv", matches a regular expression.
 
-    Raises ValueError if there is none, or the expression is none.
+    `modules` is searched for anywhere in the name. Raises ValueError if nothing matches or it is not a valid regular
+    expression.
     """
     try:
         pattern = re.compile(modules)
     except re.error as error:
         raise ValueError(f"modules={modules!r} is no regular expression: {error}") from error
     layers = {path: leaf.shape for path, leaf in _kernels(network, ())}
-    found = {path: shape for path, shape in layers.items() if pattern.search(".".join(path))}
-    if not found:
+    matches = {path: shape for path, shape in layers.items() if pattern.search(".".join(path))}
+    if not matches:
         names = [".".join(path) for path in layers]
-        raise ValueError(f"modules={modules!r} is found in no layer of the network; among them are {names[:8]}")
-    return found
+        raise ValueError(f"modules={modules!r} is found in no layer of the network; it has layers such as {names[:8]}")
+    return matches
 
 
 def init(key: Key[Array, ""], network: PyTree[Any], *, rank: int, modules: str) -> Params:
-    """The factors of step 0, {"blocks": {... "qkv": {"down": A, "up": B}}}: A ~ U(-1, 1) / sqrt(fan_in), B = 0.
+    """Initialise the factors, {"blocks": {... "qkv": {"down": A, "up": B}}}: A ~ U(-1, 1) / sqrt(fan_in), B = 0.
 
-    Raises ValueError for a rank below 1, and see `targets`.
+    Raises ValueError for a rank below 1, and what `targets` raises.
     """
     if rank < 1:
         raise ValueError(f"rank={rank} must be at least 1")
-    found = targets(network, modules)
+    shapes = targets(network, modules)
     factors: dict[str, Any] = {}
-    for path, layer_key in zip(found, jax.random.split(key, len(found)), strict=True):
-        *window, c_in, c_out = found[path]
+    for path, layer_key in zip(shapes, jax.random.split(key, len(shapes)), strict=True):
+        *window, c_in, c_out = shapes[path]
         bound = 1 / math.sqrt(math.prod((*window, c_in)))
         down = jax.random.uniform(layer_key, (*window, c_in, rank), minval=-bound, maxval=bound)
         _put(factors, path, {"down": down, "up": jnp.zeros((rank, c_out))})
@@ -54,7 +55,7 @@ def init(key: Key[Array, ""], network: PyTree[Any], *, rank: int, modules: str) 
 
 
 def merge(network: PyTree[Any], factors: PyTree[Any], scale: float | Float[Array, ""]) -> Params:
-    """`network` with W + scale A B in the place of W wherever there are factors."""
+    """Returns `network` with the kernels W + scale A B instead of W in the layers that have factors."""
     if set(factors) == {"down", "up"}:
         update = jnp.einsum("...r,ro->...o", factors["down"], factors["up"])
         kernel = network["kernel"]
@@ -64,19 +65,20 @@ def merge(network: PyTree[Any], factors: PyTree[Any], scale: float | Float[Array
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRank:
-    """What trains low-rank updates of the network of `system` in its place.
+    """A system that trains low-rank updates of the network of `system`, whose own kernels are frozen.
 
-    Parameters are {"lora": factors, "frozen": {"network": W, ...}} and what else `system` has; those of `system` itself
-    come from `merged`. Gradients, averages and optimizer reach the factors alone.
+    Parameters are {"lora": factors, "frozen": {"network": W, ...}} and the other groups of `system`; `merged` returns
+    the parameters of `system`. Of the network, gradients, EMA and optimizer see the factors only.
     """
 
     system: System
     rank: int
-    alpha: float  # 0 stands for `rank`
+    alpha: float  # 0: the same as `rank`
     modules: str
 
     @property
     def scale(self) -> float:
+        """alpha / rank, the factor of A B."""
         return (self.alpha or self.rank) / self.rank
 
     def init(self, key: Key[Array, ""]) -> Params:
@@ -84,13 +86,13 @@ class LowRank:
         return self.adopt(key, self.system.init(system_key))
 
     def adopt(self, key: Key[Array, ""], params: Params) -> Params:
-        """The parameters that begin with those of `system`."""
+        """Returns the parameters at step 0 for the parameters `params` of `system`."""
         factors = init(key, params["network"], rank=self.rank, modules=self.modules)
         frozen = {**params.get("frozen", {}), "network": params["network"]}
         return {**{g: tree for g, tree in params.items() if g != "network"}, "lora": factors, "frozen": frozen}
 
     def merged(self, params: Params) -> Params:
-        """The parameters of `system`."""
+        """Returns the parameters of `system`, with the updates in the kernels of its network."""
         network = merge(params["frozen"]["network"], params["lora"], self.scale)
         frozen = {name: tree for name, tree in params["frozen"].items() if name != "network"}
         others = {group: tree for group, tree in params.items() if group not in ("lora", "frozen")}
@@ -102,7 +104,7 @@ class LowRank:
         return self.system.loss(self.merged(params), key, batch, train)
 
     def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
-        """What `system` advances, but for the network."""
+        """Advance the parameters of `system` except for the network."""
         after = self.system.advance(self.merged(params), train, metrics)
         others = {group: tree for group, tree in after.items() if group not in ("network", "frozen")}
         frozen = {**after.get("frozen", {}), "network": params["frozen"]["network"]}
@@ -140,9 +142,10 @@ class LowRank:
 
 
 def learner(section: Mapping[str, Any], system: System) -> System:
-    """What is trained: `system`, or with rank > 0 in `section` low-rank updates of it.
+    """Returns the system that is trained: `system`, or if section["rank"] > 0 `LowRank` updates of it.
 
-    `section` holds rank, alpha and modules, and may come from a file. Raises ValueError for values out of range.
+    `section` has the entries rank, alpha and modules, and may come from a file. Raises ValueError for values of a wrong
+    type or out of range.
     """
     rank, alpha, modules = section["rank"], section["alpha"], section["modules"]
     for name, value, kinds in (("rank", rank, int), ("alpha", alpha, int | float), ("modules", modules, str)):
@@ -157,9 +160,9 @@ def learner(section: Mapping[str, Any], system: System) -> System:
     return learner
 
 
-def plain(learner: System, params: Params) -> Params:
-    """The parameters of the system that `learner` trains; of low-rank updates, the network with them."""
-    return jax.jit(learner.merged)(params) if isinstance(learner, LowRank) else params
+def plain(learner: System, system: System, params: Params) -> Params:
+    """Returns the parameters of `system`, which `learner` trains, with low-rank updates merged into its network."""
+    return params if learner is system else jax.jit(learner.merged)(params)
 
 
 def _kernels(tree: PyTree[Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -1,4 +1,4 @@
-"""A classifier of noisy data, p(y | x_t, t), whose gradient steers a diffusion model."""
+"""Noise-aware classifier p(y | x_t, t) for classifier guidance (arXiv:2105.05233)."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from diffusion_jax.processes import bcast, perturb, row_keys, row_normal
 from diffusion_jax.systems.base import Sampled, entries
 from diffusion_jax.types import Apply, Params, Placed, Process, Spec, Train
 
-LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # times at which `evaluate` measures
+LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # times t at which `evaluate` computes the accuracy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoisyClassifier(Sampled):
-    """Train log p(label | x_t, t) = log_softmax(F(c_in x_t, c_noise)) by cross-entropy at the times of training.
+    """Train log p(label | x_t, t) = log_softmax(F(c_in x_t, c_noise)) by cross-entropy, at times from `times`.
 
-    Batches are {"x": [batch, *shape], "label": [batch]}, parameters {"network": ...}. It draws no samples. See
+    Batches are {"x": [batch, *shape], "label": [batch]}, parameters {"network": ...}. This system draws no samples. See
     `diffusion_jax.types.System`; arXiv:2105.05233, section 4; arXiv:2011.13456, appendix I.
     """
 
     init_network: Callable[[Key[Array, ""]], Params]
     apply: Apply  # (params, x, c_noise, cond, *, key) -> logits [batch, num_classes]
     process: Process
-    param: Parameterization  # whose c_in and c_noise the network is given
+    param: Parameterization  # gives c_in and c_noise
     times: Times
     num_classes: int
     shape: tuple[int, ...]  # of one example
-    modality: str = "array"  # its kind of data
+    modality: str = "array"  # kind of data of the example
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     @property
     def classes(self) -> Conditions:
-        """The condition that it guides a diffusion model towards."""
+        """The class, the condition that classifier guidance with this model needs."""
         return Conditions(num_classes=self.num_classes)
 
     @property
@@ -52,21 +52,21 @@ class NoisyClassifier(Sampled):
     def logits(
         self, params: Params, x: Float[Array, "batch *shape"], t: Array, key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch classes"]:
-        """Of x at time t, a scalar or [batch]; with `key`, dropout is active."""
+        """The logits of the classes of x at time t, a scalar or [batch], in [0, 1]. With `key`, dropout is active."""
         c = self.param(self.process, jnp.broadcast_to(t, x.shape[:1]))
         return self.apply(params["network"], bcast(c.c_in, x) * x, c.c_noise, None, key=key)
 
     def log_prob(
         self, params: Params, x: Float[Array, "batch *shape"], t: Array, cond: dict[str, Array]
     ) -> Float[Array, "batch"]:
-        """log p(cond["label"] | x, t)."""
+        """Returns log p(cond["label"] | x, t) in nats."""
         log_probs = jax.nn.log_softmax(self.logits(params, x, t))
         return jnp.take_along_axis(log_probs, cond["label"][:, None], axis=1)[:, 0]
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
     ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
-        """The cross-entropy in nats. The metric is `accuracy`, at the times that are drawn."""
+        """The cross-entropy in nats, weighted as `times` says. The metric is "accuracy", at the drawn times."""
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t, weight = self.times(self.process, time_key, batch["x"].shape[0])
         x_t, _ = perturb(self.process, noise_key, batch["x"], t)
@@ -76,7 +76,7 @@ class NoisyClassifier(Sampled):
         return weight * loss, {"accuracy": (jnp.argmax(logits, 1) == batch["label"]).astype(jnp.float32)}
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """The loss of held-out examples, and the accuracy at each of the times `LEVELS`, as `accuracy_t0.1`."""
+        """Returns "loss" and "accuracy" of held-out examples, and "accuracy_t0.1", ... at each time of `LEVELS`."""
         loss, metrics = self.loss(params, key, batch, None)
         metrics = {"loss": loss, **metrics}
         keys = row_keys(key, jnp.arange(len(batch["x"])))

@@ -1,4 +1,4 @@
-"""Text-to-image diffusion of latents: a frozen text encoder, a frozen first stage and a network between them."""
+"""Text-to-image latent diffusion (Stable Diffusion): a denoiser of latents, conditioned on a frozen text encoder."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import row_keys, row_normal
 from diffusion_jax.processes.base import bcast
 from diffusion_jax.systems.autoencoder import Autoencoder
-from diffusion_jax.systems.base import Sampled, entries
-from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.base import entries
+from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
 from diffusion_jax.systems.latent_diffusion import decoded, first_stage_params
 from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train
 
 
 class Texts(NamedTuple):
-    """Frozen text encoders as one pair of functions, and the token ids of texts.
+    """Frozen text encoders and their tokenizers.
 
-    `encode(params, ids)` gives conditions of the network: "tokens", the states, and "vector", a pooled one, where there
-    is any. `tokenize` and `describe` go from texts to ids [n, max_tokens] and back.
+    `encode(params, ids)` returns conditions of the network: "tokens", the hidden states of the encoders, and "vector",
+    the pooled state, if they have one. `tokenize` maps texts to ids [n, max_tokens], `describe` ids to texts.
     """
 
     init: Callable[[Key[Array, ""]], Params]
@@ -35,11 +35,11 @@ class Texts(NamedTuple):
 
 
 class Task(NamedTuple):
-    """What is done with an image beside the text.
+    """How a text-to-image model is conditioned on an image: inpainting, editing, super-resolution.
 
-    `image`: there is one, of the size of what is drawn, or `at_latents` of that of the latents; `mask`: a further
-    channel of it is one. `read(system, params, keys, image)` are the conditions that the network gets for it.
-    `dropped`: training also drops the image, and guidance leads away from none.
+    `image`: there is an image, as large as a sample, or as the latents with `at_latents`. `mask`: its last channel is
+    a mask. `read(system, params, keys, image)` returns the conditions that the network receives for it. `dropped`:
+    training also drops the image, and the null condition of guidance has a zero image.
     """
 
     image: bool = False
@@ -53,25 +53,26 @@ TEXT_ALONE = Task()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TextToImage(Sampled):
-    """Train and sample `diffusion`, a model of the latents of `first_stage` that reads `texts`. See `types.System`.
+class TextToImage(OnDiffusion):
+    """Train and sample `diffusion`, a model of the latents of `first_stage` given a text. See `types.System`.
 
     Batches are {"x": images in [-1, 1], "tokens": ids, ...} with the other conditions by name. Parameters are
-    {"network", "frozen": {"first_stage", "text"}}, and for a ControlNet the U-Net that it corrects under "frozen".
-    Guidance leads away from the negative prompt. As in diffusers the latents of a condition are their mean.
+    {"network", "frozen": {"first_stage", "text"}}; with a ControlNet, "network" is the ControlNet and "frozen" also has
+    its "unet". The null condition of guidance is the negative prompt. An image as a condition is encoded as the mean of
+    its latents, as in diffusers.
     """
 
     diffusion: Diffusion
     first_stage: Autoencoder
     texts: Texts
-    batch_conditions: Conditions  # that come with the images of a batch
+    batch_conditions: Conditions  # conditions that a batch has
     task: Task = TEXT_ALONE
     negative_prompt: str = ""
-    zero_negative: bool = False  # what an empty one stands for: zeros instead of the states of an empty text
-    noise_level: int = 20  # timestep of the noise on an image to enlarge
-    cond_dropout: float = 0.0  # how often training replaces a text by an empty one, and apart from it an image by none
-    controlled: bool = False  # the network is a ControlNet, and the U-Net frozen
-    decode_batch_size: int = 0  # images that are decoded at once on each device; 0: as many as are drawn
+    zero_negative: bool = False  # encode an empty negative prompt as zeros instead of by the text encoder
+    noise_level: int = 20  # timestep of the noise on the image of super-resolution
+    cond_dropout: float = 0.0  # probability that training drops the text, and independently the image of the task
+    controlled: bool = False  # the network is a ControlNet of a frozen U-Net
+    decode_batch_size: int = 0  # number of images that are decoded at once on each device; 0: all
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -84,12 +85,12 @@ class TextToImage(Sampled):
 
     @property
     def tokenize(self) -> Callable[[Sequence[str]], Int32[np.ndarray, "batch n"]]:
-        """Texts to ids."""
+        """Maps texts to token ids."""
         return self.texts.tokenize
 
     @property
     def describe(self) -> Callable[[Int[np.ndarray, "batch n"]], list[str]]:
-        """Ids to texts."""
+        """Maps token ids to texts."""
         return self.texts.describe
 
     @property
@@ -101,19 +102,10 @@ class TextToImage(Sampled):
         return self.first_stage.makes
 
     @property
-    def batch_size(self) -> int:
-        """The number of samples that are drawn at once."""
-        return self.diffusion.batch_size
-
-    @property
     def conditions(self) -> Conditions:
-        """What sampling takes: the conditions of a batch, of guidance and of editing, which starts from images."""
+        """The conditions of samples: of a batch, of guidance and of editing, which starts from images."""
         editing = self.diffusion.editing.conditions(self.first_stage.shape)
         return self.batch_conditions | self.diffusion.guidance.conditions | editing
-
-    def numbers(self) -> PyTree[Array]:
-        """The numbers of the guidance."""
-        return self.diffusion.numbers()
 
     def init(self, key: Key[Array, ""]) -> Params:
         network_key, stage_key, text_key = jax.random.split(key, 3)
@@ -129,7 +121,7 @@ class TextToImage(Sampled):
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
     ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
-        """The diffusion model's loss of the latents, drawn from their posterior."""
+        """The loss of the diffusion model for latents that are drawn from q(z | x)."""
         latent_key, cond_key, drop_key, loss_key = jax.random.split(key, 4)
         rows = jnp.arange(len(batch["x"]))
         stage = params["frozen"]["first_stage"]
@@ -149,14 +141,9 @@ class TextToImage(Sampled):
         return {"loss": self.loss(params, key, batch, None)[0]}
 
     def draw(
-        self,
-        params: Params,
-        key: Key[Array, ""],
-        ids: Int[Array, "batch"],
-        cond: Cond,
-        numbers: PyTree[Array] = None,
+        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> dict[str, Float[Array, "batch *shape"]]:
-        """The images of `ids`, as a pure function for use under `jit`."""
+        """Draw latents and decode them to images. A pure function, for use under `jit`."""
         prior_key, noise_key, cond_key = jax.random.split(key, 3)
         if self.diffusion.editing.reads_image:
             cond = {**cond, "image": self.latent_mean(params, cond["image"])}
@@ -167,37 +154,37 @@ class TextToImage(Sampled):
     def denoiser(
         self, params: Params, keys: Key[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> Denoiser:
-        """D(x, t) of latents as solvers see it: texts and images read once, guidance applied."""
+        """The denoiser D(z, t) of latents that solvers call: texts and images encoded once, guided."""
         guidance, network = self.diffusion.guidance, {"network": self._network(params)}
         numbers = guidance.load() if numbers is None else numbers
-        given = self.encode_conditions(params, keys, cond)
-        model = self.diffusion.model(network, given)
-        null = self.diffusion.embed(network["network"], {**given, **self._negative(params, given)})
+        conditions = self.encode_conditions(params, keys, cond)
+        model = self.diffusion.model(network, conditions)
+        null = self.diffusion.embed(network["network"], {**conditions, **self._negative(params, conditions)})
         return self.diffusion.steered(model._replace(null=null, given=cond), cond, numbers)
 
     def encode_conditions(self, params: Params, keys: Key[Array, "batch"], cond: Cond) -> dict[str, Array]:
-        """What the network reads for the ids and images of a batch; row r may be random by keys[r]."""
-        given = self.texts.encode(params["frozen"]["text"], cond["tokens"])
-        if self.diffusion.network_conditions.num_sizes:
-            # As SDXL was told of a square image that was not cropped.
+        """Returns the conditions of the network for the token ids and images of a batch. Row r uses keys[r]."""
+        conditions = self.texts.encode(params["frozen"]["text"], cond["tokens"])
+        if "sizes" in self.diffusion.network_conditions:
+            # SDXL is conditioned on the original size, the crop and the target size: here no resizing and no crop.
             side = self.first_stage.shape[0]
-            given["sizes"] = jnp.tile(jnp.array([side, side, 0, 0, side, side]), (len(cond["tokens"]), 1))
+            conditions["sizes"] = jnp.tile(jnp.array([side, side, 0, 0, side, side]), (len(cond["tokens"]), 1))
         if self.controlled:
-            given["control"] = cond["control"]
-        return given | (self.task.read(self, params, keys, cond["image"]) if self.task.image else {})
+            conditions["control"] = cond["control"]
+        return conditions | (self.task.read(self, params, keys, cond["image"]) if self.task.image else {})
 
     def latent_mean(self, params: Params, image: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 z"]:
-        """The mean of the standardised latents of an image."""
+        """Encode an image as the mean of its standardised latents."""
         stage = params["frozen"]["first_stage"]
         return self.first_stage.latents(stage, None, self.first_stage.encode(stage["network"], image))
 
-    def _negative(self, params: Params, given: dict[str, Array]) -> dict[str, Array]:
-        """The conditions that guidance leads away from, where they are not those of the sample."""
+    def _negative(self, params: Params, conditions: dict[str, Array]) -> dict[str, Array]:
+        """Returns the null condition of guidance, only the entries in which it differs from `conditions`."""
         states = self.texts.encode(params["frozen"]["text"], jnp.asarray(self.texts.tokenize([self.negative_prompt])))
         if self.zero_negative and not self.negative_prompt:
             states = jax.tree.map(jnp.zeros_like, states)
-        negative = {name: jnp.broadcast_to(x, given[name].shape) for name, x in states.items()}
-        return negative | ({"image": jnp.zeros_like(given["image"])} if self.task.dropped else {})
+        negative = {name: jnp.broadcast_to(x, conditions[name].shape) for name, x in states.items()}
+        return negative | ({"image": jnp.zeros_like(conditions["image"])} if self.task.dropped else {})
 
     def _dropped(self, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         if not self.cond_dropout:
@@ -212,9 +199,9 @@ class TextToImage(Sampled):
 
 
 def masked(system: TextToImage, params: Params, keys: Any, image: Float[Array, "batch h w c"]) -> dict[str, Array]:
-    """The mask at the size of the latents beside those of the image without what is to be painted.
+    """Conditions of inpainting: the mask at the size of the latents, and the latents of the image without that region.
 
-    The last channel is the mask, in [-1, 1]; what is not below 0 is painted.
+    The last channel of `image` is the mask, in [-1, 1]; pixels where it is at least 0 are inpainted.
     """
     paint = (image[..., -1:] >= 0).astype(image.dtype)
     z = system.latent_mean(params, image[..., :-1] * (1 - paint))
@@ -223,7 +210,7 @@ def masked(system: TextToImage, params: Params, keys: Any, image: Float[Array, "
 
 
 def edited(system: TextToImage, params: Params, keys: Any, image: Float[Array, "batch h w c"]) -> dict[str, Array]:
-    """The mean of the image's latents, not scaled, as InstructPix2Pix reads it (arXiv:2211.09800)."""
+    """Conditions of InstructPix2Pix: the mean of the image's latents, not standardised (arXiv:2211.09800)."""
     stage = system.first_stage
     h = stage.encode(params["frozen"]["first_stage"]["network"], image)
     return {"image": stage.bottleneck.latent(None, h)}
@@ -232,7 +219,7 @@ def edited(system: TextToImage, params: Params, keys: Any, image: Float[Array, "
 def noised(
     system: TextToImage, params: Params, keys: Key[Array, "batch"], image: Float[Array, "batch h w c"]
 ) -> dict[str, Array]:
-    """The image with the noise of timestep `noise_level`, which the network is told as its label."""
+    """Conditions of super-resolution: the image with the noise of timestep `noise_level`, and this timestep."""
     process, level = system.diffusion.process, system.noise_level
     t = jnp.float32((level + 1) / process.num_steps)
     x = process.alpha(t) * image + process.sigma(t) * row_normal(keys, image)

@@ -1,4 +1,7 @@
-"""Variational diffusion models: the network and its noise schedule trained together on the bound (arXiv:2107.00630)."""
+"""Variational diffusion models: network and noise schedule, trained together on the variational bound.
+
+arXiv:2107.00630.
+"""
 
 from __future__ import annotations
 
@@ -11,29 +14,27 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.likelihood.dequantization import to_levels
 from diffusion_jax.losses import times, vdm
-from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import LearnedVP, row_keys, row_normal
-from diffusion_jax.systems.base import Sampled
-from diffusion_jax.systems.diffusion import Diffusion
-from diffusion_jax.types import Cond, Params, Placed, Spec, Train
+from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
+from diffusion_jax.types import Cond, Params, Placed, Train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VDM(Sampled):
-    """Train `diffusion`'s network and its process, a `LearnedVP`, on the bound of `losses.vdm`, in bits per dimension.
+class VDM(OnDiffusion):
+    """Train the network of `diffusion` and its noise schedule, a `LearnedVP`, on the bound of `losses.vdm`.
 
-    Parameters are {"network": ..., "schedule": {the fields of LearnedVP}}. The process of `diffusion` is the schedule
-    that training starts from; its loss is not used, its samplers are, with the learned process. Batches hold images on
-    `levels` grey levels, x = 2 k / (levels - 1) - 1. See `diffusion_jax.types.System`.
+    The loss is in bits per dimension. Parameters are {"network": ..., "schedule": {the fields of LearnedVP}}. Training
+    starts from the process of `diffusion`, whose sampler then uses the learned process; its loss is not used. Batches
+    hold images with `levels` grey levels, x = 2 k / (levels - 1) - 1. See `diffusion_jax.types.System`.
 
     Raises ValueError for a process without a learned schedule or a number out of range.
     """
 
     diffusion: Diffusion
     levels: int = 256
-    num_steps: int = 0  # T of the bound; 0: continuous time
-    minimize_variance: bool = True  # what the interior of the schedule is trained for in continuous time
-    num_times: int = 16  # at which `evaluate` estimates the diffusion loss of an example
+    num_steps: int = 0  # number T of steps of the bound; 0: continuous time
+    minimize_variance: bool = True  # train the schedule between its ends for the variance of the loss (continuous time)
+    num_times: int = 16  # number of times at which `evaluate` estimates the diffusion loss of an example
 
     def __post_init__(self) -> None:
         if not isinstance(self.diffusion.process, LearnedVP):
@@ -51,14 +52,16 @@ class VDM(Sampled):
         return {**self.diffusion.init(key), "schedule": schedule}
 
     def process(self, params: Params) -> LearnedVP:
-        """The schedule as learned so far."""
+        """The process with the learned noise schedule."""
         return LearnedVP(**params["schedule"])
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
     ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
-        """The bound with one time per example, spread evenly over the batch. Metrics are its three parts and the ends
-        of gamma."""
+        """The bound, estimated with one time per example; times are spread evenly over the batch.
+
+        Metrics are its parts "reconstruction", "prior" and "diffusion", and the ends "gamma_0" and "gamma_1" of gamma.
+        """
         time_key, noise_key, diffusion_key = jax.random.split(key, 3)
         process, x_0 = self.process(params), self._on_levels(batch["x"])
         u, _ = times.low_discrepancy(t_min=0.0)(process, time_key, x_0.shape[0])
@@ -71,8 +74,11 @@ class VDM(Sampled):
         return sum(parts.values()), parts | {"gamma_0": process.gamma_0, "gamma_1": process.gamma_1}
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """`bits_per_dim` of held-out examples, an estimate of the bound with `num_times` evenly spread times for each,
-        its parts `reconstruction`, `prior` and `diffusion`, and the metrics of the diffusion's own `likelihood`."""
+        """Returns "bits_per_dim" of held-out examples, its parts, and the values of the likelihood of `diffusion`.
+
+        The bound is estimated with `num_times` evenly spread times for each example. Its parts are "reconstruction",
+        "prior" and "diffusion".
+        """
         process, x_0 = self.process(params), self._on_levels(batch["x"])
         cond = self.diffusion.network_conditions.of(batch)
         keys = row_keys(key, jnp.arange(x_0.shape[0]))
@@ -99,44 +105,17 @@ class VDM(Sampled):
         return metrics
 
     def at(self, params: Params) -> Diffusion:
-        """The diffusion system with the process that has been learned."""
+        """The diffusion system with the learned process."""
         return dataclasses.replace(self.diffusion, process=self.process(params))
-
-    @property
-    def batch(self) -> dict[str, Spec]:
-        return self.diffusion.batch
-
-    @property
-    def makes(self) -> Spec:
-        return self.diffusion.makes
-
-    @property
-    def batch_size(self) -> int:
-        """The number of samples that are drawn at once."""
-        return self.diffusion.batch_size
 
     @property
     def networks(self) -> Mapping[str, Placed]:
         return self.diffusion.networks
 
-    @property
-    def conditions(self) -> Conditions:
-        """The conditions that samples are drawn under."""
-        return self.diffusion.conditions
-
-    def numbers(self) -> PyTree[Array]:
-        """The numbers of the guidance."""
-        return self.diffusion.numbers()
-
     def draw(
-        self,
-        params: Params,
-        key: Key[Array, ""],
-        ids: Int[Array, "batch"],
-        cond: Cond,
-        numbers: PyTree[Array] = None,
+        self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> dict[str, Float[Array, "batch *shape"]]:
-        """As `Diffusion.draw`, with the learned process."""
+        """Draw samples as `Diffusion.draw` does, with the learned process."""
         return self.at(params).draw(params, key, ids, cond, numbers)
 
     @property
@@ -155,7 +134,7 @@ class VDM(Sampled):
         }
 
     def _time(self, u: Float[Array, "*n"]) -> Float[Array, "*n"]:
-        """From u in [0, 1): itself, or i / T with i = 1..T."""
+        """Maps u in [0, 1) to the time of the bound: u itself, or with T steps i / T, i = 1..T."""
         return jnp.minimum(jnp.floor(u * self.num_steps) + 1, self.num_steps) / self.num_steps if self.num_steps else u
 
     def _on_levels(self, x: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:

@@ -1,1 +1,1 @@
-"""Training infrastructure: optimizers, weight averages, checkpoints, meshes, and what a run writes."""
+"""Training: train step, loop, EMA, optimizers, meshes, checkpoints, loggers and progress."""

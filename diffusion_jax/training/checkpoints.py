@@ -1,4 +1,4 @@
-"""Checkpoints of the train state and the data iterator together, on Orbax."""
+"""Checkpoints of the train state and the data iterator, written in the background by Orbax."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from diffusion_jax.training.checksums import checksums
 
 
 class Checkpoints:
-    """A folder of checkpoints, one subfolder per step, each holding the train state and the data iterator's state.
+    """A folder of checkpoints, one subfolder per step, each with the train state and the state of the data iterator.
 
-    Both are those of the job as a whole, so that another mesh or number of processes can go on from them.
+    A checkpoint does not depend on the mesh or the number of processes, so that training can resume on others.
 
-    A save runs in the background and becomes visible under its step's name only when it is complete, so a killed
-    process leaves the previous checkpoints usable. One process copies the state to the host, without waiting for the
-    steps that are queued, and a thread does the rest; several processes take part in a save together, and go on when
-    their shards have been copied. Old ones are removed after a new one is complete: the last
-    `keep_last` remain, and those whose step is a multiple of `keep_every` (0: none).
+    A save runs in the background, and its folder gets the name of the step only when it is complete, so that a killed
+    process leaves the previous checkpoints usable. A single process copies the state to the host, without waiting for
+    queued steps, and a thread writes it; several processes save together, and continue when their shards have been
+    copied. Old checkpoints are removed after a new one is complete: the last `keep_last` are kept, and those whose step
+    is a multiple of `keep_every` (0: none).
 
-    Restoring a step makes the steps beyond it stale (they could not be read, or belong to an abandoned
-    continuation): they stay on disk, are not counted by `keep_last`, and are replaced when training saves them.
+    Restoring a step makes all later steps stale (they could not be read, or training restarted from an older step):
+    they stay on disk, do not count for `keep_last`, and are replaced when training saves the same step.
 
     Raises ValueError for `keep_last` below 1 or `keep_every` below 0.
     """
@@ -43,12 +43,12 @@ class Checkpoints:
         if keep_last < 1:
             raise ValueError(f"keep_last={keep_last}: must be at least 1")
         if keep_every < 0:
-            raise ValueError(f"keep_every={keep_every}: must be at least 0 (0 keeps none beyond the last ones)")
+            raise ValueError(f"keep_every={keep_every}: must be at least 0 (0: keep none beyond the last ones)")
         self.directory = pathlib.Path(directory).absolute()
         self._stale: set[int] = set()
         self._policy = _Preservation(keep_last=keep_last, keep_every=keep_every, stale=self._stale)
         self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._begun: futures.Future[None] | None = None  # the save that the thread begins
+        self._begun: futures.Future[None] | None = None  # the start of a save, in the thread
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -57,23 +57,22 @@ class Checkpoints:
         if kind is None:
             self.close()
         elif jax.process_count() == 1:
-            with contextlib.suppress(OSError):  # the exception that is on its way says more
+            with contextlib.suppress(OSError):  # the exception that is being raised says more
                 self.close()
-        # Among several processes a save waits for all of them, some of which may be gone.
+        # With several processes a save would wait for all of them, and some may have ended.
 
     def save(self, step: int, state: Any, data_iterator: Any, *, wait: bool = False) -> None:
-        """Save in the background, after the save in progress if there is one; a saved step is left as it is.
+        """Save a checkpoint in the background, after any save in progress. A step that has been saved is not changed.
 
-        The buffers of the state may be donated when this returns. The state of the iterator
-        (`get_state`) must be the same on every process, and can be written as JSON. With `wait`, return when the
-        checkpoint is complete.
+        When this returns the buffers of the state may be donated. The state of the iterator (`get_state`) must be the
+        same on all processes and consist of JSON values. With `wait`, return when the checkpoint is complete.
 
-        Raises OSError if it, or the one whose background save is in progress, cannot be written.
+        Raises OSError if this checkpoint, or the save in progress, cannot be written.
         """
         self.wait_until_finished()
         stale = step in self._stale
         if stale or step not in self._steps():
-            self._stale.discard(step)  # before the save, which asks what to preserve
+            self._stale.discard(step)  # before the save, which calls the preservation policy
             begin = functools.partial(self._begin, step, position=data_iterator.get_state(), overwrite=stale)
             host = _host() if jax.process_count() == 1 else None
             if host is None:
@@ -84,23 +83,23 @@ class Checkpoints:
             self.wait_until_finished()
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint that is not stale, or None. Waits for a save in progress."""
+        """The step of the newest complete checkpoint that is not stale, or None. Waits for a save in progress."""
         self.wait_until_finished()
         return max((step for step in self._steps() if step not in self._stale), default=None)
 
     def restore(self, abstract_state: Any, data_iterator: Any, step: int | None = None) -> tuple[Any, int]:
-        """The state and step of the newest readable checkpoint (or of `step`), `data_iterator` set to its position.
+        """Restore the newest readable checkpoint (or that of `step`); returns state and step, and sets `data_iterator`.
 
-        A newest checkpoint that is truncated or corrupt, up to a single changed bit, is reported on stderr and the one
-        before it is taken; nothing is deleted.
+        A checkpoint that is truncated or corrupt, even by a single bit, is reported on stderr, and the one before it is
+        restored; nothing is deleted.
 
         Args:
-          abstract_state: a pytree of `jax.ShapeDtypeStruct`; an array is laid out by its `sharding`, or replicated
-            over all devices where that is None.
+          abstract_state: a pytree of `jax.ShapeDtypeStruct`; arrays get their `sharding`; None: they are replicated
+            over all devices.
           data_iterator: a fresh iterator of the same kind as the saved one.
 
-        Raises FileNotFoundError without a checkpoint, ValueError if its arrays are not those of `abstract_state`
-        (all differences are listed, nothing is loaded) or none can be read.
+        Raises FileNotFoundError if there is no checkpoint, ValueError if its arrays do not match `abstract_state` (all
+        differences are listed, nothing is loaded) or no checkpoint can be read.
         """
         state, record, restored = self._restore(abstract_state, step, partial=False)
         data_iterator.set_state(record["data"])
@@ -108,7 +107,7 @@ class Checkpoints:
         return state, restored
 
     def restore_state(self, abstract_state: Any, step: int | None = None) -> tuple[Any, int]:
-        """Like `restore`, without the data iterator, and `abstract_state` may be a part of what was saved.
+        """Like `restore`, without the data iterator; `abstract_state` may be a part of the saved state.
 
         `{"params": ..., "ema": ...}` reads only these fields of the train state, for sampling and evaluation.
         """
@@ -116,7 +115,7 @@ class Checkpoints:
         return state, restored
 
     def remove_unfinished(self) -> None:
-        """Remove what saves have left behind that a kill or a full disk cut off. Only their owner may call it."""
+        """Remove the unfinished folders of saves that were interrupted. Only the job that trains here may call this."""
         if jax.process_index() == 0 and self.directory.exists():
             for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(path, ignore_errors=True)
@@ -151,7 +150,7 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # storage errors come as many types
+        except Exception as error:  # storage errors have many types
             raise OSError(f"a checkpoint in {self.directory} cannot be written: {_root_cause(error)}") from error
 
     @functools.cached_property
@@ -169,8 +168,8 @@ class Checkpoints:
         self.wait_until_finished()
         steps = sorted(self._steps(), reverse=True)
         if not steps or step not in (None, *steps):
-            wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            raise FileNotFoundError(f"{wanted} in {self.directory} (steps there: {sorted(steps) or 'none'})")
+            missing = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise FileNotFoundError(f"{missing} in {self.directory} (steps there: {sorted(steps) or 'none'})")
         abstract_state = _with_sharding(abstract_state)
         failures = []
         for candidate in steps if step is None else [step]:
@@ -190,7 +189,7 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Preservation:
-    """Orbax's preservation policy for `Checkpoints`; Orbax calls it with every checkpoint when a save begins."""
+    """Orbax's preservation policy of `Checkpoints`, called with all checkpoints when a save starts."""
 
     keep_last: int
     keep_every: int
@@ -211,7 +210,7 @@ def _sealed(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _metadata(path: pathlib.Path) -> tuple[Any, dict[str, Any]]:
-    """The abstract arrays of a checkpoint, and the record that was saved beside them."""
+    """Reads the abstract arrays of a checkpoint, and the record that was saved with them."""
     from orbax.checkpoint import v1 as ocp
 
     metadata = ocp.metadata(path, "state")
@@ -238,7 +237,7 @@ def _load(path: pathlib.Path, abstract_state: Any, partial: bool, expected: Mapp
 
 
 def _host() -> jax.Device | None:
-    """The device that is the host's memory; None where JAX_PLATFORMS leaves it out."""
+    """The CPU device; None if JAX_PLATFORMS excludes it."""
     try:
         return jax.local_devices(backend="cpu")[0]
     except RuntimeError:
@@ -246,22 +245,22 @@ def _host() -> jax.Device | None:
 
 
 def _copied(state: Any, device: jax.Device) -> Any:
-    """A copy on `device`, begun but not awaited; JAX keeps the buffers until then, donated or not."""
+    """Starts an asynchronous copy to `device`; JAX keeps the buffers until it is done, even if they are donated."""
 
     def copied(x: Any) -> Any:
         if isinstance(x, jax.Array) and device in x.devices():
-            x = jax.device_put(x, device)  # of several devices; a replica may be this one's, whatever `may_alias` says
+            x = jax.device_put(x, device)  # a replica on this device would be aliased despite may_alias=False
         return jax.device_put(x, device, may_alias=False)
 
     return jax.tree.map(copied, state)
 
 
 def _attempt(read: Callable[[], Any]) -> tuple[Any, str | None]:
-    """The result of `read`, or the reason why it failed on some process: all of them must take the same path."""
+    """Returns the result of `read`, or the reason if it failed on any process: all must take the same branch."""
     result, reason = None, None
     try:
         result = read()
-    except Exception as error:  # storage errors come as many types; a wrong structure is told apart beforehand
+    except Exception as error:  # storage errors have many types; a wrong structure has been ruled out before
         reason = _root_cause(error)
     if jax.process_count() > 1:
         failed = multihost_utils.process_allgather(np.array(reason is not None))
@@ -285,29 +284,29 @@ def _with_sharding(abstract_state: Any) -> Any:
 
 def _check_match(path: pathlib.Path, metadata: Any, abstract_state: Any, partial: bool) -> None:
     saved = {mesh_lib.path_name(keys): (leaf.shape, leaf.dtype) for keys, leaf in jax.tree.leaves_with_path(metadata)}
-    wanted = {
+    expected = {
         mesh_lib.path_name(keys): (leaf.shape, leaf.dtype)
         for keys, leaf in jax.tree.leaves_with_path(jax.tree.map(_stored, abstract_state))
     }
     problems = {
-        "missing in the checkpoint": sorted(set(wanted) - set(saved)),
-        "only in the checkpoint": [] if partial else sorted(set(saved) - set(wanted)),
+        "missing in the checkpoint": sorted(set(expected) - set(saved)),
+        "only in the checkpoint": [] if partial else sorted(set(saved) - set(expected)),
         "of another shape or type": [
-            f"{name} ({_describe(saved[name])} saved, {_describe(wanted[name])} expected)"
-            for name in sorted(set(saved) & set(wanted))
-            if saved[name] != wanted[name]
+            f"{name} ({_describe(saved[name])} saved, {_describe(expected[name])} expected)"
+            for name in sorted(set(saved) & set(expected))
+            if saved[name] != expected[name]
         ],
     }
     texts = [f"{kind}: {_listing(names)}" for kind, names in problems.items() if names]
     if texts:
         raise ValueError(
             f"checkpoint {path} does not fit this configuration. Arrays {'; '.join(texts)}. "
-            "Use the configuration it was trained with, or another folder."
+            "Use the configuration that it was trained with, or another folder."
         )
 
 
 def _stored(leaf: Any) -> Any:
-    """What is written for a leaf: typed keys are saved as their raw integers."""
+    """The abstract array that is saved for a leaf: typed keys are saved as raw integers."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.eval_shape(jax.random.key_data, leaf)
     return leaf

@@ -1,4 +1,4 @@
-"""Checksums of arrays, which tell a checkpoint whose bytes have changed on disk."""
+"""Checksums of arrays, with which checkpoints detect bytes that have changed on disk."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jaxtyping import Array, PyTree, UInt32
 from diffusion_jax.training import mesh as mesh_lib
 
 _FACTOR = np.uint32(0x9E3779B1)
-_WORDS = {1: np.uint8, 2: np.uint16}  # by size of an entry in bytes; 4 of them otherwise
+_WORDS = {1: np.uint8, 2: np.uint16}  # by the size of an entry in bytes; otherwise words of 4 bytes
 _CHUNK = 2**20
 
 
 def checksums(tree: PyTree[Any]) -> dict[str, int]:
-    """{path: sum_i (2 i + 1) c w_i mod 2^32} over the words w_i of every array, c odd.
+    """Returns {path: sum_i (2 i + 1) c w_i mod 2^32} over the words w_i of each array, with an odd constant c.
 
-    All factors are odd, so one changed word, and thus any single bit, always changes the sum; other damage goes
-    unseen with probability 2^-32. The sum does not depend on how an array is laid out over devices, and is taken there;
-    by NumPy, without compiling anything, where that is one device whose memory is the host's.
+    All factors are odd, so a change of one word, and so of any single bit, always changes the sum; other damage is
+    missed with probability 2^-32. The sum does not depend on the sharding of an array. It is computed on the devices,
+    or for arrays on a single CPU device by NumPy, without compilation.
     """
     names = [mesh_lib.path_name(keys) for keys, _ in jax.tree.leaves_with_path(tree)]
     leaves = jax.tree.leaves(tree)

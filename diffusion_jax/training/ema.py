@@ -1,4 +1,4 @@
-"""Exponential moving averages of the trained parameters, in float32, several rates at once."""
+"""EMA: exponential moving averages of the trained parameters, in float32, with one or several rates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffusion_jax.types import Params
 
 
 def init(params: Params, rates: Sequence[float]) -> dict[str, Params]:
-    """One float32 copy of every group except "frozen" per rate, under the rate's name (`str(rate)`).
+    """Returns for each rate, by name (`str(rate)`), a float32 copy of all groups of parameters except "frozen".
 
     Raises ValueError for a rate outside [0, 1) or two equal rates.
     """
@@ -32,10 +32,10 @@ def update(
     rates: Sequence[float],
     warmup: bool = False,
 ) -> dict[str, Params]:
-    """e <- d e + (1 - d) p for every rate d.
+    """Update the averages: e <- d e + (1 - d) p, with the decay d = rate per step.
 
-    With `warmup`, d is min(rate, (1 + step) / (10 + step)), where `step` counts the updates already made, so that
-    the average forgets the initial weights within the first steps.
+    With `warmup`, d = min(rate, (1 + step) / (10 + step)), where `step` is the number of past updates, so that the
+    initial weights are forgotten in the first steps.
     """
 
     def average(rate: float) -> Params:
@@ -49,9 +49,9 @@ def update(
 
 
 def decay_from_half_life(half_life_images: int | float, batch_size: int) -> float:
-    """The decay per step 2^(-batch_size / half_life) whose memory halves every `half_life_images` images.
+    """Returns the decay per step 2^(-batch_size / half_life_images) of an EMA with a half-life in images.
 
-    EDM (arXiv:2206.00364, table 7) states its averages this way, for example 500,000 images for CIFAR-10.
+    EDM states half-lives (arXiv:2206.00364, table 7), for example 500,000 images for CIFAR-10.
     Raises ValueError unless both are positive.
     """
     if half_life_images <= 0 or batch_size <= 0:

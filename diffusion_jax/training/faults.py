@@ -1,4 +1,4 @@
-"""What can happen to a run through no fault of its config: disks fill up, files vanish, reads hang, processes die."""
+"""Faults of the machine during a run: full disks, missing files, reads that hang, processes that die."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Item = TypeVar("Item")
 
 
 class Fault(RuntimeError):
-    """The run cannot go on here. The message is one paragraph: what happened, what is lost, what to do."""
+    """A fault that ends the run. The message is one paragraph: what happened, what is lost, what to do."""
 
 
 @contextlib.contextmanager
 def explained(workdir: pathlib.Path) -> Iterator[None]:
-    """Turn what the machine did to a training run into a `Fault` that says what is left of it.
+    """Context manager that turns faults of training into a `Fault` that names the newest complete checkpoint.
 
-    That is an OSError of writing, a `Fault` of reading, and among several processes an error of a computation that
+    These are an OSError of writing, a `Fault` of reading, and with several processes an error of a computation that
     they share.
     """
     try:
@@ -40,20 +40,20 @@ def explained(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _left(workdir: pathlib.Path) -> str:
-    """Checkpoints get their name when they are complete, so their names say enough, whatever has failed."""
+    """A sentence about the newest checkpoint. A folder with the name of a step is complete."""
     folder = workdir / "checkpoints"
     with contextlib.suppress(OSError):
         steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
         if steps:
             return f"Step {max(steps)} in {folder} is complete: the same command goes on from there"
-    return "No checkpoint had been saved: the same command begins anew"
+    return "No checkpoint has been saved: the same command starts from step 0"
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
-    """A file to write that takes the place of `path` when it is complete. After an error nothing is left of it.
+    """Context manager of a file to write, which replaces `path` atomically at the end. After an error it is removed.
 
-    Its folder is created where missing. Raises OSError naming `path`, for example on a full disk.
+    The folder is created if it does not exist. Raises OSError that names `path`, for example on a full disk.
     """
     path = pathlib.Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}")
@@ -72,30 +72,30 @@ def replacing(path: str | os.PathLike, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def in_time(items: Iterator[Item], seconds: float, what: str) -> Iterator[Item]:
-    """The same items, each taken by a thread that is given up when it needs more than `seconds` (0: no limit).
+    """Yields the same items, each read by a thread with a timeout of `seconds` (0: no limit).
 
-    A thread that waits for a disk or a server can neither be asked nor stopped, so it is left behind; it does not
-    keep the program from ending. Raises Fault, with `what` as the name of an item.
+    A thread that waits for a disk or a server cannot be stopped, so it is abandoned; it does not keep the program from
+    ending. Raises Fault after the timeout, with `what` as the name of an item.
     """
     if not seconds:
         yield from items
         return
-    wanted: queue.SimpleQueue[bool] = queue.SimpleQueue()
-    taken: queue.SimpleQueue[tuple[Item | None, BaseException | None]] = queue.SimpleQueue()
+    requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[Item | None, BaseException | None]] = queue.SimpleQueue()
 
-    def take() -> None:
-        while wanted.get():
+    def read() -> None:
+        while requests.get():
             try:
-                taken.put((next(items), None))
+                results.put((next(items), None))
             except BaseException as error:
-                taken.put((None, error))
+                results.put((None, error))
 
-    threading.Thread(target=take, daemon=True, name=f"waits for {what}").start()
+    threading.Thread(target=read, daemon=True, name=f"waits for {what}").start()
     try:
         while True:
-            wanted.put(True)
+            requests.put(True)
             try:
-                item, error = taken.get(timeout=seconds)
+                item, error = results.get(timeout=seconds)
             except queue.Empty:
                 raise Fault(
                     f"{what} did not come within config.training.data_timeout={seconds:g} seconds: a read hangs, or is "
@@ -107,4 +107,4 @@ def in_time(items: Iterator[Item], seconds: float, what: str) -> Iterator[Item]:
                 raise error
             yield item
     finally:
-        wanted.put(False)
+        requests.put(False)

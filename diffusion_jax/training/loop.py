@@ -1,4 +1,4 @@
-"""The training loop: next batch, step, log, save, sample. Everything else is done before or by what it is given."""
+"""The training loop: read a batch, take a step, log, save a checkpoint, draw samples; stop on SIGTERM."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from diffusion_jax.training.progress import Progress
 from diffusion_jax.training.step import TrainState
 from diffusion_jax.training.writers import Writer
 
-AHEAD = 2  # steps that may wait for the devices, each with its batch there
+AHEAD = 2  # number of steps that may be queued on the devices, each with its batch
 
 
 class NotFinite(RuntimeError):
@@ -29,17 +29,17 @@ class NotFinite(RuntimeError):
 
 
 class Interrupt:
-    """Between `with Interrupt() as stop:` and its end, SIGTERM and the first Ctrl-C only set `stop.requested`.
+    """Context manager in which SIGTERM and the first Ctrl-C only set `requested`, so that training can save and stop.
 
-    Among several processes SIGTERM is left to JAX's runtime, which carries a signal to any of them to all, and agrees
-    on the step after which they stop; Ctrl-C is turned into it.
+    With several processes SIGTERM is handled by JAX's runtime: a signal to one process reaches all, and they agree on
+    the step after which they stop. Ctrl-C is converted to SIGTERM there.
     """
 
     def __init__(self) -> None:
         self.requested = False
 
     def after(self, step: int) -> bool:
-        """Whether to stop after this step. All processes call it at every step, and get the same answer."""
+        """Whether to stop after this step. All processes must call it at every step; all get the same answer."""
         if jax.process_count() > 1:
             self.requested = multihost_utils.reached_preemption_sync_point(step)
         return self.requested
@@ -81,18 +81,19 @@ def train_loop(
     trace: Trace,
     skip_non_finite: int = 0,
 ) -> TrainState:
-    """Train from step `start` to `num_steps`, or until `stop.requested`; save at the end in either case.
+    """Train from step `start` to `num_steps`, or until `stop.requested`. Both end with a checkpoint.
 
     Args:
       data: checkpointable iterator of local batches; `to_devices(data)` yields the same batches on the mesh.
-      draw: draw(state, step) makes a picture and returns a line about it. Called every `sample_every` steps (0: never)
-        and after step `num_steps`, but not when `stop.requested`: the process may have seconds left.
-      learning_rate: step -> rate, for the log.
-      trace: which steps are traced.
-      skip_non_finite: how many steps in a row the optimizer skips where the gradient is not finite.
+      draw: draw(state, step) draws samples into a file and returns a line of text about it. It is called every
+        `sample_every` steps (0: never) and after step `num_steps`, but not after `stop.requested`, when the process may
+        have only seconds left.
+      learning_rate: step -> learning rate, for the log.
+      trace: profiler of some of the steps.
+      skip_non_finite: number of consecutive steps with a gradient that is not finite that the optimizer skips.
 
-    Raises NotFinite when a logged or saved step has a loss or gradient that is not finite and was not skipped; nothing
-    is saved then.
+    Raises NotFinite if loss or gradient of a logged or saved step is not finite and the step was not skipped; that step
+    is not saved.
     """
     batches = to_devices(data)
     timer, timed_from, speed, loss = time.monotonic(), start, None, None
@@ -142,6 +143,6 @@ def _check_finite(step: int, values: dict[str, float], checkpoints: Checkpoints,
             f"{bad[0]} is {values[bad[0]]} at step {step}. The last good checkpoint is "
             f"{'none' if good is None else f'step {good} in {checkpoints.directory}'}; this step was not saved. "
             "Try a lower config.optimizer.learning_rate, a config.optimizer.clip_norm, a longer warm-up, or float32, "
-            "and run the command again to go on from that checkpoint. config.optimizer.skip_non_finite=10 in a new "
-            "work directory skips and counts up to 10 such steps in a row."
+            "and run the command again to resume from that checkpoint. config.optimizer.skip_non_finite=10 in a new "
+            "work directory skips up to 10 such steps in a row."
         )

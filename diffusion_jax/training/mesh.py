@@ -1,4 +1,4 @@
-"""Device meshes, and the layout of batch and train state on them."""
+"""Device meshes, and the sharding of batch and train state on them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from jaxtyping import PyTree
 AXES = ("data", "fsdp", "tensor")
 Rules = Sequence[tuple[str, Sequence[str | None]]]  # (regular expression, axes of the last dimensions)
 
-# Two layers in a row that only a pointwise function separates: the first is split over its outputs, the second over
-# its inputs, so that what lies between stays where it is and one sum follows the second (arXiv:1909.08053, section 3).
+# Tensor parallelism of two consecutive layers with a pointwise function between them: the first kernel is split over
+# its outputs, the second over its inputs. Activations between them stay on their device, and one all-reduce follows
+# the second layer (arXiv:1909.08053, section 3).
 RULES: Rules = (
     (r"(qkv|to_[qkv]|[qkv]_proj|fc1|ff/proj_in|conv1|linear_1)/kernel$", ("fsdp", "tensor")),
     (r"(attn/proj|to_out|out_proj|fc2|proj_out|conv2|linear_2)/kernel$", ("tensor", "fsdp")),
@@ -23,61 +24,61 @@ RULES: Rules = (
 
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: int | None = None) -> Mesh | AbstractMesh:
-    """A mesh over all devices with axes data, fsdp and tensor; one size may be -1: whatever is left.
+    """A mesh over all devices with axes data, fsdp and tensor. One size may be -1: all remaining devices.
 
-    A batch is split over data and fsdp, parameters over fsdp and tensor, see `state_sharding`. With `devices` it is the
-    abstract mesh of that many, none of which has to be there: shapes and layouts can be planned on it, not arrays.
+    A batch is split over data and fsdp, parameters over fsdp and tensor, see `state_sharding`. With `devices` the mesh
+    is abstract and has this number of devices: it serves to plan shapes and shardings, and holds no arrays.
 
-    Raises ValueError unless the sizes multiply to the number of devices.
+    Raises ValueError unless the product of the sizes is the number of devices.
     """
     sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
     abstract, devices = devices is not None, devices or jax.device_count()
     for name, size in sizes.items():
         if size < 1 and size != -1:
-            raise ValueError(f"mesh {name}={size}: must be at least 1, or -1 for all that is left")
+            raise ValueError(f"mesh {name}={size}: must be at least 1, or -1 for all remaining devices")
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1:
-        raise ValueError(f"mesh {' and '.join(free)} are -1: only one size may be left open")
+        raise ValueError(f"mesh {' and '.join(free)} are -1: only one size may be -1")
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if devices % fixed or (not free and fixed != devices):
-        raise ValueError(f"mesh {sizes} does not fit: its sizes must multiply to the {devices} devices there are")
+        raise ValueError(f"mesh {sizes} does not fit: its sizes must multiply to the {devices} devices")
     shape = tuple(devices // fixed if size == -1 else size for size in sizes.values())
-    # Explicit axes, the default, fail on convolutions whose kernels are split.
+    # Explicit axes, the default, do not support convolutions with split kernels.
     types = (AxisType.Auto,) * len(AXES)
     return AbstractMesh(shape, AXES, types) if abstract else jax.make_mesh(shape, AXES, axis_types=types)
 
 
 def batch_sharding(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The layout of a batch: its first dimension is split over data and fsdp."""
+    """The sharding of a batch: its first dimension is split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """The layout of an array that every device holds whole."""
+    """The sharding of an array that is replicated on all devices."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def process_share(sharding: Sharding, batch_size: int) -> tuple[int, int]:
-    """(i, n): this process reads the i-th of n equal parts of every batch that is laid out by `sharding`.
+    """Returns (i, n): this process reads the i-th of n equal parts of each batch with the sharding `sharding`.
 
-    Processes that split parameters among them, and not the batch, hold the same rows and have the same part.
+    Processes that split only parameters hold the same rows of a batch and read the same part.
 
-    Raises ValueError if the rows of two processes overlap without being the same.
+    Raises ValueError if the rows of two processes overlap but are not the same.
     """
     rows: dict[int, set[tuple[int, int]]] = {}
     for device, (part, *_) in sharding.devices_indices_map((batch_size,)).items():
         rows.setdefault(device.process_index, set()).add(part.indices(batch_size)[:2])
-    parts = sorted({tuple(sorted(held)) for held in rows.values()})
+    parts = sorted({tuple(sorted(ranges)) for ranges in rows.values()})
     if sum(stop - start for part in parts for start, stop in part) != batch_size:
         raise ValueError(
-            "the devices of a process hold a part of the rows of another one; choose mesh sizes of which one is a "
-            "multiple of the devices per process"
+            "rows of the batch on the devices of two processes overlap; choose mesh sizes of which one is a multiple "
+            "of the number of devices per process"
         )
     return parts.index(tuple(sorted(rows[jax.process_index()]))), len(parts)
 
 
 def check_batch(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
-    """Raises ValueError unless the global batch divides evenly over the data and fsdp axes."""
+    """Raises ValueError unless the global batch size is a multiple of the sizes of the data and fsdp axes."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size < 1 or batch_size % shards:
         raise ValueError(
@@ -89,19 +90,19 @@ def check_batch(mesh: Mesh | AbstractMesh, batch_size: int) -> None:
 def state_sharding(
     mesh: Mesh | AbstractMesh, abstract_state: Any, rules: Rules = RULES, min_size: int = 2**14
 ) -> PyTree[NamedSharding]:
-    """The layout of a train state, as a tree of its own structure.
+    """The shardings of a train state, as a pytree of its structure.
 
-    A parameter's path reads "group/block/kernel". The first rule whose regular expression is found in it names the mesh
-    axes of its last dimensions, for example `("attention/.*/kernel", ("fsdp", "tensor"))`. Without one, the largest
-    dimension that the fsdp axis divides is split over it, and of the others the largest that the tensor axis divides
-    over that. An axis that does not divide its dimension splits nothing, and arrays of less than `min_size` elements
-    are replicated. An array elsewhere in the state whose path ends in a parameter's path and whose shape is the same
-    (averages, optimizer moments) is laid out like it; everything else is replicated.
+    The path of a parameter is "group/block/kernel". The first rule whose regular expression matches somewhere in the
+    path gives the mesh axes of the last dimensions, for example `("attention/.*/kernel", ("fsdp", "tensor"))`. Without
+    a rule, the largest dimension that is a multiple of the fsdp axis is split over it, and of the other dimensions the
+    largest multiple of the tensor axis over that. A dimension that is not a multiple of its axis is not split, and
+    arrays with fewer than `min_size` elements are replicated. Other arrays of the state are sharded like the parameter
+    if their path ends with its path and their shape is the same (EMA, optimizer moments), and replicated otherwise.
 
     Args:
       mesh: from `make_mesh`.
-      abstract_state: a pytree with an attribute `params`; leaves have shapes (`jax.eval_shape`).
-      rules: pairs of a regular expression and axes, None for a dimension that stays whole.
+      abstract_state: a pytree with an attribute `params`; its leaves have shapes (`jax.eval_shape`).
+      rules: pairs of a regular expression and axes, None for a dimension that is not split.
       min_size: least number of elements of an array that is split.
 
     Raises ValueError, naming the parameter, for a rule with more axes than dimensions, or an unknown axis.
@@ -123,7 +124,7 @@ def state_sharding(
 
 
 def path_name(keys: tuple) -> str:
-    """A leaf's key path as "group/block/kernel"."""
+    """The key path of a leaf as "group/block/kernel"."""
     return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 

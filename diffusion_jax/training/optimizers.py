@@ -1,4 +1,4 @@
-"""Optimizers as optax gradient transformations, with a learning-rate schedule and overrides by parameter group."""
+"""Optimizers (Adam, AdamW, Lion, ...) with learning-rate schedule, clipping, weight decay and parameter groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import optax
 
 from diffusion_jax.types import Params, check, check_choice
 
-# What turns gradients into directions, before weight decay and the learning rate.
+# name -> (b1, b2, eps) -> transformation of gradients to directions, before weight decay and learning rate.
 DIRECTIONS: dict[str, Callable[[float, float, float], optax.GradientTransformation]] = {
     "adam": lambda b1, b2, eps: optax.scale_by_adam(b1, b2, eps),
     "adamw": lambda b1, b2, eps: optax.scale_by_adam(b1, b2, eps),
@@ -21,7 +21,7 @@ DIRECTIONS: dict[str, Callable[[float, float, float], optax.GradientTransformati
     "rmsprop": lambda b1, b2, eps: optax.scale_by_rms(decay=b2, eps=eps),
     "sgd": lambda b1, b2, eps: optax.trace(decay=b1),
 }
-DECOUPLED = ("adamw", "lion")  # weight decay acts on the parameters; elsewhere it is an L2 term of the gradient
+DECOUPLED = ("adamw", "lion")  # decoupled weight decay; for others it is an L2 term of the gradient
 SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
 
 
@@ -33,10 +33,10 @@ def make_schedule(
     schedule: str = "constant",
     final_factor: float = 0.0,
 ) -> optax.Schedule:
-    """The learning rate as a function of k, the number of optimizer steps already taken.
+    """Learning-rate schedule: the rate as a function of the number k of past optimizer steps.
 
-    For k < w = `warmup_steps` it is learning_rate k / w, as in DDPM (arXiv:2006.11239) and score SDEs
-    (arXiv:2011.13456). From there on, with u = (k - w) / (num_steps - w) in [0, 1] and f = `final_factor`:
+    For k < w = `warmup_steps` the rate is learning_rate k / w, as in DDPM (arXiv:2006.11239) and score SDEs
+    (arXiv:2011.13456). After that, with u = (k - w) / (num_steps - w) in [0, 1] and f = `final_factor`:
 
     - constant: learning_rate
     - cosine: learning_rate (f + (1 - f) (1 + cos(pi u)) / 2)  (arXiv:1608.03983, eq. 5)
@@ -82,19 +82,19 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """An optimizer and its learning-rate schedule.
 
-    The gradient is clipped to a global L2 norm of `clip_norm` (0: not clipped), turned into a direction by the
-    method `name`, and scaled by minus the learning rate of `make_schedule`. `b1` is the momentum of sgd and `b2`
-    the decay of rmsprop. `weight_decay` is decoupled for adamw and lion (arXiv:1711.05101), an L2 term otherwise.
+    The gradient is clipped to a global L2 norm of `clip_norm` (0: not clipped), transformed by the method `name`, and
+    scaled by minus the learning rate of `make_schedule`. `b1` is the momentum of sgd, `b2` the decay of rmsprop.
+    `weight_decay` is decoupled for adamw and lion (arXiv:1711.05101), an L2 term of the gradient otherwise.
 
-    `groups` maps a top-level key of the parameters to keywords of this function that differ for that group, for
-    example `{"discriminator": {"learning_rate": 1e-4, "b1": 0.5}}`. Each such group is clipped by its own norm;
-    the other groups share one. The returned schedule is theirs.
+    `groups` maps a group of parameters (a top-level key) to other keywords of this function for this group, for example
+    `{"discriminator": {"learning_rate": 1e-4, "b1": 0.5}}`. Each of these groups is clipped by its own norm; all other
+    groups share one norm and the returned schedule.
 
-    A step whose gradient is not finite changes neither the parameters nor the optimizer's state, for up to
-    `skip_non_finite` steps in a row; then, or where it is 0, the gradient is taken as it is.
+    Steps whose gradient is not finite are skipped, up to `skip_non_finite` in a row: they change neither the parameters
+    nor the state of the optimizer. After that, or with 0, such gradients are applied.
 
-    Raises ValueError for a value outside its range, an unknown keyword in `groups`, and, when the optimizer is
-    initialised, a group that the parameters do not have.
+    Raises ValueError for a value out of range or an unknown keyword in `groups`, and, when the optimizer is
+    initialised, for a group that the parameters do not have.
     """
     check_choice("optimizer name", name, DIRECTIONS)
     check(0 <= b1 < 1, "optimizer b1", b1, "in [0, 1)")

@@ -1,4 +1,4 @@
-"""A trace of chosen training steps, to see where their time goes."""
+"""Profiler: a trace of some training steps."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import jax
 
 
 class Trace:
-    """Traces `steps` steps of a run (0: none), the first `after` of which are left out, into `directory`.
+    """Traces `steps` steps into `directory` (0: none), after the first `after` steps of this start of the run.
 
-    The folder is read by TensorBoard's profiler (`pip install xprof`); `perfetto_trace.json.gz` in it opens in
-    ui.perfetto.dev without installing anything. Of several processes, process 0 traces itself.
+    TensorBoard's profiler (`pip install xprof`) reads the folder; `perfetto_trace.json.gz` in it opens in
+    ui.perfetto.dev without an installation. With several processes, only process 0 is traced.
 
     with Trace(directory, start=step, after=10, steps=3) as trace:
         for each step:
@@ -29,13 +29,13 @@ class Trace:
         self._running = False
 
     def before(self, step: int) -> None:
-        """Call it before step `step` is dispatched."""
+        """Must be called before step `step` is dispatched."""
         if step == self._first:
             jax.profiler.start_trace(str(self._directory), create_perfetto_trace=True)
             self._running = True
 
     def after(self, step: int, result: Any) -> bool:
-        """Call it with what the step returned; whether the trace is written. The last traced step is waited for."""
+        """Must be called with the outputs of the step. Returns whether the trace is written; waits for its end."""
         if step != self._last:
             return False
         jax.block_until_ready(result)

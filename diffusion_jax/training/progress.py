@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of training: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import jax
 
 
 class Progress:
-    """Shows how far a run is: loss, examples per second, time left.
+    """Shows step, loss, examples per second and time left.
 
     On a terminal one line is redrawn, at most ten times a second. Elsewhere a line is written at most every
-    `line_interval` seconds, and always at the start and at the last step. Processes other than 0 write nothing.
+    `line_interval` seconds, and always at the start and after the last step. Processes other than 0 write nothing.
 
     with Progress(num_steps, start=state_step, label="train") as progress:
         progress.update(step, loss=0.1, examples_per_second=900.0)
@@ -53,7 +53,7 @@ class Progress:
         self.close()
 
     def update(self, step: int, *, loss: float | None = None, examples_per_second: float | None = None) -> None:
-        """Report that `step` steps are done. Cheap enough to call at every step."""
+        """Report that `step` steps are done. This is cheap enough for every step."""
         now = self._clock()
         if self._first is None:
             self._first = (step, now)
@@ -71,7 +71,7 @@ class Progress:
         self._shown_at = None
 
     def close(self) -> None:
-        """End the bar's line, so that what follows starts on a new one."""
+        """End the line of the bar, so that further output starts on a new line."""
         if self._open_line:
             self._stream.write("\n")
             self._stream.flush()

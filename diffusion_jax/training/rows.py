@@ -1,4 +1,4 @@
-"""Rows drawn one by one from their ids, in batches over all devices."""
+"""Compute rows (samples, metrics) in batches over all devices, independently of the batch size."""
 
 from collections.abc import Callable
 
@@ -18,10 +18,10 @@ def in_batches(
     batch_size: int,
     cond: dict[str, Array | np.ndarray] | None = None,
 ) -> PyTree[np.ndarray]:
-    """Rows 0..num-1 of `draw(ids, cond)`, which makes row r from ids[r] and cond[r] alone, as NumPy arrays.
+    """Returns rows 0..num-1 of `draw(ids, cond)` as NumPy arrays. Row r must depend on ids[r] and cond[r] only.
 
-    Every call has the same shape, `batch_size` rounded up to a multiple of the devices that the current mesh (see
-    `jax.set_mesh`) splits a batch over; the last is filled up and cut.
+    All calls have the same shape: `batch_size`, rounded up to a multiple of the number of devices over which the
+    current mesh (see `jax.set_mesh`) splits a batch. The last batch is padded.
     """
     mesh = jax.sharding.get_mesh()
     shards = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]

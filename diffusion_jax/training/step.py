@@ -1,4 +1,4 @@
-"""The train state and the one training step, a pure function that every system shares."""
+"""Train state, and the train step that all systems share: gradient, optimizer, EMA, as one pure function."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from jaxtyping import Array, Float, Key, PyTree
 from diffusion_jax.training import ema
 from diffusion_jax.types import Params, System, Train
 
-Leaf = Any  # an array; JAX's transformations rebuild a pytree with shapes, shardings or placeholders in its place
+Leaf = Any  # an array, or in pytrees that JAX builds a shape, a sharding or a placeholder
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything that training carries from step to step; with the data iterator, all that a resume needs."""
+    """The state of training. Together with the state of the data iterator it is all that resuming needs."""
 
     step: Leaf  # int32 []
-    params: PyTree[Leaf]  # groups of parameters; "frozen" is left alone by gradients, averages and optimizers
-    ema: dict[str, PyTree[Leaf]]  # one average of the trained groups per rate
+    params: PyTree[Leaf]  # by group; "frozen" has no gradient, EMA or optimizer
+    ema: dict[str, PyTree[Leaf]]  # by rate: averages of the trained groups
     opt_state: PyTree[Leaf]
     key: Leaf  # a typed key []
 
 
 def trained(params: dict[str, PyTree[Any]]) -> dict[str, PyTree[Any]]:
-    """The groups that gradients reach."""
+    """Returns the trained groups of parameters: all except "frozen"."""
     return {group: tree for group, tree in params.items() if group != "frozen"}
 
 
@@ -41,7 +41,7 @@ def init_state(
     key: Key[Array, ""],
     params: Params | None = None,
 ) -> TrainState:
-    """A fresh state, with `params` where they are given; run it inside `jit`."""
+    """Returns the train state at step 0, with `params` or else those of `system.init`. Call it inside `jit`."""
     init_key, train_key = jax.random.split(key)
     params = system.init(init_key) if params is None else params
     return TrainState(
@@ -62,11 +62,12 @@ def make_train_step(
     ema_warmup: bool = True,
     accumulate: int = 1,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Float[Array, ""]]]]:
-    """Build `step(state, batch) -> (state, metrics)`: gradient of the mean loss, optimizer, averages, `advance`.
+    """Build `step(state, batch) -> (state, metrics)`: gradient of the mean loss, optimizer, `advance`, EMA.
 
-    The randomness of step k is fold_in(state.key, k). With `accumulate` > 1 the batch is cut into that many parts,
-    whose gradients are averaged in a scan. The metrics are means: those of the loss, `loss` and `grad_norm`. An
-    optimizer that skips gradients which are not finite adds `skipped_steps` and `skipped_in_a_row`.
+    The key of step k is fold_in(state.key, k). With `accumulate` > 1 the batch is split into this number of parts,
+    whose gradients are averaged in a scan. Metrics are the means of "loss" and of the metrics of the loss, "grad_norm"
+    (the global L2 norm before clipping), and with an optimizer that skips gradients that are not finite
+    "skipped_steps" and "skipped_in_a_row".
     """
 
     def gradient(params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train):
@@ -80,7 +81,7 @@ def make_train_step(
     def accumulated(params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train):
         if accumulate == 1:
             return gradient(params, key, batch, train)
-        # Every part takes each accumulate-th row, so that it stays spread over the devices like the batch.
+        # Each part has every accumulate-th row, so that it is split over the devices like the batch.
         parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, accumulate, *x.shape[1:]), 1, 0), batch)
 
         def add(total: PyTree, part: tuple[Key[Array, ""], dict[str, Array]]):

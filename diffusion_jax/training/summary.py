@@ -1,4 +1,4 @@
-"""What a train state takes and how it lies on the devices, from shapes alone."""
+"""Memory and sharding of a train state, computed from shapes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffusion_jax.types import System, Train
 
 
 def state_bytes(state: TrainState) -> dict[str, tuple[int, int]]:
-    """{part: (bytes of all of it, bytes on one device)} of parameters, averages and optimizer.
+    """Returns {part: (bytes in total, bytes on one device)} of parameters, averages (EMA) and optimizer.
 
     `state` holds arrays, or `jax.ShapeDtypeStruct`s with shardings.
     """
@@ -25,18 +25,19 @@ def state_bytes(state: TrainState) -> dict[str, tuple[int, int]]:
 
 
 def gradient_bytes(state: TrainState) -> tuple[int, int]:
-    """(all, on one device) of the gradient of one step, which is laid out like the trained parameters."""
+    """Returns (bytes in total, bytes on one device) of the gradient, which is sharded like the trained parameters."""
     return _bytes(trained(state.params))
 
 
 def activation_bytes(system: System, params: PyTree[Any], batch: dict[str, Any]) -> float:
-    """Bytes per example that the forward pass keeps for the backward pass, as JAX's differentiation asks for them.
+    """Bytes per example of the activations that the forward pass stores for the backward pass.
 
-    By abstract evaluation, with and without rematerialisation. A compiler that fuses operations keeps less; what
-    does not grow with the batch, such as parameters in another precision, is not counted.
+    They are the residuals of `jax.vjp`, by abstract evaluation; rematerialisation counts. A compiler that fuses
+    operations may store fewer. Arrays that do not grow with the batch, such as parameters in another precision, are not
+    counted.
     """
 
-    def kept(rows: int) -> int:
+    def stored(rows: int) -> int:
         def residuals(params: PyTree[Any], batch: dict[str, Any]) -> list[Any]:
             def loss(trained_params: PyTree[Any]) -> Array:
                 train = Train(jnp.zeros((), jnp.int32), 1)
@@ -48,13 +49,13 @@ def activation_bytes(system: System, params: PyTree[Any], batch: dict[str, Any])
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), params)
         return sum(_size(x) for x in jax.eval_shape(residuals, shapes, part))
 
-    return (kept(4) - kept(2)) / 2
+    return (stored(4) - stored(2)) / 2
 
 
 def layout(tree: PyTree[Any]) -> list[tuple[str, int, tuple[int, ...], str, int]]:
-    """(path, number of arrays, shape, how its dimensions are split, bytes on one device) of each kind of array.
+    """Returns (path, number of arrays, shape, mesh axes of its dimensions, bytes on one device) by kind of array.
 
-    Arrays that differ only in numbers of their paths, as those of equal blocks do, are one kind: "blocks/*/attn/proj".
+    Arrays whose paths differ only in numbers, such as those of equal blocks, are one kind: "blocks/*/attn/proj".
     """
     kinds: dict[tuple, list[int]] = {}
     for keys, leaf in jax.tree.leaves_with_path(tree):
@@ -75,7 +76,7 @@ def _bytes(tree: PyTree[Any]) -> tuple[int, int]:
 
 
 def _size(leaf: Any, sharding: jax.sharding.Sharding | None = None) -> int:
-    """Bytes of an array, or of its part on one device."""
+    """Bytes of an array, or of its shard on one device."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf, sharding = jax.eval_shape(jax.random.key_data, leaf), None
     return math.prod(sharding.shard_shape(leaf.shape) if sharding else leaf.shape) * leaf.dtype.itemsize

@@ -1,4 +1,4 @@
-"""Where the figures of a run go: a JSONL file, and optionally TensorBoard and Weights & Biases."""
+"""Writers of metrics and pictures: a JSONL file, TensorBoard, Weights & Biases."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Image = str | pathlib.Path | np.ndarray  # a PNG file, or uint8 [height, width, 
 
 @runtime_checkable
 class Writer(Protocol):
-    """Takes the figures and pictures of a step. Only process 0 of a run should have one."""
+    """A logger: records metrics and pictures of steps. Only process 0 of a run should have one."""
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None: ...
 
@@ -31,7 +31,7 @@ class Writer(Protocol):
 
 
 class Writers:
-    """Hands everything to each of several writers; without any it writes nothing."""
+    """Several writers as one; without any it writes nothing."""
 
     def __init__(self, writers: Sequence[Writer] = ()) -> None:
         self._writers = tuple(writers)
@@ -52,13 +52,13 @@ class Writers:
 class JsonlWriter:
     """Appends one JSON object per call of `scalars` to a file: {"step": 100, "loss": 0.12, ...}.
 
-    Every line is flushed, so a killed run loses at most the line it was writing. Numbers that JSON does not have
-    (nan, inf) are written as null. Images are not for this file and are ignored.
+    Every line is flushed, so a killed run loses at most the line it was writing. Numbers that JSON does not
+    support (nan, inf) are written as null. Images are ignored.
 
     Args:
-      path: the file; it and its folder are created where missing.
-      resume_step: the step the run continues from. Lines of an earlier run beyond it are removed first, and so is
-        a last line that was cut off, so that the file holds each step once.
+      path: the file; it and its folder are created if they do not exist.
+      resume_step: the step from which the run resumes. Lines of later steps, and an incomplete last line, are removed
+        first, so that the file has each step once.
     """
 
     def __init__(self, path: str | pathlib.Path, *, resume_step: int = 0) -> None:
@@ -81,12 +81,12 @@ class JsonlWriter:
         del step, images
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # of a line that could not be written, which has been reported
+        with contextlib.suppress(OSError):  # a line that could not be written has been reported
             self._file.close()
 
 
 class TensorBoardWriter:
-    """Writes TensorBoard event files into `directory`. Events of an earlier run beyond `resume_step` are hidden.
+    """Writes TensorBoard event files into `directory`. Earlier events of steps after `resume_step` are hidden.
 
     Raises ImportError, naming the extra to install, without tensorboardX.
     """
@@ -113,7 +113,7 @@ class TensorBoardWriter:
 
 
 class WandbWriter:
-    """Logs to Weights & Biases. The run's id is kept in `directory`, so that a resumed run continues its curves.
+    """Logs to Weights & Biases. The id of the run is saved in `directory`, so that a resumed run continues its curves.
 
     Raises ImportError, naming the extra to install, without wandb.
     """
@@ -156,7 +156,7 @@ class WandbWriter:
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a metrics file, oldest first; a last line that is still being written is left out.
+    """Reads the rows of a metrics file, oldest first, without an incomplete last line.
 
     Raises ValueError, naming file and line, if any other line is not a JSON object with a step.
     """
@@ -195,7 +195,7 @@ def _pixels(image: Image) -> np.ndarray:
 
 
 def make_writers(names: Sequence[str], directory: pathlib.Path, step: int, config: Mapping[str, Any]) -> Writers:
-    """The writers of the loggers `names`, which go on after `step`; none on processes other than 0."""
+    """Returns the writers of the loggers `names` for a run that resumes from `step`; none on processes other than 0."""
     if jax.process_index():
         return Writers()
     table = {

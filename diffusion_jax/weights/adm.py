@@ -25,7 +25,7 @@ _TRANSFORMER = Layout(
     rename=((r"\.ff\.proj_in$", ".ff.net.0.proj"), (r"\.ff\.proj_out$", ".ff.net.2"), (r"\.to_out$", ".to_out.0"))
 )
 LDM_TRANSFORMER = dataclasses.replace(_TRANSFORMER, prefix=_LDM)
-# The one with classes, whose table of tokens lies beside the network.
+# The model with classes, whose table of tokens is outside of the network.
 LDM_CLASSES = Layout(
     rename=(*_TRANSFORMER.rename, (r"^label_emb$", "cond_stage_model.embedding"), (r"^(?!cond_stage_model)", _LDM)),
     ignored=(r"^(?!model\.diffusion_model\.|cond_stage_model\.)",),
@@ -33,7 +33,7 @@ LDM_CLASSES = Layout(
 
 
 def layouts(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
-    """The layouts of files of an `ADM` with these arguments, averages before what they are averages of."""
+    """The layouts of files of an `ADM` with these arguments, averages (EMA) before the weights."""
     if arguments["class_token_dim"]:
         return (LDM_CLASSES,)
     if arguments["token_dim"]:
@@ -42,5 +42,5 @@ def layouts(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
 
 
 def averages(layout: Layout) -> Layout:
-    """The averages in a checkpoint of LDM whose weights `layout` describes."""
+    """The layout of the averages (EMA) in a checkpoint of LDM whose weights have the layout `layout`."""
     return dataclasses.replace(layout, prefix="model_ema.diffusion_model", names=((r"\.", ""),))

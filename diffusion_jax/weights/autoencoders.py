@@ -43,25 +43,25 @@ _VQ_SAME = (*_SAME, "mid_block_add_attention", "num_vq_embeddings", "vq_embed_di
 
 
 def kl_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of our `AutoencoderKL` that the config.json of diffusers' stands for.
+    """The arguments of our `AutoencoderKL` from the config.json of diffusers'.
 
-    Raises ValueError for an option that our network has not.
+    Raises ValueError for an option that our network does not support.
     """
     return _arguments(options(config, _KL, _KL_FIXED, "AutoencoderKL"), _KL_SAME)
 
 
 def kl_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of diffusers' AutoencoderKL that `arguments` of ours stand for."""
+    """The config.json of diffusers' AutoencoderKL for `arguments` of ours."""
     return _config(with_defaults(AutoencoderKL, arguments), "AutoencoderKL", _KL_SAME)
 
 
 def vq_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of our `VQModel` that the config.json of diffusers' stands for, or ValueError."""
+    """The arguments of our `VQModel` from the config.json of diffusers', or ValueError."""
     return _arguments(options(config, _VQ, _VQ_FIXED, "VQModel"), _VQ_SAME)
 
 
 def vq_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of diffusers' VQModel that `arguments` of ours stand for."""
+    """The config.json of diffusers' VQModel for `arguments` of ours."""
     return _config(with_defaults(VQModel, arguments), "VQModel", _VQ_SAME)
 
 
@@ -70,28 +70,30 @@ def scaling_factor(config: Mapping[str, Any]) -> float:
     return float(options({"scaling_factor": config.get("scaling_factor", 0.18215)}, _SHARED, {}, "")["scaling_factor"])
 
 
-def _arguments(found: Mapping[str, Any], same: tuple[str, ...]) -> dict[str, Any]:
-    kinds = [name.removesuffix("DownEncoderBlock2D") for name in found["down_block_types"]]
-    mirrored = [name.removesuffix("UpDecoderBlock2D") for name in found["up_block_types"]][::-1]
-    if kinds != mirrored or not set(kinds) <= {"", "Attn"} or len(kinds) != len(found["block_out_channels"]):
+def _arguments(settings: Mapping[str, Any], same: tuple[str, ...]) -> dict[str, Any]:
+    kinds = [name.removesuffix("DownEncoderBlock2D") for name in settings["down_block_types"]]
+    mirrored = [name.removesuffix("UpDecoderBlock2D") for name in settings["up_block_types"]][::-1]
+    if kinds != mirrored or not set(kinds) <= {"", "Attn"} or len(kinds) != len(settings["block_out_channels"]):
         raise ValueError(
             "config.json: down_block_types must be DownEncoderBlock2D or AttnDownEncoderBlock2D, one for each of "
             "block_out_channels, and up_block_types those of the same levels for UpDecoderBlock2D; they are "
-            f"{', '.join((*found['down_block_types'], *found['up_block_types']))}"
+            f"{', '.join((*settings['down_block_types'], *settings['up_block_types']))}"
         )
     levels = tuple(level for level, kind in enumerate(kinds) if kind)
-    return {name: found[name] for name in same} | dict(image_size=square(found["sample_size"]), attention_levels=levels)
+    return {name: settings[name] for name in same} | dict(
+        image_size=square(settings["sample_size"]), attention_levels=levels
+    )
 
 
-def _config(given: Mapping[str, Any], class_name: str, same: tuple[str, ...]) -> dict[str, Any]:
-    kinds = ["Attn" if i in given["attention_levels"] else "" for i in range(len(given["block_out_channels"]))]
-    config = {name: list(given[name]) if isinstance(given[name], tuple) else given[name] for name in same}
+def _config(ours: Mapping[str, Any], class_name: str, same: tuple[str, ...]) -> dict[str, Any]:
+    kinds = ["Attn" if i in ours["attention_levels"] else "" for i in range(len(ours["block_out_channels"]))]
+    config = {name: list(ours[name]) if isinstance(ours[name], tuple) else ours[name] for name in same}
     return config | dict(
         _class_name=class_name,
-        out_channels=given["out_channels"] or given["in_channels"],
+        out_channels=ours["out_channels"] or ours["in_channels"],
         down_block_types=[f"{kind}DownEncoderBlock2D" for kind in kinds],
         up_block_types=[f"{kind}UpDecoderBlock2D" for kind in kinds[::-1]],
-        sample_size=given["image_size"] or 32,
+        sample_size=ours["image_size"] or 32,
     )
 
 

@@ -60,7 +60,7 @@ OPENCLIP_TEXT = Layout(
 )
 
 _ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
-# What transformers takes where config.json, which it writes without its defaults, says nothing.
+# Defaults of transformers, which writes config.json without them.
 _TEXT_DEFAULTS = dict(
     hidden_size=512,
     intermediate_size=2048,
@@ -84,9 +84,9 @@ _VISION_DEFAULTS = dict(
 
 
 def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
-    """Where the original checkpoints of Stable Diffusion 1, 2 and XL have theirs.
+    """The layouts of text encoders within the original checkpoints of Stable Diffusion 1, 2 and XL.
 
-    That of 2 holds the last layer and the projection of OpenCLIP, of which it reads neither.
+    The checkpoint of 2 also holds the last layer and the projection of OpenCLIP, which it does not use.
     """
     unread = [rf"\.resblocks\.{arguments['num_hidden_layers']}\."]
     unread += [] if arguments.get("projection_dim") else [r"\.text_projection$"]
@@ -99,18 +99,18 @@ def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
 
 
 def text_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `CLIPTextModel` that the config.json of a text encoder, or of a whole CLIP, stands for.
+    """The arguments of `CLIPTextModel` from the config.json of a text encoder, or of a whole CLIP,.
 
-    There is a projection where "architectures" names `CLIPTextModelWithProjection` or the whole `CLIPModel`.
+    There is a projection if "architectures" names `CLIPTextModelWithProjection` or the whole `CLIPModel`.
 
     Raises:
-        ValueError: the config is of another model, or has an option that `CLIPTextModel` has not.
+        ValueError: the config is of another model, or has an option that `CLIPTextModel` does not support.
     """
     return _arguments(config, "text", _TEXT_DEFAULTS)
 
 
 def vision_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As `text_arguments`, of `CLIPVisionModel`."""
+    """The arguments of `CLIPVisionModel`, as in `text_arguments`."""
     return _arguments(config, "vision", _VISION_DEFAULTS)
 
 
@@ -126,13 +126,13 @@ def vision_config(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 def _arguments(config: Mapping[str, Any], kind: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
     whole = config.get("model_type") == "clip"
-    given = config.get(f"{kind}_config") or {} if whole else config
-    arguments = read(given, defaults, f"clip_{kind}_model")
-    act = given.get("hidden_act", "quick_gelu")
+    section = config.get(f"{kind}_config") or {} if whole else config
+    arguments = read(section, defaults, f"clip_{kind}_model")
+    act = section.get("hidden_act", "quick_gelu")
     if act not in _ACTIVATIONS:
         raise ValueError(f"config.json: hidden_act={act!r} is unknown; choose one of {', '.join(_ACTIVATIONS)}")
-    projected = whole or any("WithProjection" in name for name in given.get("architectures") or ())
-    dim = (config if whole else given).get("projection_dim", 512) if projected else None
+    projected = whole or any("WithProjection" in name for name in section.get("architectures") or ())
+    dim = (config if whole else section).get("projection_dim", 512) if projected else None
     return arguments | {"hidden_act": _ACTIVATIONS[act], "projection_dim": dim}
 
 

@@ -1,4 +1,4 @@
-"""DiT: the authors' own files, and diffusers' DiTTransformer2DModel, which was Transformer2DModel formerly."""
+"""DiT: the authors' own files, and diffusers' DiTTransformer2DModel, formerly Transformer2DModel."""
 
 from __future__ import annotations
 
@@ -58,53 +58,53 @@ _FIXED: dict[str, tuple[Any, ...]] = dict(
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of our `DiT` that the config.json of diffusers' transformer stands for.
+    """The arguments of our `DiT` from the config.json of diffusers' transformer.
 
     diffusers computes other frequencies of the timestep than the authors, and another epsilon before the MLPs; these
-    arguments are diffusers'. Raises ValueError for an option that our network has not.
+    arguments are diffusers'. Raises ValueError for an option that our network does not support.
     """
-    found = options(config, _DEFAULTS, _FIXED, "DiT")
-    channels = found["in_channels"]
-    out_channels = found["out_channels"] or channels
+    settings = options(config, _DEFAULTS, _FIXED, "DiT")
+    channels = settings["in_channels"]
+    out_channels = settings["out_channels"] or channels
     if out_channels not in (channels, 2 * channels):
         raise ValueError(
             f"config.json: out_channels={out_channels} must be in_channels={channels} or twice as many for our DiT"
         )
     return dict(
-        image_size=square(found["sample_size"]),
+        image_size=square(settings["sample_size"]),
         in_channels=channels,
-        patch_size=found["patch_size"],
-        hidden_size=found["num_attention_heads"] * found["attention_head_dim"],
-        depth=found["num_layers"],
-        num_heads=found["num_attention_heads"],
-        num_classes=found["num_embeds_ada_norm"],
+        patch_size=settings["patch_size"],
+        hidden_size=settings["num_attention_heads"] * settings["attention_head_dim"],
+        depth=settings["num_layers"],
+        num_heads=settings["num_attention_heads"],
+        num_classes=settings["num_embeds_ada_norm"],
         learn_sigma=out_channels != channels,
         freq_shift=1.0,
-        mlp_norm_eps=float(found["norm_eps"]),
+        mlp_norm_eps=float(settings["norm_eps"]),
     )
 
 
 def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of DiTTransformer2DModel that `arguments` of our `DiT` stand for, up to `freq_shift`.
+    """The config.json of DiTTransformer2DModel for `arguments` of our `DiT`, up to `freq_shift`.
 
     Raises ValueError for an argument that diffusers has no option for.
     """
-    given = with_defaults(DiT, arguments)
+    ours = with_defaults(DiT, arguments)
     theirs = "DiTTransformer2DModel of diffusers"
-    refuse_changed(given, dict(mlp_ratio=4.0, vector_dim=0, token_dim=0), theirs)
-    if not given["num_classes"]:
+    refuse_changed(ours, dict(mlp_ratio=4.0, vector_dim=0, token_dim=0), theirs)
+    if not ours["num_classes"]:
         raise ValueError(f"num_classes=0: {theirs} is always conditional")
     return dict(
         _class_name="DiTTransformer2DModel",
-        num_attention_heads=given["num_heads"],
-        attention_head_dim=given["hidden_size"] // given["num_heads"],
-        in_channels=given["in_channels"],
-        out_channels=given["in_channels"] * (2 if given["learn_sigma"] else 1),
-        num_layers=given["depth"],
-        sample_size=given["image_size"],
-        patch_size=given["patch_size"],
-        num_embeds_ada_norm=given["num_classes"],
-        norm_eps=given["mlp_norm_eps"],
+        num_attention_heads=ours["num_heads"],
+        attention_head_dim=ours["hidden_size"] // ours["num_heads"],
+        in_channels=ours["in_channels"],
+        out_channels=ours["in_channels"] * (2 if ours["learn_sigma"] else 1),
+        num_layers=ours["depth"],
+        sample_size=ours["image_size"],
+        patch_size=ours["patch_size"],
+        num_embeds_ada_norm=ours["num_classes"],
+        norm_eps=ours["mlp_norm_eps"],
         norm_type="ada_norm_zero",
         norm_elementwise_affine=False,
     )

@@ -1,4 +1,4 @@
-"""Which public networks there are: the literal table from their classes to ours, and their layouts."""
+"""The families of public networks: a literal table from their classes to ours, with the layouts of their files."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from diffusion_jax.weights.options import with_defaults
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """A network of ours and the files that there are of it.
+    """A network of this library and the layouts of its public files.
 
     Attributes:
       name: of the network in `config.network.name`.
       network: its class.
-      layouts: from its arguments to how files write it; the first layout is that of `class_names`, if there are any.
+      layouts: from its arguments to the layouts of files; the first is that of `class_names`, if there are any.
       class_names: of the same network in diffusers or transformers, today's name first.
       arguments: config.json -> arguments of `network`.
       config_of: arguments of `network` -> config.json.
       stem: of the files of weights in its folder.
-      free: options of config.json in which weights do not differ.
+      free: options of config.json that do not change the weights.
     """
 
     name: str
@@ -158,25 +158,25 @@ FAMILIES = (
 
 
 def family_of(config: Mapping[str, Any], what: str) -> Family:
-    """The family of a config.json. Raises ValueError, with `what` it belongs to, for a class that is not known here."""
+    """The family of a config.json. Raises ValueError, which names `what` it belongs to, for an unknown class."""
     architectures = config.get("architectures")
     name = config.get("_class_name") or next(iter(architectures if isinstance(architectures, list) else ()), None)
-    found = [family for family in FAMILIES if name in family.class_names]
-    if not found:
+    families = [family for family in FAMILIES if name in family.class_names]
+    if not families:
         known = ", ".join(sorted({name for family in FAMILIES for name in family.class_names}))
         raise ValueError(f"{what} is a {str(name)[:100]!r}; there are networks for {known}")
-    if len(found) > 1:
-        return found[1] if unet_2d.is_ncsnpp(config) else found[0]
-    return found[0]
+    if len(families) > 1:
+        return families[1] if unet_2d.is_ncsnpp(config) else families[0]
+    return families[0]
 
 
 def named(name: str) -> Family:
-    """The family of the network that configs call `name`. Raises ValueError where there are no public files of it."""
-    found = next((family for family in FAMILIES if family.name == name), None)
-    if found is None:
+    """The family of the network that configs call `name`. Raises ValueError if it has no public files."""
+    family = next((family for family in FAMILIES if family.name == name), None)
+    if family is None:
         known = ", ".join(family.name for family in FAMILIES)
         raise ValueError(f"there is no layout of files for the network {name!r}; there are some for {known}")
-    return found
+    return family
 
 
 def abstract(family: Family, arguments: Mapping[str, Any]) -> PyTree[jax.ShapeDtypeStruct]:
@@ -193,10 +193,11 @@ def load(
     *,
     what: str = "the file",
 ) -> Params:
-    """Parameters from `source` in that layout of the family that fits it best; see `layout.import_params`."""
+    """Parameters from `source` in the layout of the family that fits it best; see `layout.import_params`."""
     layouts = family.layouts(with_defaults(family.network, arguments))
     fits = [fit(layout, source, abstract_params) for layout in layouts]
-    # Names in common count first, since a file may hold other networks too. Without any, all of both are listed.
+    # The number of common names counts first, since a file may hold other networks too. Without any, the message lists
+    # all names.
     known = any(there for there, _ in fits)
     best = max(range(len(layouts)), key=lambda i: (fits[i][0], -fits[i][1])) if known else 0
     return import_params(layouts[best], source, abstract_params, what=what)

@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 from diffusion_jax.training.faults import replacing
 from diffusion_jax.weights.torch_file import read_torch_file
 
-MAX_SHARD_BYTES = 10**10  # what diffusers splits its files at
+MAX_SHARD_BYTES = 10**10  # of one file, as in diffusers
 _MAX_JSON_BYTES = 2**24
 _DTYPES = {
     "F64": np.dtype(np.float64),
@@ -33,14 +33,14 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
-# What training scripts call the weights in a file of several things; averages come first.
+# Keys of the weights in files of training scripts; averages (EMA) come first.
 _WRAPPERS = ("ema", "ema_state_dict", "model_ema", "state_dict", "model_state_dict", "model", "params_ema", "params")
 _LFS = b"version https://git-lfs"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LazyArray:
-    """An array that is read when NumPy asks for it, each time anew. A dtype that NumPy has not is a string."""
+    """A lazily loaded array, read again on every access. `dtype` is a string if NumPy has no such type."""
 
     shape: tuple[int, ...]
     dtype: np.dtype | str
@@ -51,11 +51,11 @@ class LazyArray:
 
 
 def open_weights(path: str | os.PathLike) -> Mapping[str, Any]:
-    """The tensors in a file: names -> what has `shape` and `dtype`, and is read when it becomes an array.
+    """The tensors in a file by name: objects with `shape` and `dtype` that are read when they become an array.
 
-    By its name `path` is a file of safetensors (`*.safetensors`), the index of several (`*.index.json`, whose files lie
-    beside it), or otherwise one of `torch.save` (`.bin`, `.pt`, `.pth`, `.ckpt`), see `read_torch_file`. Of a training
-    checkpoint of PyTorch the averaged weights are taken, or else the weights.
+    By its name `path` is a file of safetensors (`*.safetensors`), the index of several (`*.index.json`, with its files
+    next to it), or otherwise one of `torch.save` (`.bin`, `.pt`, `.pth`, `.ckpt`), see `read_torch_file`. Of a training
+    checkpoint of PyTorch the averaged weights (EMA) are taken, or else the weights.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -64,7 +64,7 @@ def open_weights(path: str | os.PathLike) -> Mapping[str, Any]:
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file")
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
     with path.open("rb") as file:
         if file.read(len(_LFS)) == _LFS:
             raise ValueError(f"{path} is a pointer of Git LFS, not the file itself; fetch it with: git lfs pull")
@@ -74,7 +74,7 @@ def open_weights(path: str | os.PathLike) -> Mapping[str, Any]:
 
 
 def metadata(path: pathlib.Path) -> dict[str, str]:
-    """What the header of a file of safetensors says beside its tensors; nothing for other files."""
+    """The metadata in the header of a file of safetensors; {} for other files."""
     if path.suffix != ".safetensors":
         return {}
     try:
@@ -86,7 +86,7 @@ def metadata(path: pathlib.Path) -> dict[str, str]:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The object in a JSON file. Raises FileNotFoundError, and ValueError for anything else in it."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file")
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
     try:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise ValueError(f"it has more than {_MAX_JSON_BYTES} bytes")
@@ -141,13 +141,13 @@ def write_json(path: pathlib.Path, value: dict[str, Any]) -> pathlib.Path:
 
 
 def _is_index(name: str) -> bool:
-    return re.search(r"\.index(\.\w+)?\.json$", name) is not None  # with the variant of the weights, or without
+    return re.search(r"\.index(\.\w+)?\.json$", name) is not None  # with or without the variant of the weights
 
 
 def _open_safetensors(path: pathlib.Path) -> dict[str, LazyArray]:
     try:
         file = safe_open(path, "np")
-        entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
+        entries = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is not a dictionary
     except (SafetensorError, OSError, ValueError, OverflowError) as error:
         raise ValueError(f"{path} is cut off, damaged or not a file of safetensors: {str(error)[:200]}") from error
 
@@ -166,12 +166,12 @@ def _open_index(path: pathlib.Path) -> dict[str, Any]:
         raise ValueError(f"{path} has no weight_map from the names of tensors to those of files")
     outside = sorted({file for file in placed.values() if pathlib.PurePath(file).name != file or "\\" in file})
     if outside:
-        raise ValueError(f"{path} names {outside[0][:200]!r}, which is no file of its own folder")
+        raise ValueError(f"{path} names {outside[0][:200]!r}, which is not a file in its folder")
     tensors: dict[str, Any] = {}
     for file in sorted(set(placed.values())):
         if _is_index(file):
             raise ValueError(f"{path} names the index {file!r} as a file of weights")
-        if not os.path.isfile(path.parent / file):  # also for names that no system allows
+        if not os.path.isfile(path.parent / file):  # also False for names that no system allows
             raise FileNotFoundError(f"{path} names {file[:200]!r}, which is missing")
         held = open_weights(path.parent / file)
         absent = [name for name, where in placed.items() if where == file and name not in held]
@@ -182,12 +182,14 @@ def _open_index(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _state_dict(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
-    """The tensors by name in what `torch.save` has written."""
-    found = _unwrapped(content)
-    if found is None:
-        described = f"a dictionary of {', '.join(map(str, content))}" if isinstance(content, dict) else "no dictionary"
-        raise ValueError(f"{path} holds no state dict, names and tensors, but {described[:300]}")
-    return {name: array for name, array in found.items() if isinstance(name, str) and isinstance(array, np.ndarray)}
+    """The tensors by name in the content of a file of `torch.save`."""
+    weights = _unwrapped(content)
+    if weights is None:
+        kind = (
+            f"a dictionary of {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
+        )
+        raise ValueError(f"{path} holds no state dict of names and tensors; it is {kind[:300]}")
+    return {name: array for name, array in weights.items() if isinstance(name, str) and isinstance(array, np.ndarray)}
 
 
 def _unwrapped(content: Any) -> dict[str, Any] | None:
@@ -204,10 +206,10 @@ def _unwrapped(content: Any) -> dict[str, Any] | None:
 
 
 def _averaged(content: dict[str, Any]) -> dict[str, Any] | None:
-    """The weights under "model" with the averages of those that are trained, which lie in their order under "ema".
+    """The weights under "model", with the trained ones replaced by their averages, which lie in order under "ema".
 
-    None where there are no such averages. What has not the shape of the next average is not trained. Raises ValueError
-    for averages of something else.
+    None without such averages. A weight that does not have the shape of the next average is not trained. Raises
+    ValueError if the averages are of other weights.
     """
     model, ema = content.get("model"), content.get("ema")
     averages = ema.get("shadow_params") if isinstance(ema, dict) else None
@@ -219,19 +221,19 @@ def _averaged(content: dict[str, Any]) -> dict[str, Any] | None:
         trained = left and isinstance(array, np.ndarray) and array.shape == left[-1].shape
         result[name] = left.pop() if trained else array
     if left:
-        raise ValueError("a file whose averages, in ema.shadow_params, are not those of the weights in its model")
+        raise ValueError("the averages in ema.shadow_params are not those of the weights in model")
     return result
 
 
 def _write(path: pathlib.Path, arrays: Mapping[str, Any], names: list[str]) -> pathlib.Path:
     part = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        # What writes the file takes the memory of an array as it is, whatever its strides.
+        # `save_file` writes the memory of an array whatever its strides.
         contiguous = {name: np.asarray(arrays[name], order="C") for name in names}
         part.touch()
         mode = part.stat().st_mode
-        save_file(contiguous, part, {"format": "pt"})  # PyTorch's readers ask for this entry
-        part.chmod(mode)  # whom a file of the library is for, it decides otherwise
+        save_file(contiguous, part, {"format": "pt"})  # required by PyTorch's readers
+        part.chmod(mode)  # the library sets other permissions
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(path)

@@ -23,12 +23,12 @@ _VARIANTS = ("", "fp16", "bf16", "non_ema")  # in the order of preference
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Component:
-    """One network in a folder: what it is and its tensors, which have not been read yet.
+    """One network in a folder of diffusers: its class and arguments, and its tensors, which are loaded lazily.
 
     Attributes:
-      folder: where it lies.
+      folder: its path.
       config: its config.json.
-      family: its network and layouts here.
+      family: its network and layouts in this library.
       arguments: those of the network.
       tensors: names -> lazy arrays.
     """
@@ -50,11 +50,12 @@ def open_component(folder: str | os.PathLike, variant: str | None = None) -> Com
 
     Args:
       folder: such as PIPELINE/unet.
-      variant: of the weights, such as "fp16", "" for the plain ones; None takes the plain ones where there are any.
+      variant: of the weights, such as "fp16", "" for the plain ones; None: the first of those in `_VARIANTS` that
+          exists.
 
     Raises:
       FileNotFoundError: there is no such folder, config.json or file of weights.
-      ValueError: the network is none of ours, or has options that ours has not; or the files cannot be read.
+      ValueError: the network or one of its options is not supported, or the files cannot be read.
     """
     folder = pathlib.Path(folder).expanduser()
     config = read_json(folder / "config.json")
@@ -91,7 +92,7 @@ def components(folder: str | os.PathLike) -> dict[str, str]:
 
     Raises:
       FileNotFoundError: there is no such file, or the folder of a component is missing.
-      ValueError: it cannot be read, or names a component that is no folder of its own.
+      ValueError: it cannot be read, or names a component that is not a folder in it.
     """
     folder = pathlib.Path(folder).expanduser()
     found: dict[str, str] = {}
@@ -99,7 +100,7 @@ def components(folder: str | os.PathLike) -> dict[str, str]:
         if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str):
             if pathlib.PurePath(name).name != name:
                 raise ValueError(
-                    f"{folder}/model_index.json names a component {name[:100]!r}, which is no folder of it"
+                    f"{folder}/model_index.json names a component {name[:100]!r}, which is not a folder in it"
                 )
             if not os.path.isdir(folder / name):
                 named = f"the component {name!r} ({entry[1][:100]})"
@@ -114,7 +115,7 @@ def is_pipeline(path: pathlib.Path) -> bool:
 
 
 def is_component(path: pathlib.Path) -> bool:
-    """Whether `path` is a folder with a config.json of diffusers or transformers, and no work directory of ours."""
+    """Whether `path` is a folder with a config.json of diffusers or transformers, and not a work directory of ours."""
     return (path / "config.json").is_file() and not (path / "checkpoints").is_dir()
 
 
@@ -139,7 +140,7 @@ def write_component(
       max_bytes: see `write_weights`.
       extra: further entries of config.json, such as the scaling factor of a first stage.
 
-    Raises ValueError for a network that has no such folders, or an argument that its class there has not.
+    Raises ValueError for a network without such folders, or an argument that diffusers does not support.
     """
     if family.config_of is None:
         raise ValueError(f"the network {family.name!r} has no folder in the format of diffusers")

@@ -1,4 +1,4 @@
-"""The InceptionV3 of FID from PyTorch's file of it."""
+"""The weights of FID's InceptionV3 from a PyTorch file."""
 
 from __future__ import annotations
 
@@ -73,12 +73,12 @@ def _check(path: str | os.PathLike, state: dict, modules: dict[str, tuple[int, .
         ],
     }
     if any(problems.values()):
-        found = "; ".join(
+        listed = "; ".join(
             f"{len(names)} {kind}: {', '.join(names[:_LISTED])}{', ...' if len(names) > _LISTED else ''}"
             for kind, names in problems.items()
             if names
         )
-        raise ValueError(f"{path} does not hold the weights of FID's Inception network ({found})")
+        raise ValueError(f"{path} does not hold the weights of FID's Inception network ({listed})")
 
 
 def _norm(convolution: str) -> str:

@@ -1,4 +1,4 @@
-"""From the names and shapes of PyTorch's state dicts to nested dictionaries of parameters, and back."""
+"""Import and export: names and shapes of PyTorch's state dicts to nested dictionaries of parameters, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from diffusion_jax.types import Params
 
 Rules = tuple[tuple[str, str], ...]  # (regular expression, replacement), applied one after the other with re.sub
 
-# What diffusers called the parts of attention before its version 0.15; its files of that time still do.
+# Names of the parts of attention in diffusers before version 0.15, and in files of that time.
 DEPRECATED_ATTENTION: Rules = (
     (r"\.query\.(?=(weight|bias)$)", ".to_q."),
     (r"\.key\.(?=(weight|bias)$)", ".to_k."),
@@ -34,21 +34,21 @@ class Layout:
     A parameter of ours has a module path ("down_blocks.0.attentions.0.to_out") and the name of a leaf ("kernel").
     `rename` takes the path to theirs ("down_blocks.0.attentions.0.to_out.0"). The leaves "kernel", "scale" and
     "embedding" become "weight", others keep their name. A kernel [*window, in, out] becomes a weight
-    [out, in, *window]; every other array stays as it is. What a family does otherwise:
+    [out, in, *window]; every other array stays as it is. The attributes describe where a family differs.
 
     Attributes:
       rename: rules for module paths.
       names: rules for their whole names, after `rename`, such as (r"^in_proj\\.weight$", "in_proj_weight").
-      kinds: (regular expression found in our dotted name, one of `KINDS`); the first that is found counts.
-      split: (expression that our module path matches from its start, their paths): what we keep as one layer, such as
-        "attn.qkv", they keep as several, whose outputs lie side by side in ours. The paths may refer to groups.
-      join: (expression, their path, i, n): what we keep as several layers is one of theirs, and this its i-th of n.
+      kinds: (regular expression searched in our dotted name, one of `KINDS`); the first match counts.
+      split: (expression that our module path matches from its start, their paths): one layer of ours, such as
+        "attn.qkv", is several of theirs, whose outputs are concatenated in ours. The paths may refer to groups.
+      join: (expression, their path, i, n): several layers of ours are one of theirs; this is its part i of n.
       copies: (expression that matches a name of theirs, other names): the same tensor under further names. A "*" in
-        them stands for every number in its place among their names. Those that a file has must be equal; the first
-        may be missing where there is another.
+        them matches every number at this position of their names. The copies in a file must be equal; the first may
+        be missing if there is another.
       aliases: rules for names of a file that are not expected, such as deprecated ones.
-      ignored: expressions found in names of a file that carry nothing, such as r"\\.position_ids$".
-      prefix: what all their names begin with; other names of the file are of no concern then.
+      ignored: expressions searched in names of a file whose tensors are unused, such as r"\\.position_ids$".
+      prefix: of all their names; tensors without the prefix are ignored.
     """
 
     rename: Rules = ()
@@ -62,18 +62,18 @@ class Layout:
     prefix: str = ""
 
 
-# Kind -> (ours to theirs, theirs to ours), both views.
+# Kind -> (ours to theirs, theirs to ours); both give views.
 KINDS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], Callable[[np.ndarray], np.ndarray]]] = {
     "kernel": (
         lambda a: a.transpose(a.ndim - 1, a.ndim - 2, *range(a.ndim - 2)),
         lambda a: a.transpose(*range(2, a.ndim), 1, 0),
     ),
     "same": (lambda a: a, lambda a: a),
-    # A dense layer of ours which they write as a convolution over single pixels, and the other way round.
+    # A dense layer of ours that is a 1 x 1 convolution of theirs, and vice versa.
     "dense_as_conv1d": (lambda a: a.T[:, :, None], lambda a: a[:, :, 0].T),
     "dense_as_conv2d": (lambda a: a.T[:, :, None, None], lambda a: a[:, :, 0, 0].T),
     "conv2d_as_dense": (lambda a: a[0, 0].T, lambda a: a.T[None, None]),
-    # One row more or less in front, as tables of positions have it.
+    # One leading axis of size 1 more or less, as in tables of positions.
     "with_first_axis": (lambda a: a[None], lambda a: a[0]),
     "without_first_axis": (lambda a: a[0], lambda a: a[None]),
 }
@@ -93,7 +93,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tensor:
-    """A tensor of theirs: its shape, what of ours it is made of, and the name of the tensor that it repeats, or ""."""
+    """A tensor of theirs: its shape, the pieces of ours it consists of, and the name of the tensor it copies, or ""."""
 
     shape: tuple[int, ...]
     pieces: tuple[Piece, ...]
@@ -103,23 +103,23 @@ class Tensor:
 def tensors(layout: Layout, abstract_params: PyTree[Any]) -> dict[str, Tensor]:
     """Their name -> `Tensor`, for every tensor that a file of this network holds.
 
-    Raises ValueError for a table that gives two parameters the same place.
+    Raises ValueError for a layout that gives two parameters the same name.
     """
-    found: dict[str, Tensor] = {}
+    named: dict[str, Tensor] = {}
     for path, leaf in _leaves(abstract_params):
         kind = _kind(layout, path)
-        # An array of zeros without memory of its own, which has the shape alone.
+        # An array of zeros that takes no memory, for its shape.
         theirs = KINDS[kind][0](np.broadcast_to(np.float32(0), leaf.shape)).shape
-        for name, piece in _places(layout, path, kind):
+        for name, piece in _names_of(layout, path, kind):
             if piece.parts > 1 and theirs[0] % piece.parts:
                 raise ValueError(f"{'.'.join(path)} has {theirs[0]} outputs, which are not {piece.parts} equal parts")
             shape = (theirs[0] // piece.parts * piece.their_parts, *theirs[1:]) if theirs else ()
-            before = found.get(name)
+            before = named.get(name)
             if before and (before.shape != shape or any(_overlap(piece, other) for other in before.pieces)):
                 other = ".".join(before.pieces[0].path)
                 raise ValueError(f"the layout gives {'.'.join(path)} and {other} the same name {name!r}")
-            found[name] = Tensor(shape=shape, pieces=(*(before.pieces if before else ()), piece))
-    for name, tensor in list(found.items()):
+            named[name] = Tensor(shape=shape, pieces=(*(before.pieces if before else ()), piece))
+    for name, tensor in list(named.items()):
         if len(tensor.pieces) != tensor.pieces[0].their_parts:
             raise ValueError(
                 f"the layout makes {name!r} of {len(tensor.pieces)} of {tensor.pieces[0].their_parts} parts"
@@ -127,10 +127,10 @@ def tensors(layout: Layout, abstract_params: PyTree[Any]) -> dict[str, Tensor]:
         for pattern, templates in layout.copies:
             match = re.fullmatch(pattern, name)
             for template in templates if match else ():
-                for copy in _numbered(match.expand(template), found):
+                for copy in _numbered(match.expand(template), named):
                     if copy != name:
-                        found[copy] = dataclasses.replace(tensor, copy_of=name)
-    return {layout.prefix + name: _prefixed(layout.prefix, tensor) for name, tensor in found.items()}
+                        named[copy] = dataclasses.replace(tensor, copy_of=name)
+    return {layout.prefix + name: _prefixed(layout.prefix, tensor) for name, tensor in named.items()}
 
 
 def import_params(
@@ -139,17 +139,17 @@ def import_params(
     """The parameters in `source`, as arrays with the dtypes and shardings of `abstract_params`.
 
     Tensors are read one after the other, and each process reads them for the devices that it has: at most one leaf
-    lies in the host's memory beside those that are done. Without a sharding a leaf goes to the default device.
+    at a time takes additional memory of the host. Without a sharding a leaf goes to the default device.
 
     Args:
       layout: the names and shapes of `source`.
-      source: names -> arrays, or what has `shape` and `dtype` and becomes an array when it is read.
+      source: names -> arrays, or objects with `shape` and `dtype` that become arrays when they are read.
       abstract_params: nested dictionary of `jax.ShapeDtypeStruct`, or of arrays.
-      what: the source in the words of an error message.
+      what: the name of the source in error messages.
 
     Raises:
-      ValueError: tensors are missing, unexpected, of another shape or no floating-point numbers; copies differ. All of
-        them are counted, and the first of each kind named; nothing has been read then.
+      ValueError: tensors are missing, unexpected, of another shape or not of floating-point numbers, or copies differ.
+        All of them are counted, and the first of each kind are named; nothing has been read then.
     """
     expected = tensors(layout, abstract_params)
     names = _names(layout, source, expected)
@@ -224,12 +224,12 @@ def _kind(layout: Layout, path: tuple[str, ...]) -> str:
     return next((kind for pattern, kind in layout.kinds if re.search(pattern, name)), default)
 
 
-def _places(layout: Layout, path: tuple[str, ...], kind: str) -> Iterator[tuple[str, Piece]]:
-    """Where a leaf of ours lies among their tensors."""
+def _names_of(layout: Layout, path: tuple[str, ...], kind: str) -> Iterator[tuple[str, Piece]]:
+    """The tensors of theirs that hold a leaf of ours, by name."""
     module, leaf = ".".join(path[:-1]), _LEAVES.get(path[-1], path[-1])
 
-    def named(place: str) -> str:
-        return _renamed(layout.names, f"{place}.{leaf}" if place else leaf)
+    def named(theirs: str) -> str:
+        return _renamed(layout.names, f"{theirs}.{leaf}" if theirs else leaf)
 
     for pattern, templates in layout.split:
         if match := re.match(pattern, module):
@@ -254,7 +254,7 @@ def _overlap(one: Piece, other: Piece) -> bool:
 
 
 def _numbered(template: str, names: Mapping[str, Tensor]) -> list[str]:
-    """`template` with every number in the place of "*" that occurs there in `names`."""
+    """`template` with "*" replaced by each of the numbers at this position in `names`."""
     before, star, after = template.partition("*")
     if not star:
         return [template]
@@ -267,7 +267,7 @@ def _prefixed(prefix: str, tensor: Tensor) -> Tensor:
 
 
 def _names(layout: Layout, source: Mapping[str, Any], expected: Mapping[str, Tensor]) -> dict[str, str]:
-    """Their name as it should be -> as it is in the file; what is ignored is left out."""
+    """Maps expected names to names in the file; ignored tensors are omitted."""
     names = {}
     for name in source:
         ignored = any(re.search(pattern, name) for pattern in layout.ignored)
@@ -295,7 +295,7 @@ def _check(names: Mapping[str, str], source: Mapping[str, Any], expected: Mappin
         elif "float" not in str(array.dtype):
             problems["not of floating-point numbers"].append(f"{names[name]} {array.dtype}")
     if any(problems.values()):
-        problems = {kind: sorted(found) for kind, found in problems.items()}
+        problems = {kind: sorted(listed) for kind, listed in problems.items()}
         raise ValueError(f"{what} does not hold the weights of this network ({listing(problems)})")
 
 

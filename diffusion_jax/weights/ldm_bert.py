@@ -29,7 +29,7 @@ _DEFAULTS = dict(
 
 
 def original(encoder_layers: int) -> Layout:
-    """Of the authors' checkpoints: attention and perceptron of block i are their layers 2 i and 2 i + 1."""
+    """The layout of the authors' checkpoints, where layers 2 i and 2 i + 1 are attention and perceptron of block i."""
     rules = [
         (r"^embed_tokens$", "token_emb"),
         (r"^embed_positions$", "pos_emb.emb"),
@@ -49,7 +49,7 @@ def original(encoder_layers: int) -> Layout:
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `LDMBert` that a config.json of diffusers stands for.
+    """The arguments of `LDMBert` from a config.json of diffusers.
 
     Raises:
         ValueError: the config is of another model, a value is of another type, or an option is one that `LDMBert` has

@@ -19,7 +19,7 @@ from diffusion_jax.weights.files import metadata, open_weights, read_json, write
 from diffusion_jax.weights.layout import KINDS, Layout, listing, tensors
 
 STEM = "pytorch_lora_weights"  # of the file that diffusers looks for in a folder
-# What stands at the end of a name, what of it belongs to the layer's, and the part: A [rank, in, ...],
+# The end of a name, the part of it that belongs to the layer's name, and the factor: A [rank, in, ...],
 # B [out, rank, ...], or the number alpha.
 _PARTS = (
     (r"\.(?:lora_A|lora\.down|lora_down|lora_linear_layer\.down)\.(?:default\.)?weight$", "", "A"),
@@ -31,7 +31,7 @@ _PARTS = (
     (r"\.to_(q|k|v|out)_lora\.down\.weight$", r".\1_proj", "A"),
     (r"\.to_(q|k|v|out)_lora\.up\.weight$", r".\1_proj", "B"),
 )
-# The components of a pipeline that names begin with, and what kohya calls them.
+# Components of a pipeline by kohya's prefixes.
 _KOHYA = {
     "unet": "unet",
     "transformer": "transformer",
@@ -52,15 +52,15 @@ def write_lora(
 ) -> pathlib.Path:
     """Write the updates scale A B as `folder`/pytorch_lora_weights.safetensors, which `load_lora_weights` reads.
 
-    B is multiplied by the scale, so that readers need none. Of a layer that they have as several, each gets its part.
+    B is multiplied by the scale, so that readers need none. A layer that is several of theirs is split.
 
     Args:
-      folder: is created where missing.
+      folder: is created if it is missing.
       layout: of the network.
       network: its parameters, or their shapes.
       factors: see `low_rank`.
       scale: alpha / rank.
-      prefix: the component that names begin with: "unet", "transformer", or "" for none.
+      prefix: the component, with which names begin: "unet", "transformer", or "" for none.
     """
     arrays = {}
     for name, (path, piece) in _layers(layout, network).items():
@@ -87,26 +87,26 @@ def read_lora(
 ) -> Params:
     """The factors in a file, so that W + A B is the updated kernel; B holds the scales of the file.
 
-    Names of other components than `prefix` are left out, see `components`. Layers of theirs that are one of ours give a
-    factor of the sum of their ranks.
+    Updates of other components than `prefix` are ignored, see `components`. Several layers of theirs that are one of
+    ours give a factor whose rank is the sum of theirs.
 
     Args:
       path: a file of safetensors or torch.save, or a folder with pytorch_lora_weights.safetensors or, as of peft,
-        adapter_model.safetensors. Without tensors of alpha, which is then the rank, the header of the file may say it,
-        or peft's adapter_config.json beside it.
+        adapter_model.safetensors. Without tensors of alpha, it is in the header of the file or in peft's
+        adapter_config.json next to it, or else equal to the rank.
       layout: of the network.
       network: its parameters, or their shapes.
       prefix: the component, "unet", "transformer", "text_encoder" or "text_encoder_2".
-      others: layouts whose names a file may have instead, such as kohya's files for SDXL those of its authors.
+      others: layouts whose names a file may have instead: kohya's files for SDXL have those of its authors.
 
     Raises:
       FileNotFoundError: there is no such file.
       ValueError: it cannot be read, is of another network, or lacks one of two factors. All problems are named.
     """
     source, settings = _open(path), _settings(path, prefix)
-    layers = {name: place for known in (*others, layout) for name, place in _layers(known, network).items()}
+    layers = {name: layer for known in (*others, layout) for name, layer in _layers(known, network).items()}
     flat = {name.replace(".", "_"): name for name in layers}
-    found: dict[str, dict[str, np.ndarray]] = {}
+    updates: dict[str, dict[str, np.ndarray]] = {}
     problems: dict[str, list[str]] = {"unexpected": [], "without its other factor": [], "of another shape": []}
     for full in source:
         layer, part = _split(full)
@@ -116,10 +116,10 @@ def read_lora(
         if part is None or name not in layers:
             problems["unexpected"].append(full)
         else:
-            found.setdefault(name, {})[part] = np.asarray(source[full]).astype(np.float32)
+            updates.setdefault(name, {})[part] = np.asarray(source[full]).astype(np.float32)
     parts: dict[tuple[str, ...], dict[int, tuple[np.ndarray, np.ndarray]]] = {}
     totals: dict[tuple[str, ...], int] = {}
-    for name, tensors_ in found.items():
+    for name, tensors_ in updates.items():
         module, piece = layers[name]
         if not {"A", "B"} <= tensors_.keys():
             problems["without its other factor"].append(name)
@@ -134,13 +134,13 @@ def read_lora(
         if down.shape != (*window, c_in, rank) or b.shape[:2] != (width, rank) or b.size != width * rank:
             problems["of another shape"].append(f"{name} {a.shape} and {b.shape} for {(*window, c_in, c_out)}")
             continue
-        given = "alpha" in tensors_ and tensors_["alpha"].size
-        scale = float(tensors_["alpha"].reshape(-1)[0]) / rank if given else _scale(settings, name, rank)
+        has_alpha = "alpha" in tensors_ and tensors_["alpha"].size
+        scale = float(tensors_["alpha"].reshape(-1)[0]) / rank if has_alpha else _scale(settings, name, rank)
         up = b.reshape(b.shape[0], rank).T * np.float32(scale)
         parts.setdefault(module, {})[piece.i] = (down, up)
         totals[module] = piece.parts
     if any(problems.values()) or not parts:
-        raise ValueError(f"{path} is no LoRA of this network ({listing(problems) or 'nothing of it is in the file'})")
+        raise ValueError(f"{path} is not a LoRA of this network ({listing(problems) or 'it has none of its layers'})")
     factors: dict[str, Any] = {}
     for module, pieces in parts.items():
         node = factors
@@ -151,8 +151,10 @@ def read_lora(
 
 
 def components(path: str | os.PathLike) -> set[str]:
-    """The components of a pipeline that a file has updates of, such as {"unet", "text_encoder"}; "" where names do not
-    say. Raises as `read_lora` does where it cannot be read."""
+    """The components of a pipeline that a file updates, such as {"unet", "text_encoder"}; "" for names without one.
+
+    Raises FileNotFoundError or ValueError for a file that cannot be read.
+    """
     return {_component(name)[0] for name in _open(path)}
 
 
@@ -171,24 +173,24 @@ def _open(path: str | os.PathLike) -> Mapping[str, Any]:
 def _settings(path: str | os.PathLike, prefix: str) -> Mapping[str, Any]:
     """peft's options of a component, such as lora_alpha. ValueError for options that change what the tensors mean."""
     file = _file(path)
-    beside = file.parent / "adapter_config.json"
+    adapter = file.parent / "adapter_config.json"
     text = metadata(file).get("lora_adapter_metadata")
     try:
-        found = json.loads(text) if text else read_json(beside) if beside.is_file() else {}
+        settings = json.loads(text) if text else read_json(adapter) if adapter.is_file() else {}
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: its lora_adapter_metadata cannot be read: {error}") from error
-    found = found if isinstance(found, dict) else {}
-    found = {key.removeprefix(f"{prefix}."): value for key, value in found.items()}
+    settings = settings if isinstance(settings, dict) else {}
+    settings = {key.removeprefix(f"{prefix}."): value for key, value in settings.items()}
     for key in ("use_dora", "fan_in_fan_out"):
-        if found.get(key):
-            raise ValueError(f"{file}: {key} is {found[key]!r}; only plain low-rank updates are read")
-    by_layer = found.get("alpha_pattern") or {}
+        if settings.get(key):
+            raise ValueError(f"{file}: {key} is {settings[key]!r}; only plain low-rank updates are read")
+    by_layer = settings.get("alpha_pattern") or {}
     if not isinstance(by_layer, dict) or not all(re.fullmatch(r"[\w.]+", layer) for layer in by_layer):
         raise ValueError(f"{file}: alpha_pattern={str(by_layer)[:200]} must be an object of the names of layers")
-    alphas = (found.get("lora_alpha") or 1, *by_layer.values())
+    alphas = (settings.get("lora_alpha") or 1, *by_layer.values())
     if not all(isinstance(alpha, int | float) for alpha in alphas):
         raise ValueError(f"{file}: lora_alpha and those of alpha_pattern must be numbers, got {str(alphas)[:200]}")
-    return found
+    return settings
 
 
 def _scale(settings: Mapping[str, Any], name: str, rank: int) -> float:
@@ -201,7 +203,7 @@ def _scale(settings: Mapping[str, Any], name: str, rank: int) -> float:
 
 
 def _component(name: str) -> tuple[str, str, bool]:
-    """(component, what follows it in the name, whether that is in kohya's way with _ for every dot)."""
+    """(component, the rest of the name, whether that is kohya's, with _ for every dot)."""
     if kohya := re.match(rf"lora_({'|'.join(_KOHYA)})_(.*)", name):
         return _KOHYA[kohya[1]], kohya[2], True
     if other := re.match(rf"({'|'.join(sorted(set(_KOHYA.values())))})\.(.*)", name):
@@ -210,13 +212,13 @@ def _component(name: str) -> tuple[str, str, bool]:
 
 
 def _layers(layout: Layout, network: PyTree[Any]) -> dict[str, tuple[tuple[str, ...], Any]]:
-    """Their name of each layer with a kernel -> (our module, its piece). Several of ours in one of theirs have none."""
-    found = {}
+    """Their name of each layer with a kernel -> (our module, its piece), without those that are several of ours."""
+    layers = {}
     for name, tensor in tensors(layout, network).items():
         (piece, *more) = tensor.pieces
         if piece.path[-1] == "kernel" and not more and not tensor.copy_of:
-            found[name.removesuffix(".weight")] = (piece.path[:-1], piece)
-    return found
+            layers[name.removesuffix(".weight")] = (piece.path[:-1], piece)
+    return layers
 
 
 def _split(full: str) -> tuple[str, str | None]:
@@ -239,7 +241,7 @@ def _own_name(layer: str, prefix: str, flat: Mapping[str, str]) -> str | None:
 
 
 def _joined(pieces: Mapping[int, tuple[np.ndarray, np.ndarray]], total: int) -> dict[str, Any]:
-    """One pair of factors of the pieces of a layer, which lie side by side in its outputs."""
+    """One pair of factors of the pieces of a layer, which are concatenated along its outputs."""
     if total == 1:
         down, up = pieces[0]
         return {"down": jnp.asarray(down), "up": jnp.asarray(up)}

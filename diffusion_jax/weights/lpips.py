@@ -1,4 +1,4 @@
-"""The weights of LPIPS from PyTorch's files of them."""
+"""The weights of LPIPS from PyTorch files."""
 
 from __future__ import annotations
 

@@ -22,15 +22,17 @@ _INNER = (
 def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
     """The layouts of the authors' checkpoints of a network with these arguments, as trained and without DataParallel.
 
-    None of a network that theirs have not: one with classes. Nor of one with "ddpm" blocks, whose shortcuts they write
-    in another form.
+    Empty for networks with classes, which they do not have, and for "ddpm" blocks, whose shortcuts have another form.
     """
     if arguments["resblock_type"] != "biggan" or arguments["num_classes"]:
         return ()
-    places = list(enumerate(_places(arguments)))
+    modules = list(enumerate(_modules(arguments)))
     fourier = arguments["embedding"] == "fourier"
     plain = Layout(
-        rename=(*((rf"^{re.escape(ours)}(?=\.|$)", f"all_modules.{n}{inner}") for n, (ours, inner) in places), *_INNER),
+        rename=(
+            *((rf"^{re.escape(ours)}(?=\.|$)", f"all_modules.{n}{inner}") for n, (ours, inner) in modules),
+            *_INNER,
+        ),
         names=(
             (r"(NIN_\d)\.weight$", r"\1.W"),
             (r"(NIN_\d)\.bias$", r"\1.b"),
@@ -42,8 +44,8 @@ def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
     return dataclasses.replace(plain, prefix="module."), plain
 
 
-def _places(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """For each of `all_modules` the path of our module, " " for one without parameters, and what follows its number."""
+def _modules(arguments: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """For each of `all_modules`, the path of our module (" " without parameters) and the suffix of its number."""
     num_levels = len(arguments["ch_mult"])
     attends = [arguments["image_size"] // 2**i in arguments["attn_resolutions"] for i in range(num_levels)]
     if arguments["embedding"] == "fourier":

@@ -12,28 +12,28 @@ _EMPTY = (None, False, (), [], {}, "")
 def options(
     config: Mapping[str, Any], defaults: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], network: str
 ) -> dict[str, Any]:
-    """The values of the options in `defaults`, with tuples in the place of JSON's lists.
+    """The values of the options in `defaults`, with tuples instead of JSON's lists.
 
     Args:
-      config: from a config.json. Entries that begin with "_" say who wrote it.
-      defaults: option -> the value that a config without it means. A value must be of the same type; whole numbers also
+      config: from a config.json. Entries that begin with "_" are ignored: they say which library wrote it.
+      defaults: option -> its value in a config without it. A value must be of the same type; whole numbers also
         count as floats, options that are None by default may also be whole numbers, and sizes also pairs of them.
-      fixed: option -> values that need nothing of our network, the first of them being the default.
+      fixed: option -> the values that our network supports, the first of them being the default.
       network: its name in error messages.
 
-    Raises ValueError, naming option and value, for what our network has not.
+    Raises ValueError, which names option and value, for an option or value that our network does not support.
     """
-    found = dict(defaults)
+    values = dict(defaults)
     for name, value in config.items():
         if name in defaults:
-            found[name] = _checked(name, value, defaults[name])
+            values[name] = _checked(name, value, defaults[name])
         elif name in fixed:
             if value not in fixed[name]:
                 allowed = " or ".join(repr(choice) for choice in fixed[name])
                 raise ValueError(f"config.json: {name}={value!r} must be {allowed} for our {network}")
         elif not name.startswith("_") and value not in _EMPTY:
-            raise ValueError(f"config.json: {name}={str(value)[:100]!r} is an option that our {network} has not")
-    return found
+            raise ValueError(f"config.json: {name}={str(value)[:100]!r} is not supported by our {network}")
+    return values
 
 
 def square(value: Any, name: str = "sample_size") -> int:
@@ -46,7 +46,7 @@ def square(value: Any, name: str = "sample_size") -> int:
 
 
 def with_defaults(constructor: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """`arguments` of a network, completed by the defaults of its constructor; None where it has none."""
+    """`arguments` of a network, completed by the defaults of its constructor; None for an argument without one."""
     parameters = inspect.signature(constructor.__init__).parameters
     defaults = {
         name: None if entry.default is inspect.Parameter.empty else entry.default
@@ -57,7 +57,7 @@ def with_defaults(constructor: Callable[..., Any], arguments: Mapping[str, Any])
 
 
 def refuse_changed(arguments: Mapping[str, Any], allowed: Mapping[str, Any], theirs: str) -> None:
-    """Raises ValueError, naming it, for an argument of ours that has no counterpart in `theirs` and matters."""
+    """Raises ValueError for an argument of ours that is not as in `allowed` and has no counterpart in `theirs`."""
     for name, value in allowed.items():
         if arguments[name] != value:
             raise ValueError(f"{name}={arguments[name]!r} must be {value!r}: {theirs} has no such option")

@@ -33,15 +33,15 @@ _SHARED = 16  # how often what a file shares may be repeated on average: shapes 
 
 
 class Refused(ValueError):
-    """Something readable that is not wanted."""
+    """The file can be read but holds something that is refused."""
 
 
 def read_pickle(file: io.BufferedIOBase, known: Callable[[str, str], Any], persistent: Callable[[Any], Any]) -> Any:
-    """What the pickle at the current position of `file` describes; `file` is left behind its end.
+    """The object in the pickle at the current position of `file`, which is left at its end.
 
     Args:
-      known: (module, name) -> what stands for it: a callable, which the pickle may then call, or a value.
-      persistent: from what the pickle says of an object outside of it to that object.
+      known: (module, name) -> its replacement: a callable, which the pickle may then call, or a value.
+      persistent: from the reference to an object outside of the pickle to that object.
 
     Raises:
       Refused: an instruction, a key or a size that no state dict needs.
@@ -56,9 +56,9 @@ def read_pickle(file: io.BufferedIOBase, known: Callable[[str, str], Any], persi
 
     def above_mark() -> list[Any]:
         at = marks.pop()
-        found = stack[at:]
+        items = stack[at:]
         del stack[at:]
-        return found
+        return items
 
     for opcode, argument, _ in pickletools.genops(content):
         instructions += 1

@@ -59,7 +59,7 @@ def load_network(
 def read_factors(path: str, section: Mapping[str, Any], network: PyTree[Any], prefix: str = "") -> Params:
     """The low-rank updates in a file for the network of a section, of the shapes `network`; see `read_lora`.
 
-    `prefix` is the component where it is no denoiser.
+    `prefix` is the component if it is not a denoiser.
     """
     family = families.named(section["name"])
     arguments = with_defaults(family.network, section)
@@ -90,10 +90,10 @@ def _component_of(path: pathlib.Path, family: families.Family) -> pathlib.Path:
     """The folder of the one component of a pipeline that is of this family; any other folder itself."""
     if not folders.is_pipeline(path):
         return path
-    found = folders.components(path)
-    fitting = [name for name, class_name in found.items() if class_name in family.class_names]
+    components = folders.components(path)
+    fitting = [name for name, class_name in components.items() if class_name in family.class_names]
     if len(fitting) != 1:
-        described = ", ".join(f"{name} ({class_name})" for name, class_name in found.items())
+        described = ", ".join(f"{name} ({class_name})" for name, class_name in components.items())
         raise ValueError(
             f"{path} has {len(fitting)} components for the network {family.name!r}, {' or '.join(family.class_names)}; "
             f"it has {described or 'none'}"

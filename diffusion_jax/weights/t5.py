@@ -1,4 +1,4 @@
-"""The weights of T5's encoder in the layout of transformers' `T5EncoderModel`; a decoder beside it is left alone."""
+"""The weights of T5's encoder in the layout of transformers' `T5EncoderModel`; a decoder in the file is ignored."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def layout(feed_forward_proj: str) -> Layout:
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `T5Encoder` that a config.json of transformers stands for.
+    """The arguments of `T5Encoder` from a config.json of transformers.
 
     Raises:
         ValueError: the config is of another model, or a value is of another type.

@@ -1,8 +1,8 @@
-"""Files of `torch.save`, read without PyTorch and without running what is in them.
+"""Files of `torch.save`, read without PyTorch and without running code from them.
 
-Such a file holds a pickle, which can name any function of any module and call it. Here only the few names that
-tensors and dictionaries of them are made of are known, every other one is refused, and the pickle is read by the
-machine of `pickles`, not by Python's.
+Such a file holds a pickle, which can name any function of any module and call it. Only the few names that tensors and
+dictionaries of them need are allowed, every other one is refused, and the pickle is read by the machine of `pickles`,
+not by Python's.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 _LOCAL_HEADER = 30  # bytes before the name of a member in a zip file
 
-# What public checkpoints hold beside tensors: the best score of a run, as a number of NumPy's, and by the name of its
-# class what a callback of PyTorch Lightning remembers. Nothing of it is needed, and empty things stand for it.
-_BESIDE: dict[tuple[str, str], Any] = {
+# Names in public checkpoints next to tensors: the best score of a run, as a number of NumPy's, and the state of a
+# callback of PyTorch Lightning by the name of its class. They are unused, and replaced by empty values.
+_UNUSED: dict[tuple[str, str], Any] = {
     ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): "ModelCheckpoint",
     ("numpy.core.multiarray", "scalar"): lambda *arguments: None,
     ("numpy._core.multiarray", "scalar"): lambda *arguments: None,
@@ -53,7 +53,7 @@ Storage = Callable[[np.dtype, str, int], np.ndarray]  # (dtype, key, number of e
 
 
 def read_torch_file(path: str | os.PathLike) -> Any:
-    """What `torch.save` wrote to `path`, with a NumPy array in the place of every tensor.
+    """The object that `torch.save` wrote to `path`, with NumPy arrays instead of tensors.
 
     Both formats are read: zip files (since PyTorch 1.6), whose arrays are read-only and loaded from the disk when
     they are used, and the older ones, which are read at once. Dictionaries, lists, tuples, numbers, strings and
@@ -66,7 +66,7 @@ def read_torch_file(path: str | os.PathLike) -> Any:
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist or is no file")
+        raise FileNotFoundError(f"{path} does not exist or is not a file")
     try:
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     except Refused as error:
@@ -85,7 +85,7 @@ def _known(module: str, name: str) -> Any:
         ("torch._utils", "_rebuild_tensor"): _tensor,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
         ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
-        **_BESIDE,
+        **_UNUSED,
     }
     if (module, name) in known:
         return known[module, name]
@@ -107,7 +107,7 @@ def _persistent(storage: Storage, pid: Any) -> np.ndarray:
         raise Refused("it refers to something that is not the storage of a tensor; save its state_dict()")
     _, _, key, _, size, *view = pid
     if view and view[0] is not None:
-        raise Refused("it holds views of storages, which PyTorch 0.1 wrote; save it anew")
+        raise Refused("it holds views of storages, which PyTorch 0.1 wrote; save it again with a newer version")
     if type(size) is not int or not 0 <= size < 2**63:
         raise Refused(f"storage {str(key)[:100]!r} has a size that is no natural number")
     return storage(np.dtype(_STORAGES[kind]), str(key), size)

@@ -7,13 +7,13 @@ from typing import Any
 
 
 def read(config: Mapping[str, Any], defaults: Mapping[str, Any], model_type: str) -> dict[str, Any]:
-    """The values of `defaults` in a config.json of transformers, whose other entries say nothing of the network.
+    """The values of `defaults` in a config.json of transformers; its other entries do not matter for the network.
 
-    Raises ValueError, naming it, for another model_type, or a value of another type.
+    Raises ValueError, which names it, for another model_type, or a value of another type.
     """
-    found = config.get("model_type", model_type)
-    if found != model_type:
-        raise ValueError(f"config.json: model_type={str(found)[:100]!r} must be {model_type!r} for this network")
+    own = config.get("model_type", model_type)
+    if own != model_type:
+        raise ValueError(f"config.json: model_type={str(own)[:100]!r} must be {model_type!r} for this network")
     values = {name: config.get(name, default) for name, default in defaults.items()}
     for name, value in values.items():
         kinds = (int, float) if isinstance(defaults[name], float) else type(defaults[name])

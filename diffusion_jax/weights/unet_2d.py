@@ -19,7 +19,7 @@ LAYOUT = Layout(
     aliases=DEPRECATED_ATTENTION,
     ignored=(r"^time_proj\.W$",),  # a second name of time_proj.weight in old files
 )
-# What UNet2DModel takes where config.json says nothing.
+# Defaults of UNet2DModel for a config.json without these entries.
 _DEFAULTS: dict[str, Any] = dict(
     sample_size=None,
     in_channels=3,
@@ -83,119 +83,119 @@ def ncsnpp_layout(levels: int) -> Layout:
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of our `UNet` that the config.json of a UNet2DModel stands for.
+    """The arguments of our `UNet` from the config.json of a UNet2DModel.
 
-    Raises ValueError for an option that our network has not.
+    Raises ValueError for an option that our network does not support.
     """
-    found = _options(config, "UNet")
-    if found["mid_block_scale_factor"] != 1:
+    settings = _options(config, "UNet")
+    if settings["mid_block_scale_factor"] != 1:
         raise ValueError(
-            f"config.json: mid_block_scale_factor={found['mid_block_scale_factor']} must be 1 for our UNet"
+            f"config.json: mid_block_scale_factor={settings['mid_block_scale_factor']} must be 1 for our UNet"
         )
-    channels, mult = _multiples(found["block_out_channels"])
-    size = square(found["sample_size"])
-    levels = _attention_levels(found, "", "DownBlock2D", "UpBlock2D")
+    channels, mult = _multiples(settings["block_out_channels"])
+    size = square(settings["sample_size"])
+    levels = _attention_levels(settings, "", "DownBlock2D", "UpBlock2D")
     return dict(
         image_size=size,
-        in_channels=found["in_channels"],
-        out_channels=found["out_channels"],
+        in_channels=settings["in_channels"],
+        out_channels=settings["out_channels"],
         channels=channels,
         channel_mult=mult,
-        num_res_blocks=found["layers_per_block"],
+        num_res_blocks=settings["layers_per_block"],
         attention_resolutions=tuple(size // 2**level for level in levels),
-        mid_block_add_attention=found["add_attention"],
-        head_dim=found["attention_head_dim"],
-        num_groups=32 if found["norm_num_groups"] is None else found["norm_num_groups"],
-        norm_eps=float(found["norm_eps"]),
-        dropout=float(found["dropout"]),
-        downsample_padding=found["downsample_padding"],
-        embedding=found["time_embedding_type"],
-        flip_sin_to_cos=found["flip_sin_to_cos"],
-        freq_shift=float(found["freq_shift"]),
-        # One row more than classes stands for none of them.
-        num_classes=max((found["num_class_embeds"] or 1) - 1, 0),
+        mid_block_add_attention=settings["add_attention"],
+        head_dim=settings["attention_head_dim"],
+        num_groups=32 if settings["norm_num_groups"] is None else settings["norm_num_groups"],
+        norm_eps=float(settings["norm_eps"]),
+        dropout=float(settings["dropout"]),
+        downsample_padding=settings["downsample_padding"],
+        embedding=settings["time_embedding_type"],
+        flip_sin_to_cos=settings["flip_sin_to_cos"],
+        freq_shift=float(settings["freq_shift"]),
+        # The table has one more row, of the null class.
+        num_classes=max((settings["num_class_embeds"] or 1) - 1, 0),
     )
 
 
 def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of UNet2DModel that `arguments` of our `UNet` stand for.
+    """The config.json of UNet2DModel for `arguments` of our `UNet`.
 
     Raises ValueError for an argument that UNet2DModel has no option for.
     """
-    given = with_defaults(UNet, arguments)
+    ours = with_defaults(UNet, arguments)
     theirs = "UNet2DModel of diffusers"
-    refuse_changed(given, dict(vector_dim=0, token_dim=0, image_channels=0, resample_with_conv=True), theirs)
-    head_dim = given["head_dim"]
-    if head_dim is None and given["num_heads"] > 1:
-        raise ValueError(f"num_heads={given['num_heads']} must be 1, or head_dim given: {theirs} has no such option")
-    types = _block_types(given["image_size"], given["channel_mult"], given["attention_resolutions"])
+    refuse_changed(ours, dict(vector_dim=0, token_dim=0, image_channels=0, resample_with_conv=True), theirs)
+    head_dim = ours["head_dim"]
+    if head_dim is None and ours["num_heads"] > 1:
+        raise ValueError(f"num_heads={ours['num_heads']} must be 1, or head_dim given: {theirs} has no such option")
+    types = _block_types(ours["image_size"], ours["channel_mult"], ours["attention_resolutions"])
     return dict(
         _class_name="UNet2DModel",
-        sample_size=given["image_size"],
-        in_channels=given["in_channels"],
-        out_channels=given["out_channels"] or given["in_channels"],
-        time_embedding_type=given["embedding"],
-        freq_shift=given["freq_shift"],
-        flip_sin_to_cos=given["flip_sin_to_cos"],
+        sample_size=ours["image_size"],
+        in_channels=ours["in_channels"],
+        out_channels=ours["out_channels"] or ours["in_channels"],
+        time_embedding_type=ours["embedding"],
+        freq_shift=ours["freq_shift"],
+        flip_sin_to_cos=ours["flip_sin_to_cos"],
         down_block_types=[f"{kind}DownBlock2D" for kind in types],
         up_block_types=[f"{kind}UpBlock2D" for kind in types[::-1]],
-        block_out_channels=[round(given["channels"] * mult) for mult in given["channel_mult"]],
-        layers_per_block=given["num_res_blocks"],
-        downsample_padding=given["downsample_padding"],
-        dropout=given["dropout"],
+        block_out_channels=[round(ours["channels"] * mult) for mult in ours["channel_mult"]],
+        layers_per_block=ours["num_res_blocks"],
+        downsample_padding=ours["downsample_padding"],
+        dropout=ours["dropout"],
         attention_head_dim=head_dim,
-        norm_num_groups=given["num_groups"],
-        norm_eps=given["norm_eps"],
-        add_attention=given["mid_block_add_attention"],
-        num_class_embeds=given["num_classes"] + 1 if given["num_classes"] else None,
+        norm_num_groups=ours["num_groups"],
+        norm_eps=ours["norm_eps"],
+        add_attention=ours["mid_block_add_attention"],
+        num_class_embeds=ours["num_classes"] + 1 if ours["num_classes"] else None,
     )
 
 
 def ncsnpp_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of our `NCSNpp` that the config.json of a UNet2DModel with "Skip" blocks stands for.
+    """The arguments of our `NCSNpp` from the config.json of a UNet2DModel with "Skip" blocks.
 
-    Raises ValueError for an option that our network has not.
+    Raises ValueError for an option that our network does not support.
     """
-    # Theirs may turn an input in [0, 1] into one in [-1, 1], which ours takes from the start.
-    found = _options({key: value for key, value in config.items() if key != "center_input_sample"}, "NCSNpp")
-    nf, mult = _multiples(found["block_out_channels"])
-    size = square(found["sample_size"])
-    levels = _attention_levels(found, "Skip", "SkipDownBlock2D", "SkipUpBlock2D")
-    # diffusers' attention has groups of its own outside of the middle.
-    narrow = [found["block_out_channels"][level] for level in levels if found["block_out_channels"][level] < 128]
+    # diffusers' network can rescale an input in [0, 1] to [-1, 1], which ours takes anyway.
+    settings = _options({key: value for key, value in config.items() if key != "center_input_sample"}, "NCSNpp")
+    nf, mult = _multiples(settings["block_out_channels"])
+    size = square(settings["sample_size"])
+    levels = _attention_levels(settings, "Skip", "SkipDownBlock2D", "SkipUpBlock2D")
+    # Outside of the middle, attention in diffusers has its own number of groups.
+    narrow = [settings["block_out_channels"][level] for level in levels if settings["block_out_channels"][level] < 128]
     if narrow:
         raise ValueError(
             f"config.json: block_out_channels with attention must be at least 128 for our NCSNpp, not {narrow}"
         )
-    groups = min(found["block_out_channels"][-1] // 4, 32)
+    groups = min(settings["block_out_channels"][-1] // 4, 32)
     for name, value, allowed in (
-        ("mid_block_scale_factor", round(found["mid_block_scale_factor"], 5), (round(math.sqrt(2), 5),)),
-        ("norm_eps", found["norm_eps"], (1e-6,)),
-        ("time_embedding_type", found["time_embedding_type"], ("fourier",)),
-        ("attention_head_dim", found["attention_head_dim"], (None,)),
-        ("norm_num_groups", found["norm_num_groups"], (None, groups) if nf >= 128 else (None,)),
-        ("num_class_embeds", found["num_class_embeds"], (None,)),
-        ("add_attention", found["add_attention"], (True,)),
+        ("mid_block_scale_factor", round(settings["mid_block_scale_factor"], 5), (round(math.sqrt(2), 5),)),
+        ("norm_eps", settings["norm_eps"], (1e-6,)),
+        ("time_embedding_type", settings["time_embedding_type"], ("fourier",)),
+        ("attention_head_dim", settings["attention_head_dim"], (None,)),
+        ("norm_num_groups", settings["norm_num_groups"], (None, groups) if nf >= 128 else (None,)),
+        ("num_class_embeds", settings["num_class_embeds"], (None,)),
+        ("add_attention", settings["add_attention"], (True,)),
     ):
         if value not in allowed:
             raise ValueError(f"config.json: {name}={value!r} must be {allowed[0]!r} for our NCSNpp")
     return dict(
         image_size=size,
-        in_channels=found["in_channels"],
-        out_channels=found["out_channels"],
+        in_channels=settings["in_channels"],
+        out_channels=settings["out_channels"],
         nf=nf,
         ch_mult=mult,
-        num_res_blocks=found["layers_per_block"],
+        num_res_blocks=settings["layers_per_block"],
         attn_resolutions=tuple(size // 2**level for level in levels),
-        dropout=float(found["dropout"]),
+        dropout=float(settings["dropout"]),
         progressive="output_skip",
         progressive_input="input_skip",
     )
 
 
 def ncsnpp_config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of UNet2DModel that `arguments` of our `NCSNpp` stand for, or ValueError where there is none."""
-    given = with_defaults(NCSNpp, arguments)
+    """The config.json of UNet2DModel for `arguments` of our `NCSNpp`, or ValueError if there is none."""
+    ours = with_defaults(NCSNpp, arguments)
     wanted = dict(
         progressive="output_skip",
         progressive_input="input_skip",
@@ -207,20 +207,20 @@ def ncsnpp_config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
         conditional=True,
         num_classes=0,
     )
-    refuse_changed(given, wanted | {"fir_kernel": (1, 3, 3, 1)}, "UNet2DModel of diffusers")
-    types = _block_types(given["image_size"], given["ch_mult"], given["attn_resolutions"])
+    refuse_changed(ours, wanted | {"fir_kernel": (1, 3, 3, 1)}, "UNet2DModel of diffusers")
+    types = _block_types(ours["image_size"], ours["ch_mult"], ours["attn_resolutions"])
     return dict(
         _class_name="UNet2DModel",
-        sample_size=given["image_size"],
-        in_channels=given["in_channels"],
-        out_channels=given["out_channels"] or given["in_channels"],
+        sample_size=ours["image_size"],
+        in_channels=ours["in_channels"],
+        out_channels=ours["out_channels"] or ours["in_channels"],
         time_embedding_type="fourier",
         down_block_types=[f"{kind}SkipDownBlock2D" for kind in types],
         up_block_types=[f"{kind}SkipUpBlock2D" for kind in types[::-1]],
-        block_out_channels=[round(given["nf"] * mult) for mult in given["ch_mult"]],
-        layers_per_block=given["num_res_blocks"],
+        block_out_channels=[round(ours["nf"] * mult) for mult in ours["ch_mult"]],
+        layers_per_block=ours["num_res_blocks"],
         mid_block_scale_factor=math.sqrt(2),
-        dropout=given["dropout"],
+        dropout=ours["dropout"],
         attention_head_dim=None,
         norm_num_groups=None,
         norm_eps=1e-6,
@@ -228,28 +228,28 @@ def ncsnpp_config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _options(config: Mapping[str, Any], network: str) -> dict[str, Any]:
-    # Without these entries, heads have 8 channels and norms 32 groups; null stands for one head, and for all groups.
-    found = options({"attention_head_dim": 8, "norm_num_groups": 32, **config}, _DEFAULTS, _FIXED, network)
-    levels = len(found["block_out_channels"])
+    # Without these entries, heads have 8 channels and norms 32 groups; null means one head, and the default groups.
+    settings = options({"attention_head_dim": 8, "norm_num_groups": 32, **config}, _DEFAULTS, _FIXED, network)
+    levels = len(settings["block_out_channels"])
     for name in ("down_block_types", "up_block_types"):
-        if len(found[name]) != levels:
-            raise ValueError(f"config.json: {name} has {len(found[name])} entries, block_out_channels {levels}")
-    return found
+        if len(settings[name]) != levels:
+            raise ValueError(f"config.json: {name} has {len(settings[name])} entries, block_out_channels {levels}")
+    return settings
 
 
 def _multiples(widths: Sequence[int]) -> tuple[int, tuple[int | float, ...]]:
-    """The width of the first level, and those of all over it."""
+    """The width of the first level, and the widths of all levels divided by it."""
     if min(widths) < 1:
         raise ValueError(f"config.json: block_out_channels={list(widths)} must be positive")
     return widths[0], tuple(w // widths[0] if w % widths[0] == 0 else w / widths[0] for w in widths)
 
 
-def _attention_levels(found: Mapping[str, Any], kind: str, down: str, up: str) -> list[int]:
-    """The levels with attention, the same on both ways."""
-    kinds = [name.removesuffix(down) for name in found["down_block_types"]]
-    mirrored = [name.removesuffix(up) for name in found["up_block_types"]][::-1]
+def _attention_levels(settings: Mapping[str, Any], kind: str, down: str, up: str) -> list[int]:
+    """The levels with attention, which are the same in encoder and decoder."""
+    kinds = [name.removesuffix(down) for name in settings["down_block_types"]]
+    mirrored = [name.removesuffix(up) for name in settings["up_block_types"]][::-1]
     if kinds != mirrored or not set(kinds) <= {"", "Attn"}:
-        names = [*found["down_block_types"], *found["up_block_types"]]
+        names = [*settings["down_block_types"], *settings["up_block_types"]]
         raise ValueError(
             f"config.json: down_block_types and up_block_types must be {down} or Attn{down}, and {up} or Attn{up} in "
             f"reverse order; they are {', '.join(names)}"

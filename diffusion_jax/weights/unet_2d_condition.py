@@ -39,10 +39,10 @@ _ORIGINAL = (
     (r"^controlnet_cond_embedding\.conv_in$", "input_hint_block.0"),
 )
 
-NUM_SIZES = 6  # numbers that SDXL is told: height and width, top and left of the crop, height and width of the target
+NUM_SIZES = 6  # numbers SDXL is conditioned on: height, width, top and left of the crop, height and width of the target
 _PLAIN, _CROSS = ("DownBlock2D", "UpBlock2D"), ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 _PASSED = ("block_out_channels", "layers_per_block", "use_linear_projection", "norm_num_groups")  # as they are
-# Options of both classes that are read here, with diffusers' defaults.
+# Options of both classes, with diffusers' defaults.
 _SHARED: dict[str, Any] = dict(
     in_channels=4,
     block_out_channels=(320, 640, 1280, 1280),
@@ -84,32 +84,39 @@ _FIXED: dict[str, tuple[Any, ...]] = dict(
 
 
 def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `UNet2DConditionModel` that the config.json of a diffusers U-Net stands for.
+    """The arguments of `UNet2DConditionModel` from the config.json of a diffusers U-Net.
 
-    `image_size` is missing where the file does not say it. Channels beyond those of the output are the condition
-    "image", and the last of its classes stands for no label.
+    `image_size` is missing if it is not in the file. Channels of the input beyond those of the output are the condition
+    "image", and the last of its classes is the null class.
 
     Raises:
-        ValueError: an option that `UNet2DConditionModel` has not, named.
+        ValueError: an option that `UNet2DConditionModel` does not support.
     """
-    found, given = _shared_arguments(config, _UNET, "UNet2DConditionModel")
-    mirrored = tuple(_CROSS[1] if depth else _PLAIN[1] for depth in reversed(given["transformer_layers"]))
-    if found["up_block_types"] != mirrored:
+    settings, ours = _shared_arguments(config, _UNET, "UNet2DConditionModel")
+    mirrored = tuple(_CROSS[1] if depth else _PLAIN[1] for depth in reversed(ours["transformer_layers"]))
+    if settings["up_block_types"] != mirrored:
         raise ValueError(
-            f"config.json: up_block_types={found['up_block_types']} must mirror down_block_types, which makes them "
+            f"config.json: up_block_types={settings['up_block_types']} must mirror down_block_types, which makes them "
             f"{mirrored}"
         )
-    channels = found["out_channels"]
-    if not 0 < channels <= found["in_channels"]:
-        raise ValueError(f"config.json: out_channels={channels} must be in 1..{found['in_channels']}, the in_channels")
-    given |= {"in_channels": channels, "image_channels": found["in_channels"] - channels, "dropout": found["dropout"]}
-    return given | ({"image_size": square(found["sample_size"])} if found["sample_size"] else {})
+    channels = settings["out_channels"]
+    if not 0 < channels <= settings["in_channels"]:
+        raise ValueError(
+            f"config.json: out_channels={channels} must be in 1..{settings['in_channels']}, the in_channels"
+        )
+    ours |= {
+        "in_channels": channels,
+        "image_channels": settings["in_channels"] - channels,
+        "dropout": settings["dropout"],
+    }
+    return ours | ({"image_size": square(settings["sample_size"])} if settings["sample_size"] else {})
 
 
 def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
-    """The layouts of LDM's and Stable Diffusion's own checkpoints: of the averages, the network, and it by itself.
+    """The layouts of LDM's and Stable Diffusion's own checkpoints: of the averages (EMA), of the network within a
+    model, and of a file of the network alone.
 
-    Their blocks are counted through all levels, a change of resolution among them.
+    Their blocks are numbered through all levels, with those that change the resolution.
     """
     alone = _original(arguments)
     whole = dataclasses.replace(alone, prefix="model.diffusion_model.")
@@ -117,7 +124,7 @@ def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
 
 
 def controlnet_originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
-    """As `originals`, of ControlNets."""
+    """The layouts of the authors' ControlNets; see `originals`."""
     alone = _original(arguments)
     hints = len(arguments["hint_channels"])
     rules = [(r"^controlnet_cond_embedding\.conv_out$", f"input_hint_block.{4 * hints - 2}")]
@@ -145,37 +152,37 @@ def _original(arguments: Mapping[str, Any]) -> Layout:
 
 
 def controlnet_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """As `arguments`, of `ControlNetModel`."""
-    found, given = _shared_arguments(config, _CONTROLNET, "ControlNetModel")
-    return given | {
-        "in_channels": found["in_channels"],
-        "control_channels": found["conditioning_channels"],
-        "hint_channels": found["conditioning_embedding_out_channels"],
+    """The arguments of `ControlNetModel`; see `arguments`."""
+    settings, ours = _shared_arguments(config, _CONTROLNET, "ControlNetModel")
+    return ours | {
+        "in_channels": settings["in_channels"],
+        "control_channels": settings["conditioning_channels"],
+        "hint_channels": settings["conditioning_embedding_out_channels"],
     }
 
 
 def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json that `arguments` reads these from. ValueError: diffusers has no such network."""
-    given = with_defaults(UNet2DConditionModel, arguments)
-    in_channels = given["in_channels"] + given["image_channels"]
-    if given["out_channels"] not in (None, given["in_channels"]):
-        raise ValueError(f"out_channels={given['out_channels']} must be in_channels={given['in_channels']} or None")
-    return _shared_config(given, "UNet2DConditionModel") | {
+    ours = with_defaults(UNet2DConditionModel, arguments)
+    in_channels = ours["in_channels"] + ours["image_channels"]
+    if ours["out_channels"] not in (None, ours["in_channels"]):
+        raise ValueError(f"out_channels={ours['out_channels']} must be in_channels={ours['in_channels']} or None")
+    return _shared_config(ours, "UNet2DConditionModel") | {
         "in_channels": in_channels,
-        "out_channels": given["in_channels"],
-        "up_block_types": [_CROSS[1] if depth else _PLAIN[1] for depth in reversed(given["transformer_layers"])],
-        "dropout": given["dropout"],
-        "sample_size": given["image_size"],
+        "out_channels": ours["in_channels"],
+        "up_block_types": [_CROSS[1] if depth else _PLAIN[1] for depth in reversed(ours["transformer_layers"])],
+        "dropout": ours["dropout"],
+        "sample_size": ours["image_size"],
     }
 
 
 def controlnet_config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """As `config_of`, of `ControlNetModel`."""
-    given = with_defaults(ControlNetModel, arguments)
-    return _shared_config(given, "ControlNetModel") | {
-        "in_channels": given["in_channels"],
-        "conditioning_channels": given["control_channels"],
-        "conditioning_embedding_out_channels": list(given["hint_channels"]),
+    """The config.json of a ControlNetModel; see `config_of`."""
+    ours = with_defaults(ControlNetModel, arguments)
+    return _shared_config(ours, "ControlNetModel") | {
+        "in_channels": ours["in_channels"],
+        "conditioning_channels": ours["control_channels"],
+        "conditioning_embedding_out_channels": list(ours["hint_channels"]),
     }
 
 
@@ -184,8 +191,8 @@ def _shared_arguments(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """(the options in `defaults`, arguments that U-Net and ControlNet share)."""
     plain = {name: value for name, value in config.items() if name not in _BY_LEVEL and value is not None}
-    found = options(plain, defaults, _FIXED, network)
-    down, levels = found["down_block_types"], len(found["block_out_channels"])
+    settings = options(plain, defaults, _FIXED, network)
+    down, levels = settings["down_block_types"], len(settings["block_out_channels"])
     if not set(down) <= {_PLAIN[0], _CROSS[0]} or len(down) != levels:
         raise ValueError(
             f"config.json: down_block_types={down} must be {_PLAIN[0]!r} or {_CROSS[0]!r} for each of the {levels} "
@@ -193,16 +200,16 @@ def _shared_arguments(
         )
     by_level = {name: _by_level(config, name, levels) for name in _BY_LEVEL}
     depths = by_level["transformer_layers_per_block"]
-    classes, given = found["num_class_embeds"], {name: found[name] for name in _PASSED}
-    return found, given | _numbers(found) | {
+    classes, ours = settings["num_class_embeds"], {name: settings[name] for name in _PASSED}
+    return settings, ours | _numbers(settings) | {
         "transformer_layers": tuple(
             depth if kind == _CROSS[0] else 0 for depth, kind in zip(depths, down, strict=True)
         ),
         "mid_transformer_layers": depths[-1],
-        # What diffusers calls the dimension of a head is the number of heads.
+        # `attention_head_dim` of diffusers is the number of heads.
         "num_attention_heads": by_level["attention_head_dim"],
         "only_cross_attention": by_level["only_cross_attention"],
-        "token_dim": found["cross_attention_dim"],
+        "token_dim": settings["cross_attention_dim"],
         "num_classes": classes - 1 if classes else 0,
     }
 
@@ -217,11 +224,11 @@ def _by_level(config: Mapping[str, Any], name: str, levels: int) -> tuple[Any, .
     return values
 
 
-def _numbers(found: Mapping[str, Any]) -> dict[str, int]:
-    if not found["addition_embed_type"]:
+def _numbers(settings: Mapping[str, Any]) -> dict[str, int]:
+    if not settings["addition_embed_type"]:
         return {}
-    kind, waves = found["addition_embed_type"], found["addition_time_embed_dim"]
-    whole = found["projection_class_embeddings_input_dim"]
+    kind, waves = settings["addition_embed_type"], settings["addition_time_embed_dim"]
+    whole = settings["projection_class_embeddings_input_dim"]
     if kind != "text_time" or not waves or not whole or whole <= NUM_SIZES * waves:
         raise ValueError(
             f"config.json: addition_embed_type={kind!r} must be 'text_time' or null, and then projection_class_"
@@ -230,36 +237,36 @@ def _numbers(found: Mapping[str, Any]) -> dict[str, int]:
     return {"vector_dim": whole - NUM_SIZES * waves, "num_sizes": NUM_SIZES, "sizes_dim": waves}
 
 
-def _shared_config(given: Mapping[str, Any], name: str) -> dict[str, Any]:
-    depths, mid = given["transformer_layers"], given["mid_transformer_layers"]
+def _shared_config(ours: Mapping[str, Any], name: str) -> dict[str, Any]:
+    depths, mid = ours["transformer_layers"], ours["mid_transformer_layers"]
     mid = next((depth for depth in reversed(depths) if depth), 1) if mid is None else mid
     if depths[-1] not in (0, mid) or mid < 1:
         raise ValueError(f"mid_transformer_layers={mid} must be the last of transformer_layers={depths}, or that 0")
-    refuse_changed(given, {"masked_tokens": False}, f"{name} of diffusers")
-    vector, sizes, classes = given["vector_dim"], given["num_sizes"], given["num_classes"]
+    refuse_changed(ours, {"masked_tokens": False}, f"{name} of diffusers")
+    vector, sizes, classes = ours["vector_dim"], ours["num_sizes"], ours["num_classes"]
     if (vector or sizes) and (sizes != NUM_SIZES or not vector):
-        raise ValueError(f"num_sizes={sizes} must be {NUM_SIZES} beside vector_dim={vector}, or both must be 0")
-    config = {key: _list(given[key]) for key in _PASSED} | {
+        raise ValueError(f"num_sizes={sizes} must be {NUM_SIZES} with vector_dim={vector}, or both must be 0")
+    config = {key: _list(ours[key]) for key in _PASSED} | {
         "_class_name": name,
         "down_block_types": [_CROSS[0] if depth else _PLAIN[0] for depth in depths],
-        # Levels without a transformer have a number all the same, and the last is also that of the middle.
+        # Levels without a transformer need a number too, and the last is that of the middle.
         "transformer_layers_per_block": _short((*(depth or 1 for depth in depths[:-1]), mid)),
-        "attention_head_dim": _short(given["num_attention_heads"]),
-        "only_cross_attention": _short(given["only_cross_attention"]),
-        "cross_attention_dim": given["token_dim"],
+        "attention_head_dim": _short(ours["num_attention_heads"]),
+        "only_cross_attention": _short(ours["only_cross_attention"]),
+        "cross_attention_dim": ours["token_dim"],
         "num_class_embeds": classes + 1 if classes else None,
     }
     if vector:
         config |= {
             "addition_embed_type": "text_time",
-            "addition_time_embed_dim": given["sizes_dim"],
-            "projection_class_embeddings_input_dim": vector + sizes * given["sizes_dim"],
+            "addition_time_embed_dim": ours["sizes_dim"],
+            "projection_class_embeddings_input_dim": vector + sizes * ours["sizes_dim"],
         }
     return config
 
 
 def _short(value: Any) -> Any:
-    """One value in the place of several equal ones, so that the same network has the same config.json."""
+    """One value instead of several equal ones, so that the same network has the same config.json."""
     return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else _list(value)
 
 

@@ -1,14 +1,15 @@
-"""Figures that a config asks for."""
+"""Metrics that a config asks for."""
 
 import numpy as np
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.modalities import image
 from diffusion_jax.run import train
+from diffusion_jax.run.evaluate import metrics_of
+from diffusion_jax.run.job import prepare
 from tests.evaluation.test_features import projection
 from tests.runs import digits, toy
 
@@ -21,48 +22,48 @@ def _config(*metrics, **changes):
     return config
 
 
-def _judge(config, directory=None, num=32):
-    """The figures of noise."""
-    train, test = build.source(config), build.source(config, evaluation=True)
+def _of_noise(config, directory=None, num=32):
+    """The metrics of noise."""
+    job = prepare(config)
     drawn = {"samples": np.random.default_rng(0).uniform(-1, 1, (num, 8, 8, 1)).astype(np.float32)}
-    figures = {}
-    for metric in build.metrics(config, train, directory, test):
-        figures |= metric(drawn)
-    return figures
+    values = {}
+    for metric in metrics_of(job, directory, job.held_out):
+        values |= metric(drawn)
+    return values
 
 
-def test_figures_without_inception_are_the_classifiers():
+def test_values_without_inception_are_the_classifiers():
     metrics = ("classifier", "kid", "inception_score", "precision_recall", "density_coverage", "memorization")
-    figures = _judge(_config(*metrics))
-    own = {name for name in figures if name.startswith("classifier_")}
+    values = _of_noise(_config(*metrics))
+    own = {name for name in values if name.startswith("classifier_")}
     assert {"classifier_kid", "classifier_score", "classifier_precision", "classifier_coverage"} < own
     assert {"classifier_memorization_probability", "classifier_frechet", "classifier_test_accuracy"} < own
-    assert not [name for name in figures if name.startswith(("fid", "kid", "inception", "precision"))]
-    assert figures["classifier_kid_num"] == figures["num_samples"] == 32
-    assert figures["classifier_kid"] > 10 * abs(figures["classifier_kid_real"])
-    assert figures["classifier_precision"] < 0.2 and figures["classifier_precision_real"] > 0.5
+    assert not [name for name in values if name.startswith(("fid", "kid", "inception", "precision"))]
+    assert values["classifier_kid_num"] == values["num_samples"] == 32
+    assert values["classifier_kid"] > 10 * abs(values["classifier_kid_real"])
+    assert values["classifier_precision"] < 0.2 and values["classifier_precision_real"] > 0.5
 
 
-def test_inception_figures_and_their_reference(tmp_path, monkeypatch):
-    """With a small network in the place of Inception."""
+def test_inception_values_and_their_reference(tmp_path, monkeypatch):
+    """With a small network instead of Inception."""
     extractor = projection(shape=(8, 8, 1))
     monkeypatch.setattr(image.features, "inception", lambda path, resize: extractor)
     (tmp_path / "weights.pth").write_bytes(b"")
     config = _config("fid", "sfid", "kid", evaluation__inception=str(tmp_path / "weights.pth"))
-    first = _judge(config, tmp_path / "run")
+    first = _of_noise(config, tmp_path / "run")
     assert {"fid", "sfid", "kid", "fid_num", "fid_real", "num_reference"} < set(first)
     assert first["fid"] > 3 * first["fid_real"] > 0 and first["num_real"] == 32
     statistics = tmp_path / "run" / "statistics" / "inception_pytorch.npz"
     written = statistics.stat().st_mtime_ns
 
-    assert _judge(config, tmp_path / "run") == pytest.approx(first) and statistics.stat().st_mtime_ns == written
+    assert _of_noise(config, tmp_path / "run") == pytest.approx(first) and statistics.stat().st_mtime_ns == written
     smaller = config.copy_and_resolve_references()
     smaller.data.split = "train[:600]"
-    assert _judge(smaller, tmp_path / "run")["num_reference"] == 600 and statistics.stat().st_mtime_ns > written
+    assert _of_noise(smaller, tmp_path / "run")["num_reference"] == 600 and statistics.stat().st_mtime_ns > written
 
-    np.savez(tmp_path / "reference.npz", images=sheets.to_uint8(data.arrays(build.source(smaller))["x"]))
+    np.savez(tmp_path / "reference.npz", images=sheets.to_uint8(data.arrays(prepare(smaller).source)["x"]))
     config.evaluation.reference = str(tmp_path / "reference.npz")
-    assert _judge(config) == pytest.approx(_judge(smaller)), "the same images by another way"
+    assert _of_noise(config) == pytest.approx(_of_noise(smaller)), "the same images by another way"
 
 
 @pytest.mark.parametrize(
@@ -91,18 +92,18 @@ def test_refusals_before_training(tmp_path, changes, metrics, message):
 def test_points_and_unlabelled_images_are_refused(tmp_path):
     points = toy(evaluation__metrics=("kid",))
     with pytest.raises(ConfigError, match=r"config\.evaluation\.metrics='kid' .*'points'.* auto, toy"):
-        build.metrics(points, build.source(points))
+        metrics_of(prepare(points), tmp_path)
     np.savez(tmp_path / "images.npz", images=np.zeros((9, 8, 8, 1), np.uint8))
     config = digits(evaluation__metrics=("kid",))
     config.evaluation.metrics = ("kid",)
     config.data.name, config.data.path = "arrays", str(tmp_path / "images.npz")
     with pytest.raises(ConfigError, match=r"metrics='kid'.* evaluation\.inception=FILE"):
-        build.metrics(config, build.source(config))
+        metrics_of(prepare(config), tmp_path)
     weights = tmp_path / "weights.pth"
     weights.write_bytes(b"nothing")
     config.evaluation.inception = str(weights)
     with pytest.raises(ConfigError, match=r"weights\.pth is cut off, damaged"):
-        build.metrics(config, build.source(config))
+        metrics_of(prepare(config), tmp_path)
     config.evaluation.resize = "bicubic"
     with pytest.raises(ConfigError, match="resize='bicubic' is unknown"):
-        build.metrics(config, build.source(config))
+        metrics_of(prepare(config), tmp_path)

@@ -1,4 +1,4 @@
-"""Reading, preparing and judging images, with a cheap network in the place of Inception."""
+"""Reading, preparing and comparing images, with a cheap network instead of Inception."""
 
 import os
 import subprocess
@@ -15,6 +15,7 @@ from diffusion_jax.evaluation import features
 from diffusion_jax.evaluation.features import Extractor, collect, image_source, preprocess, read_uint8
 from diffusion_jax.evaluation.frechet import covariance
 from diffusion_jax.networks.inception import Activations
+from diffusion_jax.types import Spec
 
 
 def projection(dim: int = 4, shape=(6, 5, 3)) -> Extractor:
@@ -34,8 +35,7 @@ def projection(dim: int = 4, shape=(6, 5, 3)) -> Extractor:
         prepare=lambda x: x,
         apply=apply,
         num_features=dim,
-        channels=3,
-        shape=shape,
+        takes=Spec(shape, "uint8", "image"),
     )
 
 

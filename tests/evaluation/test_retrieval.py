@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data.captions import tokens_of
 from diffusion_jax.evaluation.retrieval import blocks, retrieval
+from diffusion_jax.run.evaluate import metrics_of
+from diffusion_jax.run.job import prepare
 from tests.runs import digits
 
 
@@ -73,12 +75,14 @@ def test_images_are_compared_in_blocks():
 
 def test_of_a_config():
     words = tuple(f"the {i}" for i in range(10))
-    config = digits(network__token_dim=16, network__vocabulary=257, network__max_tokens=8)
+    config = digits()
+    config.network = ConfigDict(dict(name="dit", patch_size=4, hidden_size=8, depth=1, num_heads=1, token_dim=16))
+    config.network.update(vocabulary=257, max_tokens=8)
     config.data.captions = words
     config.evaluation.metrics = ("retrieval",)
-    train, test = build.source(config), build.source(config, evaluation=True)
-    (metric,) = build.metrics(config, train, None, test)
-    held_out = test.batch(np.arange(40))
+    job = prepare(config)
+    (metric,) = metrics_of(job, None, job.held_out)
+    held_out = job.held_out.batch(np.arange(40))
     drawn = {"samples": held_out["x"], "tokens": held_out["tokens"]}
     figures = metric(drawn)
     assert figures["retrieval_caption"] == figures["retrieval_class"] > 0.9
@@ -86,4 +90,4 @@ def test_of_a_config():
     config = digits()
     config.evaluation.metrics = ("retrieval",)
     with pytest.raises(ConfigError, match=r"config\.evaluation\.metrics='retrieval'.*captions"):
-        build.metrics(config, build.source(config))
+        metrics_of(prepare(config), None)

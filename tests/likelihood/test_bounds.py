@@ -143,8 +143,8 @@ def test_is_a_bound_and_tightens_with_the_number_of_steps():
     gaps = []
     for steps in (32, 128, 512):
         likelihood = bounds.bound_likelihood(grid=grids.uniform_log_snr(t_min=1e-3), steps=steps, levels=LEVELS)
-        figures = jax.jit(functools.partial(likelihood, process, level_denoiser(process), KEY))(x_0)
-        bits = np.asarray(figures["bits_per_dim"], np.float64)
+        metrics = jax.jit(functools.partial(likelihood, process, level_denoiser(process), KEY))(x_0)
+        bits = np.asarray(metrics["bits_per_dim"], np.float64)
         # Compared with the code length of the same examples, which removes most of the sampling noise.
         code = -np.log2(PROBABILITY[k]).mean(axis=1)
         gap, error = (bits - code).mean(), (bits - code).std() / np.sqrt(len(bits))
@@ -152,8 +152,8 @@ def test_is_a_bound_and_tightens_with_the_number_of_steps():
         gaps.append(gap)
     assert gaps[2] < 0.03 * entropy
     assert 3 < gaps[1] / gaps[2] < 6  # in proportion to 1 / T
-    np.testing.assert_allclose(figures["bits_per_dim"], figures["rate"] + figures["distortion"], rtol=1e-5)
-    assert (np.asarray(figures["prior"]) <= np.asarray(figures["rate"])).all()
+    np.testing.assert_allclose(metrics["bits_per_dim"], metrics["rate"] + metrics["distortion"], rtol=1e-5)
+    assert (np.asarray(metrics["prior"]) <= np.asarray(metrics["rate"])).all()
 
 
 def test_rate_distortion_and_rmse():
@@ -161,16 +161,16 @@ def test_rate_distortion_and_rmse():
     x_0 = POINTS[np.random.default_rng(0).choice(LEVELS, (64, 4), p=PROBABILITY)]
     off = 0.25  # a denoiser that is off by half a level everywhere
     likelihood = bounds.bound_likelihood(grid=grids.discrete(), levels=LEVELS)
-    figures = jax.jit(lambda x: likelihood(process, lambda x_t, t: x + off, KEY, x))(x_0)
-    np.testing.assert_allclose(figures["rmse"], 0.25 * (LEVELS - 1) / 2, rtol=1e-5)
+    metrics = jax.jit(lambda x: likelihood(process, lambda x_t, t: x + off, KEY, x))(x_0)
+    np.testing.assert_allclose(metrics["rmse"], 0.25 * (LEVELS - 1) / 2, rtol=1e-5)
     times = grids.discrete()(process, 20)
     _, _, variance = bounds.posterior(process, times[-3], times[-2])
     decoder = bounds.decoder_nats(x_0, x_0 + off, variance, LEVELS)
-    np.testing.assert_allclose(figures["distortion"], decoder / (4 * np.log(2)), rtol=1e-5)
+    np.testing.assert_allclose(metrics["distortion"], decoder / (4 * np.log(2)), rtol=1e-5)
     # Every L_{t-1} is b^2 off^2 / (2 beta_tilde) per dimension.
     _, b, v = jax.vmap(functools.partial(bounds.posterior, process))(times[:-2], times[1:-1])
-    rate = np.sum(b**2 * off**2 / (2 * v)) / np.log(2) + np.asarray(figures["prior"])
-    np.testing.assert_allclose(figures["rate"], rate, rtol=1e-4)
+    rate = np.sum(b**2 * off**2 / (2 * v)) / np.log(2) + np.asarray(metrics["prior"])
+    np.testing.assert_allclose(metrics["rate"], rate, rtol=1e-4)
 
 
 class Learned:

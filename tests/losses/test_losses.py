@@ -6,10 +6,12 @@ import pytest
 from diffusion_jax import parameterizations
 from diffusion_jax.losses import (
     denoising_loss,
+    hybrid_loss,
     implicit_score_matching,
     score_matching_loss,
     sliced_score_matching,
     times,
+    vlb_loss,
     weightings,
 )
 from diffusion_jax.processes import VE, VP, drift_and_diffusion

@@ -66,7 +66,7 @@ def test_pictures_of_points():
     )
     np.testing.assert_array_equal(POINTS.picture({"samples": x}, None, {}), sheets.scatter_sheet(x))
     assert POINTS.views == ("score",) and IMAGE.views == ()
-    assert POINTS.picture({"samples": x / np.zeros_like(x)}, None, views) is None
+    assert POINTS.picture({"samples": np.full_like(x, np.inf)}, None, views) is None
     assert PLAIN.picture({"samples": x}, None, {}) is None
 
 

@@ -1,4 +1,4 @@
-"""ADM's and EDM's U-Nets: what stands for no condition, orders of channels, refusals. Outputs: tests/parity."""
+"""ADM's and EDM's U-Nets: the null condition, orders of channels, refusals. Outputs: tests/parity."""
 
 import jax
 import jax.numpy as jnp

@@ -39,9 +39,14 @@ def test_full_size(make, count, latent):
 
 def test_discriminator_and_lpips_of_full_size():
     # taming-transformers counts 2,765,633 with two numbers per channel of every norm, as here.
-    params, (judge,) = _abstract(lambda rngs: NLayerDiscriminator(rngs=rngs), "judge")
+    params, (discriminate,) = _abstract(lambda rngs: NLayerDiscriminator(rngs=rngs), "discriminate")
     assert count_parameters(params) == 2_765_633
-    assert jax.eval_shape(judge, params, jax.ShapeDtypeStruct((2, 256, 256, 3), np.float32)).shape == (2, 30, 30, 1)
+    assert jax.eval_shape(discriminate, params, jax.ShapeDtypeStruct((2, 256, 256, 3), np.float32)).shape == (
+        2,
+        30,
+        30,
+        1,
+    )
     params, (distance,) = _abstract(lambda rngs: LPIPS(rngs=rngs), "distance")
     assert count_parameters(params["convs"]) == 14_714_688  # of VGG-16 without its classifier
     assert jax.eval_shape(distance, params, jax.ShapeDtypeStruct((2, 2, 32, 32, 1), np.float32)).shape == (2,)

@@ -54,7 +54,7 @@ def test_perplexity_between_one_and_all():
     assert codebook.perplexity(jnp.array([2.0, 2.0, 0.0])) == pytest.approx(2, rel=1e-5)
 
 
-def test_the_codebook_finds_clusters_and_dead_entries_begin_anew():
+def test_the_codebook_finds_clusters_and_dead_entries_are_re_initialised():
     """From entries that are all far off, of which without restarts one would win all."""
     random = np.random.default_rng(0)
     centres = np.array([[0.0, 0.0], [4.0, 0.0], [0.0, 4.0], [4.0, 4.0]])
@@ -64,8 +64,8 @@ def test_the_codebook_finds_clusters_and_dead_entries_begin_anew():
 
     @jax.jit
     def step(network, state, key, h):
-        told = bottleneck(network, state, key, h)[3]
-        return bottleneck.advance(network, state, told)
+        statistics = bottleneck(network, state, key, h)[3]
+        return bottleneck.advance(network, state, statistics)
 
     for i in range(60):
         h = centres[random.integers(4, size=64)] + 0.1 * random.standard_normal((64, 2))
@@ -82,8 +82,10 @@ def test_accumulated_parts_count_as_one_batch():
     h, embedding = _vectors(n=192)
     network, bottleneck = _network(embedding), bottlenecks.Codebook(restart_below=0.0)
     state = bottleneck.init(network)
-    told = [bottleneck(network, state, jax.random.key(0), part.reshape(4, 4, 4, 3))[3] for part in h.reshape(3, 64, 3)]
-    parts = jax.tree.map(lambda *x: jnp.stack(x), *told)
+    statistics = [
+        bottleneck(network, state, jax.random.key(0), part.reshape(4, 4, 4, 3))[3] for part in h.reshape(3, 64, 3)
+    ]
+    parts = jax.tree.map(lambda *x: jnp.stack(x), *statistics)
     whole = bottleneck(network, state, jax.random.key(0), h.reshape(12, 4, 4, 3))[3]
     for a, b in zip(*(jax.tree.leaves(bottleneck.advance(network, state, t)) for t in (parts, whole)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -1,11 +1,11 @@
-"""Named conditions: what stands for none, dropping, and refusals."""
+"""Named conditions: null values, dropout, structures, and refusals."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
+from diffusion_jax.networks.conditions import NO_CONDITIONS, Condition, Conditions, structure
 
 ALL = Conditions(num_classes=3, vector_dim=2, token_dim=4, vocabulary=9, max_tokens=5, image_shape=(4, 4, 1))
 FEATURES = Conditions(token_dim=4, max_tokens=5)
@@ -46,7 +46,7 @@ def test_dropping_replaces_all_conditions_of_a_row_at_the_rate():
 
 
 def test_conditions_are_dropped_each_at_its_rate_and_together():
-    """Independently: the rates of combinations are products, beside the rate of all at once."""
+    """Independently: the rates of combinations are products, next to the rate of all at once."""
     num = 20_000
     conditions = Conditions(num_classes=3, token_dim=1, max_tokens=2, image_shape=(1, 1, 1))
     ones = {name: jnp.ones((num, *entry.shape), entry.dtype) for name, entry in conditions.shapes.items()}
@@ -86,6 +86,45 @@ def test_what_does_not_fit_is_refused(change, message):
     ALL.check(cond)
     with pytest.raises(ValueError, match=message):
         ALL.check(cond | change)
+
+
+POCKET = Conditions(num_classes=3) | Conditions({"pocket": structure((2, 3)), "mask": structure((5,), "bool", null=1)})
+
+
+def test_structures_pass_dropout_unchanged():
+    """Whatever the rates, also those of their own names; the other conditions of these rows are dropped."""
+    pocket = jax.random.normal(jax.random.key(0), (100, 2, 3))
+    cond = {"label": jnp.zeros(100, jnp.int32), "mask": jnp.zeros((100, 5), bool), "pocket": pocket}
+    for rate, rates in ((1.0, {}), (0.0, {"label": 1.0, "pocket": 1.0})):
+        dropped = POCKET.dropped(jax.random.key(1), cond, rate, rates)
+        np.testing.assert_array_equal(dropped["label"], 3)
+        np.testing.assert_array_equal(dropped["pocket"], pocket)
+        assert not np.asarray(dropped["mask"]).any()
+
+
+def test_the_null_condition_of_guidance_keeps_structures():
+    cond = {"label": jnp.array([1, 2]), "mask": jnp.zeros((2, 5), bool), "pocket": jnp.ones((2, 2, 3))}
+    null = POCKET.nulled(cond)
+    np.testing.assert_array_equal(null["label"], [3, 3])
+    assert null["pocket"] is cond["pocket"] and null["mask"] is cond["mask"]
+    for conditions, given in ((ALL, example(2)), (ALL, None), (POCKET, None)):
+        nulls = conditions.nulled(given), conditions.null()
+        jax.tree.map(np.testing.assert_array_equal, *nulls)
+    assert np.asarray(POCKET.null()["mask"]).all(), "without a structure, its null value"
+
+
+def test_the_set_of_conditions_is_open_and_its_order_does_not_depend_on_that_of_the_parts():
+    own = Condition(POCKET.specs["pocket"], null=(1.0, 2.0, 3.0))
+    parts = Conditions(vector_dim=2), Conditions({"zeta": own}), Conditions({"alpha": own}), Conditions(num_classes=3)
+    for first, second, third, last in (parts, parts[::-1]):
+        union = first | second | third | last
+        assert list(union) == ["label", "vector", "alpha", "zeta"]
+        np.testing.assert_array_equal(union.null(2)["alpha"], np.broadcast_to([1.0, 2.0, 3.0], (2, 2, 3)))
+    assert union == Conditions(num_classes=3, vector_dim=2) | Conditions({"alpha": own, "zeta": own})
+    assert len({union, union | parts[0]}) == 1
+    ids, vectors = Conditions(token_dim=4, vocabulary=9, max_tokens=5), FEATURES
+    assert list(ids | vectors) == ["tokens"], "the mask goes with its tokens"
+    assert list(vectors | ids) == ["tokens", "mask"]
 
 
 def test_missing_conditions_and_tokens_without_a_length():

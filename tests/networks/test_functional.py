@@ -114,3 +114,26 @@ def test_parameters_survive_a_checkpoint(tmp_path):
     ocp.save_pytree(tmp_path / "params", params)
     restored = ocp.load_pytree(tmp_path / "params", jax.eval_shape(init, jax.random.key(0)))
     np.testing.assert_array_equal(apply(restored, X, C), apply(params, X, C))
+
+
+class Tokens(nnx.Module):
+    """Logits of ids, in the dtype of the computation."""
+
+    def __init__(self, *, rngs: nnx.Rngs):
+        self.table = nnx.Embed(5, 4, rngs=rngs)
+
+    def __call__(self, x, c_noise, cond=None, *, rngs=None):
+        assert x.dtype == jnp.int32
+        return self.table.attend(self.table(x)) + c_noise[:, None, None].astype(self.table.embedding.dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_ids_are_not_cast_and_their_output_is_float32(dtype):
+    init, apply = init_apply(lambda rngs: Tokens(rngs=rngs), dtype)
+    params, ids = init(jax.random.key(0)), jnp.array([[0, 4, 300 % 5], [1, 2, 3]], jnp.int32)
+    table = params["table"]["embedding"].astype(dtype)
+    out = apply(params, ids, jnp.zeros(2))
+    assert out.dtype == jnp.float32 and out.shape == (2, 3, 5)
+    np.testing.assert_allclose(
+        out, np.float32(table)[ids] @ np.float32(table).T, atol=1e-2 if dtype != "float32" else 1e-6
+    )

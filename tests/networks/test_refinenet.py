@@ -17,7 +17,7 @@ def image(*shape: int, seed: int = 0) -> jax.Array:
 def expected_parameters(n: int, channels: int, num_levels: int) -> int:
     """Number of parameters of the four-level network, from the layer list of 1907.05600 and 2006.09011.
 
-    `num_levels = 0` stands for NCSNv2, whose refine blocks have no normalisations.
+    `num_levels = 0` is NCSNv2, whose refine blocks have no normalisations.
     """
 
     def conv(a: int, b: int, size: int = 3, bias: bool = True) -> int:

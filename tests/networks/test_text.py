@@ -101,6 +101,6 @@ def test_images_and_texts_of_another_size():
         net(np.zeros((2, 8, 12, 3), np.float32))
     sizes = dict(vocab_size=9, max_position_embeddings=4, d_model=8, encoder_layers=1, encoder_ffn_dim=8, head_dim=2)
     bert = compiled(LDMBert, **sizes, encoder_attention_heads=3)
-    assert bert(np.zeros((2, 3), int)).shape == (2, 3, 8)
+    assert bert(np.zeros((2, 3), int)).hidden.shape == (2, 3, 8)
     with pytest.raises(ValueError, match="5 tokens is longer"):
         bert(np.zeros((2, 5), int))

@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from diffusion_jax.config import build
-from diffusion_jax.run import modes
+from diffusion_jax import systems
+from diffusion_jax.config import saved
+from diffusion_jax.run import evaluate, train
 from tests.runs import ROOT, TOY, command, flag, listing
 
 DDPM = str(ROOT / "configs" / "ddpm.py")
@@ -30,10 +31,10 @@ def _refused(monkeypatch, capsys, folder, arguments):
     def forbidden(*args, **keywords):
         pytest.fail("refused too late")
 
-    for name in ("train_loop", "write_evaluation"):
-        monkeypatch.setattr(modes, name, forbidden)
-    monkeypatch.setattr(build.systems.Diffusion, "sample", forbidden)
-    monkeypatch.setattr(modes.workdir, "write_config", forbidden)
+    monkeypatch.setattr(train, "train_loop", forbidden)
+    monkeypatch.setattr(evaluate, "write_evaluation", forbidden)
+    monkeypatch.setattr(systems.Diffusion, "sample", forbidden)
+    monkeypatch.setattr(saved, "write_config", forbidden)
     before = listing(folder)
     with pytest.raises(SystemExit) as exit:
         command(monkeypatch, *arguments)
@@ -46,7 +47,7 @@ def _refused(monkeypatch, capsys, folder, arguments):
 
 
 REFUSED = {
-    "top-level key": (["--config.nonsense=1"], ["config.nonsense", "there are data, ema"]),
+    "top-level key": (["--config.nonsense=1"], ["config.nonsense", "data, editing, ema"]),
     "section of an unknown name": (["--config.solvr.name=heun"], ["solvr", 'Did you mean "solver"']),
     "section key": (["--config.training.num_step=9"], ["config.training.num_step ", "did you mean 'num_steps'"]),
     "keyword": (["--config.solver.etta=0.1"], ["config.solver.etta=0.1", "did you mean 'eta'"]),
@@ -62,9 +63,12 @@ REFUSED = {
     "grid": (["--config.sampling.grid.name=karas"], ["config.sampling.grid.name='karas'", "'karras'", "quadratic"]),
     "system": (["--config.system.name=difusion"], ["config.system.name='difusion'", "'diffusion'"]),
     "optimizer": (["--config.optimizer.name=adm"], ["config.optimizer.name='adm'", "'adam'", "lion"]),
-    "schedule": (["--config.optimizer.schedule=cosin"], ["schedule='cosin'", "constant, cosine"]),
+    "schedule": (
+        ["--config.optimizer.schedule=cosin"],
+        ["config.optimizer", "schedule", "'cosin'", "constant, cosine"],
+    ),
     "logger": (['--config.training.loggers=("jsn",)'], ["config.training.loggers='jsn'", "tensorboard"]),
-    "metric": (['--config.evaluation.metrics=("tooy",)'], ["config.evaluation.metrics='tooy'", "'toy'", "classifier"]),
+    "metric": (['--config.evaluation.metrics=("tooy",)'], ["config.evaluation.metrics='tooy'", "'points'", "'toy'"]),
     "data": (
         ["--config.data.name=mnst", "--config.data.image_size=8", "--config.data.channels=1"],
         ["config.data", "'mnst'"],
@@ -78,7 +82,7 @@ REFUSED = {
     "text for a flag": (["--config.sampling.denoise=perhaps"], ["config.sampling.denoise=perhaps", "oolean"]),
     "zero steps": (["--config.training.num_steps=0"], ["config.training.num_steps=0", "at least 1"]),
     "one sample to judge": (["--config.evaluation.num_samples=1"], ["config.evaluation.num_samples=1", "at least 2"]),
-    "learning rate": (["--config.optimizer.learning_rate=-1.0"], ["learning_rate=-1.0", "positive"]),
+    "learning rate": (["--config.optimizer.learning_rate=-1.0"], ["config.optimizer", "learning_rate", "-1.0"]),
     "average": (["--config.ema.rates=(1.5,)"], ["1.5", "[0, 1)"]),
     "too large an integer": ([f"--config.network.num_layers={10**400}"], ["config.network.num_layers", "63 bits"]),
     "averages that are no numbers": (["--config.ema.rates=((1,),)"], ["config.ema.rates=(1,)", "a number"]),
@@ -117,7 +121,10 @@ REFUSED = {
         ["config.sampling.grid (quadratic)", "run from 1.5 to 0.001", "t is in [0, 1]"],
     ),
     "times beyond the process": (["--config.times.t_max=1.5"], ["config.times (low_discrepancy)", "t is in [0, 1]"]),
-    "metric for images": (['--config.evaluation.metrics=("classifier",)'], ["'classifier'", "images with labels"]),
+    "metric for images": (
+        ['--config.evaluation.metrics=("classifier",)'],
+        ["config.evaluation.metrics='classifier'", "'points'", "toy"],
+    ),
     "images without a size": (["--config.data.name=digits"], ["config.data.image_size=None", "positive integer"]),
     "other network": (["--config.network.hidden=8"], ["config.network.hidden is 8 now and was 16"]),
     "other process": (["--config.process.name=subvp"], ["config.process.name is 'subvp' now and was 'vp'"]),

@@ -8,13 +8,12 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data import vocabulary
 from diffusion_jax.networks.functional import count_parameters
 from diffusion_jax.run import evaluate, plan, sample, train
 from diffusion_jax.run.job import prepare
-from tests.runs import digits, toy
+from tests.runs import digits, source_of, toy
 
 CLASSES = dict(network__num_classes=10)
 
@@ -199,7 +198,7 @@ def test_captions_are_read_by_the_words_of_a_tokenizer(tmp_path):
         other = ConfigDict(config.to_dict())
         other.network.update(changes)
         with pytest.raises(ConfigError, match=message):
-            build.source(other)
+            source_of(other)
     config.data.tokenizer = str(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"config\.data\.tokenizer='.*none'.*holds no tokenizer"):
         sample.sample(config, tmp_path / "run")

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
-from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
+from diffusion_jax.networks.conditions import NO_CONDITIONS, Condition, Conditions
 from diffusion_jax.run.requests import captions, recorded, requested
+from diffusion_jax.types import Spec
 
 CLASSES = Conditions(num_classes=10)
 CAPTIONS = Conditions(token_dim=4, vocabulary=VOCABULARY, max_tokens=6)
@@ -30,8 +31,8 @@ def test_captions_are_separated_by_bars_or_lines(tmp_path):
     (tmp_path / "texts.txt").write_text("a, b\n\nc\n")
     for text in ("a, b|c", str(tmp_path / "texts.txt")):
         cond = requested(text, CAPTIONS, 3)
-        assert captions(cond) == ["a, b", "c", "a, b"]
-        np.testing.assert_array_equal(recorded(cond)["cond"], ["a, b", "c", "a, b"])
+        assert captions(cond, CAPTIONS) == ["a, b", "c", "a, b"]
+        np.testing.assert_array_equal(recorded(cond, CAPTIONS)["cond"], ["a, b", "c", "a, b"])
 
 
 def test_a_file_holds_any_conditions(tmp_path):
@@ -40,7 +41,7 @@ def test_a_file_holds_any_conditions(tmp_path):
     cond = requested(str(path), VECTORS, 3)
     np.testing.assert_array_equal(cond["label"], [1, 2, 1])
     np.testing.assert_array_equal(cond["vector"][:, 0], [1, 3, 1])
-    assert set(recorded(cond)) == {"cond", "cond_vector"} and captions(cond) == ["1", "2", "1"]
+    assert set(recorded(cond, VECTORS)) == {"cond", "cond_vector"} and captions(cond, VECTORS) == ["1", "2", "1"]
     pixels = np.array([0, 51, 255, 204], np.uint8).reshape(1, 2, 2, 1)
     for control in (pixels, np.array([-1, -0.6, 1, 0.6]).reshape(1, 2, 2, 1)):
         np.savez(path, label=np.array([1], np.uint8), control=control)
@@ -48,7 +49,7 @@ def test_a_file_holds_any_conditions(tmp_path):
         np.testing.assert_allclose(cond["control"].ravel(), [-1, -0.6, 1, 0.6], atol=1e-6)
         assert cond["control"].dtype == np.float32 and cond["label"] == 1
     np.savez(path, caption=np.array(["x", "y"]))
-    assert captions(requested(str(path), CAPTIONS, 2)) == ["x", "y"]
+    assert captions(requested(str(path), CAPTIONS, 2), CAPTIONS) == ["x", "y"]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +74,25 @@ def test_a_file_that_does_not_fit(tmp_path):
     path = tmp_path / "cond.npz"
     for arrays, message in (
         (dict(label=np.array([1])), "'vector' is missing"),
-        (dict(label=np.array([0.5]), vector=np.ones((1, 2))), "label is float64"),
+        (dict(label=np.array([0.5]), vector=np.ones((1, 2))), "label.* float64"),
         (dict(label=np.array([1, 2]), vector=np.ones((1, 2))), "need the same number"),
     ):
         np.savez(path, **arrays)
         with pytest.raises(ValueError, match=message):
             requested(str(path), VECTORS, 2)
+
+
+def test_a_condition_of_a_new_kind_says_how_it_is_read_and_written(tmp_path):
+    def read(request, values, spec):
+        return np.stack([np.full(spec.shape, len(value), spec.dtype) for value in values])
+
+    def words(entries, describe):
+        return [f"{entry[0]:g} letters" for entry in entries]
+
+    kinds = Conditions({"letters": Condition(Spec((2,)), read=read, words=words, separator=";")})
+    assert captions(requested("ab;abcd", kinds, 3), kinds) == ["2 letters", "4 letters", "2 letters"]
+    (tmp_path / "cond.json").write_text('[{"letters": "abc", "label": 1}]')
+    both = kinds | CLASSES
+    cond = requested(str(tmp_path / "cond.json"), both, 1)
+    np.testing.assert_array_equal(cond["letters"], [[3.0, 3.0]])
+    assert list(recorded(cond, both)) == ["cond", "cond_letters"] and captions(cond, both) == ["1"]

@@ -19,7 +19,7 @@ from diffusion_jax.systems import bottlenecks
 from diffusion_jax.systems.latent_diffusion import averaged_to, first_stage_params
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System, Train
-from tests.runs import digits
+from tests.runs import digits, source_of
 
 
 def exact_stage(matrix: np.ndarray) -> systems.Autoencoder:
@@ -111,7 +111,7 @@ def stage_config(**changes):
             mid_block_add_attention=False,
         )
     )
-    return config
+    return build.reset_unread(config)
 
 
 def latent_config(stage, **changes):
@@ -148,7 +148,7 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     header = files.read_header(folder, "train")
     assert header.image_shape == (8, 8, 1) and header.num_classes == 10
     source = files.source(folder, "train[:20]")
-    images = build.source(stage_config()).batch(files.files.select("train[:20]", 1297))
+    images = source_of(stage_config()).batch(files.files.select("train[:20]", 1297))
     found = source.batch(np.arange(20))
     np.testing.assert_array_equal(found["label"], images["label"])
     h = jax.jit(run.system.encode)(run.load()["network"], jnp.asarray(images["x"]))
@@ -159,7 +159,7 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     assert json.loads((tmp_path / "read" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 4
     encode.main(["decode", f"--first_stage={stage}", f"--from={folder}", f"--to={tmp_path / 'x.npz'}", "--num=10"])
     decoded = np.load(tmp_path / "x.npz")["samples"]
-    whole = build.source(stage_config()).batch(np.arange(10))["x"]
+    whole = source_of(stage_config()).batch(np.arange(10))["x"]
     expected = jax.jit(run.system.reconstruct)(run.load(), jnp.asarray(whole))
     np.testing.assert_allclose(decoded / 127.5 - 1, np.clip(expected, -1, 1), atol=0.005)
     assert (tmp_path / "x.png").exists()
@@ -169,7 +169,8 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
 def test_only_the_diffusion_model_is_trained(stage):
     config = latent_config(stage)
     config.network.num_classes = 10
-    system, (optimizer, _) = build.system(config), build.optimizer(config)
+    built = build.build(config)
+    system, (optimizer, _) = built.system, built.parts.optimizer()
     state = jax.jit(lambda key: init_state(system, optimizer, (0.9,), key))(jax.random.key(0))
     step = jax.jit(make_train_step(system, optimizer, num_steps=4, ema_rates=(0.9,)))
     after = state
@@ -186,11 +187,11 @@ def test_refuses_what_does_not_fit(stage, tmp_path):
         with pytest.raises(ConfigError, match=match):
             job.prepare(config)
 
-    refused(r"config\.system\.first_stage='nowhere' must be.*This makes one: python -m", latent_config("nowhere"))
+    refused(r"config\.system\.first_stage='nowhere' must be.*configs/autoencoder_kl\.py", latent_config("nowhere"))
     foreign = tmp_path / "foreign"
     (foreign / "checkpoints").mkdir(parents=True)
     saved.write_config(foreign, digits())
-    refused(r"is a run of config\.system\.name='diffusion', no first stage", latent_config(foreign))
+    refused(r"foreign'.*config\.system\.name='diffusion'", latent_config(foreign))
     refused(r"is for images of \(8, 8, 1\); .* \(16, 16, 1\)", latent_config(stage, data__image_size=16))
     refused(r"is for images of \(8, 8, 1\); .* \(8, 8, 3\)", latent_config(stage, data__channels=3))
     odds = latent_config(stage)
@@ -198,7 +199,7 @@ def test_refuses_what_does_not_fit(stage, tmp_path):
     refused(r"likelihood\.name='ode' must be 'none'", odds)
     read = dict(data__name="latents", data__path=str(tmp_path))
     refused(
-        r"train\.json does not describe latents .* python -m diffusion_jax\.latents encode",
+        r"train\.json does not describe latents .* --mode=encode",
         latent_config(stage, **read),
     )
     rows = {"x": np.zeros((3, 4, 4, 4), np.float32)}

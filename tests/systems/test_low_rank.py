@@ -204,7 +204,7 @@ def test_files_that_are_refused(tmp_path, dit):
     layer = "transformer.transformer_blocks.0.attn1.to_out.0"
     for i, (names, message) in enumerate(
         (
-            ({"unet.x.lora_A.weight": a}, "nothing of it is in the file"),
+            ({"unet.x.lora_A.weight": a}, "none of its layers"),
             ({f"{layer}.lora_A.weight": a}, "1 without its other factor: transformer_blocks"),
             ({f"{layer}.lora_A.weight": a.T, f"{layer}.lora_B.weight": b}, r"1 of another shape: .* \(8, 2\) and"),
             ({"transformer.other.lora_A.weight": a}, r"1 unexpected: transformer\.other"),

@@ -50,6 +50,7 @@ def exact() -> NoisyClassifier:
         param=eps_prediction(),
         times=times.uniform(),
         num_classes=2,
+        shape=(2,),
     )
 
 
@@ -114,7 +115,7 @@ def classifier_config(**changes):
     config = digits(system__name="noisy_classifier", **changes)
     config.network = dict(name="encoder_unet", **section | dict(num_classes=10))
     config.parameterization = dict(name="eps", label="time")
-    return config
+    return build.reset_unread(config)
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,9 @@
 """Text-to-image models and ControlNets on a pipeline: where they start, what is trained, and the folders of both."""
 
 import dataclasses
+import functools
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -9,20 +11,22 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import build, from_file
+from diffusion_jax.config import from_file
 from diffusion_jax.config import saved as saved_config
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.networks.functional import init_methods
 from diffusion_jax.run import convert, train
 from diffusion_jax.run.convert import Beginning
 from diffusion_jax.run.job import prepare
-from diffusion_jax.run.parameters import fresh_state, load_params
+from diffusion_jax.run.parameters import fresh_state, load_params, stands_on
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.families import named
 from diffusion_jax.weights.files import write_weights
 from diffusion_jax.weights.folders import open_component, write_component
 from diffusion_jax.weights.layout import export_params
 from diffusion_jax.weights.options import with_defaults
+from tests.networks import random_params
+from tests.runs import source_of
 
 UNET = dict(block_out_channels=(8,), transformer_layers=(1,), num_attention_heads=2, norm_num_groups=4)
 LEVELS = UNET | dict(block_out_channels=(8, 16), transformer_layers=(0, 1))
@@ -33,6 +37,20 @@ def quick_random_numbers():
     """Of a kind that compiles in a moment: most of the time here would be that of drawing first parameters."""
     with jax.default_prng_impl("unsafe_rbg"):
         yield
+
+
+@functools.cache
+def _prepared(config: str):
+    return prepare(ConfigDict(json.loads(config, object_hook=_tuples)))
+
+
+def _tuples(section: dict) -> dict:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in section.items()}
+
+
+def prepared(read):
+    """The job of a config, made once: its system is traced at full length each time."""
+    return _prepared(read.to_json())
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +64,7 @@ def pipeline(tmp_path_factory):
     ):
         family = named(kind)
         init = init_methods(lambda rngs, f=family, a=arguments: f.network(**a, rngs=rngs), ())[0]
-        rng = np.random.default_rng(i)  # the last layers of a new U-Net are 0, and hide what comes before them
-        params[name] = jax.tree.map(
-            lambda x, rng=rng: np.asarray(x) + rng.normal(0, 0.1, x.shape).astype(np.float32),
-            jax.jit(init)(jax.random.key(i)),
-        )
+        params[name] = jax.tree.map(np.asarray, random_params(init, seed=i))
         write_component(folder / name, family, arguments, params[name])
     index = {"unet": ["diffusers", "UNet2DConditionModel"], "text_encoder": ["transformers", "CLIPTextModel"]}
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **index}))
@@ -82,21 +96,31 @@ def config(folder=None):
 
 def saved(read, directory):
     """The parameters in a work directory of `read`, after something like training."""
-    job = prepare(read)
-    with jax.set_mesh(job.mesh):
-        state = fresh_state(job)
-        network = jax.tree.map(lambda x: x + 0.01, state.params["network"])
-        params = {**state.params, "network": network}
-        averages = {rate: {"network": network} for rate in state.ema}
-        with Checkpoints(directory / "checkpoints") as checkpoints:
-            checkpoints.save(0, dataclasses.replace(state, params=params, ema=averages), Beginning(), wait=True)
+    job = prepared(read)
+    if read.weights:
+        params, _ = load_params(job, pathlib.Path(read.weights))
+    else:
+        params = filled(random_params(lambda _: job.params), stands_on(job))
+    params = {**params, "network": jax.tree.map(lambda x: x + 0.01, params["network"])}
+    state = jax.tree.map(lambda x: x if x.dtype == job.state.key.dtype else np.zeros(x.shape, x.dtype), job.state)
+    averages = {rate: {"network": params["network"]} for rate in state.ema}
+    state = dataclasses.replace(state, key=jax.random.key(0), params=params, ema=averages)
+    with jax.set_mesh(job.mesh), Checkpoints(directory / "checkpoints") as checkpoints:
+        checkpoints.save(0, jax.device_put(state, job.layout), Beginning(), wait=True)
     saved_config.write_config(directory, read)
     return params
 
 
+def filled(tree, others):
+    """The nested dict `tree` with the entries of `others` in place of its own."""
+    if not isinstance(others, dict):
+        return others
+    return tree | {key: filled(tree[key], value) for key, value in others.items()}
+
+
 def test_it_starts_as_a_copy_of_the_way_down(pipeline):
     folder, unet = pipeline
-    job = prepare(config(folder))
+    job = prepared(config(folder))
     with jax.set_mesh(job.mesh):
         state = fresh_state(job)
     for found in (state.params["network"], state.params["frozen"]["unet"], state.ema["0.999"]["network"]):
@@ -105,19 +129,20 @@ def test_it_starts_as_a_copy_of_the_way_down(pipeline):
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
 
+@pytest.mark.slow
 def test_it_is_trained_written_and_read_beside_its_pipeline(pipeline, tmp_path):
     folder, unet = pipeline
     train.train(config(folder), tmp_path / "run")
-    trained, _ = load_params(prepare(config(folder)), tmp_path / "run")
+    trained, _ = load_params(prepared(config(folder)), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, trained["frozen"]["unet"], unet)
     assert np.abs(trained["network"]["controlnet_mid_block"]["kernel"]).max() > 0
     convert.to_folder(tmp_path / "run", tmp_path / "controlnet")
     read = config(folder)
     read.weights = str(tmp_path / "controlnet")
-    found, _ = load_params(prepare(read), tmp_path / "controlnet")
+    found, _ = load_params(prepared(read), tmp_path / "controlnet")
     jax.tree.map(np.testing.assert_array_equal, found["network"], trained["network"])
     jax.tree.map(np.testing.assert_array_equal, found["frozen"]["unet"], unet)
-    state = fresh_state(prepare(read))
+    state = fresh_state(prepared(read))
     jax.tree.map(np.testing.assert_array_equal, state.params["network"], trained["network"])
 
 
@@ -132,7 +157,7 @@ def test_a_folder_of_images_and_drawings_trains_it(pipeline, tmp_path):
     arrays, folder = config(pipeline[0]), config(pipeline[0])
     folder.data.update(name="folder", path=str(tmp_path))
     folder.data.update(caption_key="text", control_key="edges")
-    expected, found = (build.source(read).batch(np.arange(16)) for read in (arrays, folder))
+    expected, found = (source_of(read).batch(np.arange(16)) for read in (arrays, folder))
     order = np.argsort([f"{i}.png" for i in range(16)])
     for name in ("x", "control"):
         np.testing.assert_array_equal(found[name], expected[name][order])
@@ -148,7 +173,7 @@ def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):
     convert.to_folder(tmp_path / "run", tmp_path / "pipeline")
     assert {p.name for p in (tmp_path / "pipeline").iterdir()} == {"unet", "text_encoder", "model_index.json"}
     read.weights = str(tmp_path / "pipeline")
-    found, _ = load_params(prepare(read), tmp_path / "pipeline")
+    found, _ = load_params(prepared(read), tmp_path / "pipeline")
     jax.tree.map(np.testing.assert_array_equal, found, trained)
     assert np.abs(trained["network"]["conv_out"]["kernel"] - unet["conv_out"]["kernel"]).max() > 0
     read.weights = str(tmp_path / "moved")
@@ -162,7 +187,7 @@ def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
     read.network.name = "unet_2d_condition"
     del read.network["hint_channels"]
     read.weights, rng, arrays = str(pipeline[0]), np.random.default_rng(0), {}
-    plain, _ = load_params(prepare(read), pipeline[0])
+    plain, _ = load_params(prepared(read), pipeline[0])
     kernels = {
         "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q": 8,
         "text_encoder.text_model.encoder.layers.0.self_attn.q_proj": 16,
@@ -174,7 +199,7 @@ def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
         }
     (file,) = write_weights(tmp_path / "both", arrays)
     read.lora.update(weights=str(file), scale=0.5)
-    found, _ = load_params(prepare(read), pipeline[0])
+    found, _ = load_params(prepared(read), pipeline[0])
     changed = {
         jax.tree_util.keystr(path, simple=True, separator=".")
         for path, same in jax.tree.leaves_with_path(jax.tree.map(np.array_equal, found, plain))
@@ -191,7 +216,7 @@ def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
     np.testing.assert_allclose(kernel[0] - kernel[1], 0.5 * (b @ a).T, atol=1e-5)
     # A run that began with them has them, and its folder too.
     trained = saved(read, tmp_path / "run")
-    again, _ = load_params(prepare(read), tmp_path / "run")
+    again, _ = load_params(prepared(read), tmp_path / "run")
     jax.tree.map(np.testing.assert_array_equal, again, trained)
     convert.to_folder(tmp_path / "run", tmp_path / "pipeline")
     jax.tree.map(
@@ -216,12 +241,12 @@ def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
         other = ConfigDict(read.to_dict())
         other.lora.update(changes)
         with pytest.raises(ConfigError, match=rf"config\.lora\.weights.*{message}"):
-            fresh_state(prepare(other))
+            fresh_state(prepared(other))
     # Below a ControlNet they are of the U-Net.
     controlled = config(pipeline[0])
     controlled.lora.update(weights=str(file), scale=0.5)
     saved(config(pipeline[0]), tmp_path / "controlnet")
-    found, _ = load_params(prepare(controlled), tmp_path / "controlnet")
+    found, _ = load_params(prepared(controlled), tmp_path / "controlnet")
     before, after = (
         tree["encoder"]["mid_block"]["cross_attentions"]["0"]["transformer_blocks"]["0"]["attn1"]["to_q"]["kernel"]
         for tree in (pipeline[1], found["frozen"]["unet"])
@@ -232,7 +257,7 @@ def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
     )
     (file,) = write_weights(tmp_path / "text", {name: array for name, array in arrays.items() if "text" in name})
     read.lora.weights = str(file)
-    found, _ = load_params(prepare(read), pipeline[0])
+    found, _ = load_params(prepared(read), pipeline[0])
     jax.tree.map(np.testing.assert_array_equal, found["network"], plain["network"])
 
 
@@ -245,7 +270,7 @@ def test_public_files_are_written_with_what_belongs_to_them(pipeline, tmp_path):
     convert.to_folder(folder, tmp_path / "pipeline", read)
     file = next((folder / "unet").glob("*.safetensors"))
     with pytest.raises(ConfigError, match=r"config\.weights: .* is not a whole model; give config\.system\.pipeline"):
-        load_params(prepare(read), file)
+        load_params(prepared(read), file)
     convert.to_folder(file, tmp_path / "unet", read)
     for name in ("unet", "text_encoder"):
         here, there = (open_component(root / name).load() for root in (tmp_path / "pipeline", folder))
@@ -285,7 +310,7 @@ def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
     assert prefixes == {"model", "first_stage_model", "cond_stage_model", "model_ema", "betas"}
     (file,) = write_weights(tmp_path / "file", arrays)
     read.weights = str(file)
-    found, _ = load_params(prepare(read), file)
+    found, _ = load_params(prepared(read), file)
     for name in ("network", "frozen"):
         held = {key: tree for key, tree in trained[name].items() if key != "first_stage"}
         jax.tree.map(np.testing.assert_array_equal, {key: found[name][key] for key in held}, held)
@@ -300,7 +325,7 @@ def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
         "",
         str(file),
     )
-    jax.tree.map(np.testing.assert_array_equal, build.pretrained(read)["frozen"]["unet"], expected["unet"])
+    jax.tree.map(np.testing.assert_array_equal, stands_on(prepared(read))["frozen"]["unet"], expected["unet"])
     for missing, message in (
         ("cond_stage_model", "missing: text_model.*unexpected: betas, first_stage_model"),
         ("first_stage", "holds no first stage"),
@@ -308,11 +333,11 @@ def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
         (half,) = write_weights(tmp_path / missing, {k: x for k, x in arrays.items() if not k.startswith(missing)})
         read.system.pipeline = str(half)
         with pytest.raises(ConfigError, match=rf"config\.system\.pipeline.*{message}"):
-            build.pretrained(read)
+            stands_on(prepared(read))
 
 
 def test_a_pipeline_with_another_unet_is_refused(pipeline):
     read = config(pipeline[0])
     read.network.block_out_channels = (16,)
     with pytest.raises(ConfigError, match=r"config\.system\.pipeline.*block_out_channels"):
-        build.pretrained(read)
+        stands_on(prepared(read))

@@ -17,6 +17,7 @@ from diffusion_jax.config.recipes.text_to_image import TASKS
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.run import requests
 from diffusion_jax.training.step import init_state
+from tests.runs import source_of
 
 CONFIG = "configs/stable_diffusion.py:digits"
 ENCODER = dict(name="clip_text", vocab_size=4, hidden_size=8, num_attention_heads=2, max_position_embeddings=5)
@@ -86,7 +87,7 @@ def test_image_to_image_is_sdedit_with_the_strength_of_the_system():
 
 def test_texts_go_to_ids_and_back(built):
     cond = requests.requested("seven | two", built.conditions, 3, built.tokenize)
-    assert requests.captions(cond, built.describe) == ["seven", "two", "seven"]
+    assert requests.captions(cond, built.conditions, built.describe) == ["seven", "two", "seven"]
 
 
 @pytest.mark.parametrize("files", [True, False])
@@ -163,7 +164,7 @@ def test_images_with_texts_train_every_task(pictures, task, channels, key, shape
     data = dict(name="folder", path=str(pictures), caption_key="text", split="train", eval_split="train")
     read.data = ConfigDict({**data, "image_size": 8, "channels": 1, key: "edges"})
     system = build.system(read)
-    batch = build.source(read).batch(np.arange(2), np.random.default_rng(0))
+    batch = source_of(read).batch(np.arange(2), np.random.default_rng(0))
     assert batch["image"].shape == (2, *shape)
     params, batch = jax.eval_shape(system.init, jax.random.key(0)), jax.tree.map(jnp.asarray, batch)
     loss = jax.eval_shape(lambda params: system.loss(params, jax.random.key(1), batch, None)[0], params)
@@ -172,7 +173,7 @@ def test_images_with_texts_train_every_task(pictures, task, channels, key, shape
         del read.data["image_key"]
         read.data.control_key = "edges"
         with pytest.raises(ConfigError, match=r"needs the condition 'image' of shape .* does not give"):
-            build.source(read)
+            source_of(read)
 
 
 @pytest.mark.parametrize(

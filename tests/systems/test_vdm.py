@@ -18,7 +18,7 @@ from diffusion_jax.solvers import grids
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System
 from tests.losses.test_vdm import DATA, PARAM, exact
-from tests.runs import digits
+from tests.runs import digits, parts_of, source_of
 
 
 def config(**changes):
@@ -28,7 +28,7 @@ def config(**changes):
     made.parameterization = ConfigDict(dict(name="eps", label="log_snr"))
     made.sampling.grid = ConfigDict(dict(name="uniform", t_min=0.0))
     made.data.levels = 17
-    return made
+    return build.reset_unread(made)
 
 
 @functools.cache
@@ -175,7 +175,9 @@ def test_labels_reach_the_network():
     def apply(params, x, c_noise, cond, *, key=None):
         return jnp.zeros_like(x) + cond["label"][:, None]
 
-    diffusion = dataclasses.replace(gaussian(17).diffusion, apply=apply, conditions=Conditions(num_classes=10), steps=1)
+    diffusion = dataclasses.replace(
+        gaussian(17).diffusion, apply=apply, network_conditions=Conditions(num_classes=10), steps=1
+    )
     system = systems.VDM(diffusion=diffusion, levels=17, num_times=1)
     params = jax.jit(system.init)(jax.random.key(0))
     batch = {"x": jnp.zeros((2, 2)), "label": jnp.array([0, 9])}
@@ -200,7 +202,7 @@ def test_training_moves_network_and_schedule_by_their_own_optimizers():
     groups = {"schedule": {"learning_rate": 1e-2}}
     made = config(optimizer__warmup_steps=0)
     made.optimizer.groups = ConfigDict(groups)
-    optimizer, _ = build.optimizer(made)
+    optimizer, _ = parts_of(made).optimizer()
     state = jax.jit(lambda key: init_state(system, optimizer, (0.9,), key))(jax.random.key(0))
     step = jax.jit(make_train_step(system, optimizer, num_steps=4, ema_rates=(0.9,), accumulate=2))
     before = state.params
@@ -230,7 +232,7 @@ def test_refusals():
         build.system(unknown)
     fourier.network.fourier = (7.5,)
     with pytest.raises(ConfigError, match=r"config.network.fourier=\(7.5,\) must hold integers"):
-        build.network(fourier)
+        parts_of(fourier).network()
     off.data.levels = 16
     with pytest.raises(ConfigError, match="levels is 16, but x holds"):
-        build.source(off)
+        source_of(off)

@@ -46,7 +46,7 @@ def flat(name: str) -> str:
     ],
 )
 def test_names_of_latent_diffusion(options, make, expected):
-    """Beside a first stage and what else is in such files; what is written reads back the same."""
+    """Next to a first stage and other contents of such files; a written file reads back the same."""
     init, _ = init_apply(lambda rngs: ADM(**SMALL, **options, rngs=rngs))
     shapes = jax.eval_shape(init, jax.random.key(0))
     rng = np.random.default_rng(0)

@@ -80,7 +80,7 @@ def test_folders_that_are_refused(tmp_path, config, message):
     [
         ({"act_fn": "gelu"}, "act_fn='gelu' must be 'silu' or 'swish' for our UNet"),
         ({"resnet_time_scale_shift": "scale_shift"}, "resnet_time_scale_shift='scale_shift' must be 'default'"),
-        ({"a_new_option": 3}, "a_new_option='3' is an option that our UNet has not"),
+        ({"a_new_option": 3}, r"a_new_option='3' .*UNet"),
         ({"sample_size": None}, "sample_size=None must be the side of a square"),
         ({"sample_size": [8, 16]}, r"sample_size=\(8, 16\) must be the side of a square"),
         ({"layers_per_block": 2.5}, "layers_per_block='2.5' must be like 2"),
@@ -146,5 +146,5 @@ def test_components_of_a_pipeline(tmp_path):
     (tmp_path / "unet").mkdir()
     assert folders.components(tmp_path) == {"unet": "UNet2DModel"}
     path.write_text(json.dumps({"../unet": ["diffusers", "UNet2DModel"]}))
-    with pytest.raises(ValueError, match=r"a component '\.\./unet', which is no folder of it"):
+    with pytest.raises(ValueError, match=r"component '\.\./unet'"):
         folders.components(tmp_path)

@@ -18,7 +18,7 @@ def arrays(**shapes):
 
 
 def abstract(tree, dtype=np.float32):
-    """Shapes in the place of leaves."""
+    """Shapes instead of leaves."""
     if isinstance(tree, dict):
         return {key: abstract(value, dtype) for key, value in tree.items()}
     return jax.ShapeDtypeStruct(tree, dtype)
@@ -240,7 +240,7 @@ def test_host_memory_is_the_model_and_one_tensor():
     finally:
         tracemalloc.stop()
     assert len(params) == count
-    # At once the whole file would be there beside the model: half as much again.
+    # Read at once, the whole file would take half as much memory again next to the model.
     assert peak < model + 2 * largest < model + 2 * count * side**2
 
 

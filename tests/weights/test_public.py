@@ -141,11 +141,11 @@ def test_a_file_of_another_network_is_refused(tmp_path, monkeypatch):
         sample.sample(config(tmp_path, tmp_path / "nothing", monkeypatch), tmp_path / "run")
 
 
-def test_a_codebook_from_elsewhere_does_not_begin_anew():
+def test_an_imported_codebook_is_not_re_initialised():
     entries = jax.random.normal(jax.random.key(0), (16, 2))
     network, bottleneck = {"quantize": {"embedding": {"embedding": entries}}}, Codebook()
-    told = {"counts": jnp.zeros(16), "sums": jnp.zeros((16, 2)), "drawn": jnp.ones((16, 2))}
-    after, _ = bottleneck.advance(network, bottleneck.adopt(network), told)
+    statistics = {"counts": jnp.zeros(16), "sums": jnp.zeros((16, 2)), "drawn": jnp.ones((16, 2))}
+    after, _ = bottleneck.advance(network, bottleneck.adopt(network), statistics)
     np.testing.assert_allclose(after["quantize"]["embedding"]["embedding"], entries, rtol=1e-6)
-    fresh, _ = bottleneck.advance(network, bottleneck.init(network), told)
+    fresh, _ = bottleneck.advance(network, bottleneck.init(network), statistics)
     np.testing.assert_array_equal(fresh["quantize"]["embedding"]["embedding"], 1)

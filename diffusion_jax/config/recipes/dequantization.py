@@ -1,4 +1,4 @@
-"""The recipe of `systems.VariationalDequantization`: dequantization noise learned for a trained likelihood model."""
+"""The recipe of `systems.VariationalDequantization`: learned dequantization noise for a trained diffusion model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffusion_jax.weights.public import component_of
 
 
 def build(parts: Parts) -> systems.VariationalDequantization:
-    """The system that learns dequantization noise. config.network is the network of its flow. Raises ConfigError."""
+    """The variational dequantization of a config. config.network is the network of its flow. Raises ConfigError."""
     config, run = parts.config, _model(parts)
     for field, here, there in (
         ("the shape of an example", parts.spec.shape, run.system.makes.shape),
@@ -26,8 +26,8 @@ def build(parts: Parts) -> systems.VariationalDequantization:
             raise ConfigError(f"config.system.model={config.system.model!r}: {field} is {there} there and {here} here")
     if config.data.get("dequantize", False) or not run.config.data.get("dequantize", False):
         raise ConfigError(
-            "config.data.dequantize must be false here, where the noise is learned, and true in the run of "
-            f"config.system.model={config.system.model!r}, whose density is one of dequantized data"
+            "config.data.dequantize must be false here, since the noise is learned, and true in the run of "
+            f"config.system.model={config.system.model!r}, which models the density of dequantized data"
         )
     if config.evaluation.likelihood.name not in ("none", "ode"):
         raise ConfigError(
@@ -57,12 +57,12 @@ def _model(parts: Parts) -> Trained:
 
 
 def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
-    """The diffusion model, frozen."""
+    """The frozen diffusion model."""
     return {"frozen/diffusion": _model(parts).load}
 
 
 def check(parts: Parts, source: Source) -> None:
-    """Refuses data off the grey levels whose cells the noise fills."""
+    """Raises ConfigError unless the data is on grey levels."""
     check_grey_levels("data (for config.system.name='variational_dequantization')", source, parts.levels)
     check_likelihood_levels(parts, source)
 

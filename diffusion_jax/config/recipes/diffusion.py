@@ -1,4 +1,4 @@
-"""The recipe of `systems.Diffusion`: one network, one process, any point on the other axes."""
+"""The recipe of `systems.Diffusion`, diffusion models, and what other recipes share with it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diffusion_jax.systems import augmentation
 from diffusion_jax.types import Params, needs_of
 from diffusion_jax.weights.public import component_of
 
-_VIEW_TIME = 0.1  # at which a picture of points shows the score
+_VIEW_TIME = 0.1  # time t of the score in pictures of points
 
 
 def build(parts: Parts) -> systems.Diffusion:
@@ -32,7 +32,7 @@ def diffusion(
     cond_dropouts: Mapping[str, float] = NO_RATES,
     augment: float = 0.0,
 ) -> systems.Diffusion:
-    """A diffusion system of examples of `parts.spec`; the keywords are those of config.system. Raises ConfigError."""
+    """The diffusion system of `parts`, for examples of `parts.spec`. Keywords are config.system. Raises ConfigError."""
     config, process, param = parts.config, parts.process, parts.parameterization
     network, likelihood = parts.network(), parts.likelihood
     fits.check_loss(config, lookup(names.LOSSES, "loss.name", config.loss.name), process)
@@ -48,12 +48,12 @@ def diffusion(
         levels=parts.levels,
     )
     learned = needs_of(loss).learned_variance
-    at = dict(process=process, param=param)
+    shared = dict(process=process, param=param)
     drawn, weights = parts.times_of_training()
     times = fits.sampling_times(config, process, parts.grid)
-    fits.check_training(config, **at, loss=loss, drawn=drawn, weights=weights)
-    fits.check_sampling(config, **at, solver=parts.solver, guidance=parts.guidance, times=times)
-    fits.check_likelihood(config, **at, likelihood=likelihood)
+    fits.check_training(config, **shared, loss=loss, drawn=drawn, weights=weights)
+    fits.check_sampling(config, **shared, solver=parts.solver, guidance=parts.guidance, times=times)
+    fits.check_likelihood(config, **shared, likelihood=likelihood)
     fits.check_outputs(
         config,
         parts.spec.shape,
@@ -95,7 +95,7 @@ def diffusion(
 
 
 def score(system: systems.Diffusion, params: Params) -> Callable:
-    """The learned score at a small time, as a function of points."""
+    """The learned score at t = 0.1, as a function of points, for pictures."""
     D, t = system.denoiser(params, None), jnp.float32(_VIEW_TIME)
     return jax.jit(lambda x: parameterizations.score(system.process, D, x, t))
 

@@ -1,4 +1,4 @@
-"""The recipes of `systems.Autoencoder`, the first stages of latent diffusion: KL autoencoders and VQGANs."""
+"""The recipes of `systems.Autoencoder`, first stages of latent diffusion: KL autoencoders and VQGANs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from diffusion_jax.systems.autoencoder import Adversary, Perceptual
 from diffusion_jax.types import Params, Placed
 from diffusion_jax.weights.lpips import load_lpips
 
-_NETWORKS = {"autoencoder_kl": "autoencoder_kl", "vqgan": "vq_model"}  # by system
-_COMPONENTS = {"autoencoder_kl": "vae", "vq_model": "vqvae"}  # of a pipeline of diffusers, by network
-_LPIPS_SIDE = 16  # pixels of the smallest image whose last features are not empty
+_NETWORKS = {"autoencoder_kl": "autoencoder_kl", "vqgan": "vq_model"}  # system -> network
+_COMPONENTS = {"autoencoder_kl": "vae", "vq_model": "vqvae"}  # network -> component of a pipeline of diffusers
+_LPIPS_SIDE = 16  # least height and width of an image, in pixels, so that no feature map is empty
 
 
 def build(parts: Parts) -> systems.Autoencoder:
-    """The first stage of a config, from its sections `system`, `network` and `loss`. Raises ConfigError."""
+    """The autoencoder of a config, from its sections `system`, `network` and `loss`. Raises ConfigError."""
     options = parts.section("system")
     return autoencoder(parts, options, parts.section("network"), parts.section("loss"))
 
@@ -42,11 +42,11 @@ def autoencoder(
     loss: Mapping[str, Any],
     field: str = "network",
 ) -> systems.Autoencoder:
-    """The first stage for images of `parts.spec`. Raises ConfigError.
+    """The autoencoder for images of `parts.spec`. Raises ConfigError.
 
     Args:
-      parts: of whose config only the dtype and the batch size of sampling are read.
-      options: a section config.system of a first stage.
+      parts: gives the spec, the dtype and the batch size of sampling.
+      options: the section config.system of an autoencoder.
       network: name and arguments of its network, the section `field` of the config.
       loss: the section of its reconstruction loss.
     """
@@ -63,8 +63,8 @@ def autoencoder(
     latent_scale = positive("system.latent_scale", options.pop("latent_scale", 0.0), zero=True)
 
     def make(rngs):
-        given = dict(image_size=shape[0], in_channels=shape[-1], rngs=rngs)
-        return construct({name: names.AUTOENCODERS[name]}, field, network, **given)
+        sizes = dict(image_size=shape[0], in_channels=shape[-1])
+        return construct({name: names.AUTOENCODERS[name]}, field, network, **sizes, rngs=rngs)
 
     with refusal("config.training.dtype"):
         init, (encode, decode) = init_methods(make, ("encode", "decode"), dtype)
@@ -76,11 +76,11 @@ def autoencoder(
         z = jax.eval_shape(functools.partial(bottleneck.latent, None), h)
         y = jax.eval_shape(decode, params, z)
     if y.shape != x.shape:
-        raise ConfigError(f"config.{field} ({name}) makes {y.shape[1:]} of images of {shape}; out_channels must fit")
+        raise ConfigError(f"config.{field} ({name}) returns {y.shape[1:]} for images of {shape}; out_channels must fit")
     arguments = {key: value for key, value in network.items() if key != "name"}
 
     def adopt(params: Params, network: Params) -> Params:
-        """A codebook from elsewhere has a state of its own."""
+        """The parameters with a network from elsewhere, and the state of the bottleneck for it."""
         state = jax.jit(bottleneck.adopt)(network)
         return {**params, "network": network, "frozen": {**params["frozen"], "bottleneck": state}}
 
@@ -111,7 +111,7 @@ def autoencoder(
 
 
 def scaling_factor(moments: Mapping[str, Array], latent_scale: float) -> float:
-    """The one factor of all latents, as diffusers has it; of latents standardised by channel, the nearest to those."""
+    """The scaling factor of diffusers: `latent_scale`, or the inverse root of the mean variance of the channels."""
     square, mean = np.asarray(moments["square"]), np.asarray(moments["mean"])
     return latent_scale or 1 / float(np.sqrt(np.mean(square - np.square(mean))))
 
@@ -127,7 +127,7 @@ def _reconstruction(loss: Mapping[str, Any], kind: str) -> Callable:
 
 
 def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
-    """The weights of LPIPS, where the config asks for it."""
+    """The weights of LPIPS, if config.system.perceptual.name is "lpips"."""
     section = parts.config.system.get("perceptual", {"name": "none"})
     if section["name"] != "lpips":
         return {}
@@ -146,14 +146,14 @@ def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
 
 
 def laplacian(weight: float = 1.0) -> Perceptual:
-    """`losses.first_stage.laplacian`, which needs no weights."""
+    """The perceptual loss `losses.first_stage.laplacian`, which has no parameters."""
     return Perceptual(init=lambda key: {}, distance=lambda params, x, y: losses.laplacian(x, y), weight=weight)
 
 
 def lpips(
     weight: float = 1.0, vgg: str = "", lin: str = "", *, shape: tuple[int, ...], dtype: str = "float32"
 ) -> Perceptual:
-    """`networks.lpips` with the weights in the files `vgg` and `lin`, see `weights.lpips.load_lpips`."""
+    """The perceptual loss LPIPS with the weights in the files `vgg` and `lin`, see `weights.lpips.load_lpips`."""
     if min(shape[:2]) < _LPIPS_SIDE or shape[-1] not in (1, 3):
         raise ValueError(f"images of {shape} must have 1 or 3 channels and sides of at least {_LPIPS_SIDE} pixels")
     init, (distance,) = init_methods(lambda rngs: LPIPS(rngs=rngs), ("distance",), dtype)
@@ -174,7 +174,7 @@ def patchgan(
     shape: tuple[int, ...],
     dtype: str = "float32",
 ) -> Adversary:
-    """`networks.discriminator.NLayerDiscriminator` as adversary, with `losses.first_stage.hinge` or `vanilla`."""
+    """The discriminator of PatchGAN, with the loss "hinge" or "vanilla" of `losses.first_stage`."""
 
     def make(rngs):
         return NLayerDiscriminator(
@@ -187,7 +187,7 @@ def patchgan(
     x = jax.ShapeDtypeStruct((1, *shape), np.float32)
     logits: Array = jax.eval_shape(lambda key, x: discriminate(init(key), x), jax.random.key(0), x)
     if logits.size == 0:
-        raise ValueError(f"n_layers={n_layers} leave nothing of images of {shape}; take fewer")
+        raise ValueError(f"n_layers={n_layers} gives no logits for images of {shape}; it must be less")
     return Adversary(
         init=init,
         discriminate=discriminate,

@@ -1,4 +1,4 @@
-"""The recipe of `systems.LatentDiffusion`: a diffusion model of the latents of a trained first stage."""
+"""The recipe of `systems.LatentDiffusion`, diffusion models of the latents of a trained first stage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from diffusion_jax.training.checksums import checksums
 from diffusion_jax.types import Params, Spec
 from diffusion_jax.weights import public
 
-_OWN = ("name", "decode_batch_size")  # keys of config.system that are not those of a diffusion model
+_OWN = ("name", "decode_batch_size")  # keys of config.system that a diffusion model does not have
 
 
 def build(parts: Parts) -> systems.LatentDiffusion:
@@ -34,17 +34,17 @@ def build(parts: Parts) -> systems.LatentDiffusion:
     model = construct({own["name"]: functools.partial(diffusion, latents)}, "system", {**options, "name": own["name"]})
     networks = {**model.networks, **public.within(stage.networks, ("frozen", "first_stage"))}
     precomputed = parts.spec.modality == "latents"
-    given = dict(diffusion=model, first_stage=stage, precomputed=precomputed, networks=networks)
-    return construct({own["name"]: systems.LatentDiffusion}, "system", own, **given)
+    fields = dict(diffusion=model, first_stage=stage, precomputed=precomputed, networks=networks)
+    return construct({own["name"]: systems.LatentDiffusion}, "system", own, **fields)
 
 
 def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
-    """The first stage, frozen."""
+    """The frozen first stage."""
     return {"frozen/first_stage": lambda: first_stage_params(first_stage_of(parts).load())}
 
 
 def first_stage_of(parts: Parts) -> Trained:
-    """The run that config.system.first_stage names. ConfigError: there is none, or not for these images or latents."""
+    """The run of config.system.first_stage. Raises ConfigError if there is none or it does not fit the data."""
     config, field, path = parts.config, "config.system.first_stage", parts.config.system.get("first_stage", "")
     try:
         run = parts.trained(path, field, role="first_stage")
@@ -52,14 +52,13 @@ def first_stage_of(parts: Parts) -> Trained:
         if path and (pathlib.Path(path) / "config.json").exists():
             raise
         raise ConfigError(
-            f"{error}. This makes one: python -m diffusion_jax.main --config=configs/autoencoder_kl.py "
-            f"--workdir={path or 'DIR'}; configs/vqgan.py is another, and both have variants for other data"
+            f"{error}. Train one with python -m diffusion_jax.main --config=configs/autoencoder_kl.py "
+            f"--workdir={path or 'DIR'}, or with configs/vqgan.py; both have variants for other data"
         ) from error
     shape = (config.data.get("image_size"), config.data.get("image_size"), config.data.get("channels"))
     if run.system.shape != shape:
         raise ConfigError(
-            f"{field}={path!r} is for images of {run.system.shape}; config.data.image_size and channels are those of "
-            f"{shape}"
+            f"{field}={path!r} is for images of {run.system.shape}; config.data.image_size and channels give {shape}"
         )
     if parts.spec.modality == "latents":
         with refusal("config.data"):
@@ -69,14 +68,13 @@ def first_stage_of(parts: Parts) -> Trained:
             raise ConfigError(
                 f"config.data.path={config.data.path!r} holds latents of images of {header.image_shape} from weights "
                 f"{header.first_stage}; {field}={path!r} has weights {own} for {shape}. Encode with it: "
-                f"python -m diffusion_jax.main --mode=encode --config={path}/config.json --workdir={path} "
-                f"--config.sampling.to={config.data.path}"
+                f"--mode=encode --workdir={path} --to={config.data.path} and the --config of this first stage"
             )
     return run
 
 
 def fingerprint(params: Params) -> str:
-    """16 hexadecimal digits that tell the network of a first stage from others."""
+    """A hash, 16 hexadecimal digits, of the parameters of the network of a first stage."""
     sums = json.dumps(checksums(params["network"]), sort_keys=True)
     return hashlib.sha256(sums.encode()).hexdigest()[:16]
 

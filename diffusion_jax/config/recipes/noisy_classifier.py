@@ -1,4 +1,4 @@
-"""The recipe of `systems.NoisyClassifier`: a classifier of noisy images, for classifier guidance."""
+"""The recipe of `systems.NoisyClassifier`, noise-aware classifiers for classifier guidance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diffusion_jax.config.sections import ConfigError
 
 
 def build(parts: Parts) -> systems.NoisyClassifier:
-    """The noisy classifier of a config. Of the parameterization it uses c_in and c_noise. Raises ConfigError."""
+    """The noisy classifier of a config. It uses c_in and c_noise of the parameterization. Raises ConfigError."""
     config = parts.config
     if parts.resampler is not None:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Parts of a text-to-image pipeline: its text encoders, and the folder or file that its frozen parts come from."""
+"""Text-to-image pipelines: text encoders, and the folder or file from which the frozen networks are loaded."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ from diffusion_jax.weights.options import with_defaults
 TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
 _STAGE_FOLDERS = ("vae", "vqvae")
 _LDM_TEXT = "bert"
-_STAGE_PREFIX = "first_stage_model."  # in a file of a whole model
+_STAGE_PREFIX = "first_stage_model."  # of names in a file of a whole model
 
 
 def stands_on(parts: Parts) -> dict[str, Callable[[], Params]]:
-    """The frozen parts, from the folder or file config.system.pipeline or config.weights; none without.
+    """Functions that load the frozen networks from config.system.pipeline or config.weights; {} if both are empty.
 
-    A new ControlNet begins as a copy of the U-Net's encoder path (arXiv:2302.05543, section 3.1). Raises ConfigError.
+    A new ControlNet starts from a copy of the encoder path of the U-Net (arXiv:2302.05543, section 3.1). Raises
+    ConfigError.
     """
     config = parts.config
     folder = pipeline_of(config) or file_of(config)
@@ -44,8 +45,8 @@ def stands_on(parts: Parts) -> dict[str, Callable[[], Params]]:
         return {}
     field = "config.system.pipeline" if config.system.get("pipeline", "") else "config.weights"
     with refusal(field):
-        held = folders.components(folder) if folder.is_dir() else {}
-    load = functools.partial(_loaded, field, folder, held)
+        components = folders.components(folder) if folder.is_dir() else {}
+    load = functools.partial(_loaded, field, folder, components)
     frozen: dict[str, Callable[[], Params]] = {}
     for i, (name, section) in enumerate(encoder_sections(config).items()):
         init = encoder(section, config.training.dtype)[0]
@@ -65,7 +66,7 @@ def stands_on(parts: Parts) -> dict[str, Callable[[], Params]]:
         loaded = functools.cache(functools.partial(load, ("unet",), unet, shape, init))
         frozen["frozen/unet"] = loaded
         if not config.weights:
-            # On the host, from where it goes to the network's own layout.
+            # A copy on the host, which is then laid out as the network is.
             frozen["network/encoder"] = lambda: jax.tree.map(np.array, loaded()["encoder"])
     return frozen
 
@@ -78,25 +79,27 @@ def _init(network: type[nnx.Module], section: Mapping[str, Any]) -> Callable[[Ke
 def _loaded(
     field: str,
     folder: pathlib.Path,
-    held: Mapping[str, str],
+    components: Mapping[str, str],
     names: tuple[str, ...],
     section: Mapping[str, Any],
     shape: tuple[int, ...],
     init: Callable[[Key[Array, ""]], Params],
 ) -> Params:
-    """The parameters of the component that is called one of `names`, from a folder or one file. Raises ConfigError."""
+    """Loads the parameters of the component with one of `names`, from a folder or one file. Raises ConfigError."""
     with refusal(field):
         abstract_params = jax.eval_shape(init, jax.random.key(0))
         if folder.is_file():
             return public.load_network(folder, section, shape, abstract_params)
-        there = [name for name in names if name in held]
-        if not there:
-            raise ValueError(f"it has no component {' or '.join(map(repr, names))}; it has {', '.join(held) or 'none'}")
-        return public.load_network(folder / there[0], section, shape, abstract_params)
+        present = [name for name in names if name in components]
+        if not present:
+            raise ValueError(
+                f"it has no component {' or '.join(map(repr, names))}; it has {', '.join(components) or 'none'}"
+            )
+        return public.load_network(folder / present[0], section, shape, abstract_params)
 
 
 def pipeline_of(config: ConfigDict) -> pathlib.Path | None:
-    """The folder of the frozen parts and the tokenizer; None where there is none."""
+    """The folder of diffusers with the frozen networks and the tokenizer; None without one. Raises ConfigError."""
     path = config.system.get("pipeline", "")
     if path and not folders.is_pipeline(pathlib.Path(path)) and not pathlib.Path(path).suffix:
         raise ConfigError(
@@ -108,35 +111,35 @@ def pipeline_of(config: ConfigDict) -> pathlib.Path | None:
 
 
 def file_of(config: ConfigDict) -> pathlib.Path | None:
-    """The one file that holds a whole model, as its authors write it; None where there is none."""
-    given = config.system.get("pipeline", "")
-    path = pathlib.Path(given or config.weights or ".")
-    if given and path.suffix and not path.exists():
-        raise ConfigError(f"config.system.pipeline={given!r} does not exist")
+    """The file of a whole model, in the format of its authors; None without one. Raises ConfigError."""
+    pipeline = config.system.get("pipeline", "")
+    path = pathlib.Path(pipeline or config.weights or ".")
+    if pipeline and path.suffix and not path.exists():
+        raise ConfigError(f"config.system.pipeline={pipeline!r} does not exist")
     if not path.is_file():
         return None
-    with refusal("config.system.pipeline" if given else "config.weights"):
+    with refusal("config.system.pipeline" if pipeline else "config.weights"):
         if any(name.startswith(_STAGE_PREFIX) for name in open_weights(path)):
             return path
-        if given:
-            raise ValueError(f"{path} holds no first stage, whose names begin with {_STAGE_PREFIX}")
+        if pipeline:
+            raise ValueError(f"{path} holds no first stage: no name begins with {_STAGE_PREFIX}")
     return None
 
 
 def latent_size(config: ConfigDict) -> tuple[int, int]:
-    """Side and channels of the latents of config.data.image_size. Raises ConfigError unless that can be divided."""
+    """Side and channels of the latents. Raises ConfigError if config.data.image_size cannot be down-sampled."""
     section, side = config.system.first_stage.to_dict(), config.data.image_size
     if section.get("name") == "identity":
         return side, config.data.channels
-    given = with_defaults(AutoencoderKL, section)
-    factor = 2 ** (len(given["block_out_channels"]) - 1)
+    arguments = with_defaults(AutoencoderKL, section)
+    factor = 2 ** (len(arguments["block_out_channels"]) - 1)
     if side % factor:
         raise ConfigError(f"config.data.image_size={side} must be a multiple of {factor}, for the first stage")
-    return side // factor, given["latent_channels"]
+    return side // factor, arguments["latent_channels"]
 
 
 def encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Those of the text encoders, by the folder in a pipeline."""
+    """Sections of the text encoders by their folder in a pipeline. Raises ConfigError."""
     sections = {}
     for name in TEXT_FOLDERS:
         section = config.system.get(name, ConfigDict(dict(name="none")))
@@ -149,7 +152,7 @@ def encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
 
 
 def unet_section(config: ConfigDict) -> dict[str, Any]:
-    """That of the U-Net below a ControlNet."""
+    """Section of the U-Net that a ControlNet controls."""
     names = {field.name for field in dataclasses.fields(UNetSpec)}
     return {
         "name": "unet_2d_condition",
@@ -158,7 +161,7 @@ def unet_section(config: ConfigDict) -> dict[str, Any]:
 
 
 def encoder(section: Mapping[str, Any], dtype: str) -> tuple[Callable, Callable]:
-    """(init, encode) with encode(params, ids) -> the encoder's output."""
+    """Returns (init, encode) of a text encoder, encode(params, ids) -> its output. Raises ConfigError."""
 
     def make(rngs: nnx.Rngs) -> nnx.Module:
         return construct(TEXT_ENCODERS, "system.text_encoder", section, rngs=rngs)

@@ -1,4 +1,4 @@
-"""The contract of a recipe: how `config.system.name` becomes a system, and what else the command must know of it."""
+"""The contract of a recipe: how `config.system.name` becomes a system, and what the command knows about it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from diffusion_jax.config import data
 from diffusion_jax.config.parts import Parts
-from diffusion_jax.config.sections import refusal
-from diffusion_jax.data import Source
+from diffusion_jax.config.sections import ConfigError, refusal
+from diffusion_jax.data import Source, arrays, tokenization
 from diffusion_jax.data.captions import texts_of
 from diffusion_jax.data.derived import Derived, averaged
+from diffusion_jax.likelihood.dequantization import check_levels
 from diffusion_jax.types import Params, System
 
-# Sections that name a point of the algebra. One that was changed and that a system does not read is refused.
+# Sections that name a part. If the system does not read one, it must not be changed from the defaults.
 CHOICES = (
     "process",
     "parameterization",
@@ -33,12 +33,13 @@ CHOICES = (
 )
 TRAINING = frozenset({"process", "parameterization", "weighting", "times", "loss", "network"})
 SAMPLING = frozenset({"solver", "guidance", "editing", "sampling.grid", "sampling.threshold"})
+_CHECKED_EXAMPLES = 256  # number of examples whose values are compared with the grey levels
 
 
 class Reading(NamedTuple):
-    """How data and requests become what the system reads: captions as ids and back, and the derived condition "image".
+    """How conditions are read: a tokenizer of captions, its inverse, and the derived condition "image".
 
-    `tokenize` is None for captions that are read as the bytes of their text.
+    `tokenize` is None for captions whose ids are the bytes of the text.
     """
 
     tokenize: Callable[[Sequence[str]], np.ndarray] | None = None
@@ -51,33 +52,41 @@ def _nothing(parts: Parts) -> Mapping[str, Callable[[], Params]]:
 
 
 def no_check(parts: Parts, source: Source) -> None:
-    """Any data of the right shapes will do."""
+    """Accepts all data of the right shapes."""
 
 
 def reading(parts: Parts, system: System) -> Reading:
-    """How a network with a vocabulary of its own reads captions, and the small image that an upsampler reads.
+    """The tokenizer config.data.tokenizer for a network with a vocabulary; the low-resolution image of an upsampler.
 
-    Raises ConfigError: config.data.tokenizer is no folder of a tokenizer, or its ids are not those of the network.
+    Raises ConfigError if config.data.tokenizer is not a folder of a tokenizer, or has more tokens than the network.
     """
-    low_res = parts.config.network.get("low_res", 0)
+    path, low_res = parts.config.data.get("tokenizer", ""), parts.config.network.get("low_res", 0)
     derive = averaged(low_res) if low_res else None
-    tokenizer = data.tokenizer(parts.config.data, system.batch)
-    return Reading(derive=derive) if tokenizer is None else Reading(tokenizer, tokenizer.describe, derive)
+    if not path:
+        return Reading(derive=derive)
+    field, tokens = f"config.data.tokenizer={path!r}", system.batch.get("tokens")
+    if tokens is None or not tokens.values:
+        raise ConfigError(f"{field} needs a network with config.network.vocabulary > 0, which learns to read captions")
+    with refusal(field):
+        tokenizer = tokenization.load_for_network(path, tokens.shape[0])
+    if tokenizer.size > tokens.values:
+        raise ConfigError(f"{field} has {tokenizer.size} tokens, but config.network.vocabulary={tokens.values}")
+    return Reading(tokenizer, tokenizer.describe, derive)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is known of `config.system.name`.
+    """How a config with one `config.system.name` becomes a system.
 
     Attributes:
-      build: builds and checks the system; it opens no data and allocates nothing. Raises ConfigError.
-      reads: those of `CHOICES` that matter. Another one that was changed is refused.
-      stands_on: path in the parameters, such as "frozen/first_stage" -> a function that loads what lies there in a
+      build: builds and checks the system, without opening data or allocating arrays. Raises ConfigError.
+      reads: the sections among `CHOICES` that the system reads. Others must have their defaults.
+      stands_on: path in the parameters, such as "frozen/first_stage" -> function that loads these parameters for a
         fresh start, from another run or from public files.
-      check: refuses data that the system cannot use, such as values off its grey levels. Raises ConfigError.
-      reading: how captions and derived conditions are read.
-      views: functions of the model that pictures of a modality show, by name: (system, params) -> such as the score.
-      role: what other runs can use a trained run as: "denoiser", "classifier", "first_stage"; "" for nothing.
+      check: raises ConfigError for data that the system cannot use, such as values that are not grey levels.
+      reading: returns the tokenizer and the derived conditions of the data.
+      views: functions of the model for pictures of samples, by name, such as the score: (system, params) -> function.
+      role: the use of a trained run for other runs: "denoiser", "classifier", "first_stage"; "" for none.
       trains_lora: whether low-rank updates of the network can be trained.
     """
 
@@ -92,13 +101,13 @@ class Recipe:
 
 
 def check_grey_levels(field: str, source: Source, levels: int) -> None:
-    """Raises ConfigError, naming the `field` that asks for it, unless the values of images lie on `levels` levels."""
+    """Raises ConfigError, which begins with `field`, unless the values of images are on `levels` grey levels."""
     with refusal(f"config.{field}"):
-        data.check_levels(source, levels)
+        check_levels(arrays(source, _CHECKED_EXAMPLES)["x"], levels)
 
 
 def check_likelihood_levels(parts: Parts, source: Source) -> None:
-    """Refuses data off its grey levels where a likelihood of grey levels is asked for."""
+    """Raises ConfigError if a likelihood of grey levels is configured and the data is not on them."""
     name = parts.config.evaluation.likelihood.name
     if name != "none" and parts.likelihood_levels:
         check_grey_levels(f"evaluation.likelihood ({name})", source, parts.likelihood_levels)

@@ -1,4 +1,4 @@
-"""The recipe of `systems.TextToImage`: frozen text encoders, a frozen first stage, and a network between them."""
+"""The recipe of `systems.TextToImage`: Stable Diffusion, inpainting, InstructPix2Pix, upscaling, ControlNet."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from diffusion_jax.weights.options import with_defaults
 
 TASKS = {
     "text_to_image": tasks.TEXT_ALONE,
-    "image_to_image": tasks.TEXT_ALONE,  # and samples start from an image, see `_editing`
+    "image_to_image": tasks.TEXT_ALONE,  # sampling starts from an image, see `_editing`
     "inpainting": Task(image=True, mask=True, read=tasks.masked),
     "instruct_pix2pix": Task(image=True, read=tasks.edited, dropped=True),
     "upscaling": Task(image=True, read=tasks.noised, at_latents=True),
 }
 _NETWORKS = ("unet_2d_condition", "controlnet")
-_BERT_ENDS = (101, 102)  # [CLS] and [SEP] of the vocabulary of BERT; CLIP's ends with its two
+_BERT_ENDS = (101, 102)  # ids of [CLS] and [SEP] in the vocabulary of BERT; in that of CLIP they are the last two
 # Keys of config.system that are not fields of `TextToImage`.
 _OTHERS = ("name", "task", "pipeline", "tokenizer", "first_stage", "latent_scale", "strength", *TEXT_FOLDERS)
 
@@ -58,12 +58,12 @@ def build(parts: Parts) -> TextToImage:
         texts.tokenize([section.get("negative_prompt", "")])
     stage = _first_stage(parts)
     latents = parts.at(Spec(stage.latent_shape, modality="latents"))
-    # The system drops texts by itself; the rate is given to be checked against the guidance.
+    # The system drops texts itself; the rate is passed on only to be checked against the guidance.
     model = dataclasses.replace(diffusion(latents, cond_dropout=section.get("cond_dropout", 0.0)), cond_dropout=0.0)
     if model.resampler is not None:
         raise ConfigError(
-            f"config.times.name={config.times.name!r} is not supported: a text-to-image model keeps no statistics of "
-            "its losses"
+            f"config.times.name={config.times.name!r} is not supported for text-to-image models, which keep no "
+            "statistics of past losses"
         )
     model = dataclasses.replace(model, editing=_editing(parts))
     options = {key: value for key, value in section.items() if key not in _OTHERS} | {"name": section["name"]}
@@ -84,7 +84,7 @@ def build(parts: Parts) -> TextToImage:
 
 
 def _editing(parts: Parts) -> Editing:
-    """That of config.editing; for the task image_to_image SDEdit with config.system.strength."""
+    """The editing of config.editing; for the task image_to_image SDEdit with config.system.strength."""
     config, task = parts.config, "image_to_image"
     if config.system.get("task", "") != task:
         return parts.editing
@@ -105,7 +105,7 @@ def _task(parts: Parts) -> Task:
 
 
 def _placed(parts: Parts, model: systems.Diffusion, stage: systems.Autoencoder) -> dict[str, Placed]:
-    """The networks by the folders of a pipeline of diffusers; of a ControlNet that itself is what is written."""
+    """The networks by their folder in a pipeline of diffusers. If there is a ControlNet, only this is written."""
     config, networks = parts.config, dict(model.networks)
     frozen = public.within(stage.networks, ("frozen", "first_stage"))
     for i, (name, section) in enumerate(encoder_sections(config).items()):
@@ -121,14 +121,14 @@ def _placed(parts: Parts, model: systems.Diffusion, stage: systems.Autoencoder) 
 
 
 def _conditions(parts: Parts) -> Conditions:
-    """What batches of a text-to-image system hold next to images, and what its samples are made from."""
+    """The conditions of batches and samples of a text-to-image system. Raises ConfigError."""
     config, task = parts.config, _task(parts)
     encoders = [with_defaults(TEXT_ENCODERS[section["name"]], section) for section in encoder_sections(config).values()]
     lengths = {arguments["max_position_embeddings"] for arguments in encoders}
     if len(lengths) > 1:
         raise ConfigError(
             f"config.system.text_encoder and text_encoder_2 read texts of {' and '.join(map(str, lengths))} tokens; "
-            "their states lie side by side, so that max_position_embeddings must be the same"
+            "their states are concatenated, so max_position_embeddings must be the same"
         )
     side, channels = parts.spec.shape[0], parts.spec.shape[-1]
     size = latent_size(config)[0] if task.at_latents else side
@@ -143,8 +143,13 @@ def _conditions(parts: Parts) -> Conditions:
 
 
 def reading(parts: Parts, system: TextToImage) -> Reading:
-    """Captions by the tokenizers of the text encoders, and what makes the image of the task where data has none."""
+    """The tokenizers of the text encoders, and the derived image of the task, if data has none. Raises ConfigError."""
     task, derive = system.task, None
+    if parts.config.data.get("tokenizer", ""):
+        raise ConfigError(
+            f"config.data.tokenizer={parts.config.data.tokenizer!r} is for networks with a vocabulary of their own; a "
+            "text-to-image model has config.system.tokenizer"
+        )
     if task.at_latents:
         derive = averaged(latent_size(parts.config)[0])
     elif task.mask:
@@ -153,7 +158,7 @@ def reading(parts: Parts, system: TextToImage) -> Reading:
 
 
 def _tokenizers(parts: Parts) -> list[Callable[[Sequence[str]], Int32[np.ndarray, "n length"]]]:
-    """One for each text encoder."""
+    """One tokenizer for each text encoder. Raises ConfigError."""
     config, tokenizers = parts.config, []
     path, pipeline = config.system.get("tokenizer", ""), pipeline_of(config)
     for i, section in enumerate(encoder_sections(config).values()):
@@ -169,7 +174,7 @@ def _tokenizers(parts: Parts) -> list[Callable[[Sequence[str]], Int32[np.ndarray
             with refusal("config.system.tokenizer"):
                 folder = pathlib.Path(path) if path else pipeline / ("tokenizer", "tokenizer_2")[i]
                 part = tokenization.load(folder, max_tokens=length, pad_id=_pad_id(section["name"], arguments))
-                # One folder for both encoders names the padding of the first.
+                # If both encoders share a folder, it has the padding of the first.
                 tokenizers.append(dataclasses.replace(part, pad_id=0) if path and i else part)
         else:
             start, end = _BERT_ENDS if section["name"] == "ldm_bert" else (vocabulary - 2, vocabulary - 1)
@@ -180,15 +185,15 @@ def _tokenizers(parts: Parts) -> list[Callable[[Sequence[str]], Int32[np.ndarray
 
 
 def _pad_id(name: str, arguments: Mapping[str, Any]) -> int | None:
-    """The id of padding for a tokenizer without one: None for the end of the text, as for OpenAI's CLIP.
+    """The padding id for a tokenizer that has none; None: pad with the end-of-text token, as OpenAI's CLIP does.
 
-    OpenCLIP pads by 0; its text encoders differ in their activation.
+    OpenCLIP pads with 0; its text encoders are recognised by their activation.
     """
     return 0 if name == "ldm_bert" or arguments["hidden_act"] != "quick_gelu" else None
 
 
 def _texts(parts: Parts) -> Texts:
-    """The text encoders of the config: the states of all side by side, and the pooled text of the last."""
+    """The text encoders of the config: the states of all, concatenated, and the pooled state of the last."""
     config, tokenizers = parts.config, _tokenizers(parts)
     sections = encoder_sections(config)
     encoders = [pipelines.encoder(section, config.training.dtype) for section in sections.values()]
@@ -204,8 +209,7 @@ def _texts(parts: Parts) -> Texts:
     def encode(params: Params, ids: Int[Array, "batch n"]) -> dict[str, Array]:
         halves = jnp.split(ids, len(encoders), axis=1)
         outputs = [call(params[str(i)], halves[i]) for i, (_, call) in enumerate(encoders)]
-        states = [out.hidden if hasattr(out, "hidden") else out for out in outputs]
-        conditions = {"tokens": jnp.concatenate(states, axis=-1)}
+        conditions = {"tokens": jnp.concatenate([output.hidden for output in outputs], axis=-1)}
         return conditions | ({"vector": outputs[-1].pooled} if vector else {})
 
     def describe(ids: Int[np.ndarray, "batch n"]) -> list[str]:
@@ -223,12 +227,12 @@ def _byte_tokens(texts: Sequence[str], max_tokens: int) -> Int32[np.ndarray, "n 
 
 
 def _only_empty(texts: Sequence[str], row: Int32[np.ndarray, "max_tokens"]) -> Int32[np.ndarray, "n max_tokens"]:
-    """The ids of empty texts, which are `row`."""
+    """A tokenizer of empty texts only: their ids are `row`. Raises ValueError for other texts."""
     tokenization.check_texts(texts)
     if any(texts):
         raise ValueError(
-            "texts need the files of a tokenizer: give config.system.tokenizer=FOLDER, or as config.system.pipeline or "
-            "config.weights the folder of a pipeline of diffusers"
+            "texts need the files of a tokenizer: set config.system.tokenizer to their folder, or "
+            "config.system.pipeline or config.weights to the folder of a pipeline of diffusers"
         )
     return np.tile(row, (len(texts), 1))
 
@@ -245,7 +249,7 @@ def _first_stage(parts: Parts) -> systems.Autoencoder:
 
 
 def _identity(spec: Spec, batch_size: int, scale: float) -> systems.Autoencoder:
-    """A first stage whose latents are the images, for models of small ones."""
+    """A first stage whose latents are the images, for models of small images."""
     return systems.Autoencoder(
         init_network=lambda key: {},
         encode=lambda params, x: jnp.concatenate([x, jnp.full_like(x, -30.0)], axis=-1),
@@ -264,7 +268,7 @@ def _identity(spec: Spec, batch_size: int, scale: float) -> systems.Autoencoder:
 
 
 def _check_fits(parts: Parts, system: TextToImage) -> None:
-    """Refuse a network that does not read what the encoders and the first stage give it."""
+    """Raises ConfigError unless the network reads the conditions that the text encoders and the task give."""
     config, shapes = parts.config, system.conditions.shapes
     cond = {name: jax.ShapeDtypeStruct((1, *x.shape), x.dtype) for name, x in shapes.items()}
 
@@ -279,12 +283,12 @@ def _check_fits(parts: Parts, system: TextToImage) -> None:
             raise ConfigError(
                 f"config.network ({config.network.name}) needs the condition {name!r} of shape {entry.shape}; with "
                 f"config.system.task={config.system.get('task', 'text_to_image')!r}, its encoders and its first stage "
-                f"{'it is not there' if shape is None else f'it is {shape}'}"
+                f"it {'is missing' if shape is None else f'has the shape {shape}'}"
             )
     unread = sorted(available.keys() - system.diffusion.network_conditions.shapes.keys())
     if unread:
         raise ConfigError(
-            f"config.network ({config.network.name}) does not read the condition {unread[0]!r}, which is there with "
+            f"config.network ({config.network.name}) does not read the condition {unread[0]!r} of "
             f"config.system.task={config.system.get('task', 'text_to_image')!r}"
         )
 

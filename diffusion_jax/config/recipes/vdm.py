@@ -1,4 +1,4 @@
-"""The recipe of `systems.VDM`: a network and its noise schedule trained on the variational bound."""
+"""The recipe of `systems.VDM`, variational diffusion models: network and noise schedule are trained on the bound."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from diffusion_jax.data import Source
 
 
 def build(parts: Parts) -> systems.VDM:
-    """The variational diffusion model of a config. Its loss, weighting and times are those of the bound."""
+    """The variational diffusion model of a config; loss, weighting and times follow from it. Raises ConfigError."""
     if parts.config.data.get("dequantize", False):
-        raise ConfigError("config.data.dequantize=True: the bound of VDM is that of grey levels; it must be false")
-    given = dict(diffusion=diffusion(parts), levels=parts.levels)
-    return construct({"vdm": systems.VDM}, "system", parts.config.system, **given)
+        raise ConfigError("config.data.dequantize=True must be false: the bound of VDM is for grey levels")
+    model = diffusion(parts)
+    return construct({"vdm": systems.VDM}, "system", parts.config.system, diffusion=model, levels=parts.levels)
 
 
 def check(parts: Parts, source: Source) -> None:
-    """Refuses data off its grey levels, of which the bound is."""
+    """Raises ConfigError unless the data is on grey levels."""
     check_grey_levels("data (for config.system.name='vdm')", source, parts.levels)
     check_likelihood_levels(parts, source)
 

@@ -30,15 +30,15 @@ def read_npz(path: pathlib.Path, names: Collection[str] | None = None) -> dict[s
     with np.load(path, allow_pickle=False) as file:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("it is a single array, not a collection of named ones")
-        found = {key: file[key] for key in file.files if names is None or key in names}
-    for key, value in found.items():
+        arrays = {key: file[key] for key in file.files if names is None or key in names}
+    for key, value in arrays.items():
         if not isinstance(value, np.ndarray):
             raise ValueError(f"its member {key!r} is not an array")
         if value.dtype.kind == "U" and value.dtype.itemsize:  # Python fails on such text when it is looked at
             codes = np.ascontiguousarray(value).view(value.dtype.byteorder + "u4")
             if (codes > sys.maxunicode).any():
                 raise ValueError(f"its member {key!r} holds text of characters that do not exist")
-    return found
+    return arrays
 
 
 def npz_names(path: pathlib.Path) -> list[str]:

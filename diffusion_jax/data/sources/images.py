@@ -210,7 +210,7 @@ def _groups(values: Sequence[Any]) -> Int64[np.ndarray, "n"]:
 
 
 def decoded(
-    found: images.Images,
+    files: images.Images,
     *,
     image_size: int | None,
     channels: int | None,
@@ -221,17 +221,17 @@ def decoded(
 ) -> Source:
     """Image files (or encoded images) that are read, converted and, if they fit into `cache_bytes`, remembered.
 
-    The conditions in `found.files` get their shapes from `wanted`. The first image fixes what is left open; `options`
+    The conditions in `files.files` get their shapes from `wanted`. The first image fixes what is left open; `options`
     are those of `source`.
     """
-    channels = channels or images.native_channels(found.get(0)[0])
+    channels = channels or images.native_channels(files.get(0)[0])
 
     def decode(i: int) -> tuple[np.ndarray, int]:
-        image, label = found.get(i)
+        image, label = files.get(i)
         try:
             return images.convert(image, size=image_size, channels=channels, crop=crop), label
         except ValueError as error:
-            raise ValueError(f"{found.describe(i)}: {error}.") from error
+            raise ValueError(f"{files.describe(i)}: {error}.") from error
 
     shape = decode(0)[0].shape
 
@@ -242,25 +242,25 @@ def decoded(
             pixels, label[row] = decode(int(i))
             if pixels.shape != shape:
                 raise ValueError(
-                    f"{found.describe(int(i))} has shape {pixels.shape}, {found.describe(0)} has {shape}. "
+                    f"{files.describe(int(i))} has shape {pixels.shape}, {files.describe(0)} has {shape}. "
                     "Set data.image_size to bring all images to one size."
                 )
             x[row] = pixels
-        batch = {"x": x, "label": label} if found.num_classes else {"x": x}
-        for name, file in found.files.items():
+        batch = {"x": x, "label": label} if files.num_classes else {"x": x}
+        for name, file in files.files.items():
             batch[name] = np.empty((len(indices), *wanted[name].shape), np.float32)
             for row, i in enumerate(indices):
                 try:
                     batch[name][row] = images.from_files(*file(int(i)), wanted[name].shape)
                 except ValueError as error:
-                    raise ValueError(f"{found.describe(int(i))}, its condition {name!r}: {error}") from error
+                    raise ValueError(f"{files.describe(int(i))}, its condition {name!r}: {error}") from error
         return batch
 
     sizes = {name: value.nbytes for name, value in read(np.zeros(1, np.int64)).items()}
-    if found.size * sum(sizes.values()) <= cache_bytes:
-        read = _remembered(read, found.size)
-    conditions = {name: Spec(wanted[name].shape, modality="image") for name in found.files}
-    return source(read, size=found.size, shape=shape, num_classes=found.num_classes, conditions=conditions, **options)
+    if files.size * sum(sizes.values()) <= cache_bytes:
+        read = _remembered(read, files.size)
+    conditions = {name: Spec(wanted[name].shape, modality="image") for name in files.files}
+    return source(read, size=files.size, shape=shape, num_classes=files.num_classes, conditions=conditions, **options)
 
 
 def _remembered(read: Callable[[np.ndarray], Batch], size: int) -> Callable[[np.ndarray], Batch]:

@@ -1,7 +1,7 @@
 """Latents of a first stage, computed once and kept as ArrayRecord files.
 
 A folder holds for each split NAME the records NAME.array_record, each the bytes of one latent and of its conditions,
-one array after the other, and NAME.json, which says what they are.
+one array after the other, and NAME.json, which says their types and shapes.
 """
 
 from __future__ import annotations
@@ -70,29 +70,28 @@ def write(folder: pathlib.Path, split: str, batches: Iterable[dict[str, np.ndarr
         writer.close()
         if not num:
             raise ValueError("There is nothing to write.")
-        found = Header(num=num, fields=fields, **header)
+        written = Header(num=num, fields=fields, **header)
         part.replace(folder / f"{split}.array_record")
     finally:
         part.unlink(missing_ok=True)
-    (folder / f"{split}.json").write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n")
-    return found
+    (folder / f"{split}.json").write_text(json.dumps(dataclasses.asdict(written), indent=2) + "\n")
+    return written
 
 
 def read_header(folder: str | os.PathLike, split: str) -> Header:
     """What the folder says of `split` or of the split that it is a slice of. ValueError, naming the file."""
     path = pathlib.Path(folder).expanduser() / f"{_whole(split)}.json"
     try:
-        found = json.loads(path.read_text())
-        fields = {name: (np.dtype(kind).str, tuple(shape)) for name, (kind, shape) in found["fields"].items()}
-        header = Header(**{**found, "fields": fields, "image_shape": tuple(found["image_shape"])})
+        content = json.loads(path.read_text())
+        fields = {name: (np.dtype(kind).str, tuple(shape)) for name, (kind, shape) in content["fields"].items()}
+        header = Header(**{**content, "fields": fields, "image_shape": tuple(content["image_shape"])})
         sizes = [size for _, shape in fields.values() for size in shape]
         kinds = {np.dtype(kind).kind for kind, _ in fields.values()}
         if min(header.num, *sizes) < 1 or len(header.shape) != 3 or header.num_classes < 0 or not kinds <= set("fiub"):
             raise ValueError(f"the sizes {header.num}, {fields} and {header.num_classes} are out of range")
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} does not describe latents ({type(error).__name__}: {error}); "
-            "python -m diffusion_jax.latents encode makes them"
+            f"{path} does not describe latents ({type(error).__name__}: {error}); --mode=encode makes them"
         ) from error
     return header
 

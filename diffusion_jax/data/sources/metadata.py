@@ -1,4 +1,4 @@
-"""What is known of the images of a folder: fields of a file metadata.jsonl, or a text file beside each of them.
+"""Metadata of the images of a folder: fields of a file metadata.jsonl, or a text file next to each image.
 
 The first is the convention of Hugging Face's imagefolder: one JSON object per line, whose `file_name` is the path of an
 image relative to the folder; other fields may name further images in the folder. The second is that of many training
@@ -16,17 +16,17 @@ FILE = "metadata.jsonl"
 
 
 def captions(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[str]:
-    """The text of each image: the first line of the file beside it for a suffix such as ".txt", else a field's.
+    """The text of each image: the first line of the file next to it for a suffix such as ".txt", else a field.
 
     Raises:
         ValueError: naming the image or the line, where there is no text, or something else.
     """
     if not key.startswith("."):
-        found = values(root, paths, key)
-        for path, text in zip(paths, found, strict=True):
+        texts = values(root, paths, key)
+        for path, text in zip(paths, texts, strict=True):
             if not isinstance(text, str):
                 raise ValueError(f"{root / FILE}: {key!r} of {path.name} must be a string, got {text!r}.")
-        return found
+        return texts
     return [_first_line(path.with_suffix(key)) for path in paths]
 
 
@@ -37,7 +37,7 @@ def named_files(root: pathlib.Path, key: str) -> set[pathlib.PurePosixPath]:
     Raises:
         ValueError: naming the line or the path, if one is not inside the folder.
     """
-    found, entries = set(), _entries(root / FILE)
+    named, entries = set(), _entries(root / FILE)
     for entry in entries.values():
         value = entry.get(key, [])
         for name in value if isinstance(value, list) else [value]:
@@ -47,8 +47,8 @@ def named_files(root: pathlib.Path, key: str) -> set[pathlib.PurePosixPath]:
                     f"{root / FILE}: {key!r} of {entry['file_name']} must be the path of a file in the folder, or a "
                     f"list of them, got {value!r}."
                 )
-            found.add(path)
-    return found - entries.keys()
+            named.add(path)
+    return named - entries.keys()
 
 
 def values(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[Any]:
@@ -59,7 +59,7 @@ def values(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[
     """
     file = root / FILE
     entries = _entries(file)
-    found = []
+    fields = []
     for path in paths:
         name = pathlib.PurePosixPath(path.relative_to(root).as_posix())
         if name not in entries:
@@ -67,8 +67,8 @@ def values(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[
         if key not in entries[name]:
             known = ", ".join(sorted(entries[name]))
             raise ValueError(f"{file} has no field {key!r} for the image {name}; it has {known}.")
-        found.append(entries[name][key])
-    return found
+        fields.append(entries[name][key])
+    return fields
 
 
 def _entries(file: pathlib.Path) -> dict[pathlib.PurePosixPath, dict[str, Any]]:

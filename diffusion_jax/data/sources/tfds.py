@@ -144,10 +144,10 @@ def _check_features(name: str, data_dir: pathlib.Path) -> None:
     name = re.split("[:/,]", name)[0]
     for file in sorted(path for n in {name, naming.camelcase_to_snakecase(name)} for path in _features(data_dir / n)):
         try:
-            found = list(names(json.loads(file.read_text())))
+            modules = list(names(json.loads(file.read_text())))
         except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"Cannot read {file}: {error}") from error
-        for foreign in (name for name in found if "." in name and not name.startswith(_OWN_MODULES)):
+        for foreign in (name for name in modules if "." in name and not name.startswith(_OWN_MODULES)):
             raise ValueError(f"{file} names {foreign}, which is not part of TensorFlow Datasets and is not imported.")
 
 

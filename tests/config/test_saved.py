@@ -1,0 +1,81 @@
+"""config.json of a work directory, and which changes of a config a run bears."""
+
+import json
+
+import pytest
+
+from diffusion_jax.config import saved, sections
+from diffusion_jax.config.sections import ConfigError
+from tests.runs import toy
+
+
+def test_config_round_trip(tmp_path):
+    saved.write_config(tmp_path / "new" / "run", toy())
+    written = saved.read_config(tmp_path / "new" / "run")
+    assert written == json.loads(json.dumps(toy().to_dict()))
+    assert sections.changes(toy(), written) == []
+    assert [path.name for path in (tmp_path / "new" / "run").iterdir()] == ["config.json"]
+
+
+def test_no_config_is_none(tmp_path):
+    assert saved.read_config(tmp_path) is None
+    assert saved.check_same_model(toy(), tmp_path, resume=True) == []
+
+
+def test_changes_are_named(tmp_path):
+    saved.write_config(tmp_path, toy())
+    changed = toy(training__num_steps=9, optimizer__b1=0.8)
+    assert saved.check_same_model(changed, tmp_path, resume=True) == [
+        "config.optimizer.b1 is 0.8 now and was None",
+        "config.training.num_steps is 9 now and was 4",
+    ]
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("network.hidden", 8),
+        ("network.num_classes", 8),
+        ("process.beta_max", 10.0),
+        ("parameterization.label", "time"),
+        ("data.image_size", 8),
+    ],
+)
+def test_another_model_is_refused_in_every_mode(tmp_path, key, value):
+    saved.write_config(tmp_path, toy())
+    for resume in (True, False):
+        with pytest.raises(ConfigError, match=rf"config\.{key} is {value!r} now"):
+            saved.check_same_model(toy(**{key: value}), tmp_path, resume=resume)
+
+
+@pytest.mark.parametrize("key, value", [("ema.rates", (0.5,)), ("optimizer.name", "lion")])
+def test_another_train_state_is_refused_in_training_only(tmp_path, key, value):
+    saved.write_config(tmp_path, toy())
+    with pytest.raises(ConfigError, match=rf"config\.{key}"):
+        saved.check_same_model(toy(**{key: value}), tmp_path, resume=True)
+    assert len(saved.check_same_model(toy(**{key: value}), tmp_path, resume=False)) == 1
+
+
+def test_files_of_the_frozen_parts_may_be_moved(tmp_path):
+    """But texts cannot be read as bytes where they were tokens, nor other updates be gone on with."""
+
+    def run(**changes):
+        read = toy()
+        read.system.update({"pipeline": "a", "tokenizer": "b"} | changes)
+        return read
+
+    saved.write_config(tmp_path, run())
+    assert len(saved.check_same_model(run(pipeline="c", tokenizer="d"), tmp_path, resume=True)) == 2
+    with pytest.raises(ConfigError, match=r"config\.system\.tokenizer is 'bytes' now"):
+        saved.check_same_model(run(tokenizer="bytes"), tmp_path, resume=False)
+    changed = run()
+    changed.lora.weights = "updates.safetensors"
+    with pytest.raises(ConfigError, match=r"config\.lora\.weights"):
+        saved.check_same_model(changed, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
+def test_damaged_config(tmp_path, content):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
+        saved.read_config(tmp_path)
