@@ -8,7 +8,8 @@ it frozen in its own checkpoints. For another first stage, a VQGAN for example, 
 
 Images are encoded in the training step. To encode them once:
 
-    python -m diffusion_jax.latents encode --first_stage=runs/autoencoder_kl --to=runs/latents
+    python -m diffusion_jax.main --config=configs/autoencoder_kl.py --workdir=runs/autoencoder_kl --mode=encode \\
+        --to=runs/latents
     python -m diffusion_jax.main --config=configs/latent_diffusion.py --workdir=runs/latent_diffusion \\
         --config.data.name=latents --config.data.path=runs/latents --config.evaluation.metrics='()'
 

@@ -127,6 +127,8 @@ def _run() -> None:
     wait for this one.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Equinox would check values through callbacks, and JAX keeps no program with a callback in its compilation cache.
+    os.environ.setdefault("EQX_ON_ERROR", "nan")
     try:
         app.run(main, flags_parser=parse)
     except SystemExit as exit:

@@ -2,7 +2,8 @@
 
     python docs/grid.py docs/pictures/grid.png NCSN=runs/ncsn DDPM=runs/ddpm "VE SDE=runs/score_sde" EDM=runs/edm
 
-Each directory must hold samples/samples.npz, which --mode=sample writes.
+Each directory must hold samples/samples.npz, which --mode=sample writes. Instead of a directory, an .npz file of
+samples can be given, and the name of an array in it, such as TITLE=FILE.npz:cond.
 """
 
 import pathlib
@@ -19,9 +20,10 @@ def main(path: str, *runs: str) -> None:
     figure = Figure(figsize=(3.2 * len(runs), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for axis, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
-        title, _, directory = run.partition("=")
-        samples = np.load(pathlib.Path(directory) / "samples" / "samples.npz")["samples"]
-        axis.imshow(image_sheet(samples[:64], columns=8), interpolation="nearest")
+        title, _, source = run.partition("=")
+        path, _, name = source.partition(":")
+        file = path if path.endswith(".npz") else pathlib.Path(path) / "samples" / "samples.npz"
+        axis.imshow(image_sheet(np.load(file)[name or "samples"][:64], columns=8), interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()
     figure.savefig(path, dpi=120, bbox_inches="tight")

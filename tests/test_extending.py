@@ -90,7 +90,7 @@ def test_a_kind_of_data_and_a_system(extended):
     # 20,000 examples and 10,000 samples: five standard deviations of the mean are 5 * 0.5 * sqrt(1.5e-4) = 0.03.
     np.testing.assert_allclose(x.mean(0), mean, atol=0.03)
     error = np.linalg.norm(np.cov(x, rowvar=False) - covariance) / np.linalg.norm(covariance)
-    assert error < 0.08  # N(0, I), where training starts, is at 2.5
+    assert error < 0.08  # N(0, I), where training starts, is at 5.7
     table = np.loadtxt(workdir / "samples" / "samples.csv", delimiter=",", skiprows=1)
     np.testing.assert_allclose(table, x, rtol=1e-5, atol=1e-6)
     assert (workdir / "samples" / "samples.csv").read_text().startswith("400,")
@@ -130,7 +130,7 @@ def test_other_systems_take_the_new_data_and_the_new_parts(extended, monkeypatch
     config = toy(
         data=ConfigDict(dict(name="spectra", split="train", eval_split="test", path="spectra")),
         network=ConfigDict(dict(name="bottleneck", hidden=4)),
-        guidance=ConfigDict(dict(name="attraction", value=0.5, scale=1.0)),
+        guidance=ConfigDict(dict(name="attraction", value=9.0, then=dict(name="attraction", value=0.5, scale=1.0))),
         editing=ConfigDict(dict(name="tempered", temperature=0.5)),
         evaluation__metrics=("auto",),
         sampling__denoise=True,
@@ -139,9 +139,11 @@ def test_other_systems_take_the_new_data_and_the_new_parts(extended, monkeypatch
     sample.sample(config, extended / "runs")
     evaluate.evaluate(config, extended / "runs")
     x = np.loadtxt(extended / "runs" / "samples" / "samples.csv", delimiter=",", skiprows=1)
-    np.testing.assert_allclose(x, 0.5, rtol=1e-5)  # at a scale of 1 every prediction is the value
+    np.testing.assert_allclose(x, 0.5, rtol=1e-5)  # at a scale of 1 the last guidance makes every prediction its value
     results = json.loads((extended / "runs" / "evaluation.json").read_text())
-    wanted = dict(guidance="attraction", scale=1.0, editing="tempered", editing_temperature=0.5)
+    wanted = dict(
+        guidance="attraction then attraction", scale=0.1, then_scale=1.0, editing="tempered", editing_temperature=0.5
+    )
     assert wanted.items() <= results.items()
 
 

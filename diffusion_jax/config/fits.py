@@ -26,7 +26,8 @@ from diffusion_jax.systems import augmentation
 from diffusion_jax.types import Needs, Process, Solver, Spec, needs_of
 
 _ENDS = (0.9999, 0.999, 0.99, 0.9)  # values of t_max, in the order in which they are suggested
-_LEAST_ALPHA = 1e-3  # at a suggested t_max: below it 1 / alpha multiplies errors of the network
+_LEAST_ALPHA = 5e-4  # at a suggested t_max: below it 1 / alpha multiplies errors of the network
+_FIRST = 1e-3  # a time at which grids may end instead of 0
 _NO_TIMES = np.zeros(0, np.float32)
 
 
@@ -139,6 +140,11 @@ def check_sampling(
     # Whether the network is evaluated at the last time depends on the solver, which does so only if sigma > 0.
     visited = times if config.sampling.denoise else starts
     check_parameterization(config, process, param, visited, **bounded)
+
+
+def check_loss(config: ConfigDict, make: Callable, process: Process) -> None:
+    """Refuse a loss of discrete processes for a continuous one, before it is built by `make`."""
+    check_process(config, ("loss",), Needs(num_steps=needs_of(make).num_steps), process, _NO_TIMES, bounded_by="times")
 
 
 def check_training(
@@ -332,6 +338,10 @@ def _advice(config: ConfigDict, needs: Needs, process: Process, gap: Unmet, boun
             at = np.float32([end])
             if unmet(needs, process, at) is None and process.alpha(jnp.float32(end)) >= _LEAST_ALPHA:
                 return f"; {_ending_at(config, bounded_by, end)}"
+    bounded = "t_min" in _parameters(bounded_by, _section(config, bounded_by).name)
+    at_zero = gap.times.size and gap.times.max() < _FIRST
+    if bounded and at_zero and unmet(needs, process, np.float32([_FIRST])) is None:
+        return f"; config.{bounded_by}.t_min={_FIRST:g} works"
     working = [
         name
         for name, make in names.PROCESSES.items()
@@ -341,8 +351,11 @@ def _advice(config: ConfigDict, needs: Needs, process: Process, gap: Unmet, boun
 
 
 def _ending_at(config: ConfigDict, field: str, end: float) -> str:
-    section = _section(config, field)
-    table = {"sampling.grid": names.GRIDS, "times": names.TIMES, "evaluation.likelihood": names.LIKELIHOODS}[field]
-    if "t_max" in inspect.signature(table[section.name]).parameters:
+    if "t_max" in _parameters(field, _section(config, field).name):
         return f"config.{field}.t_max={end:g} works"
     return f"config.{field}.name='uniform' with config.{field}.t_max={end:g} works"
+
+
+def _parameters(field: str, name: str) -> Mapping[str, inspect.Parameter]:
+    table = {"sampling.grid": names.GRIDS, "times": names.TIMES, "evaluation.likelihood": names.LIKELIHOODS}[field]
+    return inspect.signature(table[name]).parameters

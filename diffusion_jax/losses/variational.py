@@ -46,6 +46,7 @@ def bound_term(
     return nats / (x_0[0].size * np.log(2))
 
 
+@needing(num_steps=True, learned_variance=True)
 def vlb_loss(apply: Apply, param: Parameterization, process: Process, times: Times, levels: int = 256) -> Loss:
     """L_vlb = T E_t[L_{t-1}] of arXiv:2102.09672, eq. 4 to 7, without the constant L_T, in bits per dimension.
 
@@ -74,6 +75,7 @@ def vlb_loss(apply: Apply, param: Parameterization, process: Process, times: Tim
     return loss
 
 
+@needing(num_steps=True, learned_variance=True)
 def hybrid_loss(
     apply: Apply,
     param: Parameterization,

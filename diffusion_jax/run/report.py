@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from diffusion_jax.run.job import Job
 
@@ -25,10 +27,15 @@ def drawn_by(job: Job) -> dict[str, Any]:
         values |= {"solver": config.solver.name, "steps": config.sampling.steps}
     values["seed"] = config.sampling.seed
     if "guidance" in reads and config.guidance.name != "none":
-        values |= {"guidance": config.guidance.name, **job.built.parts.guidance.values}
+        values |= {"guidance": _chain(config.guidance), **job.built.parts.guidance.values}
     if "editing" in reads and config.editing.name != "none":
         values |= {f"editing_{key}" if key != "name" else "editing": value for key, value in config.editing.items()}
     return values
+
+
+def _chain(section: Mapping[str, Any] | ConfigDict) -> str:
+    """The names of guidance and of what follows it, such as "classifier_free then classifier"."""
+    return " then ".join([section["name"], *([_chain(section["then"])] if "then" in section else [])])
 
 
 def say(*lines: str) -> None:

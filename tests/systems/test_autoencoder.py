@@ -236,7 +236,7 @@ def test_refuses_what_does_not_fit():
 SHARDED = """
     import dataclasses, jax, jax.numpy as jnp, numpy as np, optax
     from jax.sharding import NamedSharding, PartitionSpec
-    from diffusion_jax import bottlenecks
+    from diffusion_jax.systems import bottlenecks
     from diffusion_jax.training import mesh as meshes
     from diffusion_jax.training.step import init_state, make_train_step
     from tests.systems.test_autoencoder import images, linear_autoencoder

@@ -105,7 +105,9 @@ def test_batches_in_time_are_those_of_the_iterator():
 # Everything on one small disk of its own, in a mount namespace that ends with the program.
 DISK = """
 import os, pathlib, subprocess, sys
-from diffusion_jax import faults, modes, sections
+from diffusion_jax.config import sections
+from diffusion_jax.run import train
+from diffusion_jax.training import faults
 from tests.runs import logged_rows, toy
 disk = pathlib.Path(sys.argv[1])
 def mount(*options):

@@ -11,11 +11,12 @@ from tests.runs import ROOT
 PROGRAM = """
 import dataclasses, re
 import jax, numpy as np
-from diffusion_jax import build, job as jobs
+from diffusion_jax.run import job as jobs
+from diffusion_jax.run.parameters import fresh_state
 from diffusion_jax.training import mesh as meshes
-from tests.runs import digits
+from tests.runs import digits, source_of
 
-DATA = build.source(digits())
+DATA = source_of(digits())
 BATCHES = [DATA.batch(np.arange(16 * i, 16 * (i + 1)))["x"] for i in range(3)]
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -46,7 +47,7 @@ def run(job, state, place, sampled):
 
 def check(network, full, meshes_of, sampled):
     alone = jobs.prepare(config(network))
-    first = jax.device_get(jobs.fresh_state(alone))
+    first = jax.device_get(fresh_state(alone))
     # Keys stay on their device, where donating one would delete it.
     place_on = lambda where: jax.device_put(dataclasses.replace(first, key=jax.random.clone(first.key)), where)
     _, losses, samples, _ = run(alone, place_on(jax.devices()[0]), None, sampled)

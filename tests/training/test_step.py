@@ -165,7 +165,7 @@ def test_two_groups_have_two_optimizers():
 
 _ON_SIMULATED_DEVICES = """
 import json, pathlib, sys, jax
-from diffusion_jax import modes
+from diffusion_jax.run import sample, train
 from tests.runs import toy
 folder, changes = pathlib.Path(sys.argv[1]), json.loads(sys.argv[2])
 train.train(toy(**changes), folder)

@@ -12,7 +12,7 @@ from diffusion_jax import parameterizations, systems
 from diffusion_jax.config import fits, names
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe, check_likelihood_levels
-from diffusion_jax.config.sections import construct
+from diffusion_jax.config.sections import construct, lookup
 from diffusion_jax.networks.conditions import NO_RATES
 from diffusion_jax.systems import augmentation
 from diffusion_jax.types import Params, needs_of
@@ -35,6 +35,7 @@ def diffusion(
     """The diffusion system of `parts`, for examples of `parts.spec`. Keywords are config.system. Raises ConfigError."""
     config, process, param = parts.config, parts.process, parts.parameterization
     network, likelihood = parts.network(), parts.likelihood
+    fits.check_loss(config, lookup(names.LOSSES, "loss.name", config.loss.name), process)
     loss = construct(
         names.LOSSES,
         "loss",

@@ -91,8 +91,7 @@ def read_header(folder: str | os.PathLike, split: str) -> Header:
             raise ValueError(f"the sizes {header.num}, {fields} and {header.num_classes} are out of range")
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} does not describe latents ({type(error).__name__}: {error}); "
-            "python -m diffusion_jax.latents encode makes them"
+            f"{path} does not describe latents ({type(error).__name__}: {error}); --mode=encode makes them"
         ) from error
     return header
 
