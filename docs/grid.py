@@ -21,8 +21,8 @@ def main(path: str, *runs: str) -> None:
     FigureCanvasAgg(figure)
     for axis, run in zip(figure.subplots(1, len(runs), squeeze=False)[0], runs, strict=True):
         title, _, source = run.partition("=")
-        path, _, name = source.partition(":")
-        file = path if path.endswith(".npz") else pathlib.Path(path) / "samples" / "samples.npz"
+        place, _, name = source.partition(":")
+        file = place if place.endswith(".npz") else pathlib.Path(place) / "samples" / "samples.npz"
         axis.imshow(image_sheet(np.load(file)[name or "samples"][:64], columns=8), interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()
