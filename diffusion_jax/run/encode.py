@@ -84,7 +84,7 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
 
 
 def _source(job: Job) -> data.Source:
-    """The images to encode, with all conditions of the data, texts cut at config.data.max_tokens. Raises ConfigError."""
+    """The images to encode, with their conditions; texts are cut at config.data.max_tokens. Raises ConfigError."""
     config, specs = job.config.copy_and_resolve_references(), dict(job.system.batch)
     length = config.data.get("max_tokens", 0)
     if "max_tokens" in config.data:

@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from diffusion_jax import processes, solvers, systems
 from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.guidance import steering
 from diffusion_jax.guidance.steering import Guidance
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.run import train
@@ -156,25 +155,6 @@ def test_samples_and_other_likelihoods_are_those_of_the_learned_process():
     assert abs(expected - system.diffusion.process.gamma(jnp.float32(0.4))) > 0.1
     np.testing.assert_allclose(figures["likelihood_gamma"], expected, rtol=1e-5)
     np.testing.assert_allclose(figures["likelihood_error"], 0, atol=1e-4)
-
-
-def test_numbers_of_guidance_are_read_outside_of_jit():
-    """Such as parameters of another run, which are read onto the current mesh."""
-
-    def load():
-        assert jax.sharding.get_mesh().empty  # raises inside of jit
-        return {"shift": jnp.float32(0.5)}
-
-    def steer(numbers, model):
-        return model._replace(D=lambda x, t, cond: model.D(x, t, cond) + numbers["shift"])
-
-    system = gaussian(LEVELS)
-    params = jax.jit(system.init)(jax.random.key(0))
-    guided = dataclasses.replace(
-        system, diffusion=dataclasses.replace(system.diffusion, guidance=steering.Guidance(load=load, steer=steer))
-    )
-    plain, drawn = (s.sample(params, jax.random.key(1), 3)["samples"] for s in (system, guided))
-    assert np.isfinite(drawn).all() and (drawn > plain + 0.4).all()
 
 
 def test_labels_reach_the_network():
