@@ -9,6 +9,7 @@ They are what the parts declare and `config.fits` evaluates, written between the
 from __future__ import annotations
 
 import pathlib
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,7 +81,8 @@ def tables() -> str:
         *table("`config.weighting.name`", WEIGHTINGS, of),
     ]
     repeated = [name for name, solver in SOLVERS.items() if solver.needs.distinct_times]
-    lines.append(f"On the grid `levels`, which visits t = 1 twice, all but {', '.join(f'`{n}`' for n in repeated)}.")
+    sentence = f"The grid `levels` visits t = 1 twice: not with {', '.join(f'`{name}`' for name in repeated)}."
+    lines += textwrap.wrap(sentence, 120)
     return "\n".join(lines)
 
 

@@ -49,7 +49,7 @@ def autoguidance(
     """
     run = parts.trained(path, f"config.{place}.path", role="denoiser")
     check_alike(parts, run)
-    here, there = parts.network().conditions.shapes, run.system.network_conditions.shapes
+    here, there = parts.network().conditions.specs, run.system.network_conditions.specs
     for name in sorted(here.keys() | there.keys()):
         if here.get(name) != there.get(name):
             raise ConfigError(

@@ -56,12 +56,7 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
             )
     system, size = job.system, config.training.batch_size
     params, _ = params_of(job, directory)
-    specs, length = dict(system.batch), config.data.get("max_tokens", 0)
-    if length:
-        specs["tokens"] = Spec((length,), "int32")
-    config = config.copy_and_resolve_references()
-    config.data.pop("max_tokens", None)
-    source = config_data.source(config, specs, tokenize=_tokenizer(config, length))
+    source = _source(job)
     sums = np.zeros((3, system.latent_shape[-1]))  # of 1, z and z^2, by channel
 
     @jax.jit
@@ -86,6 +81,17 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
         f"{header.num} latents of {header.shape} in {to}",
         f"standardised: mean {np.round(mean, 3)}, standard deviation {np.round(std, 3)}",
     )
+
+
+def _source(job: Job) -> data.Source:
+    """The images to encode, with their conditions; texts are cut at config.data.max_tokens. Raises ConfigError."""
+    config, specs = job.config.copy_and_resolve_references(), dict(job.system.batch)
+    length = config.data.get("max_tokens", 0)
+    if "max_tokens" in config.data:
+        del config.data["max_tokens"]
+    if length:
+        specs["tokens"] = Spec((length,), "int32")
+    return config_data.source(config, specs, tokenize=_tokenizer(config, length))
 
 
 def _tokenizer(config: ConfigDict, length: int) -> tokenization.Tokenizer | None:

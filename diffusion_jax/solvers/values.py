@@ -1,5 +1,7 @@
 """Checks of values, where there are any: not of what a transformation such as `jit` traces, nor of rows elsewhere."""
 
+import warnings
+
 import jax
 import numpy as np
 from jaxtyping import Array
@@ -10,6 +12,18 @@ def check_finite(name: str, x: Array | np.ndarray) -> None:
     values = _values(x)
     if values is not None and not np.isfinite(values).all():
         raise ValueError(f"{name} has {np.count_nonzero(~np.isfinite(values))} NaN or infinite values")
+
+
+def warn_not_finite(name: str, x: np.ndarray) -> None:
+    """Warns of rows of x that hold NaN or infinity, as of an adaptive solver that needs more than its steps."""
+    if np.issubdtype(x.dtype, np.floating):
+        finite = np.isfinite(x).reshape(len(x), -1).all(1)
+        if not finite.all():
+            warnings.warn(
+                f"{np.count_nonzero(~finite)} of {len(x)} {name} are not finite: the network has diverged, or an "
+                "adaptive solver needs more than max_steps steps",
+                stacklevel=3,
+            )
 
 
 def check_times(name: str, t: Array | np.ndarray) -> None:

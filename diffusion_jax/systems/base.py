@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Int, Key, PyTree
 
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
+from diffusion_jax.solvers.values import warn_not_finite
 from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Cond, Params, Placed, Spec, Train
 
@@ -59,11 +60,13 @@ class Sampled:
 
         Raises ValueError for a missing condition, a wrong shape, ids out of range, or a number of rows that is not
         `num`.
+        Warns of samples that are not finite.
         """
         if self.makes is None:
             return {}
         cond = checked(self.conditions, cond, num)
         drawn = in_batches(functools.partial(self._draw, params, key, self.numbers()), num, self.batch_size, cond)
+        warn_not_finite("samples", drawn["samples"])
         return {**drawn, **{name: value for name, value in (cond or {}).items() if name != "x"}}
 
     @functools.cached_property

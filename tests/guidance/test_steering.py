@@ -12,6 +12,7 @@ from diffusion_jax import solvers
 from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.guidance import autoguidance, classifier, classifier_free, steering, thresholding
+from diffusion_jax.networks.conditions import NO_CONDITIONS
 from diffusion_jax.parameterizations import LearnedVariance, bound_to
 from diffusion_jax.processes import DiscreteVP, beta_table
 from diffusion_jax.solvers.base import posterior, transition
@@ -185,3 +186,44 @@ def test_guidance_without_a_condition_is_refused_and_without_dropout_warned_of()
     ):
         with pytest.raises(ConfigError, match=message):
             build.system(toy(**changes))
+
+
+def test_a_chain_is_the_composition_and_its_order_matters():
+    """Classifier-free guidance, a threshold and a classifier, by hand and as a chain."""
+    process, n = PROCESSES["vp"], 6
+    D, log_prob = conditional_denoiser(process), log_likelihood(process)
+    cond = {"label": jnp.array([0, 1] * 3)}
+    model = steering.Model(D=D, cond=cond, null=NULL, given=cond, process=process)
+    free = steering.classifier_free(scale=3.0)
+    clipped = steering.lifted(thresholding.static(0.5))
+    by_classifier = steering.classifier(
+        lambda params, x, t, cond: params["one"] * log_prob(x, t, cond), lambda: {"one": 1.0}, NO_CONDITIONS, scale=2.0
+    )
+    x, t = 2 * jax.random.normal(jax.random.key(0), (n, 2)), jnp.float32(0.4)
+
+    def steered(*parts):
+        chained = steering.chain(*parts)
+        return chained.steer(chained.load(), model).bound(x, t)
+
+    by_hand = thresholding.static(0.5)(classifier_free(D, 3.0, NULL))
+    by_hand = classifier(by_hand, log_prob, 2.0, process)(x, t, cond)
+    np.testing.assert_allclose(steered(free, clipped, by_classifier), by_hand, rtol=1e-6)
+    assert np.abs(steered(free, by_classifier, clipped) - by_hand).max() > 0.1
+    assert steering.chain(free, clipped, by_classifier).values == {"scale": 3.0, "then_then_scale": 2.0}
+    assert steering.chain(free, by_classifier).needs.alpha
+    with pytest.raises(ValueError, match="first of a chain"):
+        steering.chain(by_classifier, free)
+
+
+def test_a_config_names_guidance_that_follows():
+    chained = dict(name="classifier_free", scale=2.0, then=dict(name="none"))
+    system = build.system(toy(guidance=chained, network__num_classes=8, system__cond_dropout=0.1))
+    assert system.guidance.values == {"scale": 2.0}
+    for guidance, message in (
+        (dict(name="none", then=dict(name="classifier_free")), r"config\.guidance\.then\.name='classifier_free'"),
+        (dict(name="none", then=dict(name="nne")), r"config\.guidance\.then\.name='nne'.*'none'"),
+        (dict(name="none", then=dict(name="classifier", path="/x")), r"config\.guidance\.then\.path='/x'"),
+        (dict(name="none", then="classifier"), r"config\.guidance\.then='classifier'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build.system(toy(guidance=guidance, network__num_classes=8))

@@ -6,10 +6,12 @@ import pytest
 from diffusion_jax import parameterizations
 from diffusion_jax.losses import (
     denoising_loss,
+    hybrid_loss,
     implicit_score_matching,
     score_matching_loss,
     sliced_score_matching,
     times,
+    vlb_loss,
     weightings,
 )
 from diffusion_jax.processes import VE, VP, drift_and_diffusion
@@ -235,3 +237,36 @@ def test_weights_of_the_likelihood_bound_come_from_the_diffusion():
     loss = denoising_loss(apply, param, process, weightings.likelihood(), at(0.4))
     _, g = drift_and_diffusion(process, jnp.float32(0.4))
     np.testing.assert_allclose(loss({}, jax.random.key(0), x_0, None)[0], g**2 * offset**2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 4, 3)])
+def test_a_mask_leaves_the_loss_of_the_entries_that_count(shape):
+    """Zero is the network for x_0, whose weighted error is the mean of x_0^2 over what counts."""
+    apply = lambda params, x, c_noise, cond, key: jnp.zeros_like(x)
+    loss = denoising_loss(apply, parameterizations.x0_prediction(), VP(), weightings.uniform(), times.uniform())
+    x_0 = jax.random.normal(jax.random.key(0), shape)
+    where = jnp.tile(jnp.array([True, True, False, False]), (6, 1)).at[5].set(False)
+    masked, aux = loss({}, jax.random.key(1), x_0.at[:, 2:].set(jnp.nan), None, where)
+    half = np.square(x_0[:, :2]).reshape(6, -1).mean(1)
+    np.testing.assert_allclose(masked[:5], half[:5], rtol=1e-6)
+    np.testing.assert_allclose(aux["mse"][:5], half[:5], rtol=1e-6)
+    assert masked[5] == 0
+    whole, _ = loss({}, jax.random.key(1), x_0)
+    np.testing.assert_allclose(loss({}, jax.random.key(1), x_0, where=jnp.ones(6, bool))[0], whole, rtol=1e-6)
+    np.testing.assert_allclose(whole, np.square(x_0).reshape(6, -1).mean(1), rtol=1e-6)
+
+
+def test_losses_that_take_no_mask_refuse_it():
+    apply, param, process = (
+        lambda *a, **k: jnp.zeros((2, 4)),
+        parameterizations.eps_prediction(),
+        PROCESSES["discrete_vp"],
+    )
+    draw, x_0, where = times.discrete(1000), jnp.zeros((2, 2)), jnp.ones((2, 2), bool)
+    for loss in (
+        score_matching_loss(apply, param, process, draw),
+        vlb_loss(apply, param, process, draw),
+        hybrid_loss(apply, param, process, weightings.simple(), draw),
+    ):
+        with pytest.raises(ValueError, match="where is given"):
+            loss({}, jax.random.key(0), x_0, None, where)

@@ -97,7 +97,7 @@ def test_training_begins_with_the_parameters_of_step_0(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--from", "nowhere", "--format", "orbax"), "nowhere is no file of weights and no folder of diffusers"),
+        (("--from", "nowhere", "--format", "orbax"), "nowhere is neither a file of weights nor a folder"),
         (
             ("--from", "nowhere", "--format", "diffusers"),
             "--from='nowhere' must be the work directory of a trained run",

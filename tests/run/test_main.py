@@ -178,6 +178,39 @@ def test_refusals(monkeypatch, capsys, trained, arguments, words):
             [f"--config={TOY}", "--mode=sample", "--workdir=x"],
             ["x holds no checkpoint; train first"],
         ),
+        "encode without a folder": (
+            [f"--config={TOY}", "--mode=encode", "--workdir=x"],
+            ["--mode=encode", "--to=PATH"],
+        ),
+        "encode from": (
+            [f"--config={TOY}", "--mode=encode", "--to=y", "--from=z", "--workdir=x"],
+            ["--mode=encode", "--from=PATH"],
+        ),
+        "decode without latents": (
+            [f"--config={TOY}", "--mode=decode", "--to=y", "--workdir=x"],
+            ["--mode=decode", "--from=PATH"],
+        ),
+        "decode without a file": (
+            [f"--config={TOY}", "--mode=decode", "--from=y", "--workdir=x"],
+            ["--mode=decode", "--to=PATH"],
+        ),
+        "train to": ([f"--config={TOY}", "--to=y", "--workdir=x"], ["--mode=train", "--to=PATH"]),
+        "sample from": (
+            [f"--config={TOY}", "--mode=sample", "--from=y", "--workdir=x"],
+            ["--mode=sample", "--from=PATH"],
+        ),
+        "encode without an encoder": (
+            [f"--config={TOY}", "--mode=encode", "--to=y", "--workdir=x"],
+            ["--mode=encode", "config.system.name='diffusion'"],
+        ),
+        "decode without a decoder": (
+            [f"--config={TOY}", "--mode=decode", "--from=y", "--to=z", "--workdir=x"],
+            ["--mode=decode", "config.system.name='diffusion'"],
+        ),
+        "encode untrained": (
+            [f"--config={ROOT / 'configs' / 'autoencoder_kl.py'}", "--mode=encode", "--to=y", "--workdir=x"],
+            ["x holds no checkpoint"],
+        ),
         "nothing to evaluate": ([f"--config={TOY}", "--mode=evaluate", "--workdir=x"], ["x holds no checkpoint"]),
     }.values(),
 )

@@ -8,12 +8,14 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
+from diffusion_jax.config import data
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data import vocabulary
 from diffusion_jax.networks.functional import count_parameters
 from diffusion_jax.run import evaluate, plan, sample, train
 from diffusion_jax.run.job import prepare
 from tests.runs import digits, source_of, toy
+from tests.systems.test_latent_diffusion import stage_config
 
 CLASSES = dict(network__num_classes=10)
 
@@ -68,6 +70,20 @@ def test_train_for_longer(points, tmp_path):
 def test_train_evaluates_when_it_is_done(tmp_path):
     train.train(toy(evaluation__after_training=True), tmp_path)
     assert (tmp_path / "evaluation.json").exists()
+
+
+def test_each_split_is_opened_once(tmp_path, monkeypatch):
+    """Although every picture of training and the evaluation after it reconstruct held-out images."""
+    opened, read = [], data.source
+
+    def source(*arguments, evaluation=False, **keywords):
+        opened.append(evaluation)
+        return read(*arguments, evaluation=evaluation, **keywords)
+
+    monkeypatch.setattr(data, "source", source)
+    train.train(stage_config(training__sample_every=1, evaluation__after_training=True), tmp_path)
+    assert len(list((tmp_path / "samples").glob("step_*.png"))) == 4
+    assert opened == [False, True]
 
 
 def test_weights_start_a_new_run(points, tmp_path):

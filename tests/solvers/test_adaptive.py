@@ -70,11 +70,12 @@ def test_adaptive_sde_follows_one_path_per_row_whatever_its_steps():
 
 
 @pytest.mark.parametrize("name", ["adaptive_ode", "adaptive_sde"])
-def test_too_few_steps_are_an_error_that_says_so(name):
+def test_too_few_steps_give_nan_in_a_program_that_can_be_cached(name):
+    """A callback on the host would keep it out of JAX's persistent cache."""
     solver = getattr(solvers, name)(rtol=1e-6, atol=1e-6, max_steps=3)
-    with pytest.raises(Exception, match=f"{name}: 2 of 2 rows did not arrive within max_steps=3; raise max_steps"):
-        runner(solver, VP(), gaussian().denoiser(VP()), [1.0, 0.1])(jnp.ones((2, 2)), jnp.arange(2))
-        jax.effects_barrier()
+    run = runner(solver, VP(), gaussian().denoiser(VP()), [1.0, 0.1])
+    assert np.isnan(run(jnp.ones((2, 2)), jnp.arange(2))[-1]).all()
+    assert "callback" not in run.lower(jnp.ones((2, 2)), jnp.arange(2)).as_text()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from diffusion_jax import solvers
 from diffusion_jax.processes import VP
 from diffusion_jax.solvers import grids
+from diffusion_jax.solvers.base import stateless
 from diffusion_jax.solvers.sampling import sample
 from tests.oracles import Mixture
 from tests.solvers.cases import CASES
@@ -114,3 +115,19 @@ def test_double_precision_takes_single_precision_times():
         times = grids.uniform()(process, 4).astype(jnp.float32)
         x = sample(solvers.unipc(3), process, lambda x, t: 0.5 * x, jax.random.key(0), jnp.ones((2, 1)), times)
         assert x.dtype == jnp.float64
+
+
+def test_integers_go_through_with_the_times_as_they_are():
+    """Token ids that a toy solver replaces by D's where a coin of probability t - s, at times in float32, says so."""
+    seen = []
+
+    def step(process, D, keys, x, t, s):
+        seen.append((x.dtype, t.dtype))
+        chosen = jax.vmap(lambda key: jax.random.bernoulli(key, t - s, x.shape[1:]))(keys)
+        return jnp.where(chosen, D(x, t), x)
+
+    x_T, times = jnp.zeros((3, 50), jnp.int32), jnp.array([1.0, 0.75, 0.5])
+    states = sample(stateless(step), VP(), lambda x, t: x + 7, jax.random.key(0), x_T, times, trajectory=True)
+    assert states.dtype == jnp.int32 and seen[0] == (jnp.int32, jnp.float32)
+    assert set(np.unique(states[1])) == {0, 7} and set(np.unique(states[2])) == {0, 7, 14}
+    assert 0.1 < np.mean(states[1] == 7) < 0.4

@@ -75,7 +75,7 @@ def test_what_is_told_is_what_was_done():
     assert (np.minimum(*errors) < 1e-3).all() and (np.maximum(*errors) > 0.1).any()
 
 
-@pytest.mark.parametrize(("dim", "probability", "message"), [(0, 0.1, "needs a network that is told"), (9, 2.0, "in")])
+@pytest.mark.parametrize(("dim", "probability", "message"), [(0, 0.1, "augment_dim=9"), (9, 2.0, "in")])
 def test_what_does_not_fit_is_refused(dim, probability, message):
     config = defaults()
     config.network = dict(name="song_unet", augment_dim=dim)

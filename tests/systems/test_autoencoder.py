@@ -114,7 +114,7 @@ def test_every_part_reaches_its_own_group_and_the_weight_is_the_ratio_of_two_gra
     )
     own = jax.grad(lambda w: first_stage.hinge(discriminate(w, x), discriminate(w, y)).mean())(w)
     np.testing.assert_allclose(grads["discriminator"]["w"], own["w"], rtol=1e-4, atol=1e-6)
-    parts = metrics["reconstruction"] + metrics["penalty"] + metrics["discriminator"]
+    parts = metrics["reconstruction"] + metrics["penalty"] + metrics["discriminator_loss"]
     np.testing.assert_allclose(loss, parts + expected * metrics["generator_loss"], rtol=1e-4)
 
 

@@ -19,7 +19,7 @@ from diffusion_jax.systems import bottlenecks
 from diffusion_jax.systems.latent_diffusion import averaged_to, first_stage_params
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System, Train
-from tests.runs import digits, source_of
+from tests.runs import command, digits, listing, source_of
 
 
 def exact_stage(matrix: np.ndarray) -> systems.Autoencoder:
@@ -163,6 +163,35 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     expected = jax.jit(run.system.reconstruct)(run.load(), jnp.asarray(whole))
     np.testing.assert_allclose(decoded / 127.5 - 1, np.clip(expected, -1, 1), atol=0.005)
     assert (tmp_path / "x.png").exists()
+
+
+def files_below(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_modes_of_the_command_write_what_the_former_command_wrote(stage, tmp_path, monkeypatch, capsys):
+    """Latents of a part of the data, and their images, byte for byte."""
+    config = tmp_path / "stage.py"
+    config.write_text(
+        "from tests.systems.test_latent_diffusion import stage_config\n\n\ndef get_config(variant=None):\n"
+        "    return stage_config(sampling__num_samples=10, sampling__batch_size=128, training__batch_size=128)\n"
+    )
+    encode.main(["encode", f"--first_stage={stage}", f"--to={tmp_path / 'old'}", "--split=train[:100]"])
+    encode.main(
+        ["decode", f"--first_stage={stage}", f"--from={tmp_path / 'old'}", f"--to={tmp_path / 'old.npz'}", "--num=10"]
+    )
+    before = listing(stage)
+    arguments = [f"--config={config}", f"--workdir={stage}"]
+    command(monkeypatch, *arguments, "--mode=encode", f"--to={tmp_path / 'new'}", "--config.data.split=train[:100]")
+    command(monkeypatch, *arguments, "--mode=decode", f"--from={tmp_path / 'new'}", f"--to={tmp_path / 'new.npz'}")
+    assert listing(stage) == before
+    old, new = files_below(tmp_path / "old"), files_below(tmp_path / "new")
+    assert old == new and len(old) > 1
+    for suffix in ("npz", "png"):
+        assert (tmp_path / f"old.{suffix}").read_bytes() == (tmp_path / f"new.{suffix}").read_bytes()
+    assert np.load(tmp_path / "new.npz")["samples"].shape == (10, 8, 8, 1)
+    assert str(tmp_path / "new.npz") in capsys.readouterr().out
 
 
 @pytest.mark.slow

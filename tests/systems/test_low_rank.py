@@ -89,7 +89,7 @@ def test_a_run_is_fine_tuned_by_a_switch(tmp_path):
     def save(config, folder, step, state):
         with Checkpoints(folder / "checkpoints") as checkpoints:
             checkpoints.save(step, state, convert.Beginning(), wait=True)
-        saved.write_config(folder, config)
+        write_config(folder, config)
 
     plain = fresh_state(prepare(runs.toy()))
     save(runs.toy(), base, 0, plain)

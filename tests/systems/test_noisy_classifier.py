@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax.config import build
+from diffusion_jax.config import build, saved
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.losses import times
 from diffusion_jax.networks.encoder_unet import EncoderUNet
@@ -168,10 +168,10 @@ def test_a_model_is_guided_by_itself(runs):
     ("make", "message"),
     [
         (lambda c, m: guided("classifier", c, process__beta_max=10.0), "config.process.beta_max is 10.0 now"),
-        (lambda c, m: guided("classifier", m), "must be a run of config.system.name='noisy_classifier'"),
-        (lambda c, m: guided("autoguidance", c), "must be a run of config.system.name='diffusion'"),
+        (lambda c, m: guided("classifier", m), "config.system.name='diffusion'"),
+        (lambda c, m: guided("autoguidance", c), "config.system.name='noisy_classifier'"),
         (lambda c, m: guided("classifier", c, network__num_classes=5), "the classifier has 10 classes"),
-        (lambda c, m: guided("autoguidance", m, network__num_classes=5), "config.network.num_classes is 5 here and 0"),
+        (lambda c, m: guided("autoguidance", m, network__num_classes=5), "the condition 'label'"),
         (lambda c, m: guided("classifier", "/nowhere"), "config.guidance.path='/nowhere' must be the work directory"),
         (lambda c, m: guided("classifier", ""), "config.guidance.path='' must be the work directory"),
         (lambda c, m: guided("classifier", c, sampling__cond="10"), "label 10 is out of range"),
@@ -186,8 +186,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_compiled(runs, make, me
 def test_other_images_are_refused(runs):
     config = guided("classifier", runs[0])
     config.data.image_size = 16
-    with pytest.raises(ConfigError, match=r"config\.data\.image_size is 16 now and was 8"):
+    with pytest.raises(ConfigError, match=r"config\.guidance\.path.*\(16, 16, 1\).*\(8, 8, 1\)"):
         build.system(config)
+
+
+def test_a_weaker_model_has_the_same_classes(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    saved.write_config(tmp_path, digits(network__num_classes=10))
+    build.system(guided("autoguidance", tmp_path, network__num_classes=10))
+    with pytest.raises(ConfigError, match=r"config\.guidance\.path.*'label'.*=5.*=10"):
+        build.system(guided("autoguidance", tmp_path, network__num_classes=5))
 
 
 def test_a_classifier_draws_no_samples(runs):

@@ -65,11 +65,24 @@ def test_only_the_network_is_trained(built):
     assert set(state.params["frozen"]) == {"text", "first_stage"}
 
 
-def test_strength_is_a_share_of_the_steps(built):
-    with pytest.raises(ValueError, match=r"strength=1.5 must be in \[0, 1\]"):
-        dataclasses.replace(built, strength=1.5)
-    with pytest.raises(ValueError, match=r"strength=0\.1 leaves none of the 4 steps"):
-        dataclasses.replace(built, strength=0.1, task=TASKS["image_to_image"])
+def test_image_to_image_is_sdedit_with_the_strength_of_the_system():
+    system = build.system(config(task="image_to_image", strength=0.5))
+    assert system.conditions.image_shape == (8, 8, 1) and not system.batch_conditions.image_shape
+    x = jnp.zeros((1, 4, 4, 3))
+    _, times = system.diffusion.editing.start(
+        system.diffusion.process, None, jax.random.split(jax.random.key(0), 1), x, jnp.linspace(1, 0, 5), {"image": x}
+    )
+    np.testing.assert_allclose(times, [0.5, 0.25, 0])
+    for strength, message in (
+        (1.5, r"strength=1\.5 must be in \[0, 1\]"),
+        (0.1, r"strength=0\.1 leaves none of the 4"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            build.system(config(task="image_to_image", strength=strength))
+    edited = config(task="image_to_image")
+    edited.editing = ConfigDict(dict(name="sdedit"))
+    with pytest.raises(ConfigError, match=r"config\.editing\.name='sdedit' must be 'none'"):
+        build.system(edited)
 
 
 def test_texts_go_to_ids_and_back(built):
@@ -137,7 +150,7 @@ def pictures(tmp_path_factory):
 @pytest.mark.parametrize(
     ("task", "channels", "key", "shape"),
     [
-        ("image_to_image", 0, "control_key", (8, 8, 1)),
+        ("image_to_image", 0, "control_key", None),
         ("inpainting", 3, "control_key", (8, 8, 2)),
         ("upscaling", 1, "control_key", (4, 4, 1)),
         ("instruct_pix2pix", 2, "image_key", (8, 8, 1)),
@@ -152,7 +165,8 @@ def test_images_with_texts_train_every_task(pictures, task, channels, key, shape
     read.data = ConfigDict({**data, "image_size": 8, "channels": 1, key: "edges"})
     system = build.system(read)
     batch = source_of(read).batch(np.arange(2), np.random.default_rng(0))
-    assert batch["image"].shape == (2, *shape)
+    # Image to image is the text-to-image model as it is: samples alone start from an image.
+    assert (batch["image"].shape == (2, *shape)) if shape else ("image" not in batch)
     params, batch = jax.eval_shape(system.init, jax.random.key(0)), jax.tree.map(jnp.asarray, batch)
     loss = jax.eval_shape(lambda params: system.loss(params, jax.random.key(1), batch, None)[0], params)
     assert loss.shape == (2,)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +15,15 @@ from ml_collections import ConfigDict
 from diffusion_jax import processes, solvers, systems
 from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.guidance.steering import Guidance
 from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.run import train
 from diffusion_jax.solvers import grids
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System
 from tests.losses.test_vdm import DATA, PARAM, exact
-from tests.runs import digits, parts_of, source_of
+from tests.runs import ROOT, digits, parts_of, source_of
+from tests.systems.test_noisy_classifier import classifier_config
 
 
 def config(**changes):
@@ -216,3 +222,67 @@ def test_refusals():
     off.data.levels = 16
     with pytest.raises(ConfigError, match="levels is 16, but x holds"):
         source_of(off)
+
+
+def test_numbers_of_guidance_are_read_once_and_outside_of_jit():
+    """As parameters of another run are, which need the mesh."""
+    loads = []
+
+    def load():
+        loads.append(jax.sharding.get_mesh())  # raises under jit
+        return jnp.float32(2.0)
+
+    def steer(factor, model):
+        return model._replace(D=lambda x, t, cond: factor * model.D(x, t, cond))
+
+    plain = gaussian(17)
+    guided = dataclasses.replace(
+        plain, diffusion=dataclasses.replace(plain.diffusion, guidance=Guidance(load=load, steer=steer), batch_size=2)
+    )
+    params = jax.jit(plain.init)(jax.random.key(0))
+    samples, ordinary = (system.sample(params, jax.random.key(0), 5)["samples"] for system in (guided, plain))
+    assert len(loads) == 1 and np.abs(samples - ordinary).min() > 0
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A VDM, and a noisy classifier and a diffusion model of its initial schedule, hardly trained, by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    made = {"vdm": config(), "classifier": classifier_config(), "autoguidance": digits(network__hidden=8)}
+    for name, one in made.items():
+        one.process, one.parameterization = made["vdm"].process, made["vdm"].parameterization
+        train.train(one, folder / name)
+    return folder
+
+
+PROGRAM = """
+import pathlib, sys, jax
+from ml_collections import ConfigDict
+from diffusion_jax.run import sample
+from tests.systems.test_vdm import config
+folder, devices = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+assert jax.device_count() == devices
+for name in ("none", "classifier", "autoguidance"):
+    made = config(sampling__file=f"{name}_{devices}", sampling__num_samples=4, sampling__batch_size=4)
+    made.guidance = ConfigDict(dict(name=name) | (dict(path=str(folder / name), scale=20.0) if name != "none" else {}))
+    sample.sample(made, folder / "vdm")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_the_command_guides_by_another_run(runs, devices):
+    """On two devices as on one."""
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(runs), str(devices)],
+        env=os.environ | {"XLA_FLAGS": flags},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    drawn = {path.stem: np.load(path)["samples"].astype(int) for path in (runs / "vdm" / "samples").glob("*.npz")}
+    for name in ("classifier", "autoguidance"):
+        assert np.abs(drawn[f"{name}_{devices}"] - drawn[f"none_{devices}"]).max() > 1, name
+        assert np.abs(drawn[f"{name}_{devices}"] - drawn[f"{name}_1"]).max() <= 1, name

@@ -41,7 +41,7 @@ def run(job, state, place, sampled):
         assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given)), "the step takes over the buffers"
     if sampled:
         ids = jax.device_put(np.arange(8), place)
-        samples = jax.jit(job.system.draw)(state.params, jax.random.key(5), ids, None)
+        samples = jax.jit(job.system.draw)(state.params, jax.random.key(5), ids, None)["samples"]
     return state, losses, samples, compiled.as_text()
 
 

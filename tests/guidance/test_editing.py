@@ -1,0 +1,85 @@
+"""Editing: SDEdit starts from a noised image, in every system of images, and is refused where it cannot."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from diffusion_jax import solvers, systems
+from diffusion_jax.config import build
+from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.guidance import editing
+from diffusion_jax.processes import VP, row_keys, row_normal
+from diffusion_jax.solvers.sampling import sample
+from tests.runs import digits, toy
+from tests.systems.test_latent_diffusion import exact_stage
+
+SDEDIT = ConfigDict(dict(name="sdedit", strength=0.5))
+IMAGES = np.float32(np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 1)))
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    """A model of the digits whose network gives zeros, so that a sample shows what it started from."""
+    system = build.system(digits(network__hidden=8, editing=SDEDIT, sampling__steps=8))
+    return system, jax.jit(system.init)(jax.random.key(0))
+
+
+def test_the_start_is_the_image_with_the_noise_of_a_later_time():
+    process, keys, times = VP(), jax.random.split(jax.random.key(0), 3), jnp.linspace(1, 0, 11)
+    x, left = editing.sdedit(0.35).start(process, None, keys, jnp.zeros_like(IMAGES), times, {"image": IMAGES})
+    np.testing.assert_allclose(left, times[7:])
+    noise = row_normal(keys, jnp.zeros_like(IMAGES))
+    np.testing.assert_allclose(x, process.alpha(times[7]) * IMAGES + process.sigma(times[7]) * noise, rtol=1e-5)
+    _, whole = editing.sdedit(1.0).start(process, None, keys, jnp.zeros_like(IMAGES), times, {"image": IMAGES})
+    np.testing.assert_array_equal(whole, times)
+
+
+def test_a_diffusion_system_starts_from_the_image(pixels):
+    system, params = pixels
+    key = jax.random.key(1)
+    drawn = system.sample(params, key, 3, {"image": IMAGES})
+    np.testing.assert_array_equal(drawn["image"], IMAGES)
+    prior_key, noise_key = jax.random.split(key)
+    times = system.grid(system.process, 8)[4:]
+    noise = row_normal(row_keys(prior_key, jnp.arange(3)), IMAGES)
+    x = system.process.alpha(times[0]) * IMAGES + system.process.sigma(times[0]) * noise
+    by_hand = sample(system.solver, system.process, system.denoiser(params), noise_key, x, times)
+    np.testing.assert_allclose(drawn["samples"], by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_latent_diffusion_starts_from_the_latents_of_the_image(pixels):
+    """With a first stage that turns pixels, pixels are turned back; the noise is that of the latents."""
+    system, _ = pixels
+    quiet = dataclasses.replace(system, solver=solvers.ddim(), apply=lambda params, x, *rest, key=None: 0 * x)
+    rotation, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))
+    latent = systems.LatentDiffusion(diffusion=quiet, first_stage=exact_stage(rotation))
+    params = jax.jit(latent.init)(jax.random.key(0))
+    turn = lambda x: np.einsum("bhwc,hk->bkwc", x, rotation).astype(np.float32)
+    drawn = latent.sample(params, jax.random.key(1), 3, {"image": IMAGES})
+    latents = quiet.sample(params, jax.random.key(1), 3, {"image": turn(IMAGES)})
+    np.testing.assert_allclose(turn(drawn["samples"]), latents["samples"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (lambda: toy(editing=SDEDIT), ["config.editing.name='sdedit'", "config.data.name='toy'"]),
+        (
+            lambda: digits(editing=SDEDIT, sampling__steps=1),
+            ["config.editing.strength=0.5", "config.sampling.steps=1", "none of the 1 steps"],
+        ),
+        (
+            lambda: digits(editing=ConfigDict(dict(name="sdedit", strength=1.5))),
+            ["config.editing", "strength=1.5 must be in [0, 1]"],
+        ),
+        (lambda: digits(editing=ConfigDict(dict(name="sdedt"))), ["config.editing.name='sdedt'", "'sdedit'"]),
+    ],
+)
+def test_what_cannot_be_edited_is_refused(config, words):
+    with pytest.raises(ConfigError) as refusal:
+        build.system(config())
+    assert all(word in str(refusal.value) for word in words), str(refusal.value)
