@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from diffusion_jax.config.saved import write_config
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.run import convert
 from diffusion_jax.run.job import prepare, train_step
