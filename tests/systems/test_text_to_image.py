@@ -17,7 +17,7 @@ from diffusion_jax.config.recipes.text_to_image import TASKS
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.run import requests
 from diffusion_jax.training.step import init_state
-from tests.runs import source_of
+from tests.runs import parts_of, source_of
 
 CONFIG = "configs/stable_diffusion.py:digits"
 ENCODER = dict(name="clip_text", vocab_size=4, hidden_size=8, num_attention_heads=2, max_position_embeddings=5)
@@ -65,11 +65,11 @@ def test_only_the_network_is_trained(built):
     assert set(state.params["frozen"]) == {"text", "first_stage"}
 
 
-def test_strength_is_a_share_of_the_steps(built):
-    with pytest.raises(ValueError, match=r"strength=1.5 must be in \[0, 1\]"):
-        dataclasses.replace(built, strength=1.5)
-    with pytest.raises(ValueError, match=r"strength=0\.1 leaves none of the 4 steps"):
-        dataclasses.replace(built, strength=0.1, task=TASKS["image_to_image"])
+def test_strength_is_a_share_of_the_steps():
+    with pytest.raises(ConfigError, match=r"strength=1.5 .*\[0, 1\]"):
+        build.system(config(task="image_to_image", strength=1.5))
+    with pytest.raises(ConfigError, match=r"strength=0\.1 .*4 steps"):
+        build.system(config(task="image_to_image", strength=0.1))
 
 
 def test_texts_go_to_ids_and_back(built):
@@ -87,7 +87,8 @@ def test_every_encoder_has_the_padding_of_its_own(tmp_path, files):
     given = dict(tokenizer=str(tmp_path) if files else "")
 
     def rows(**encoders):
-        return text_to_image.tokenizer(config(**encoders, **given))(["a" if files else ""]).tolist()
+        texts = text_to_image._texts(parts_of(config(**encoders, **given)))
+        return texts.tokenize(["a" if files else ""]).tolist()
 
     start = [2, 1, 3] if files else [2, 3]
     filled = [start + [end] * (5 - len(start)) for end in (3, 0)]
@@ -152,7 +153,9 @@ def test_images_with_texts_train_every_task(pictures, task, channels, key, shape
     read.data = ConfigDict({**data, "image_size": 8, "channels": 1, key: "edges"})
     system = build.system(read)
     batch = source_of(read).batch(np.arange(2), np.random.default_rng(0))
-    assert batch["image"].shape == (2, *shape)
+    editing = task == "image_to_image"
+    assert system.conditions["image"].spec.shape == shape
+    assert ("image" in system.batch) != editing and (editing or batch["image"].shape == (2, *shape))
     params, batch = jax.eval_shape(system.init, jax.random.key(0)), jax.tree.map(jnp.asarray, batch)
     loss = jax.eval_shape(lambda params: system.loss(params, jax.random.key(1), batch, None)[0], params)
     assert loss.shape == (2,)
