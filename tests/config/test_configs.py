@@ -19,11 +19,8 @@ from diffusion_jax.training.step import init_state, make_train_step
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
-# The full-size settings of papers; of every network's CIFAR-10 variants one is kept.
-SLOW = re.compile(
-    "_deep|256_|256$|1024|bedroom|church|celeba|subvp_ddpmpp|edm:(cifar10|afhqv2|ffhq|imagenet)|adm:(imagenet|lsun|upsampler)|flow:cifar10"
-    "|vdm:(cifar10|imagenet)|_ldm[48]|dit_xl2|openimages|imagenet_f16|latent_diffusion:(mnist|cifar10|crawl|semantic|layout)|emoji"
-)
+# The full-size settings of papers are slow: 2 to 10 seconds of tracing each.
+FAST = re.compile("toy2d:|:digits|(?<!latent_diffusion):mnist")
 AXES = ("system", "network", "loss", "parameterization", "process", "solver")
 
 # Public networks of up to 2.6 billion parameters, which `tests/parity` compares with diffusers' at full size.
@@ -41,7 +38,7 @@ ALL = [f"{path.stem}:{variant}" for path in FILES for variant in variants(path)]
 
 
 def case(name: str, *values):
-    return pytest.param(name, *values, marks=[pytest.mark.slow] if SLOW.search(name) else [])
+    return pytest.param(name, *values, marks=[] if FAST.search(name) else [pytest.mark.slow])
 
 
 def read(name: str):

@@ -72,6 +72,7 @@ def test_train_evaluates_when_it_is_done(tmp_path):
     assert (tmp_path / "evaluation.json").exists()
 
 
+@pytest.mark.slow
 def test_each_split_is_opened_once(tmp_path, monkeypatch):
     """Although every picture of training and the evaluation after it reconstruct held-out images."""
     opened, read = [], data.source

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from diffusion_jax.config.saved import write_config
+from diffusion_jax.config import saved
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.run import convert
 from diffusion_jax.run.job import prepare, train_step
@@ -90,7 +90,7 @@ def test_a_run_is_fine_tuned_by_a_switch(tmp_path):
     def save(config, folder, step, state):
         with Checkpoints(folder / "checkpoints") as checkpoints:
             checkpoints.save(step, state, convert.Beginning(), wait=True)
-        write_config(folder, config)
+        saved.write_config(folder, config)
 
     plain = fresh_state(prepare(runs.toy()))
     save(runs.toy(), base, 0, plain)
@@ -99,21 +99,21 @@ def test_a_run_is_fine_tuned_by_a_switch(tmp_path):
     job = prepare(runs.toy(**switch))
     held = sum(x.size for x in jax.tree.leaves(job.state.opt_state))
     assert held < sum(x.size for x in jax.tree.leaves(plain.opt_state))
-    saved, batch = fresh_state(job), {"x": jax.random.normal(KEY, job.batch["x"].shape)}
+    state, batch = fresh_state(job), {"x": jax.random.normal(KEY, job.batch["x"].shape)}
     step = jax.jit(train_step(job), donate_argnums=0)
     for _ in range(2):
-        saved, _ = step(saved, batch)
-    save(job.config, tuned, 2, saved)
+        state, _ = step(state, batch)
+    save(job.config, tuned, 2, state)
     before = plain.params
-    assert set(saved.ema["0.999"]) == {"lora"}
-    jax.tree.map(np.testing.assert_array_equal, saved.params["frozen"]["network"], before["network"])
-    assert any(jnp.abs(x).max() > 0 for x in jax.tree.leaves(ups(saved.params["lora"])))
+    assert set(state.ema["0.999"]) == {"lora"}
+    jax.tree.map(np.testing.assert_array_equal, state.params["frozen"]["network"], before["network"])
+    assert any(jnp.abs(x).max() > 0 for x in jax.tree.leaves(ups(state.params["lora"])))
     # Whoever samples gets the network with the updates in it, with the switch in the config or without.
-    expected = low_rank.merge(before["network"], saved.ema["0.999"]["lora"], 2.0)
+    expected = low_rank.merge(before["network"], state.ema["0.999"]["lora"], 2.0)
     for config in (runs.toy(**switch), runs.toy()):
         found, _ = load_params(prepare(config), tuned)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, {"network": expected})
-    with pytest.raises(ConfigError, match=r"config\.lora\.rank=3 .*config\.weights"):
+    with pytest.raises(ConfigError, match=r"config\.lora\.rank=3.*config\.weights"):
         fresh_state(prepare(runs.toy(**switch | dict(weights=""))))
     with pytest.raises(ValueError, match="no layout of files for the network 'mlp'"):
         convert.to_lora(tuned, tmp_path / "file")

@@ -17,7 +17,7 @@ from diffusion_jax.config.recipes.text_to_image import TASKS
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.run import requests
 from diffusion_jax.training.step import init_state
-from tests.runs import source_of
+from tests.runs import parts_of, source_of
 
 CONFIG = "configs/stable_diffusion.py:digits"
 ENCODER = dict(name="clip_text", vocab_size=4, hidden_size=8, num_attention_heads=2, max_position_embeddings=5)
@@ -100,7 +100,8 @@ def test_every_encoder_has_the_padding_of_its_own(tmp_path, files):
     given = dict(tokenizer=str(tmp_path) if files else "")
 
     def rows(**encoders):
-        return text_to_image.tokenizer(config(**encoders, **given))(["a" if files else ""]).tolist()
+        texts = text_to_image._texts(parts_of(config(**encoders, **given)))
+        return texts.tokenize(["a" if files else ""]).tolist()
 
     start = [2, 1, 3] if files else [2, 3]
     filled = [start + [end] * (5 - len(start)) for end in (3, 0)]
@@ -150,7 +151,7 @@ def pictures(tmp_path_factory):
 @pytest.mark.parametrize(
     ("task", "channels", "key", "shape"),
     [
-        ("image_to_image", 0, "control_key", None),
+        ("image_to_image", 0, "control_key", (8, 8, 1)),
         ("inpainting", 3, "control_key", (8, 8, 2)),
         ("upscaling", 1, "control_key", (4, 4, 1)),
         ("instruct_pix2pix", 2, "image_key", (8, 8, 1)),
@@ -165,8 +166,9 @@ def test_images_with_texts_train_every_task(pictures, task, channels, key, shape
     read.data = ConfigDict({**data, "image_size": 8, "channels": 1, key: "edges"})
     system = build.system(read)
     batch = source_of(read).batch(np.arange(2), np.random.default_rng(0))
-    # Image to image is the text-to-image model as it is: samples alone start from an image.
-    assert (batch["image"].shape == (2, *shape)) if shape else ("image" not in batch)
+    editing = task == "image_to_image"
+    assert system.conditions["image"].spec.shape == shape
+    assert ("image" in system.batch) != editing and (editing or batch["image"].shape == (2, *shape))
     params, batch = jax.eval_shape(system.init, jax.random.key(0)), jax.tree.map(jnp.asarray, batch)
     loss = jax.eval_shape(lambda params: system.loss(params, jax.random.key(1), batch, None)[0], params)
     assert loss.shape == (2,)
