@@ -19,7 +19,7 @@ Parameterization = Callable[[Process, Time], Coefficients]
 NoiseLabel = Callable[[Process, Time], Time]
 
 
-# What the network is told about the noise.
+# The noise label: c_noise, by which the network is conditioned on the time.
 
 
 def time_label(process: Process, t: Time) -> Time:
@@ -35,7 +35,7 @@ def index_label(process: Process, t: Time) -> Time:
 
 @needing(num_steps=True)
 def timestep_label(process: Process, t: Time) -> Time:
-    """1000 (T t - 1) / T: that timestep brought to 0..999, as improved DDPM's networks are told of 4000 steps."""
+    """1000 (T t - 1) / T: the timestep of T steps scaled to 0..999, as in improved DDPM with 4000 steps."""
     return 1000 * (process.num_steps * t - 1) / process.num_steps
 
 

@@ -142,9 +142,11 @@ def check_sampling(
     check_parameterization(config, process, param, visited, **bounded)
 
 
-def check_loss(config: ConfigDict, make: Callable, process: Process) -> None:
-    """Refuse a loss of discrete processes for a continuous one, before it is built by `make`."""
-    check_process(config, ("loss",), Needs(num_steps=needs_of(make).num_steps), process, _NO_TIMES, bounded_by="times")
+def check_discrete(config: ConfigDict, parts: Mapping[str, Any], process: Process) -> None:
+    """Refuse parts of discrete processes, by the section that names them, for a continuous one."""
+    for field, part in parts.items():
+        needs = Needs(num_steps=needs_of(part).num_steps)
+        check_process(config, (field,), needs, process, _NO_TIMES, bounded_by="times")
 
 
 def check_training(
@@ -232,7 +234,7 @@ def check_outputs(
         raise ConfigError(
             f"config.network.out_channels={out.shape[-1]} must be {channels} for the {shape[-1]} channels of the data "
             f"and config.loss.name={config.loss.name!r}"
-            f"{', which learns means and variances' if learned_variance else ''}"
+            f"{', which learns variances as well as means' if learned_variance else ''}"
         )
     for field, part in parts.items():
         if needs_of(part).learned_variance and not learned_variance:

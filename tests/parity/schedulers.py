@@ -33,6 +33,8 @@ BATCH = 8
 class RatioVP:
     """The variance-preserving process whose time is the ratio sigma / alpha itself, of any size."""
 
+    num_steps = None
+
     def alpha(self, t):
         return 1 / jnp.sqrt(1 + t**2)
 

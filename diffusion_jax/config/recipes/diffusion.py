@@ -35,7 +35,8 @@ def diffusion(
     """The diffusion system of `parts`, for examples of `parts.spec`. Keywords are config.system. Raises ConfigError."""
     config, process, param = parts.config, parts.process, parts.parameterization
     network, likelihood = parts.network(), parts.likelihood
-    fits.check_loss(config, lookup(names.LOSSES, "loss.name", config.loss.name), process)
+    make_loss = lookup(names.LOSSES, "loss.name", config.loss.name)
+    fits.check_discrete(config, {"parameterization": param, "loss": make_loss}, process)
     loss = construct(
         names.LOSSES,
         "loss",
