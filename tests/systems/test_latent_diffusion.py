@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import systems
 from diffusion_jax.config import build, saved
+from diffusion_jax.config.recipes.latent_diffusion import fingerprint
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data.sources import latents as files
 from diffusion_jax.losses import first_stage as losses
-from diffusion_jax.run import encode, job, parameters, sample, train
+from diffusion_jax.run import encode, evaluate, job, parameters, sample, train
 from diffusion_jax.systems import bottlenecks
 from diffusion_jax.systems.latent_diffusion import averaged_to, first_stage_params
 from diffusion_jax.training.step import init_state, make_train_step
@@ -235,6 +236,9 @@ def test_refuses_what_does_not_fit(stage, tmp_path):
     made = dict(image_shape=(8, 8, 1), num_classes=0)
     files.write(tmp_path, "train", [rows], first_stage="0123456789abcdef", **made)
     refused(r"from weights 0123456789abcdef; .* has weights .* Encode with it", latent_config(stage, **read))
+    own = fingerprint(build.trained(str(stage), "config.system.first_stage").load())
+    files.write(tmp_path / "own", "train", [rows], first_stage=own, **made)
+    read["data__path"] = str(tmp_path / "own")
+    fit = job.prepare(latent_config(stage, **read, evaluation__metrics=("classifier",)))
     with pytest.raises(ConfigError, match=r"config\.evaluation\.metrics='classifier'.*'latents'"):
-        fit = latent_config(stage, **read, evaluation__metrics=("classifier",))
-        build.metrics(fit, files.source(tmp_path, "train"))
+        evaluate.metrics_of(fit, None)

@@ -178,7 +178,7 @@ def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):
     assert np.abs(trained["network"]["conv_out"]["kernel"] - unet["conv_out"]["kernel"]).max() > 0
     read.weights = str(tmp_path / "moved")
     saved_config.write_config(tmp_path / "run", read)
-    with pytest.raises(ValueError, match=r"config\.weights='.*moved', which .* is not there any more"):
+    with pytest.raises(ValueError, match=r"config\.weights='.*moved'"):
         convert.to_folder(tmp_path / "run", tmp_path / "none")
 
 
@@ -269,7 +269,7 @@ def test_public_files_are_written_with_what_belongs_to_them(pipeline, tmp_path):
     del read.network["hint_channels"]
     convert.to_folder(folder, tmp_path / "pipeline", read)
     file = next((folder / "unet").glob("*.safetensors"))
-    with pytest.raises(ConfigError, match=r"config\.weights: .* is not a whole model; give config\.system\.pipeline"):
+    with pytest.raises(ConfigError, match=r"config\.weights: .*text_encoder.*config\.system\.pipeline"):
         load_params(prepared(read), file)
     convert.to_folder(file, tmp_path / "unet", read)
     for name in ("unet", "text_encoder"):
@@ -321,7 +321,7 @@ def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
     # A ControlNet on it.
     read.network.name, read.network.hint_channels, read.weights, read.system.pipeline = (
         "controlnet",
-        (4,),
+        (4, 4),
         "",
         str(file),
     )
