@@ -29,16 +29,8 @@ CAPTIONS = dict(
 )
 
 
-@pytest.fixture
-def hurried_compilation():
-    """Without most optimizations, for a program that runs once."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("name", [*CASES, *ADAPTIVE])
-def test_every_solver_takes_every_guidance(name, hurried_compilation):
+def test_every_solver_takes_every_guidance(name):
     """All of them at once, since a solver sees one denoiser: D(x, t) for scalar t, as it is for a model alone."""
     process = CASES[name].process if name in CASES else PROCESSES["vp"]
     solver = CASES[name].solver if name in CASES else ADAPTIVE[name]

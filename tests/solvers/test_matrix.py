@@ -95,13 +95,6 @@ def denoiser(process, param, kind):
     return lambda x, t: jnp.stack([f(x, t, cond) for f in guided])[kind]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def hurried_compilation():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def met(needs, grid):
     """For every process, whether it meets the needs at the times of the grid."""
