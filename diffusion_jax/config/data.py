@@ -18,14 +18,14 @@ from diffusion_jax.types import Spec
 def spec(config: ConfigDict) -> Spec:
     """Spec of one example, from config.data without opening the data. Raises ConfigError."""
     try:
-        return _opener(config).spec(config.data)
+        return _opener(config).spec(config.data.to_dict())
     except ValueError as error:  # may begin with a key, as in "data.image_size=None must be ..."
         raise ConfigError(f"config.{error}" if str(error).startswith("data.") else f"config.data: {error}") from error
 
 
 def facts(config: ConfigDict) -> Mapping[str, Any]:
     """Facts about the data, from config.data without opening the data, see `Source.facts`. Raises ConfigError."""
-    return _opener(config).facts(config.data)
+    return _opener(config).facts(config.data.to_dict())
 
 
 def _opener(config: ConfigDict) -> Opener:
