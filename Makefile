@@ -26,9 +26,10 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(pytest) -m "slow and not parity"
 
-# The annotations of every function of the package, checked at each call of a part of the tests.
+# The annotations of the package checked at each call. Left out: tests that trace large models, whose calls others make.
 types: $(VENV)/.test
-	$(pytest) -m "not slow and not parity" --jaxtyping-packages=diffusion_jax,beartype.beartype
+	$(pytest) -m "not slow and not parity" --jaxtyping-packages=diffusion_jax,beartype.beartype \
+		--ignore=tests/config/test_configs.py --ignore=tests/systems/test_pipelines.py
 
 lint: $(VENV)/.lint
 	$(run) -m ruff check .
