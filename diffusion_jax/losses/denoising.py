@@ -55,7 +55,8 @@ def row_mean(values: Float[Array, "batch *shape"], where: Where = None) -> Float
     """The mean of each row over the entries that `where` counts, 0 for a row without any."""
     if where is None:
         return jnp.mean(values.reshape(values.shape[0], -1), axis=-1)
-    counted = jnp.broadcast_to(bcast(where, values), values.shape).astype(bool).reshape(values.shape[0], -1)
+    counted = jnp.broadcast_to(bcast(where.astype(values.dtype), values), values.shape) > 0
+    counted = counted.reshape(values.shape[0], -1)
     total = jnp.sum(jnp.where(counted, values.reshape(counted.shape), 0), axis=-1)
     return total / jnp.maximum(jnp.sum(counted, axis=-1), 1)
 

@@ -18,6 +18,7 @@ from tests.runs import digits, toy
 from tests.systems.test_latent_diffusion import exact_stage
 
 SDEDIT = ConfigDict(dict(name="sdedit", strength=0.5))
+identity = lambda x, t: x
 IMAGES = np.float32(np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 1)))
 
 
@@ -30,11 +31,11 @@ def pixels():
 
 def test_the_start_is_the_image_with_the_noise_of_a_later_time():
     process, keys, times = VP(), jax.random.split(jax.random.key(0), 3), jnp.linspace(1, 0, 11)
-    x, left = editing.sdedit(0.35).start(process, None, keys, jnp.zeros_like(IMAGES), times, {"image": IMAGES})
+    x, left = editing.sdedit(0.35).start(process, identity, keys, jnp.zeros_like(IMAGES), times, {"image": IMAGES})
     np.testing.assert_allclose(left, times[7:])
     noise = row_normal(keys, jnp.zeros_like(IMAGES))
     np.testing.assert_allclose(x, process.alpha(times[7]) * IMAGES + process.sigma(times[7]) * noise, rtol=1e-5)
-    _, whole = editing.sdedit(1.0).start(process, None, keys, jnp.zeros_like(IMAGES), times, {"image": IMAGES})
+    _, whole = editing.sdedit(1.0).start(process, identity, keys, jnp.zeros_like(IMAGES), times, {"image": IMAGES})
     np.testing.assert_array_equal(whole, times)
 
 

@@ -197,7 +197,10 @@ def test_a_chain_is_the_composition_and_its_order_matters():
     free = steering.classifier_free(scale=3.0)
     clipped = steering.lifted(thresholding.static(0.5))
     by_classifier = steering.classifier(
-        lambda params, x, t, cond: params["one"] * log_prob(x, t, cond), lambda: {"one": 1.0}, NO_CONDITIONS, scale=2.0
+        lambda params, x, t, cond: params["one"] * log_prob(x, t, cond),
+        lambda: {"one": jnp.float32(1)},
+        NO_CONDITIONS,
+        scale=2.0,
     )
     x, t = 2 * jax.random.normal(jax.random.key(0), (n, 2)), jnp.float32(0.4)
 

@@ -84,9 +84,9 @@ def denoiser(process, param, kind):
         c_in, c_skip, c_out, c_noise = COEFFICIENTS[process.index, param, index].T
         broken = 0 * (c_in + c_skip + c_out + jnp.sin(c_noise))
         alpha, sigma = bcast(process.alpha(t), x), bcast(process.sigma(t), x)
-        return jnp.tanh(alpha * x / (alpha**2 + sigma**2) + 0.1 * cond) + bcast(broken, x)
+        return jnp.tanh(alpha * x / (alpha**2 + sigma**2) + 0.1 * cond["vector"]) + bcast(broken, x)
 
-    cond, null = jnp.ones((2, 1)), jnp.zeros((1, 1))
+    cond, null = {"vector": jnp.ones((2, 1))}, {"vector": jnp.zeros((1, 1))}
     guided = [
         D,
         guidance.classifier_free(D, 2.0, null),

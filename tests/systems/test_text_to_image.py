@@ -70,7 +70,12 @@ def test_image_to_image_is_sdedit_with_the_strength_of_the_system():
     assert system.conditions.image_shape == (8, 8, 1) and not system.batch_conditions.image_shape
     x = jnp.zeros((1, 4, 4, 3))
     _, times = system.diffusion.editing.start(
-        system.diffusion.process, None, jax.random.split(jax.random.key(0), 1), x, jnp.linspace(1, 0, 5), {"image": x}
+        system.diffusion.process,
+        lambda x, t: x,
+        jax.random.split(jax.random.key(0), 1),
+        x,
+        jnp.linspace(1, 0, 5),
+        {"image": x},
     )
     np.testing.assert_allclose(times, [0.5, 0.25, 0])
     for strength, message in (
