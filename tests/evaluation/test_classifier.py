@@ -6,6 +6,8 @@ from sklearn.model_selection import train_test_split
 
 from diffusion_jax.evaluation.feature_classifier import features, probabilities, train_classifier
 
+pytestmark = pytest.mark.optimized  # these train: what runs long is compiled well
+
 
 @pytest.fixture(scope="module")
 def digits():

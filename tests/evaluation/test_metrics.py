@@ -6,6 +6,8 @@ from sklearn.datasets import load_digits
 
 from diffusion_jax.evaluation.metrics import classifier_metrics
 
+pytestmark = pytest.mark.optimized  # these train: what runs long is compiled well
+
 
 @pytest.fixture(scope="module")
 def digits():

@@ -42,6 +42,7 @@ def model(tmp_path_factory):
     return directory
 
 
+@pytest.mark.slow
 def test_starts_as_uniform_noise_with_the_runs_averaged_weights(model):
     made = job.prepare(config(model))
     assert isinstance(made.system, System)

@@ -182,6 +182,7 @@ def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):
         convert.to_folder(tmp_path / "run", tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
     read = config()
     read.network.name = "unet_2d_condition"
@@ -279,6 +280,7 @@ def test_public_files_are_written_with_what_belongs_to_them(pipeline, tmp_path):
     assert not (tmp_path / "unet" / "text_encoder").exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
     read = config()
     read.network = ConfigDict(dict(name="unet_2d_condition", layers_per_block=1, token_dim=16, max_tokens=8, **LEVELS))
