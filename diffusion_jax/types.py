@@ -62,6 +62,7 @@ class Needs:
     alpha_after: bool = False  # alpha > 0 at the times at which steps end
     sigma: bool = False  # sigma > 0
     derivatives: bool = False  # finite derivatives of alpha and sigma
+    final_derivatives: bool = False  # and at t = 1 too, to which churn may raise a time
     least_sigma: float | None = None  # sigma(0) greater than this number
     distinct_times: bool = False  # no step from a time to itself
     learned_variance: bool = False  # a network that learns variances

@@ -64,6 +64,10 @@ def unmet(needs: Needs, process: Process, starts: np.ndarray, ends: np.ndarray =
         if not met.all():
             has = f"has infinite ones at t = {starts[np.argmin(met)]:g}"
             return Unmet("finite derivatives of alpha and sigma", has, starts[~met])
+    if needs.final_derivatives:
+        slopes = [time_derivative(f, jnp.float32(1))[1] for f in (process.alpha, process.sigma)]
+        if not np.isfinite(slopes).all():
+            return Unmet("finite derivatives of alpha and sigma at t = 1", "has infinite ones there", _NO_TIMES)
     lowest = float(process.sigma(jnp.float32(0)))
     if needs.least_sigma is not None and not lowest > needs.least_sigma:
         return Unmet(f"sigma(0) > {needs.least_sigma:.4g}", f"has sigma(0) = {lowest:.4g}", _NO_TIMES)

@@ -24,7 +24,12 @@ def euler(
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
         return x + (s - t) * velocity(process, D, x, t)
 
-    return stateless(_churned(step, churn, s_min, s_max, s_noise, num_steps), sigma=True, derivatives=True)
+    return stateless(
+        _churned(step, churn, s_min, s_max, s_noise, num_steps),
+        sigma=True,
+        derivatives=True,
+        final_derivatives=churn > 0,
+    )
 
 
 def heun(
@@ -54,7 +59,12 @@ def heun(
         second = velocity(process, D, predicted, jnp.where(noisy, s, t))
         return jnp.where(noisy, x + (s - t) / 2 * (first + second), predicted)
 
-    return stateless(_churned(step, churn, s_min, s_max, s_noise, num_steps), sigma=True, derivatives=True)
+    return stateless(
+        _churned(step, churn, s_min, s_max, s_noise, num_steps),
+        sigma=True,
+        derivatives=True,
+        final_derivatives=churn > 0,
+    )
 
 
 def _churned(

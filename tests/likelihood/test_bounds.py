@@ -173,17 +173,9 @@ def test_rate_distortion_and_rmse():
     np.testing.assert_allclose(metrics["rate"], rate, rtol=1e-4)
 
 
-class Learned:
+def learned(D, v):
     """A denoiser with learned variances that do not vary: v everywhere."""
-
-    def __init__(self, D, v):
-        self.D, self.v = D, v
-
-    def __call__(self, x, t):
-        return self.D(x, t)
-
-    def both(self, x, t):
-        return self.D(x, t), jnp.full_like(x, self.v)
+    return LearnedVariance(lambda x, t, cond=None: (D(x, t), jnp.full_like(x, v)))
 
 
 def test_learned_variances_at_their_ends_are_the_fixed_ones():
@@ -195,7 +187,7 @@ def test_learned_variances_at_their_ends_are_the_fixed_ones():
         D = DATA.denoiser(process)
         fixed = {v: bounds.discrete_bound(process, D, KEY, x_0, times, variance=v) for v in VARIANCES}
         return fixed, [
-            bounds.discrete_bound(process, Learned(D, v), KEY, x_0, times, variance="learned") for v in (0.0, 1.0, 0.5)
+            bounds.discrete_bound(process, learned(D, v), KEY, x_0, times, variance="learned") for v in (0.0, 1.0, 0.5)
         ]
 
     fixed, (low, high, middle) = compute(x_0)
@@ -248,7 +240,7 @@ def test_refusals(options, message):
 def test_refuses_what_does_not_fit():
     process, x_0 = discrete_vp(), jnp.zeros((2, 2))
     times = grids.discrete()(process, 20)
-    with pytest.raises(ValueError, match="this denoiser has no learned variance"):
+    with pytest.raises(ValueError, match="variance is 'learned'"):
         bounds.discrete_bound(process, DATA.denoiser(process), KEY, x_0, times, variance="learned")
     with pytest.raises(ValueError, match="times has 2 entries"):
         bounds.discrete_bound(process, DATA.denoiser(process), KEY, x_0, times[:2])
