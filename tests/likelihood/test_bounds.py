@@ -10,6 +10,7 @@ from jax.scipy.stats import norm
 
 from diffusion_jax import processes
 from diffusion_jax.likelihood import bounds
+from diffusion_jax.parameterizations import LearnedVariance
 from diffusion_jax.solvers import grids
 from tests.oracles import PROCESSES, Gaussian
 

@@ -192,7 +192,7 @@ def test_baseline_of_levels_and_refusals():
     result = density_baseline(x[:200], x[200:], levels=4, components=(1,), regularizations=(1e-3, 1e-2))
     assert 1.0 < result["baseline_bits_per_dim"] < 2.0  # 2 bits is what independent uniform levels cost
     assert "lzma_bits_per_dim" in result
-    with pytest.raises(ValueError, match="levels is 4.* x holds"):
+    with pytest.raises(ValueError, match=r"levels is 4.* x holds"):
         density_baseline(x[:200] * 0.9, x[200:], levels=4)
     with pytest.raises(ValueError, match="at least 20 examples, got 10"):
         density_baseline(x[:10], x[200:], levels=4)

@@ -137,7 +137,7 @@ def test_discriminator():
     model = torch.nn.Sequential(parts[0], act, parts[1], parts[2], act, parts[3], parts[4], act, parts[5])
     shake(model, torch)
     make = lambda rngs: NLayerDiscriminator(channels=8, n_layers=2, num_groups=4, rngs=rngs)
-    init, (judge,) = init_methods(make, ("judge",))
+    init, (judge,) = init_methods(make, ("discriminate",))
     named = {f"{names[int(n.split('.')[0])]}.{n.split('.')[1]}": p for n, p in model.named_parameters()}
     params = from_torch(named, lambda name: name.replace("norm", "norms."))
     assert jax.tree.map(np.shape, params) == jax.tree.map(lambda s: s.shape, jax.eval_shape(init, jax.random.key(0)))
