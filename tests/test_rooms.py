@@ -20,10 +20,6 @@ ABOVE = ("config", "run", "main", "latents", "defaults", "__init__")  # everythi
 DRAWING = ("PIL", "matplotlib", f"{PACKAGE}.evaluation.sheets")
 KINDS = ("modalities", "data.sources", "evaluation", "networks")  # that may ask what kind of data an array is
 
-# What is not yet as it should be, by rule. These lists only ever get shorter.
-KNOWN = {
-    "rank": {f"{PACKAGE}.data.images"},
-}
 # One subject has one name wherever it is: its network, its weights table, its recipe, its loss.
 SUBJECTS = ("networks", "weights", "systems", "config.recipes", "losses")
 # The same question on several axes, as the layout has it.
@@ -33,9 +29,7 @@ SHARED = {
     "images": {"data", "data.sources"},
     "points": {"modalities", "evaluation"},
     "report": {"evaluation", "run"},
-    "dequantization": {"likelihood", "config.recipes"},
     "files": {"data.sources", "weights"},
-    "guidance": {"config"},
     "latents": {"", "data.sources"},  # the former command
     "defaults": {"", "config"},  # the former name, which config files import
 }
@@ -163,7 +157,7 @@ def ranks(module: str, source: str) -> Iterator[str]:
 
     A check that raises is none: it refuses what it cannot read, and does not guess what it is.
     """
-    if within(module, *KINDS) or module in KNOWN["rank"]:
+    if within(module, *KINDS):
         return
     above = parents(tree := ast.parse(source))
     for node in ast.walk(tree):
@@ -245,13 +239,6 @@ def test_what_is_allowed_is_not_found(rule, module, source):
     assert list(rule(f"{PACKAGE}.{module}", source)) == []
 
 
-def test_what_is_known_is_still_there():
-    """An entry of `KNOWN` whose module is in order is to be removed."""
-    for module in KNOWN["rank"]:
-        found = [line.replace("moved.", "") for line in ranks("moved." + module, MODULES[module])]
-        assert found, f"{module} is in order"
-
-
 def test_modules_of_one_name_are_of_one_subject():
     places = collections.defaultdict(set)
     for module in MODULES:
@@ -264,6 +251,7 @@ def test_modules_of_one_name_are_of_one_subject():
         if len(rooms) > 1 and not rooms <= {*SUBJECTS} | SHARED.get(name, set())
     }
     assert twice == {}
+    assert {name: rooms - places[name] for name, rooms in SHARED.items() if rooms - places[name]} == {}
 
 
 def test_systems_draw_nothing_through_others():

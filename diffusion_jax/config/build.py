@@ -10,7 +10,7 @@ from diffusion_jax.config import data
 from diffusion_jax.config.defaults import defaults
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes import (
-    dequantization,
+    dequantizer,
     diffusion,
     first_stage,
     latent_diffusion,
@@ -28,7 +28,7 @@ RECIPES = {
     "diffusion": diffusion.RECIPE,
     "noisy_classifier": noisy_classifier.RECIPE,
     "vdm": vdm.RECIPE,
-    "variational_dequantization": dequantization.RECIPE,
+    "variational_dequantization": dequantizer.RECIPE,
     "autoencoder_kl": first_stage.RECIPE,
     "vqgan": first_stage.VQGAN,
     "latent_diffusion": latent_diffusion.RECIPE,

@@ -48,7 +48,7 @@ def readable_suffixes() -> set[str]:
 
 def from_array(pixels: UInt8[np.ndarray, "..."]) -> PIL.Image.Image:
     """uint8 [height, width], or [height, width, channels] with 1, 3 or 4 channels, as an image."""
-    return PIL.Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels)
+    return PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
 def read_image(path: pathlib.Path) -> PIL.Image.Image:

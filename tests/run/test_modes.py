@@ -1,7 +1,6 @@
 """What the modes write, on points and on images."""
 
 import json
-import re
 
 import numpy as np
 import PIL.Image
@@ -11,9 +10,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.config import data
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data import vocabulary
-from diffusion_jax.networks.functional import count_parameters
-from diffusion_jax.run import evaluate, plan, sample, train
-from diffusion_jax.run.job import prepare
+from diffusion_jax.run import evaluate, sample, train
 from tests.runs import digits, source_of, toy
 from tests.systems.test_latent_diffusion import stage_config
 
@@ -160,37 +157,6 @@ def test_latents_are_written_as_they_are(tmp_path):
     drawn = np.load(tmp_path / "run" / "samples" / "samples.npz")["samples"]
     assert drawn.shape == (6, 8, 8, 4) and drawn.dtype == np.float32
     assert not list((tmp_path / "run").rglob("*.png"))
-
-
-def test_plan(capsys):
-    config = toy(network__hidden=128, training__accumulate=2)
-    plan.plan(config)
-    output = capsys.readouterr().out
-    count = int(re.search(r"^parameters +([\d,]+)$", output, re.MULTILINE)[1].replace(",", ""))
-    assert count == count_parameters(prepare(config).state.params) > 16_384
-    assert "batch           16 of x (2,)" in output and "in 2 part(s) of 8 per device" in output
-    assert "data 1, fsdp 1, tensor 1: 1 device(s)" in output
-
-    # The forward pass and the gradient take six operations per parameter and example.
-    flops = float(re.search(r"^FLOPs per step +(\S+),", output, re.MULTILINE)[1])
-    assert 0.8 < flops / (6 * 16 * count) < 1.5
-    kernel = [line for line in output.splitlines() if "128x128" in line]
-    assert kernel and all("whole" in line for line in kernel)
-
-
-def test_plan_for_devices_that_are_not_there(capsys):
-    sizes = {}
-    for devices in (1, 256):
-        plan.plan(toy(network__hidden=256, training__batch_size=512, mesh__fsdp=min(devices, 64)), devices)
-        output = capsys.readouterr().out
-        table = [line.replace(" MiB", "").rsplit(maxsplit=2) for line in output.splitlines() if line.count("MiB") == 2]
-        sizes[devices] = {name: (float(one), float(every)) for name, one, every in table}
-    assert set(sizes[256]) == {"parameters", "averages", "optimizer", "gradient", "activations", "sum"}
-    assert "data 4, fsdp 64, tensor 1: 256 device(s)" in output
-    for name in ("parameters", "averages", "optimizer"):
-        assert sizes[256][name][1] == sizes[1][name][1]
-        assert sizes[256][name][0] < 0.1 * sizes[1][name][0], "nearly all of it is in arrays that 64 divides"
-    np.testing.assert_allclose(sizes[256]["activations"][1], sizes[1]["activations"][1], rtol=0.05)
 
 
 def test_captions_are_read_by_the_words_of_a_tokenizer(tmp_path):
