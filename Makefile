@@ -26,11 +26,9 @@ test: $(VENV)/.test
 test-slow: $(VENV)/.test
 	$(pytest) -m "slow and not parity"
 
-# The annotations of every function of the package, checked at each call, in the tests of the rooms that are pure
-# functions and of one system of each kind. Checks make tests about half as fast again.
-TYPES ?= tests/processes tests/losses tests/guidance tests/modalities tests/data tests/test_parameterizations.py \
-	tests/networks/test_base.py tests/networks/test_conditions.py tests/networks/test_mlp.py tests/networks/test_unet.py \
-	tests/systems/test_diffusion.py tests/systems/test_autoencoder.py tests/training/test_step.py
+# The annotations of the functions of the package, checked at each call, in tests of the rooms that are pure functions.
+TYPES ?= tests/processes tests/losses tests/guidance tests/modalities tests/test_parameterizations.py \
+	tests/networks/test_base.py tests/networks/test_conditions.py tests/networks/test_mlp.py
 types: $(VENV)/.test
 	$(pytest) -m "not slow and not parity" --jaxtyping-packages=diffusion_jax,beartype.beartype $(TYPES)
 

@@ -37,7 +37,7 @@ class Trained:
         """
         mesh = jax.sharding.get_mesh()
         with refusal(f"{self.field}: config.lora"):
-            trained = learner(self.config.lora, self.system)
+            trained = learner(self.config.lora.to_dict(), self.system)
         params = jax.eval_shape(trained.init, jax.random.key(0))
         ema = jax.eval_shape(lambda p: averages.init(p, self.config.ema.rates), params)
         if not mesh.empty:

@@ -82,7 +82,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Job:
     state = laid_out(mesh, state)
     params = state.params
     with refusal("config.lora"):
-        trained = learner(config.lora, system)
+        trained = learner(config.lora.to_dict(), system)
     if trained is not system:
         if not built.recipe.trains_lora:
             raise ConfigError(f"config.lora.rank={config.lora.rank} must be 0: a codebook changes without gradients")
