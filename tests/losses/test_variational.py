@@ -96,7 +96,7 @@ def test_clipping_and_conditions_keep_the_variance():
 
 def test_an_ordinary_denoiser_has_no_learned_variance():
     keys, x = jax.random.split(jax.random.key(0), 2), jnp.ones((2, 1))
-    with pytest.raises(ValueError, match="this denoiser has no learned variance"):
+    with pytest.raises(ValueError, match="variance is 'learned'"):
         solvers.ancestral("learned").step(PROCESS, lambda x, t: x, keys, x, jnp.float32(0.5), jnp.float32(0.4), ())
 
 

@@ -175,7 +175,7 @@ def test_text_to_image_from_a_folder(parts, tmp_path):
     pipeline = make_pipeline("StableDiffusionPipeline", parts, tmp_path)
     key = jax.random.key(5)
     system, params = ours(pipeline, tmp_path)
-    cond = requests.requested("|".join(PROMPTS), system.conditions, 2, system.tokenize)
+    cond = requests.requested("|".join(PROMPTS), system.conditions, 2, system.texts.tokenize)
     common = dict(num_inference_steps=STEPS, guidance_scale=3.0, latents=torch.tensor(noise(system, key)))
     assert relative_error(system.sample(params, key, 2, cond)["samples"], images(pipeline, torch, **common)) < 1e-3
 
@@ -196,7 +196,7 @@ def test_image_to_image(parts, tmp_path, monkeypatch):
     start = noise(system, key) / float(system.diffusion.process.sigma(jnp.float32(1.0)))
     module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img.randn_tensor"
     monkeypatch.setattr(module, lambda *args, **kwargs: torch.tensor(start))
-    cond = {"tokens": system.tokenize(PROMPTS), "image": x}
+    cond = {"tokens": system.texts.tokenize(PROMPTS), "image": x}
     expected = images(
         pipeline, torch, image=nchw(x, torch), strength=0.6, num_inference_steps=STEPS, guidance_scale=3.0
     )
@@ -220,7 +220,7 @@ def test_inpainting(parts, tmp_path, monkeypatch):
         guidance_scale=3.0,
         latents=torch.tensor(noise(system, key)),
     )
-    cond = {"tokens": system.tokenize(PROMPTS), "image": x}
+    cond = {"tokens": system.texts.tokenize(PROMPTS), "image": x}
     assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
 
 
@@ -239,7 +239,7 @@ def test_instruct_pix2pix(parts, tmp_path):
         image_guidance_scale=1.7,
         latents=torch.tensor(noise(system, key)),
     )
-    cond = {"tokens": system.tokenize(PROMPTS), "image": x}
+    cond = {"tokens": system.texts.tokenize(PROMPTS), "image": x}
     assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
 
 
@@ -282,7 +282,7 @@ def test_xl(parts, tmp_path):
             output_type="latent",
         ).images
         expected = pipeline.vae.decode(z / 0.7).sample.numpy().transpose(0, 2, 3, 1)
-    cond = {"tokens": system.tokenize(PROMPTS)}
+    cond = {"tokens": system.texts.tokenize(PROMPTS)}
     assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
 
 
@@ -310,7 +310,7 @@ def test_controlnet(parts, tmp_path):
         guidance_scale=3.0,
         latents=torch.tensor(noise(system, key)),
     )
-    cond = {"tokens": system.tokenize(PROMPTS), "control": x}
+    cond = {"tokens": system.texts.tokenize(PROMPTS), "control": x}
     assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
 
 
@@ -348,5 +348,5 @@ def test_upscaling(parts, tmp_path, monkeypatch):
         guidance_scale=3.0,
         latents=torch.tensor(start),
     )
-    cond = {"tokens": system.tokenize(PROMPTS), "image": x}
+    cond = {"tokens": system.texts.tokenize(PROMPTS), "image": x}
     assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
