@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from diffusion_jax import solvers
 from diffusion_jax.config import build
@@ -133,8 +134,10 @@ def test_text_is_read_once_not_at_every_step():
         for equation in jaxpr.eqns:
             if equation.primitive.name == "dot_general":
                 yield inside, equation.outvars[0].aval.shape[-1]
-            for sub in jax.core.jaxprs_in_params(equation.params):
-                yield from widths(sub, inside or equation.primitive.name in ("scan", "while"))
+            for value in jax.tree.leaves(list(equation.params.values())):
+                if isinstance(value, (Jaxpr, ClosedJaxpr)):
+                    sub = getattr(value, "jaxpr", value)
+                    yield from widths(sub, inside or equation.primitive.name in ("scan", "while"))
 
     found = set(widths(jaxpr))
     assert (False, 3 * 24) in found and (False, 4 * 24) in found
