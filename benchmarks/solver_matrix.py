@@ -9,7 +9,6 @@ They are what the parts declare and `config.fits` evaluates, written between the
 from __future__ import annotations
 
 import pathlib
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,10 +79,7 @@ def tables() -> str:
         *table("`config.sampling.grid.name`", {name: name for name in names.GRIDS}, of_grid),
         *table("`config.weighting.name`", WEIGHTINGS, of),
     ]
-    repeated = [name for name, solver in SOLVERS.items() if solver.needs.distinct_times]
-    sentence = f"The grid `levels` visits t = 1 twice: not with {', '.join(f'`{name}`' for name in repeated)}."
-    lines += textwrap.wrap(sentence, 120)
-    return "\n".join(lines)
+    return "\n".join(lines).rstrip()
 
 
 def written(page: str) -> str:

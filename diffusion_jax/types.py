@@ -64,7 +64,8 @@ class Needs:
     derivatives: bool = False  # finite derivatives of alpha and sigma
     final_derivatives: bool = False  # and at t = 1 too, to which churn may raise a time
     least_sigma: float | None = None  # sigma(0) greater than this number
-    distinct_times: bool = False  # no step from a time to itself
+    distinct_times: bool = False  # no step from a time to itself; `sample` skips such steps
+    falling_times: bool = False  # steps to smaller times only
     learned_variance: bool = False  # a network that learns variances
     conditional: bool = False  # a network that reads any condition
     conditions: tuple[str, ...] = ()  # a network that reads all of these conditions

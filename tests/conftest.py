@@ -1,5 +1,6 @@
 """Settings of the whole suite: run on the CPU, compile in a hurry and keep compiled programs between runs."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def environment() -> None:
 
 
 environment()
+# Traces are long-lived; with the default threshold a tenth of the time goes into looking for garbage among them.
+gc.set_threshold(200_000, 50, 1000)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,57 +21,13 @@ from diffusion_jax.config.sections import ConfigError, check_type, suggest
 from diffusion_jax.guidance.editing import Editing
 from diffusion_jax.guidance.steering import Guidance
 from diffusion_jax.networks.conditions import Conditions
-from diffusion_jax.processes.base import time_derivative
+from diffusion_jax.processes.needs import NO_TIMES, Unmet, unmet
 from diffusion_jax.systems import augmentation
 from diffusion_jax.types import Needs, Process, Solver, Spec, needs_of
 
 _ENDS = (0.9999, 0.999, 0.99, 0.9)  # values of t_max, in the order in which they are suggested
 _LEAST_ALPHA = 5e-4  # at a suggested t_max: below it 1 / alpha multiplies errors of the network
 _FIRST = 1e-3  # a time at which grids may end instead of 0
-_NO_TIMES = np.zeros(0, np.float32)
-
-
-class Unmet(NamedTuple):
-    """A need that a process does not meet, what it has instead (both in words), and the times at which this is so."""
-
-    need: str
-    has: str
-    times: np.ndarray
-
-
-def unmet(needs: Needs, process: Process, starts: np.ndarray, ends: np.ndarray = _NO_TIMES) -> Unmet | None:
-    """The first of the `needs` that `process` does not meet, for steps from the times `starts` to `ends`."""
-    starts, ends = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
-    alpha, sigma = np.asarray(process.alpha(jnp.asarray(starts))), np.asarray(process.sigma(jnp.asarray(starts)))
-    if needs.num_steps and process.num_steps is None:
-        return Unmet("a discrete process", "is continuous", _NO_TIMES)
-    for needed, met, need, symbol, values, times in (
-        (needs.unit_alpha, alpha == 1, "alpha = 1", "alpha", alpha, starts),
-        (needs.alpha, alpha > 0, "alpha > 0", "alpha", alpha, starts),
-        (needs.sigma, sigma > 0, "sigma > 0", "sigma", sigma, starts),
-    ):
-        if needed and not met.all():
-            first = np.argmin(met)
-            has = f"has {symbol} = {values[first]:g} at t = {times[first]:g}"
-            return Unmet(need, has, times[~met])
-    if needs.alpha_after and ends.size:
-        met = np.asarray(process.alpha(jnp.asarray(ends))) > 0
-        if not met.all():
-            return Unmet("alpha > 0 where a step ends", f"has alpha = 0 at t = {ends[np.argmin(met)]:g}", ends[~met])
-    if needs.derivatives:
-        slopes = [np.asarray(time_derivative(f, jnp.asarray(starts))[1]) for f in (process.alpha, process.sigma)]
-        met = np.isfinite(slopes).all(0)
-        if not met.all():
-            has = f"has infinite ones at t = {starts[np.argmin(met)]:g}"
-            return Unmet("finite derivatives of alpha and sigma", has, starts[~met])
-    if needs.final_derivatives:
-        slopes = [time_derivative(f, jnp.float32(1))[1] for f in (process.alpha, process.sigma)]
-        if not np.isfinite(slopes).all():
-            return Unmet("finite derivatives of alpha and sigma at t = 1", "has infinite ones there", _NO_TIMES)
-    lowest = float(process.sigma(jnp.float32(0)))
-    if needs.least_sigma is not None and not lowest > needs.least_sigma:
-        return Unmet(f"sigma(0) > {needs.least_sigma:.4g}", f"has sigma(0) = {lowest:.4g}", _NO_TIMES)
-    return None
 
 
 def described(config: ConfigDict, *fields: str) -> str:
@@ -89,7 +45,7 @@ def check_process(
     needs: Needs,
     process: Process,
     starts: np.ndarray,
-    ends: np.ndarray = _NO_TIMES,
+    ends: np.ndarray = NO_TIMES,
     *,
     bounded_by: str,
 ) -> None:
@@ -109,7 +65,7 @@ def sampling_times(config: ConfigDict, process: Process, grid: Callable) -> np.n
     """Times of the sampling grid. Raises ConfigError if the grid does not fit the process or the number of steps."""
     field, section, needs = "sampling.grid", config.sampling.grid, needs_of(grid)
     if needs.num_steps:
-        check_process(config, (field,), Needs(num_steps=True), process, _NO_TIMES, bounded_by=field)
+        check_process(config, (field,), Needs(num_steps=True), process, NO_TIMES, bounded_by=field)
     try:
         times = np.asarray(jax.jit(grid, static_argnums=1)(process, config.sampling.steps))
     except ValueError as error:
@@ -120,7 +76,7 @@ def sampling_times(config: ConfigDict, process: Process, grid: Callable) -> np.n
             "but t is in [0, 1]; mind t_min and t_max"
         )
     check_process(config, (field,), needs, process, times[[0, -1]], bounded_by=field)
-    if not np.isfinite(times).all() or (np.diff(times)[1:] >= 0).any():
+    if not np.isfinite(times).all() or (np.diff(times) > 0).any() or times[0] == times[-1]:
         raise ConfigError(
             f"config.sampling.grid ({section.name}): its times do not fall from {times[0]:g} to {times[-1]:g} for the "
             f"process {config.process.name!r}; set config.sampling.grid.t_min and t_max to times that differ in noise"
@@ -135,11 +91,6 @@ def check_sampling(
     starts, ends = times[:-1], times[1:]
     bounded = dict(bounded_by="sampling.grid")
     check_process(config, ("solver",), solver.needs, process, starts, ends, **bounded)
-    if solver.needs.distinct_times and (starts == ends).any():
-        raise ConfigError(
-            f"{described(config, 'solver')} needs times that differ; config.sampling.grid.name="
-            f"{config.sampling.grid.name!r} has a step from t = {starts[0]:g} to itself"
-        )
     check_process(config, ("guidance",), guidance.needs, process, starts, **bounded)
     # Whether the network is evaluated at the last time depends on the solver, which does so only if sigma > 0.
     visited = times if config.sampling.denoise else starts
@@ -150,7 +101,7 @@ def check_discrete(config: ConfigDict, parts: Mapping[str, Any], process: Proces
     """Refuse parts of discrete processes, by the section that names them, for a continuous one."""
     for field, part in parts.items():
         needs = Needs(num_steps=needs_of(part).num_steps)
-        check_process(config, (field,), needs, process, _NO_TIMES, bounded_by="times")
+        check_process(config, (field,), needs, process, NO_TIMES, bounded_by="times")
 
 
 def check_training(
@@ -166,7 +117,7 @@ def check_training(
 
 
 def check_drawn(
-    config: ConfigDict, process: Process, param: Callable, drawn: np.ndarray, weights: np.ndarray = _NO_TIMES
+    config: ConfigDict, process: Process, param: Callable, drawn: np.ndarray, weights: np.ndarray = NO_TIMES
 ) -> None:
     """Raises ConfigError for times outside [0, 1] or of no density, or a parameterization that is not finite."""
     if not (np.isfinite(drawn).all() and np.isfinite(weights).all()):

@@ -126,7 +126,7 @@ def log_prob(
         max_steps=options.max_steps,
     )
     latent = scale_max * z
-    prior = prior_log_prob(latent) if prior_log_prob else processes.prior_log_prob(process, latent)
+    prior = prior_log_prob(latent) if prior_log_prob else processes.prior_log_prob(process, latent, options.t_max)
     nats = prior + gained + x_0[0].size * jnp.log(scale_max / scale_min)
     return LogProb(jnp.where(finished, nats, jnp.nan), latent, nfe)
 

@@ -102,7 +102,7 @@ class TokenEncoder(nnx.Module):
         self.token_embedding = nnx.Embed(vocabulary, dim, embedding_init=init, rngs=rngs)
         self.position_embedding = nnx.Embed(max_tokens, dim, embedding_init=init, rngs=rngs)
         self.blocks = nnx.List([TokenBlock(dim, num_heads, rngs=rngs) for _ in range(depth)])
-        self.norm = nnx.LayerNorm(dim, rngs=rngs)
+        self.norm = layers.layer_norm(dim, rngs=rngs)
 
     def __call__(self, ids: Int[Array, "batch n"]) -> Float[Array, "batch n dim"]:
         h = self.token_embedding(ids) + self.position_embedding(jnp.arange(ids.shape[1]))
@@ -117,10 +117,10 @@ class TokenBlock(nnx.Module):
 
     def __init__(self, dim: int, num_heads: int, *, rngs: nnx.Rngs):
         self.num_heads = num_heads
-        self.norm1 = nnx.LayerNorm(dim, rngs=rngs)
+        self.norm1 = layers.layer_norm(dim, rngs=rngs)
         self.qkv = layers.linear(dim, 3 * dim, rngs=rngs)
         self.proj = layers.linear(dim, dim, rngs=rngs)
-        self.norm2 = nnx.LayerNorm(dim, rngs=rngs)
+        self.norm2 = layers.layer_norm(dim, rngs=rngs)
         self.fc1 = layers.linear(dim, 4 * dim, rngs=rngs)
         self.fc2 = layers.linear(4 * dim, dim, rngs=rngs)
 

@@ -277,4 +277,4 @@ class FinalLayer(nnx.Module):
 
 
 def _layer_norm(features: int, rngs: nnx.Rngs, epsilon: float = 1e-6) -> nnx.LayerNorm:
-    return nnx.LayerNorm(features, epsilon=epsilon, use_bias=False, use_scale=False, rngs=rngs)
+    return layers.layer_norm(features, epsilon=epsilon, affine=False, rngs=rngs)

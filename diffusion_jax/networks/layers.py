@@ -79,8 +79,9 @@ def linear(
 class GroupNorm(nnx.Module):
     """Group normalisation (arXiv:1803.08494) over the spatial axes and the channels of each group.
 
-    The statistics come from one pass in float32, var = E[x^2] - E[x]^2, and the affine map is folded into a single
-    multiply-add. Parameters: `scale` and `bias`, each [channels].
+    Statistics are in float32 and in two passes: the mean and the centred second moment of each channel, combined into
+    those of the group. The difference of moments E[x^2] - E[x]^2 would be wrong where the mean is large. Parameters:
+    `scale` and `bias`, each [channels].
 
     Raises:
         ValueError: if `num_groups` does not divide `channels`.
@@ -97,15 +98,31 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
 
     def __call__(self, x: Float[Array, "batch *spatial c"]) -> Float[Array, "batch *spatial c"]:
-        batch, channels = x.shape[0], x.shape[-1]
-        x32 = x.astype(jnp.float32).reshape(batch, -1, self.num_groups, channels // self.num_groups)
-        mean = x32.mean((1, 3), keepdims=True)
-        # Rounding can make the difference of the two moments slightly negative.
-        var = jnp.maximum(jnp.square(x32).mean((1, 3), keepdims=True) - jnp.square(mean), 0.0)
-        group_shape = (1, 1, *x32.shape[2:])
-        scale = jax.lax.rsqrt(var + self.epsilon) * self.scale[...].astype(jnp.float32).reshape(group_shape)
-        bias = self.bias[...].astype(jnp.float32).reshape(group_shape) - mean * scale
-        return (x32 * scale + bias).astype(x.dtype).reshape(x.shape)
+        x32 = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
+        mean, var = self._of_groups(*moments(x32))
+        scale = jax.lax.rsqrt(var + self.epsilon) * self.scale[...].astype(jnp.float32)
+        out = (x32 - mean) * scale + self.bias[...].astype(jnp.float32)
+        return out.astype(x.dtype).reshape(x.shape)
+
+    def _of_groups(self, mean: Float[Array, "batch 1 c"], var: Float[Array, "batch 1 c"]) -> tuple[Array, Array]:
+        """Mean and variance of each group, for each of its channels, from those of the channels."""
+        means, variances = (a.reshape(a.shape[0], self.num_groups, -1) for a in (mean, var))
+        center = means.mean(-1, keepdims=True)
+        spread = (variances + jnp.square(means - center)).mean(-1, keepdims=True)
+        return tuple(jnp.broadcast_to(a, means.shape).reshape(mean.shape) for a in (center, spread))
+
+
+def moments(x: Float[Array, "batch n c"]) -> tuple[Float[Array, "batch 1 c"], Float[Array, "batch 1 c"]]:
+    """Mean and centred second moment of each channel over the second axis."""
+    mean = x.mean(1, keepdims=True)
+    return mean, jnp.square(x - mean).mean(1, keepdims=True)
+
+
+def layer_norm(features: int, *, epsilon: float = 1e-6, affine: bool = True, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer normalisation over the channels with statistics in float32 and in two passes, as in `GroupNorm`."""
+    return nnx.LayerNorm(
+        features, epsilon=epsilon, use_bias=affine, use_scale=affine, use_fast_variance=False, rngs=rngs
+    )
 
 
 def dropout(x: Array, rate: float, rngs: nnx.Rngs | None) -> Array:

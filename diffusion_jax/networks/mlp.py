@@ -66,7 +66,7 @@ class MLP(DenoisingNetwork):
         self.blocks = nnx.List(
             [MLPBlock(hidden, activation=activation, dropout=dropout, rngs=rngs) for _ in range(num_layers)]
         )
-        self.norm_out = nnx.LayerNorm(hidden, rngs=rngs)
+        self.norm_out = layers.layer_norm(hidden, rngs=rngs)
         self.linear_out = layers.linear(hidden, math.prod(self.out_shape), scale=0.0, rngs=rngs)
 
     def forward(
@@ -95,7 +95,7 @@ class MLPBlock(nnx.Module):
     def __init__(self, hidden: int, *, activation: str, dropout: float, rngs: nnx.Rngs):
         self.activation = layers.activation(activation)
         self.dropout = dropout
-        self.norm = nnx.LayerNorm(hidden, rngs=rngs)
+        self.norm = layers.layer_norm(hidden, rngs=rngs)
         self.linear_1 = layers.linear(hidden, hidden, rngs=rngs)
         self.time_emb_proj = layers.linear(hidden, hidden, rngs=rngs)
         self.linear_2 = layers.linear(hidden, hidden, scale=0.0, rngs=rngs)

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from diffusion_jax.networks import layers
 from diffusion_jax.networks.base import DenoisingNetwork
 from diffusion_jax.types import Embedded, check_choice
 
@@ -372,16 +373,13 @@ def resize_bilinear(
 
 
 def _normalize(x: Array, gamma: Array, alpha: Array, beta: Array) -> Array:
-    """The equation of `InstanceNormPlus` with coefficients [batch or 1, channels]; one-pass statistics in float32."""
-    x32 = x.astype(jnp.float32)
-    gamma, alpha, beta = (a.astype(jnp.float32) for a in (gamma, alpha, beta))
-    mean = x32.mean((1, 2))
-    # Rounding can make the difference of the two moments slightly negative.
-    var = jnp.maximum(jnp.square(x32).mean((1, 2)) - jnp.square(mean), 0.0)
+    """The equation of `InstanceNormPlus` with coefficients [batch or 1, channels]; statistics in float32."""
+    x32 = x.astype(jnp.float32).reshape(x.shape[0], -1, x.shape[-1])
+    gamma, alpha, beta = (a.astype(jnp.float32)[:, None] for a in (gamma, alpha, beta))
+    mean, var = layers.moments(x32)
     relative = (mean - mean.mean(-1, keepdims=True)) * jax.lax.rsqrt(mean.var(-1, keepdims=True, ddof=1) + 1e-5)
-    scale = gamma * jax.lax.rsqrt(var + 1e-5)
-    shift = gamma * alpha * relative + beta - mean * scale
-    return (x32 * scale[:, None, None] + shift[:, None, None]).astype(x.dtype)
+    out = (x32 - mean) * (gamma * jax.lax.rsqrt(var + 1e-5)) + gamma * alpha * relative + beta
+    return out.astype(x.dtype).reshape(x.shape)
 
 
 def _embedding_init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:

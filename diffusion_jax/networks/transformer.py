@@ -147,8 +147,8 @@ def embedding(count: int, dim: int, *, rngs: nnx.Rngs) -> nnx.Embed:
 
 
 def layer_norm(dim: int, *, epsilon: float = 1e-5, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer normalisation with statistics in float32 and in two passes: activations of these networks reach 1000."""
-    return nnx.LayerNorm(dim, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+    """Layer normalisation with the epsilon of these networks, whose activations reach 1000."""
+    return layers.layer_norm(dim, epsilon=epsilon, rngs=rngs)
 
 
 def check_length(length: int, most: int) -> None:

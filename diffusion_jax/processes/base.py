@@ -39,11 +39,6 @@ def row_dot(a: Float[Array, "batch *shape"], b: Float[Array, "batch *shape"]) ->
     return row_sum(a * b)
 
 
-def row_norm(x: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-    """The Euclidean norm of each row."""
-    return jnp.sqrt(row_sum(jnp.square(x)))
-
-
 def row_keys(keys: Key[Array, "batch"] | Key[Array, ""], data: int | Int[Array, "*n"]) -> Key[Array, "batch"]:
     """`fold_in` over rows: one key and [batch] integers, or [batch] keys and one integer."""
     axes = (0, None) if keys.shape else (None, 0)
@@ -90,14 +85,24 @@ def drift_and_diffusion(process: Process, t: Float[Array, "*n"]) -> tuple[Float[
 
 
 def prior(
-    process: Process, key: Key[Array, ""], shape: tuple[int, ...], *, ids: Int[Array, "batch"] | None = None
+    process: Process,
+    key: Key[Array, ""],
+    shape: tuple[int, ...],
+    *,
+    ids: Int[Array, "batch"] | None = None,
+    t: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "batch *shape"]:
-    """Draw x_T ~ N(0, sigma(1)^2 I) of `shape` [batch, ...]; row r comes from fold_in(key, ids[r]) (default: r)."""
+    """Draw x_t ~ N(0, sigma(t)^2 I) of `shape` [batch, ...]; row r comes from fold_in(key, ids[r]) (default: r).
+
+    `t` is the time at which sampling starts.
+    """
     ids = jnp.arange(shape[0]) if ids is None else ids
-    return process.sigma(jnp.float32(1.0)) * row_normal(row_keys(key, ids), jnp.zeros(shape, jnp.float32))
+    return process.sigma(jnp.float32(t)) * row_normal(row_keys(key, ids), jnp.zeros(shape, jnp.float32))
 
 
-def prior_log_prob(process: Process, x: Float[Array, "batch *shape"]) -> Float[Array, "batch"]:
-    """log N(x; 0, sigma(1)^2 I) in nats, summed over all but the first axis."""
-    sigma = process.sigma(jnp.ones((), x.dtype))
+def prior_log_prob(
+    process: Process, x: Float[Array, "batch *shape"], t: float | Float[Array, ""] = 1.0
+) -> Float[Array, "batch"]:
+    """log N(x; 0, sigma(t)^2 I) in nats, summed over all but the first axis."""
+    sigma = process.sigma(jnp.asarray(t, x.dtype))
     return row_sum(-0.5 * (x / sigma) ** 2 - jnp.log(sigma) - 0.5 * jnp.log(2 * jnp.pi))

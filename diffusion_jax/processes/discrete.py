@@ -58,9 +58,11 @@ class DiscreteVP:
 
     def _interpolate(self, table: Array, t: Time) -> Time:
         u = t * self.num_steps
-        # i / T times T is not quite i in float32; snap the value, not the derivative, to the grid point.
+        # i / T times T is not quite i: rounding moves it by a few parts of eps. Snap the value, not the derivative, to
+        # the grid point, but no time that is farther away: alpha and sigma would be constant there.
         nearest = jnp.round(u)
-        u = u + jax.lax.stop_gradient(jnp.where(jnp.abs(u - nearest) < 1e-3, nearest - u, 0.0))
+        rounding = jnp.abs(u - nearest) <= 2 * jnp.finfo(u.dtype).eps * u
+        u = u + jax.lax.stop_gradient(jnp.where(rounding, nearest - u, 0.0))
         right = jax.lax.stop_gradient(jnp.clip(jnp.ceil(u), 1, self.num_steps)).astype(jnp.int32)
         weight = u - (right - 1)
         return table[right - 1] * (1 - weight) + table[right] * weight

@@ -17,6 +17,7 @@ from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import drawn_by, how, say
 from diffusion_jax.training.rows import in_batches
+from diffusion_jax.training.step import stream
 from diffusion_jax.types import Params
 
 
@@ -78,7 +79,7 @@ def metrics_of(
 def _held_out(job: Job, params: Params) -> dict[str, float]:
     """Means of `System.evaluate` over at most config.evaluation.num_samples held-out examples."""
     examples = data.shuffled(job.held_out, job.config.evaluation.num_samples)
-    key = jax.random.key(job.config.sampling.seed)
+    key = stream(jax.random.key(job.config.sampling.seed), "evaluation")
 
     @jax.jit
     def compute(params: Params, ids: jax.Array, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

@@ -109,7 +109,7 @@ def adaptive_sde(rtol: float = 0.01, atol: float = 0.0078, first_step: float = 0
         x_end = _arrived(last.time <= end, last.x)
         return _denoise(process, D, x_end, end, s)
 
-    return stateless(step, alpha=True, sigma=True, derivatives=True)
+    return stateless(step, alpha=True, sigma=True, derivatives=True, falling_times=True)
 
 
 class _Attempt(NamedTuple):

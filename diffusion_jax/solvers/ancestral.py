@@ -28,7 +28,7 @@ def ancestral(variance: str = "beta_tilde") -> Solver:
         width = step_variance(variance, beta, jnp.where(noisy, beta_tilde, beta), v)
         return a * x + b * x_0 + jnp.sqrt(jnp.where(noisy, width, 0)) * row_normal(keys, x)
 
-    return stateless(step, sigma=True, alpha_after=True, learned_variance=variance == "learned")
+    return stateless(step, sigma=True, alpha_after=True, falling_times=True, learned_variance=variance == "learned")
 
 
 def ddim(eta: float = 0.0) -> Solver:
@@ -48,4 +48,4 @@ def ddim(eta: float = 0.0) -> Solver:
         direction = jnp.sqrt(1 - noise) * eps + jnp.sqrt(noise) * row_normal(keys, x)
         return process.alpha(s) * x_0 + process.sigma(s) * direction
 
-    return stateless(step, sigma=True, alpha_after=eta != 0)
+    return stateless(step, sigma=True, alpha_after=eta != 0, falling_times=eta != 0)

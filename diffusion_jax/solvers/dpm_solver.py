@@ -47,7 +47,7 @@ def _dpm_solver(name: str, prediction: str, order: int, kind: str, solver_type: 
         check_order(name, order, 3)
         return _singlestep(order, prediction, VARIANTS[solver_type])
     check_order(name, order, 3, num_steps)
-    return exponential_adams(order, prediction, VARIANTS[solver_type], num_steps)
+    return exponential_adams(order, prediction, VARIANTS[solver_type])
 
 
 def _singlestep(order: int, prediction: str, variant: str) -> Solver:

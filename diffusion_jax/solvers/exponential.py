@@ -21,7 +21,7 @@ from diffusion_jax.processes.base import log_snr
 from diffusion_jax.types import Process
 
 Scalar = Float[Array, ""]
-FEW_STEPS = 15  # the authors' own bound; with more steps, lower orders at the end would only cost accuracy
+GROWTH = 1.25  # of a step over those before it, up to which a polynomial through their values is extrapolated over it
 
 
 def half_log_snr(process: Process, t: Scalar) -> Scalar:
@@ -115,6 +115,10 @@ class History(NamedTuple):
             found = found + unbroken
         return found
 
+    def reliable(self, nodes: list[Scalar]) -> Int[Array, ""]:
+        """How many of the newest entries are usable, and near enough for a step on which they lie at `nodes`."""
+        return jnp.minimum(self.usable(), reliable(nodes))
+
     def nodes(self, origin: Scalar, step: Scalar) -> list[Scalar]:
         """(coordinate - origin) / step of each entry; distinct stand-ins for those that are not finite."""
         found = [jnp.isfinite(c) for c in self.coordinates]
@@ -123,11 +127,19 @@ class History(NamedTuple):
         return [jnp.where(f, r, -1e3 - j) for j, (f, r) in enumerate(zip(found, ratios, strict=True))]
 
 
-def order_limit(order: int, index: Int[Array, ""], num_steps: int | None) -> Int[Array, ""] | int:
-    """The order allowed at step `index`: at most the number of steps left, if there are few of them in all."""
-    if num_steps is None or num_steps >= FEW_STEPS:
-        return order
-    return jnp.clip(num_steps - index, 1, order)
+def reliable(nodes: list[Scalar]) -> Int[Array, ""]:
+    """How many past values a polynomial over the coming step may go through: `nodes` as of `History.nodes`.
+
+    The polynomial is extrapolated by one step. Its error grows with the ratio of that step to those between the values,
+    which is large at the end of grids that are not uniform in log-SNR. A value is used only if the step is at most
+    `GROWTH` times as long as every step back to it. docs/solvers.md measures the errors with that bound.
+    """
+    count, previous = jnp.zeros((), jnp.int32), 0.0
+    unbroken = jnp.ones((), bool)
+    for node in nodes:
+        unbroken = unbroken & (GROWTH * jnp.abs(node - previous) >= 1)
+        count, previous = count + unbroken, node
+    return count
 
 
 def check_order(name: str, order: int, highest: int, num_steps: int | None = None) -> None:

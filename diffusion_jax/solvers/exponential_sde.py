@@ -24,7 +24,6 @@ from diffusion_jax.solvers.exponential import (
     check_order,
     coefficients,
     half_log_snr,
-    order_limit,
     select,
 )
 from diffusion_jax.solvers.multistep import difference, predictions
@@ -39,7 +38,7 @@ def sde_dpm_solver_pp(order: int = 2, solver_type: str = "midpoint", num_steps: 
     """
     check_order("sde_dpm_solver_pp", order, 2, num_steps)
     check_choice("solver_type", solver_type, ("midpoint", "heun"))
-    return _multistep(1.0, order, "bh2" if solver_type == "midpoint" else "exact", num_steps)
+    return _multistep(1.0, order, "bh2" if solver_type == "midpoint" else "exact")
 
 
 def exponential_sde(eta: float = 1.0, order: int = 2, num_steps: int | None = None) -> Solver:
@@ -47,9 +46,9 @@ def exponential_sde(eta: float = 1.0, order: int = 2, num_steps: int | None = No
 
     One evaluation of D per step: a polynomial through the latest `order` values is integrated exactly. eta = 0 is
     `dpm_solver_pp` in its multistep form; more noise forgets errors of earlier steps and needs more steps. A step
-    that ends where sigma = 0, or starts where alpha = 0, is of first order. With `num_steps`, the number of steps of
-    the whole solve, the last ones of fewer than 15 have lower order. It is the predictor of SA-Solver with a constant
-    tau = eta (arXiv:2309.05019, section 5.1).
+    that ends where sigma = 0, or starts where alpha = 0, is of first order, and one that is much longer than those
+    before it has lower order, see `exponential.reliable`. `num_steps` is the number of steps of the whole solve. It is
+    the predictor of SA-Solver with a constant tau = eta (arXiv:2309.05019, section 5.1).
 
     The order is `order` for eta = 0; the weak order is 1, 2 and 2 with noise.
 
@@ -58,25 +57,25 @@ def exponential_sde(eta: float = 1.0, order: int = 2, num_steps: int | None = No
     check_order("exponential_sde", order, 3, num_steps)
     if not eta >= 0:
         raise ValueError(f"eta is {eta}; it must be at least 0")
-    return _multistep(eta, order, "exact", num_steps)
+    return _multistep(eta, order, "exact")
 
 
-def _multistep(eta: float, order: int, variant: str, num_steps: int | None) -> Solver:
+def _multistep(eta: float, order: int, variant: str) -> Solver:
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array, history: History):
         x_0, eps = predictions(process, D, x, t)
         here, h = half_log_snr(process, t), half_log_snr(process, s) - half_log_snr(process, t)
         x_s = _first_order(process, s, h, x_0, eps, eta, row_normal(keys, x))
-        count = jnp.minimum(history.usable() + 1, order_limit(order, history.index, num_steps)) - 1
         finite = jnp.isfinite(h)
         h = jnp.where(finite, h, 1)
         nodes = history.nodes(jnp.where(jnp.isfinite(here), here, 0), h)
-        c = select(jnp.where(finite, count, 0), nodes, lambda used: coefficients(used, -(1 + eta**2) * h, variant))
+        count = jnp.where(finite, history.reliable(nodes), 0)
+        c = select(count, nodes, lambda used: coefficients(used, -(1 + eta**2) * h, variant))
         return x_s - process.alpha(s) * difference(c, x_0, history), history.push(here, x_0)
 
     return Solver(
         init=lambda x: History.empty(x, order - 1),
         step=step,
-        needs=Needs(sigma=True, alpha_after=eta != 0, distinct_times=order > 1),
+        needs=Needs(sigma=True, alpha_after=eta != 0, distinct_times=order > 1, falling_times=eta != 0),
     )
 
 
@@ -147,4 +146,4 @@ def seeds(order: int = 3, prediction: str = "eps") -> Solver:
             x_s = advance(2, [ends[1] / ends[2]], [second])
         return jnp.where(finite, x_s, _first_order(process, s, h, x_0, eps, 1.0, noises[0]))
 
-    return stateless(step, sigma=True, alpha_after=True, distinct_times=order > 1)
+    return stateless(step, sigma=True, alpha_after=True, distinct_times=order > 1, falling_times=True)

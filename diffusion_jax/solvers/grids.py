@@ -68,10 +68,12 @@ def discrete(spacing: str = "leading", offset: int = 0, end: int = 0) -> Grid:
         total = process.num_steps
         if not 1 <= num_steps <= total:
             raise ValueError(f"steps is {num_steps}; a process of {total} steps allows 1 to {total}")
+        if spacing == "leading" and num_steps == 1 < total:
+            raise ValueError(f"steps is 1: the spacing 'leading' would start at t = 1 / {total}; choose 'trailing'")
         if spacing == "leading":
             timesteps = np.arange(num_steps)[::-1] * (total // num_steps) + offset
         elif spacing == "linspace":
-            timesteps = np.linspace(0, total - 1, num_steps).round()[::-1]
+            timesteps = np.linspace(total - 1, 0, num_steps).round()
         else:
             timesteps = np.round(total - np.arange(num_steps) * (total / num_steps)) - 1
         if timesteps[0] >= total or not 0 <= end <= timesteps[-1]:

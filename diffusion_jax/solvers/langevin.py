@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from diffusion_jax.parameterizations import score
-from diffusion_jax.processes.base import bcast, row_keys, row_norm, row_normal
+from diffusion_jax.processes.base import row_keys, row_normal
 from diffusion_jax.solvers.base import stateless
 from diffusion_jax.types import Denoiser, Process, Solver
 
@@ -32,7 +32,7 @@ def annealed_langevin(step_size: float = 2e-5, num_steps: int = 100) -> Solver:
         return jax.lax.fori_loop(0, num_steps, langevin, x)
 
     # Above that size a step on data without width grows: its factor is 1 - step_size / (2 sigma(0)^2).
-    return stateless(step, unit_alpha=True, least_sigma=math.sqrt(step_size) / 2)
+    return stateless(step, unit_alpha=True, falling_times=True, least_sigma=math.sqrt(step_size) / 2)
 
 
 def ncsnv2_step_size(sigmas: np.ndarray, num_steps: int) -> float:
@@ -59,17 +59,19 @@ def ncsnv2_step_size(sigmas: np.ndarray, num_steps: int) -> float:
 def langevin_corrector(snr: float = 0.16, num_steps: int = 1) -> Corrector:
     """Langevin steps whose size keeps a signal-to-noise ratio (arXiv:2011.13456, algorithms 4 and 5).
 
-    x <- x + e score + sqrt(2 e) z with e = 2 alpha (snr |z| / |score|)^2. Norms are taken per example rather than
-    averaged over the batch, so that a sample does not depend on its neighbours; alpha is the process's last
-    transition coefficient in the paper, which is 1 up to O(1 / steps) and left out.
+    x <- x + e score + sqrt(2 e) z with e = 2 (snr sigma(t))^2. The paper has e = 2 alpha (snr |z| / |score|)^2 with
+    norms averaged over the batch. Here they are those that they have in many dimensions, |z|^2 = d and
+    |score|^2 = d / sigma^2 for the score -eps / sigma: a sample does not depend on its neighbours, the step does not
+    depend on x, which would change the stationary law, and it is bounded. alpha is the process's last transition
+    coefficient in the paper, which is 1 up to O(1 / steps) and left out.
     """
 
     def correct(process: Process, D: Denoiser, keys: Array, x: Array, t: Array) -> Array:
+        step_size = 2 * (snr * process.sigma(t)) ** 2
+
         def langevin(i, x):
-            gradient = score(process, D, x, t)
             noise = row_normal(row_keys(keys, i), x)
-            step_size = 2 * (snr * row_norm(noise) / row_norm(gradient)) ** 2
-            return x + bcast(step_size, x) * gradient + bcast(jnp.sqrt(2 * step_size), x) * noise
+            return x + step_size * score(process, D, x, t) + jnp.sqrt(2 * step_size) * noise
 
         return jax.lax.fori_loop(0, num_steps, langevin, x)
 

@@ -1,9 +1,9 @@
 """Multistep solvers of the probability-flow ODE: one evaluation of D per step, and polynomials through past ones.
 
 All take a first-order (DDIM) step where there is no past to use: at the start, after a start at alpha = 0, and, those
-in log-SNR, in a step that ends where sigma = 0. `num_steps`, where it is given, is the number of steps of the whole
-solve: solvers in log-SNR lower their order over the last of fewer than 15 steps, and all raise ValueError if it is
-less than the order.
+in log-SNR, in a step that ends where sigma = 0. All but `plms` and `pndm` lower their order in a step that is much
+longer than those before it, see `exponential.reliable`. `num_steps`, where it is given, is the number of steps of the
+whole solve; ValueError is raised if it is less than the order.
 """
 
 import jax
@@ -16,7 +16,6 @@ from diffusion_jax.solvers.exponential import (
     check_order,
     coefficients,
     half_log_snr,
-    order_limit,
     polynomial_weights,
     select,
 )
@@ -30,10 +29,10 @@ def deis(order: int = 3, num_steps: int | None = None) -> Solver:
     process's own time (the paper's tAB) is not offered. arXiv:2204.13902, section 3.3 and appendix B.
     """
     check_order("deis", order, 4, num_steps)
-    return exponential_adams(order, "eps", "exact", num_steps)
+    return exponential_adams(order, "eps", "exact")
 
 
-def exponential_adams(order: int, prediction: str, variant: str, num_steps: int | None) -> Solver:
+def exponential_adams(order: int, prediction: str, variant: str) -> Solver:
     """The exponential multistep solver of `exponential` for M = D (`x0`) or M = eps, up to `order`.
 
     `variant` is that of `coefficients`. DEIS and the multistep forms of DPM-Solver and DPM-Solver++ are members.
@@ -43,10 +42,9 @@ def exponential_adams(order: int, prediction: str, variant: str, num_steps: int 
         x_0, eps = predictions(process, D, x, t)
         M = x_0 if prediction == "x0" else eps
         here, h = half_log_snr(process, t), half_log_snr(process, s) - half_log_snr(process, t)
-        allowed = jnp.minimum(history.usable() + 1, order_limit(order, history.index, num_steps))
         x_s = process.alpha(s) * x_0 + process.sigma(s) * eps
-        x_s = x_s - exponential_correction(process, s, h, here, M, history, allowed - 1, prediction, variant)
-        return x_s, history.push(here, M)
+        correction, _ = exponential_correction(process, s, h, here, M, history, prediction, variant)
+        return x_s - correction, history.push(here, M)
 
     needs = Needs(sigma=True, distinct_times=order > 1)
     return Solver(init=lambda x: History.empty(x, order - 1), step=step, needs=needs)
@@ -65,17 +63,20 @@ def exponential_correction(
     here: Scalar,
     M: Array,
     history: History,
-    count: Array,
     prediction: str,
     variant: str,
-) -> Array:
-    """S sum_j c_j (M_j - M) of the newest `count` entries: what a step of h to s subtracts from DDIM; 0 if h = inf."""
+) -> tuple[Array, Array]:
+    """(S sum_j c_j (M_j - M), n) of the n newest entries that are reliable: what a step of h to s subtracts from DDIM.
+
+    n is 0 if h is infinite.
+    """
     finite = jnp.isfinite(h)
     h = jnp.where(finite, h, 1)
     z, scale = (-h, process.alpha(s)) if prediction == "x0" else (h, process.sigma(s))
     nodes = history.nodes(jnp.where(jnp.isfinite(here), here, 0), h)
-    c = select(jnp.where(finite, count, 0), nodes, lambda used: coefficients(used, z, variant))
-    return scale * difference(c, M, history)
+    count = jnp.where(finite, history.reliable(nodes), 0)
+    c = select(count, nodes, lambda used: coefficients(used, z, variant))
+    return scale * difference(c, M, history), count
 
 
 def difference(weights: list[Scalar], M: Array, history: History) -> Array:
@@ -93,7 +94,7 @@ def lms(order: int = 4, num_steps: int | None = None) -> Solver:
     of D per step; inverts; a step may end where sigma = 0 at full order. The sampler `lms` of k-diffusion.
     """
     check_order("lms", order, 4, num_steps)
-    return _adams(order, lambda history, here, h: history.nodes(here, h), warm_up=0, distinct_times=order > 1)
+    return _adams(order, lambda history, here, h: history.nodes(here, h), warm_up=0)
 
 
 def plms(order: int = 4, num_steps: int | None = None) -> Solver:
@@ -122,7 +123,7 @@ def _equal_steps(history: History, here: Scalar, h: Scalar) -> list[Scalar]:
     return [jnp.full_like(h, -1.0 - j) for j in range(len(history.coordinates))]
 
 
-def _adams(order: int, nodes_of, warm_up: int, stages: int = 0, distinct_times: bool = False) -> Solver:
+def _adams(order: int, nodes_of, warm_up: int, stages: int = 0) -> Solver:
     """x_s = alpha_s (x / alpha_t + h e'), h = sigma_s / alpha_s - sigma_t / alpha_t, e' from past eps at `nodes_of`.
 
     While fewer than `warm_up` of them are there, e' comes from Runge-Kutta with further `stages` within the step.
@@ -140,7 +141,9 @@ def _adams(order: int, nodes_of, warm_up: int, stages: int = 0, distinct_times: 
             """e' - eps from the past."""
             equal = [jnp.full_like(h, 1 / (k + 1)) for k in range(order)]
             nodes = nodes_of(history, jnp.where(finite, here, 0), jnp.where(finite, h, 1))
-            weights = select(history.usable(), nodes, lambda used: polynomial_weights(used, equal[: len(used) + 1]))
+            weights = select(
+                history.reliable(nodes), nodes, lambda used: polynomial_weights(used, equal[: len(used) + 1])
+            )
             return difference(weights, eps, history)
 
         def runge_kutta():
@@ -165,5 +168,5 @@ def _adams(order: int, nodes_of, warm_up: int, stages: int = 0, distinct_times: 
         x_s = x_s + jnp.where(finite, process.alpha(s) * h * change, 0)
         return x_s, history.push(here, eps)
 
-    needs = Needs(sigma=True, distinct_times=distinct_times)
+    needs = Needs(sigma=True, distinct_times=order > 1)
     return Solver(init=lambda x: History.empty(x, order - 1), step=step, needs=needs)

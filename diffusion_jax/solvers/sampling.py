@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
 from diffusion_jax.processes.base import row_keys
-from diffusion_jax.solvers.values import check_finite, check_times
+from diffusion_jax.solvers.values import check_finite, check_solver, check_times
 from diffusion_jax.types import Denoiser, Process, Solver
 
 
@@ -24,15 +24,18 @@ def sample(
 
     `D(x, t)` has its conditions bound. Noise of row r comes from fold_in(key, ids[r]) (default: 0..batch-1), one key
     per row and step, so a sample does not depend on the batch it is drawn in. Returns x at times[-1], or with
-    `trajectory` the states at all times, [num_times, batch, ...]. Increasing times invert an ODE solver. x keeps its
-    dtype, which may be that of integers, and so do the times.
+    `trajectory` the states at all times, [num_times, batch, ...]. Increasing times invert an ODE solver. A step from a
+    time to itself leaves x as it is, except by a solver whose needs allow it: Langevin steps stay at a noise level.
+    x keeps its dtype, which may be that of integers, and so do the times.
 
-    Raises ValueError, outside of `jit`, for times outside [0, 1] or not two of them, and for x_T that is not finite.
+    Raises ValueError, outside of `jit`, for times outside [0, 1] or not two of them, for x_T that is not finite, and
+    for times or a process that do not meet the needs of the solver.
     """
     if len(times) < 2:
         raise ValueError(f"times has {len(times)} entries; a solver goes from one to the next and needs at least 2")
     check_times("times", times)
     check_finite("x_T", x_T)
+    check_solver(solver, process, times)
     ids = jnp.arange(x_T.shape[0]) if ids is None else ids
     keys = row_keys(key, ids)
 
@@ -41,6 +44,8 @@ def sample(
         t, s, index = step
         stepped = solver.step(process, D, row_keys(keys, index), x, t, s, carry)
         x, carry = jax.tree.map(_as_before, stepped, state)
+        if solver.needs.distinct_times:
+            x, carry = jax.tree.map(lambda new, old: jnp.where(t == s, old, new), (x, carry), state)
         return (x, carry), x if trajectory else None
 
     steps = (times[:-1], times[1:], jnp.arange(len(times) - 1))

@@ -18,7 +18,7 @@ def euler_maruyama() -> Solver:
         drift = f * x - g**2 * score(process, D, x, t)
         return x + (s - t) * drift + g * jnp.sqrt(t - s) * row_normal(keys, x)
 
-    return stateless(step, alpha=True, sigma=True, derivatives=True)
+    return stateless(step, alpha=True, sigma=True, derivatives=True, falling_times=True)
 
 
 def reverse_diffusion() -> Solver:
@@ -33,7 +33,7 @@ def reverse_diffusion() -> Solver:
         mean = (2 - alpha_ts) * x + variance_ts * score(process, D, x, t)
         return mean + jnp.sqrt(variance_ts) * row_normal(keys, x)
 
-    return stateless(step, sigma=True, alpha_after=True)
+    return stateless(step, sigma=True, alpha_after=True, falling_times=True)
 
 
 def predictor_corrector(predictor: Solver, corrector: Corrector) -> Solver:

@@ -10,7 +10,6 @@ from diffusion_jax.solvers.exponential import (
     check_order,
     coefficients,
     half_log_snr,
-    order_limit,
     select,
 )
 from diffusion_jax.solvers.multistep import difference, exponential_correction, predictions
@@ -31,9 +30,9 @@ def unipc(order: int = 3, variant: str = "bh2", prediction: str = "x0", num_step
     (`x0`) or eps. `variant` is B(h) = h (`bh1`) or e^h - 1 (`bh2`), which matters to the predictor of order 2 and the
     corrector of order 1 alone, since from three values on the polynomial decides.
 
-    `num_steps` is the number of steps of the whole solve: among fewer than 15, the last ones have lower order. A step
-    that ends where sigma = 0, or starts where alpha = 0, is DDIM's. Raises ValueError for another order, variant or
-    prediction, or for fewer steps than the order.
+    A step much longer than those before it has lower order, see `exponential.reliable`. A step that ends where
+    sigma = 0, or starts where alpha = 0, is DDIM's. `num_steps` is the number of steps of the whole solve. Raises
+    ValueError for another order, variant or prediction, or for fewer steps than the order.
     """
     check_order("unipc", order, 4, num_steps)
     check_choice("variant", variant, ("bh1", "bh2"))
@@ -58,9 +57,8 @@ def unipc(order: int = 3, variant: str = "bh2", prediction: str = "x0", num_step
         base = process.alpha(s) * x_0 + process.sigma(s) * eps
 
         older = history._replace(coordinates=history.coordinates[:-1], predictions=history.predictions[:-1])
-        now = jnp.minimum(older.usable() + 1, order_limit(order, history.index, num_steps))
-        x_s = base - exponential_correction(process, s, h, here, M, older, now - 1, prediction, variant)
-        return x_s, _Carry(base, jnp.where(jnp.isfinite(h), now, 0), history.push(here, M))
+        correction, count = exponential_correction(process, s, h, here, M, older, prediction, variant)
+        return base - correction, _Carry(base, jnp.where(jnp.isfinite(h), count + 1, 0), history.push(here, M))
 
     def _correction(process, t, here, M, history, last_order):
         """What UniC subtracts from `base` at t, from M at t and `last_order` values at earlier times."""

@@ -6,6 +6,9 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from diffusion_jax.processes.needs import unmet
+from diffusion_jax.types import Process, Solver
+
 
 def check_finite(name: str, x: Array | np.ndarray) -> None:
     """Raises ValueError if x holds NaN or infinity."""
@@ -31,6 +34,17 @@ def check_times(name: str, t: Array | np.ndarray) -> None:
     values = _values(t)
     if values is not None and not ((values >= 0) & (values <= 1)).all():
         raise ValueError(f"{name} runs from {values[0]:g} to {values[-1]:g}; times must be in [0, 1]")
+
+
+def check_solver(solver: Solver, process: Process, times: Array | np.ndarray) -> None:
+    """Raises ValueError if the process at these times does not meet the needs that the solver declares."""
+    values = _values(times)
+    if values is None or any(_values(leaf) is None for leaf in jax.tree.leaves(process)):
+        return
+    with jax.ensure_compile_time_eval():
+        gap = unmet(solver.needs, process, values[:-1], values[1:])
+    if gap is not None:
+        raise ValueError(f"the solver needs {gap.need}; {type(process).__name__} {gap.has}")
 
 
 def _values(x: Array | np.ndarray) -> np.ndarray | None:

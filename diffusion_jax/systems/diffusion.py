@@ -146,8 +146,8 @@ class Diffusion(Sampled):
 
         An entry "image" of `cond`, which editing reads, has the shape of x.
         """
-        x_T = prior(self.process, prior_key, (len(ids), *self.shape), ids=ids)
         times = self.grid(self.process, self.steps)
+        x_T = prior(self.process, prior_key, (len(ids), *self.shape), ids=ids, t=times[0])
         x, times = self.editing.start(self.process, D, row_keys(prior_key, ids), x_T, times, cond)
         x = sampling.sample(self.editing.around(self.solver, cond), self.process, D, noise_key, x, times, ids=ids)
         return D(x, times[-1]) if self.denoise else x

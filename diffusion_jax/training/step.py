@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,6 +35,11 @@ def trained(params: dict[str, PyTree[Any]]) -> dict[str, PyTree[Any]]:
     return {group: tree for group, tree in params.items() if group != "frozen"}
 
 
+def stream(key: Key[Array, ""], purpose: str) -> Key[Array, ""]:
+    """The key of one purpose, such as "training": other numbers than of `key`, its splits, or other purposes."""
+    return jax.random.fold_in(key, zlib.crc32(purpose.encode()))
+
+
 def init_state(
     system: System,
     optimizer: optax.GradientTransformation,
@@ -41,8 +47,11 @@ def init_state(
     key: Key[Array, ""],
     params: Params | None = None,
 ) -> TrainState:
-    """Returns the train state at step 0, with `params` or else those of `system.init`. Call it inside `jit`."""
-    init_key, train_key = jax.random.split(key)
+    """Returns the train state at step 0, with `params` or else those of `system.init`. Call it inside `jit`.
+
+    Training has a stream of random numbers of its own, so that samples may be drawn with the same key.
+    """
+    init_key, train_key = jax.random.split(stream(key, "training"))
     params = system.init(init_key) if params is None else params
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -98,13 +107,13 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, trained(state.params))
         params = {**state.params, **optax.apply_updates(trained(state.params), updates)}
         params = system.advance(params, train, metrics)
-        state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params=params,
-            ema=ema.update(state.ema, params, state.step, ema_rates, ema_warmup),
-            opt_state=opt_state,
-        )
+        averages = ema.update(state.ema, params, state.step, ema_rates, ema_warmup)
+        if isinstance(opt_state, optax.ApplyIfFiniteState):
+            # A skipped step changes nothing: neither what `advance` follows the batch with, nor the averages.
+            skipped = ~opt_state.last_finite & (optax.global_norm(updates) == 0)
+            before = (state.params, state.ema)
+            params, averages = jax.tree.map(lambda a, b: jnp.where(skipped, b, a), (params, averages), before)
+        state = dataclasses.replace(state, step=state.step + 1, params=params, ema=averages, opt_state=opt_state)
         logged = {name: value for name, value in metrics.items() if name != "statistics"}
         metrics = {**jax.tree.map(jnp.mean, logged), "grad_norm": optax.global_norm(grads)}
         if isinstance(opt_state, optax.ApplyIfFiniteState):

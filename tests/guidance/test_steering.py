@@ -30,7 +30,12 @@ CAPTIONS = dict(
 )
 
 
-@pytest.mark.parametrize("name", [*CASES, *ADAPTIVE])
+FEW = ("ddim", "heun", "unipc_3", "ancestral_beta", "adaptive_ode")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in FEW else [pytest.mark.slow]) for n in (*CASES, *ADAPTIVE)]
+)
 def test_every_solver_takes_every_guidance(name):
     """All of them at once, since a solver sees one denoiser: D(x, t) for scalar t, as it is for a model alone."""
     process = CASES[name].process if name in CASES else PROCESSES["vp"]

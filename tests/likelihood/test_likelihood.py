@@ -19,6 +19,7 @@ from tests.runs import digits, parts_of, source_of, toy
 
 KEY = jax.random.key(0)
 T_MIN = 1e-5
+FEW = ("vp", "ve", "rectified_flow", "discrete_vp")
 
 
 def mixture(dim: int) -> Mixture:
@@ -35,7 +36,14 @@ def on_mixture(process, dim: int, t_max: float = 1.0, **options):
     return jax.jit(lambda x, ids=None: log_prob(process, D, KEY, x, ids=ids, **options))
 
 
-@pytest.mark.parametrize(("name", "dim"), [*((name, 2) for name in PROCESSES), ("vp", 16), ("rectified_flow", 16)])
+@pytest.mark.parametrize(
+    ("name", "dim"),
+    [
+        *(pytest.param(name, 2, marks=[] if name in FEW else [pytest.mark.slow]) for name in PROCESSES),
+        ("vp", 16),
+        pytest.param("rectified_flow", 16, marks=pytest.mark.slow),
+    ],
+)
 def test_exact_trace_gives_the_true_density(name, dim):
     process = PROCESSES[name]
     x = mixture(dim).sample(jax.random.key(2), 64)
@@ -93,6 +101,7 @@ def test_the_latent_is_where_the_exact_flow_ends():
     np.testing.assert_allclose(latent, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_hutchinson_is_unbiased():
     x = mixture(16).sample(jax.random.key(2), 1)
     process, num = processes.VP(), 2048
@@ -123,6 +132,7 @@ def test_rademacher_has_no_variance_for_a_diagonal_jacobian():
     assert rademacher < 1e-4 < 0.1 < gaussian
 
 
+@pytest.mark.slow
 def test_a_row_does_not_depend_on_its_batch():
     """In double precision: whether a step is accepted must not hang on the rounding of one batch size's program."""
     with jax.enable_x64(True):

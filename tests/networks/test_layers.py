@@ -1,12 +1,15 @@
 """Layers against closed forms, NumPy in float64, and their invariances."""
 
+import pathlib
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
-from diffusion_jax.networks import attention, layers
+from diffusion_jax.networks import attention, layers, refinenet
 
 
 def normal(*shape, seed=0):
@@ -163,3 +166,30 @@ def test_rematerialisation_changes_no_value_and_no_gradient():
     expected, expected_gradient = jax.value_and_grad(plain)(w)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose(gradient, expected_gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mean", "std"), [(100.0, 0.1), (2000.0, 1.0), (1e4, 1.0)])
+def test_normalisations_take_a_mean_far_above_the_deviation(mean, std):
+    """As PyTorch's do; the difference E[x^2] - E[x]^2 in float32 gives deviations of hundreds."""
+    x = np.float32(mean + std * np.random.default_rng(0).standard_normal((2, 16, 16, 32)))
+    exact = np.float64(x)
+    inputs, rngs = jnp.asarray(x), nnx.Rngs(0)
+    groups = exact.reshape(2, 256, 8, 4)
+    expected = (groups - groups.mean((1, 3), keepdims=True)) / groups.std((1, 3), keepdims=True)
+    found = layers.GroupNorm(32, num_groups=8)(inputs)
+    np.testing.assert_allclose(found, expected.reshape(x.shape), atol=2e-3 * max(1, mean / std / 1e4))
+    for norm in (layers.layer_norm(32, rngs=rngs), layers.layer_norm(32, affine=False, rngs=rngs)):
+        rows = (exact - exact.mean(-1, keepdims=True)) / exact.std(-1, keepdims=True)
+        np.testing.assert_allclose(norm(inputs), rows, atol=2e-2)
+    channels = exact.std((1, 2))
+    found = refinenet._normalize(inputs, *(jnp.full((1, 32), a) for a in (1.0, 0.0, 0.0)))
+    np.testing.assert_allclose(found.std((1, 2)), channels / np.sqrt(channels**2 + 1e-5), rtol=1e-3)
+
+
+def test_no_network_takes_the_difference_of_moments():
+    """flax's normalisations do by default."""
+    calls = re.compile(r"nnx\.(LayerNorm|GroupNorm|InstanceNorm|BatchNorm)\(")
+    folder = pathlib.Path(layers.__file__).parent
+    users = [path.name for path in folder.glob("*.py") if calls.search(path.read_text())]
+    assert users == ["layers.py"]
+    assert "use_fast_variance=False" in (folder / "layers.py").read_text()

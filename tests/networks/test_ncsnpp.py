@@ -141,6 +141,7 @@ def test_noise_level_and_label_matter():
     assert not np.allclose(apply(params, x, jnp.ones(2)), plain, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_dropout_needs_a_key_and_remat_repeats_it():
     options = {"dropout": 0.5, "ch_mult": (1,), "attn_resolutions": ()}

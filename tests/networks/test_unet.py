@@ -96,6 +96,7 @@ def test_labels(inputs):
         apply(params, x, c_noise, {})
 
 
+@pytest.mark.slow
 def test_rematerialisation_gives_the_same_gradient(inputs):
     init, apply = build()
     _, apply_remat = build(remat=True)

@@ -13,6 +13,7 @@ from diffusion_jax.processes import (
     RectifiedFlow,
     SubVP,
     beta_table,
+    discrete_vp,
     drift_and_diffusion,
     log_snr,
     perturb,
@@ -248,3 +249,22 @@ def test_processes_are_arguments_of_jax_transformations(name):
         np.testing.assert_allclose(swept[1], process.sigma(t), rtol=1e-6)
     assert jax.eval_shape(lambda process: process.alpha(t), process).shape == (3,)
     np.testing.assert_allclose(jax.jit(log_snr)(process, t), log_snr(process, t), rtol=1e-5, atol=1e-9)
+
+
+def test_a_table_is_linear_between_its_points_up_to_rounding():
+    """alpha and sigma of other times are not those of the nearest point of the table."""
+    process = discrete_vp("linear", 100, 1e-3, 0.2)
+    assert float(process.sigma(jnp.float32(1e-5))) == pytest.approx((1e-5 * 100 * 1e-3) ** 0.5, rel=1e-3)
+    for center in (0.1, 0.5, 0.98):
+        t = center + np.float32([-8e-6, -4e-6, 4e-6, 8e-6])
+        assert np.all(np.diff(np.asarray(process.sigma(jnp.asarray(t)))) > 0)
+
+
+@pytest.mark.parametrize("name", ["ve", "edm", "rectified_flow"])
+def test_a_prior_below_one_has_the_spread_of_its_time(name):
+    process, t = PROCESSES[name], 0.3
+    x = prior(process, jax.random.key(0), (4000, 2), t=t)
+    assert float(x.std()) == pytest.approx(float(process.sigma(jnp.float32(t))), rel=0.04)
+    scale = float(process.sigma(jnp.float32(t)))
+    expected = stats.norm.logpdf(np.float64(x[:5]), scale=scale).sum(-1)
+    np.testing.assert_allclose(prior_log_prob(process, x[:5], t), expected, rtol=1e-4)

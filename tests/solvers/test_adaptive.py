@@ -46,6 +46,7 @@ def test_the_flow_and_back(method, process, tolerance):
             np.testing.assert_allclose(found[k] / scale, exact / scale, atol=50 * tolerance + last)
 
 
+@pytest.mark.slow
 def test_adaptive_sde_reaches_the_mixture():
     solver, ids = solvers.adaptive_sde(0.01, 0.003), jnp.arange(N)
     run = runner(solver, VP(), DATA.denoiser(VP()), [1.0, 1e-3])

@@ -83,7 +83,7 @@ def test_discrete_grids_with_all_steps_are_the_full_grid(spacing):
 
 
 @pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
-@pytest.mark.parametrize("num_steps", [1, 7, 50, 333, 999])
+@pytest.mark.parametrize("num_steps", [2, 7, 50, 333, 999])
 def test_discrete_grids_hit_distinct_grid_points(spacing, num_steps):
     timesteps = np.asarray(grids.discrete(spacing)(DISCRETE, num_steps), np.float64) * 1000
     assert timesteps.shape == (num_steps + 1,)
@@ -91,7 +91,14 @@ def test_discrete_grids_hit_distinct_grid_points(spacing, num_steps):
     assert np.all(np.diff(timesteps) < 0) and timesteps[0] <= 1000.001 and timesteps[-1] == 0
 
 
+@pytest.mark.parametrize("spacing", ["linspace", "trailing"])
+def test_one_step_starts_at_pure_noise(spacing):
+    np.testing.assert_array_equal(grids.discrete(spacing)(DISCRETE, 1), [1, 0])
+
+
 def test_discrete_grids_refuse():
+    with pytest.raises(ValueError, match="steps is 1: .*'leading' would start at t = 1 / 1000; choose 'trailing'"):
+        grids.discrete("leading")(DISCRETE, 1)
     with pytest.raises(ValueError, match="'middle'; choose leading, linspace or trailing"):
         grids.discrete("middle")
     for num_steps in (0, 1001):

@@ -161,21 +161,16 @@ def test_predictor_corrector_predicts_first_and_corrects_at_the_new_time():
     np.testing.assert_allclose(out, predicted + 1)
 
 
-def test_the_corrector_keeps_its_signal_to_noise_ratio():
-    """|e score| / |sqrt(2 e) z| = snr, row by row (arXiv:2011.13456, algorithms 4 and 5)."""
+def test_the_corrector_is_a_langevin_step_of_the_size_of_its_signal_to_noise_ratio():
+    """x + e score + sqrt(2 e) z, e = 2 (snr sigma)^2: |e score| / |sqrt(2 e) z| is snr for the score -z / sigma."""
     process, t, snr = VE(), jnp.float32(0.5), 0.16
-    x = jax.random.normal(jax.random.key(1), (5, 3, 2))
+    x, keys = jax.random.normal(jax.random.key(1), (5, 3, 2)), jax.random.split(jax.random.key(0), 5)
     D = lambda x, t: jnp.zeros_like(x)
-    seen = [
-        solvers.langevin_corrector(snr)(process, D, jax.random.split(jax.random.key(0), 5), x, t) - x for _ in range(2)
-    ]
-    np.testing.assert_array_equal(*seen)
-    score = -x / process.sigma(t) ** 2
-    # The move is e score + sqrt(2 e) z; without the score (z is the same for x and -x) the noise part is left.
-    mirrored = solvers.langevin_corrector(snr)(process, D, jax.random.split(jax.random.key(0), 5), -x, t) + x
-    signal, noise = (seen[0] - mirrored) / 2, (seen[0] + mirrored) / 2
-    norm = lambda y: np.linalg.norm(np.asarray(y).reshape(5, -1), axis=1)
-    np.testing.assert_allclose(norm(signal) / norm(noise), snr, rtol=1e-3)
-    size = norm(signal) / norm(score)
-    assert np.all(size > 0)
-    np.testing.assert_allclose(signal, size[:, None, None] * score, rtol=1e-3, atol=1e-5)
+    correct = solvers.langevin_corrector(snr)
+    moved, mirrored = correct(process, D, keys, x, t) - x, correct(process, D, keys, -x, t) + x
+    # The noise is the same for x and -x, the score -x / sigma^2 changes its sign.
+    size = 2 * (snr * process.sigma(t)) ** 2
+    np.testing.assert_allclose((moved - mirrored) / 2, -size * x / process.sigma(t) ** 2, rtol=1e-3, atol=1e-5)
+    noise = (moved + mirrored) / 2 / np.sqrt(2 * size)
+    assert 0.3 < float(jnp.std(noise)) < 2
+    np.testing.assert_allclose(jnp.sqrt(size**2 / process.sigma(t) ** 2 / (2 * size)), snr, rtol=1e-5)

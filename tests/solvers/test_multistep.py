@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax import solvers
-from diffusion_jax.processes import EDM, VP, RectifiedFlow, log_snr
-from diffusion_jax.solvers import grids
+from diffusion_jax.processes import EDM, VP, RectifiedFlow, log_snr, time_of_log_snr
+from diffusion_jax.solvers import exponential, grids
 from diffusion_jax.solvers.exponential import moments, polynomial_weights
 from diffusion_jax.solvers.sampling import sample
 from tests.oracles import Mixture
@@ -83,7 +83,9 @@ def test_weights_for_equal_steps_are_those_of_adams():
 )
 def test_a_step_is_exact_for_polynomials_in_its_coordinate(solver, kept, degree):
     """In lambda, D (`x0`) or eps; in r = sigma / alpha, eps (`ratio`). On unequal steps, once there are enough."""
-    process, times, x = VP(), jnp.linspace(0.7, 0.2, 12) ** 1.3, jnp.array([[0.4], [-1.5]])
+    process, x = VP(), jnp.array([[0.4], [-1.5]])
+    steps = np.array([0.2, 0.22, 0.19, 0.18, 0.2, 0.21, 0.18, 0.19, 0.22, 0.2, 0.19])
+    times = time_of_log_snr(process, jnp.append(-2.5, -2.5 + 2 * np.cumsum(steps)))
     half = lambda t: log_snr(process, t) / 2
 
     def D(x, t):
@@ -141,14 +143,29 @@ def test_first_order_is_ddim(name):
     np.testing.assert_allclose(path(FIRST_ORDER[name], process, D, x, times), expected, rtol=1e-12)
 
 
-def test_few_steps_end_with_lower_orders_and_many_do_not():
+@pytest.mark.parametrize("growth", [0.5, 1.2, 1.3, 40.0])
+def test_a_step_much_longer_in_log_snr_than_those_before_it_is_of_first_order(growth):
+    """Whatever the number of steps; one that is as long, or shorter, goes through the past values."""
     process, x, keys = VP(), jnp.array([[0.4], [-1.5]]), jax.random.split(jax.random.key(0), 2)
     D = DATA.denoiser(process)
-    for num_steps in (8, 15):
-        times = jnp.linspace(0.9, 0.2, num_steps + 1)
-        states = path(solvers.dpm_solver_pp(3, num_steps=num_steps), process, D, x, times)
-        expected, _ = solvers.ddim().step(process, D, keys, states[-2], *times[-2:], ())
-        assert bool(jnp.allclose(states[-1], expected, rtol=1e-12)) == (num_steps == 8)
+    levels = jnp.append(jnp.linspace(-2.0, 1.0, 25), 1 + growth * 3.0 / 24)
+    times = time_of_log_snr(process, levels)
+    for make in (solvers.dpm_solver_pp, solvers.deis, solvers.unipc):
+        states = path(make(3), process, D, x, times)
+        if make is not solvers.unipc:  # it corrects the state before it steps from it
+            expected, _ = solvers.ddim().step(process, D, keys, states[-2], *times[-2:], ())
+            assert bool(jnp.allclose(states[-1], expected, rtol=1e-9)) == (growth > exponential.GROWTH)
+        assert np.isfinite(states).all()
+
+
+@pytest.mark.parametrize("name", EVALUATIONS)
+def test_a_step_of_length_zero_changes_nothing(name):
+    process, x, D = VP(), jnp.array([[0.4], [-1.5]]), DATA.denoiser(VP())
+    times = jnp.array([0.9, 0.7, 0.5, 0.3, 0.2, 0.1])
+    repeated = jnp.array([0.9, 0.9, 0.7, 0.5, 0.5, 0.3, 0.2, 0.1, 0.1])
+    expected = path(SOLVERS[name], process, D, x, times)
+    found = path(SOLVERS[name], process, D, x, repeated)
+    np.testing.assert_allclose(found[-1], expected[-1], rtol=1e-9)
 
 
 def test_plms_is_lms_where_time_is_sigma_over_alpha_and_steps_are_equal():
@@ -188,6 +205,7 @@ def test_single_precision_does_not_lose_the_differences_of_small_steps(name):
     np.testing.assert_allclose(results[1], results[0], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_samples_can_be_differentiated_by_the_numbers_of_the_process():
     """Empty places of the memory, which stand for no number, leave no trace in derivatives."""
     times, x = jnp.linspace(0.9, 0.1, 9), jnp.array([[0.4], [-1.5]])

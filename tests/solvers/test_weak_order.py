@@ -13,7 +13,7 @@ from tests.oracles import PROCESSES, Gaussian
 from tests.solvers.test_order import REGULAR
 from tests.solvers.weak import errors, law
 
-STEPS = (100, 200)
+STEPS = (200, 400)
 ORDERS = {
     "ancestral": (solvers.ancestral(), 1),
     "euler_maruyama": (solvers.euler_maruyama(), 1),

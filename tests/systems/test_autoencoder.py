@@ -271,6 +271,7 @@ SHARDED = """
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one():
     """Loss curve, both networks, codebook and statistics, with the discriminator from step 5 on."""
     environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

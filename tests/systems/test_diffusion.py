@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import solvers
 from diffusion_jax.config import build
 from diffusion_jax.guidance import thresholding
 from diffusion_jax.types import System, Train
+from tests.oracles import Gaussian
 from tests.runs import digits, toy
 
 
@@ -118,3 +120,13 @@ def test_images():
     assert drawn.shape == (3, 8, 8, 1)
     batch = {"x": jnp.zeros((2, 8, 8, 1))}
     assert system.evaluate(params, jax.random.key(0), batch)["loss"].shape == (2,)
+
+
+@pytest.mark.parametrize("t_max", [1.0, 0.5, 0.1])
+def test_samples_start_with_the_noise_of_the_first_time(t_max):
+    system = build.system(toy(process__name="edm", sampling__grid__name="karras", sampling__grid__t_max=t_max))
+    data = Gaussian(mean=jnp.zeros(2), covariance=0.25 * jnp.eye(2))
+    system = dataclasses.replace(system, steps=40, denoise=False, solver=solvers.heun())
+    D = data.denoiser(system.process)
+    draw = jax.jit(lambda ids: system.solve(D, *jax.random.split(jax.random.key(0)), ids, None))
+    assert float(draw(jnp.arange(2000)).std()) == pytest.approx(0.5, rel=0.05)

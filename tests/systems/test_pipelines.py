@@ -118,6 +118,7 @@ def filled(tree, others):
     return tree | {key: filled(tree[key], value) for key, value in others.items()}
 
 
+@pytest.mark.slow
 def test_it_starts_as_a_copy_of_the_way_down(pipeline):
     folder, unet = pipeline
     job = prepared(config(folder))
@@ -163,6 +164,7 @@ def test_a_folder_of_images_and_drawings_trains_it(pipeline, tmp_path):
         np.testing.assert_array_equal(found[name], expected[name][order])
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_pipeline_is_written_as_one(pipeline, tmp_path):
     folder, unet = pipeline
     read = config(folder)
@@ -262,6 +264,7 @@ def test_updates_of_text_encoders_are_added_and_not_trained(pipeline, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, found["network"], plain["network"])
 
 
+@pytest.mark.slow
 def test_public_files_are_written_with_what_belongs_to_them(pipeline, tmp_path):
     """A pipeline with its text encoder, one file of its U-Net alone."""
     folder, unet = pipeline

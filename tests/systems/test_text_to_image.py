@@ -156,10 +156,10 @@ def pictures(tmp_path_factory):
 @pytest.mark.parametrize(
     ("task", "channels", "key", "shape"),
     [
-        ("image_to_image", 0, "control_key", (8, 8, 1)),
+        pytest.param("image_to_image", 0, "control_key", (8, 8, 1), marks=pytest.mark.slow),
         ("inpainting", 3, "control_key", (8, 8, 2)),
-        ("upscaling", 1, "control_key", (4, 4, 1)),
-        ("instruct_pix2pix", 2, "image_key", (8, 8, 1)),
+        pytest.param("upscaling", 1, "control_key", (4, 4, 1), marks=pytest.mark.slow),
+        pytest.param("instruct_pix2pix", 2, "image_key", (8, 8, 1), marks=pytest.mark.slow),
     ],
 )
 def test_images_with_texts_train_every_task(pictures, task, channels, key, shape):

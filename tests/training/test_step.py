@@ -15,7 +15,7 @@ import pytest
 from diffusion_jax.run import sample, train
 from diffusion_jax.training import summary
 from diffusion_jax.training.optimizers import make_optimizer
-from diffusion_jax.training.step import init_state, make_train_step
+from diffusion_jax.training.step import init_state, make_train_step, stream
 from tests.runs import ROOT, toy
 
 
@@ -240,3 +240,45 @@ def test_activations_of_a_known_loss():
     system = _Regression()
     params, batch = jax.eval_shape(system.init, jax.random.key(0)), jax.eval_shape(_batch)
     assert 4 * (3 + 1) <= summary.activation_bytes(system, params, batch) <= 4 * (3 + 3)
+
+
+class _Averaging(_Regression):
+    """Follows the batch with a running mean, as latent statistics and codebooks do."""
+
+    def init(self, key):
+        params = super().init(key)
+        return {**params, "frozen": {**params["frozen"], "mean": jnp.zeros(())}}
+
+    def advance(self, params, train, metrics):
+        mean = params["frozen"]["mean"]
+        moved = mean + 0.1 * (jnp.mean(metrics["loss"]) - mean)
+        return {**params, "frozen": {**params["frozen"], "mean": moved}}
+
+
+def test_a_skipped_step_changes_nothing_that_advance_follows():
+    system = _Averaging()
+    optimizer, _ = make_optimizer(name="adam", learning_rate=0.1, num_steps=10, skip_non_finite=5)
+    step = jax.jit(make_train_step(system, optimizer, num_steps=10, ema_rates=(0.9,)))
+    state, _ = step(_start(system, optimizer), _batch())
+    bad, metrics = step(state, jax.tree.map(lambda x: x.at[3].set(jnp.nan), _batch()))
+    assert metrics["skipped_steps"] == 1
+    assert state.params["frozen"]["mean"] > 0
+    for group in ("params", "ema"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(bad, group), getattr(state, group))
+    after, _ = step(bad, _batch())
+    moved = after.params["frozen"]["mean"]
+    assert np.isfinite(moved) and moved != state.params["frozen"]["mean"]
+
+
+def test_training_has_random_numbers_of_its_own():
+    """No key of training is the key itself, one of its splits, or what samples and metrics fold into it."""
+    system, key = _Regression(), jax.random.key(0)
+    optimizer, _ = make_optimizer(name="adam", learning_rate=0.1, num_steps=10)
+    own = jax.random.key_data(init_state(system, optimizer, (), key).key)
+    others = [
+        key,
+        *jax.random.split(key, 8),
+        stream(key, "evaluation"),
+        *(jax.random.fold_in(key, i) for i in range(8)),
+    ]
+    assert not any((own == jax.random.key_data(other)).all() for other in others)

@@ -1,0 +1,58 @@
+"""Whether a process meets the needs that a part declares, such as alpha > 0 where a solver steps."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax.processes.base import time_derivative
+from diffusion_jax.types import Needs, Process
+
+NO_TIMES = np.zeros(0, np.float32)
+
+
+class Unmet(NamedTuple):
+    """A need that a process does not meet, what it has instead (both in words), and the times at which this is so."""
+
+    need: str
+    has: str
+    times: np.ndarray
+
+
+def unmet(needs: Needs, process: Process, starts: np.ndarray, ends: np.ndarray = NO_TIMES) -> Unmet | None:
+    """The first of the `needs` that `process` does not meet, for steps from the times `starts` to `ends`."""
+    starts, ends = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
+    alpha, sigma = np.asarray(process.alpha(jnp.asarray(starts))), np.asarray(process.sigma(jnp.asarray(starts)))
+    if needs.num_steps and process.num_steps is None:
+        return Unmet("a discrete process", "is continuous", NO_TIMES)
+    for needed, met, need, symbol, values, times in (
+        (needs.unit_alpha, alpha == 1, "alpha = 1", "alpha", alpha, starts),
+        (needs.alpha, alpha > 0, "alpha > 0", "alpha", alpha, starts),
+        (needs.sigma, sigma > 0, "sigma > 0", "sigma", sigma, starts),
+    ):
+        if needed and not met.all():
+            first = np.argmin(met)
+            has = f"has {symbol} = {values[first]:g} at t = {times[first]:g}"
+            return Unmet(need, has, times[~met])
+    if needs.alpha_after and ends.size:
+        met = np.asarray(process.alpha(jnp.asarray(ends))) > 0
+        if not met.all():
+            return Unmet("alpha > 0 where a step ends", f"has alpha = 0 at t = {ends[np.argmin(met)]:g}", ends[~met])
+    rising = ends > starts if ends.size == starts.size else NO_TIMES > 0
+    if needs.falling_times and rising.any():
+        first = np.argmax(rising)
+        return Unmet("times that fall", f"is taken from t = {starts[first]:g} to {ends[first]:g}", starts[rising])
+    if needs.derivatives:
+        slopes = [np.asarray(time_derivative(f, jnp.asarray(starts))[1]) for f in (process.alpha, process.sigma)]
+        met = np.isfinite(slopes).all(0)
+        if not met.all():
+            has = f"has infinite ones at t = {starts[np.argmin(met)]:g}"
+            return Unmet("finite derivatives of alpha and sigma", has, starts[~met])
+    if needs.final_derivatives:
+        slopes = [time_derivative(f, jnp.float32(1))[1] for f in (process.alpha, process.sigma)]
+        if not np.isfinite(slopes).all():
+            return Unmet("finite derivatives of alpha and sigma at t = 1", "has infinite ones there", NO_TIMES)
+    lowest = float(process.sigma(jnp.float32(0)))
+    if needs.least_sigma is not None and not lowest > needs.least_sigma:
+        return Unmet(f"sigma(0) > {needs.least_sigma:.4g}", f"has sigma(0) = {lowest:.4g}", NO_TIMES)
+    return None
