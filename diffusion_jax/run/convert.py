@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import pprint
 import shutil
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,16 +21,15 @@ from diffusion_jax.systems.base import at
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.faults import replacing
 from diffusion_jax.types import Params, Placed
-from diffusion_jax.weights import autoencoders, folders
+from diffusion_jax.weights import autoencoders, folders, schedulers
 from diffusion_jax.weights.families import named
-from diffusion_jax.weights.files import MAX_SHARD_BYTES, read_json
+from diffusion_jax.weights.files import MAX_SHARD_BYTES
 from diffusion_jax.weights.lora import components, write_lora
 from diffusion_jax.weights.options import with_defaults
 from diffusion_jax.weights.public import is_public, load_network
+from diffusion_jax.weights.schedulers import SCHEDULERS, Scheduler
 
 HUB = "hub:"
-_BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
 _FIRST_STAGES = {"autoencoder_kl": "autoencoder_kl", "vq_model": "vqgan"}  # network -> system
 _DENOISERS = ("unet", "ncsnpp", "dit")
 
@@ -92,8 +92,8 @@ def to_folder(
     `source` is a work directory, whose averaged parameters are written, or a public checkpoint; a single file needs its
     `config`. A single network, also a ControlNet, is written to `target` itself; a latent diffusion model to
     `target`/unet or transformer and `target`/vae or vqvae. A text-to-image model that was fine-tuned from a pipeline is
-    written as this pipeline with its own U-Net, the other components copied unchanged; others are written as
-    `target`/unet, text_encoder and vae. `dtype` and `max_bytes` (of a file) apply to what is not copied.
+    written as this pipeline with its own U-Net, the other components in the folder copied unchanged; others are written
+    as `target`/unet, text_encoder and vae. `dtype` and `max_bytes` (of a file) apply to what is not copied.
 
     Raises:
       FileNotFoundError: `source` or a part of it is missing.
@@ -133,7 +133,8 @@ def to_folder(
     # The other components are copied, except for text encoders with low-rank updates from a file.
     updated = {name} | (set(networks) & components(config.lora.weights) if config.lora.weights else set())
     written = [path for other in sorted(updated) for path in _write(target / other, networks[other], params, options)]
-    for other in folders.components(pipeline).keys() - updated:
+    held = {other for other in folders.components(pipeline) if (pipeline / other).is_dir()}
+    for other in sorted(held - updated):
         written.append(pathlib.Path(shutil.copytree(pipeline / other, target / other)))
     written.append(pathlib.Path(shutil.copyfile(pipeline / "model_index.json", target / "model_index.json")))
     return written
@@ -160,7 +161,7 @@ def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
 def config_of(source: pathlib.Path, first_stage: str = "") -> ConfigDict:
     """Derive a config from a folder of diffusers: a pipeline with its scheduler, a denoiser, or a first stage.
 
-    Without a scheduler a denoiser gets DDPM's process, a `NCSNpp` the VE process.
+    A denoiser by itself, for which nothing says so, gets DDPM's process, a `NCSNpp` the VE process, with a warning.
 
     Args:
       source: the folder.
@@ -195,13 +196,12 @@ def config_of(source: pathlib.Path, first_stage: str = "") -> ConfigDict:
             loss=dict(name="l1"),
         )
     elif family.name in _DENOISERS:
-        scheduler = _scheduler(source) if pipeline else {}
+        scheduler = _scheduler(source, component)
         sections |= _ve(component, scheduler) if family.name == "ncsnpp" else _discrete(arguments, scheduler)
         if first_stage:
             factor = 2 ** (len(_stage_component(source).arguments["block_out_channels"]) - 1)
             sections["system"] = dict(name="latent_diffusion", first_stage=first_stage)
             sections["data"] |= dict(image_size=factor * arguments["image_size"], channels=3)
-            sections["sampling"] = {k: v for k, v in sections["sampling"].items() if k != "threshold"}
     else:
         raise ValueError(f"{source}: no config can be derived for the network {family.name!r}; give --config=FILE.py")
     return replace(defaults(), **sections)
@@ -235,66 +235,76 @@ def fetch(source: str) -> pathlib.Path:
     return pathlib.Path(folder, component)
 
 
-def _discrete(arguments: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a config with DDPM's process, from the config of a scheduler of diffusers."""
-    betas, prediction = scheduler.get("beta_schedule", "linear"), scheduler.get("prediction_type", "epsilon")
-    steps = scheduler.get("num_train_timesteps", 1000)
-    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-    for name, value, known in (("beta_schedule", betas, _BETAS), ("prediction_type", prediction, _PREDICTIONS)):
-        if not isinstance(value, str) or value not in known:
-            raise ValueError(
-                f"scheduler_config.json: {name}={value!r} is not known; it must be one of {', '.join(known)}"
-            )
-    if scheduler.get("trained_betas") is not None:
-        raise ValueError("scheduler_config.json: trained_betas must be null; a list of betas is not supported")
+def _discrete(arguments: Mapping[str, Any], scheduler: Scheduler | None) -> dict[str, Any]:
+    """The sections of a config with the process and sampler of a scheduler; without one those of DDPM."""
     learned = bool(arguments.get("learn_sigma"))
-    variance = dict(variance="learned") if learned else {}
-    zero_snr = dict(zero_terminal_snr=True) if scheduler.get("rescale_betas_zero_snr") else {}
+    if scheduler is None:
+        process = dict(name="discrete_vp", betas="linear", num_steps=1000, beta_start=1e-4, beta_end=0.02)
+        prediction, solver, steps = "eps", dict(name="ancestral"), 250
+        solver |= dict(variance="learned") if learned else {}
+        grid, threshold = dict(name="discrete", spacing="linspace"), dict(name="static")
+    else:
+        process, prediction, solver = scheduler.process(), scheduler.prediction(), scheduler.solver()
+        grid, threshold, steps = scheduler.grid(), scheduler.threshold(), SCHEDULERS[scheduler.name].steps
+        if solver.get("variance") == "learned" and not learned:
+            raise ValueError(
+                f"{scheduler.path} ({scheduler.name}): variance_type='learned_range' needs a network of it"
+            )
     return dict(
-        process=dict(
-            name="discrete_vp", betas=_BETAS[betas], num_steps=steps, beta_start=start, beta_end=end, **zero_snr
-        ),
-        parameterization=dict(name=_PREDICTIONS[prediction], label="index"),
-        times=dict(name="discrete", num_steps=steps),
+        process=process,
+        parameterization=dict(name=prediction, label="index"),
+        times=dict(name="discrete", num_steps=process["num_steps"]),
         loss=dict(name="hybrid" if learned else "denoising"),
-        solver=dict(name="ancestral", **variance),
+        solver=solver,
         sampling=dict(
-            steps=min(steps, 250),
-            batch_size=16,
-            num_samples=16,
-            grid=dict(name="discrete", spacing="linspace"),
-            threshold=dict(name="static" if scheduler.get("clip_sample", True) else "none"),
+            steps=min(steps, process["num_steps"]), batch_size=16, num_samples=16, grid=grid, threshold=threshold
         ),
     )
 
 
-def _ve(component: folders.Component, scheduler: Mapping[str, Any]) -> dict[str, Any]:
+def _ve(component: folders.Component, scheduler: Scheduler | None) -> dict[str, Any]:
     """The sections of a config with the VE process. With `center_input_sample` the model is of images in [0, 1]."""
     unit = bool(component.config.get("center_input_sample"))
     scale = 2.0 if unit else 1.0
-    steps = scheduler.get("num_train_timesteps", 2000)
+    options = SCHEDULERS["ScoreSdeVeScheduler"].defaults if scheduler is None else scheduler.options
+    solver = SCHEDULERS["ScoreSdeVeScheduler"].solver(options) if scheduler is None else scheduler.solver()
+    end = options["sampling_eps"]
     return dict(
-        process=dict(
-            name="ve",
-            sigma_min=scale * scheduler.get("sigma_min", 0.01),
-            sigma_max=scale * scheduler.get("sigma_max", 1348.0),
-        ),
+        process=dict(name="ve", sigma_min=scale * options["sigma_min"], sigma_max=scale * options["sigma_max"]),
         parameterization=dict(name="score", label="log_sigma_unit" if unit else "log_sigma", scale_by_sigma=True),
         weighting=dict(name="sigma_squared"),
-        times=dict(name="uniform", t_min=1e-5),
-        solver=dict(name="predictor_corrector", predictor="reverse_diffusion", snr=scheduler.get("snr", 0.15)),
-        sampling=dict(steps=steps, batch_size=16, num_samples=16, grid=dict(name="uniform", t_min=1e-5), denoise=True),
+        times=dict(name="uniform", t_min=end),
+        solver=solver,
+        sampling=dict(
+            steps=options["num_train_timesteps"],
+            batch_size=16,
+            num_samples=16,
+            grid=dict(name="uniform", t_min=end),
+            denoise=True,
+        ),
     )
 
 
-def _scheduler(pipeline: pathlib.Path) -> dict[str, Any]:
-    path = pipeline / "scheduler" / "scheduler_config.json"
-    settings = read_json(path)
-    for name in ("num_train_timesteps", "beta_start", "beta_end", "sigma_min", "sigma_max", "snr"):
-        value = settings.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{path}: {name}={value!r} must be a number")
-    return settings
+def _scheduler(source: pathlib.Path, component: folders.Component) -> Scheduler | None:
+    """The scheduler of the pipeline that `source` is or belongs to; None, with a warning, for a network by itself.
+
+    Raises ValueError for a pipeline that has none, and for one whose process is not that of the network.
+    """
+    pipeline = folders.pipeline_around(source)
+    scheduler = None if pipeline is None else schedulers.read(pipeline)
+    ve = component.family.name == "ncsnpp"
+    if scheduler is None and pipeline is not None:
+        raise ValueError(
+            f"{pipeline} has no {schedulers.FILE}, so its noise schedule is unknown; give --config=FILE.py"
+        )
+    if scheduler is None:
+        process = "the VE process of ScoreSdeVeScheduler" if ve else "the process and prediction type of DDPM"
+        warnings.warn(f"{source} has no {schedulers.FILE}; the config has {process} with its defaults", stacklevel=2)
+    elif ve != scheduler.variance_exploding:
+        raise ValueError(
+            f"{scheduler.path}: {scheduler.name} is not supported for the network {component.family.name!r}"
+        )
+    return scheduler
 
 
 def _denoiser(pipeline: pathlib.Path) -> folders.Component:

@@ -90,8 +90,10 @@ def weights_file(folder: pathlib.Path, variant: str | None = None) -> pathlib.Pa
 def components(folder: str | os.PathLike) -> dict[str, str]:
     """The components of a pipeline that it names in model_index.json: name -> class.
 
+    The folder of a component need not exist until the component is read.
+
     Raises:
-      FileNotFoundError: there is no such file, or the folder of a component is missing.
+      FileNotFoundError: there is no such file.
       ValueError: it cannot be read, or names a component that is not a folder in it.
     """
     folder = pathlib.Path(folder).expanduser()
@@ -102,9 +104,6 @@ def components(folder: str | os.PathLike) -> dict[str, str]:
                 raise ValueError(
                     f"{folder}/model_index.json names a component {name[:100]!r}, which is not a folder in it"
                 )
-            if not os.path.isdir(folder / name):
-                named = f"the component {name!r} ({entry[1][:100]})"
-                raise FileNotFoundError(f"{folder}/model_index.json names {named}, but {folder / name} is missing")
             found[name] = entry[1]
     return found
 
@@ -150,3 +149,9 @@ def write_component(
     folder = pathlib.Path(folder)
     written = write_weights(folder, cast, stem=family.stem, max_bytes=max_bytes)
     return [*written, write_json(folder / "config.json", config)]
+
+
+def pipeline_around(path: pathlib.Path) -> pathlib.Path | None:
+    """The pipeline that `path` is, or that the component or the file of a component at `path` belongs to."""
+    folder = path.parent if path.is_file() else path
+    return next((place for place in (folder, folder.absolute().parent) if is_pipeline(place)), None)
