@@ -3,8 +3,9 @@
 A pickle is a program for a stack machine. `pickle.Unpickler` can be kept from calling foreign functions, but not from
 hashing a tuple that holds itself a billion times over, or from reserving memory for a memo entry of number 2^32. The
 machine here has only the instructions that dictionaries, lists, tuples, numbers, strings, tensors and plain objects
-need; its dictionaries have names and integers as keys, and what it returns is no larger than the file could have written
-out. What a file makes by a function or class that is not known is an `Unknown`: it is neither imported nor called.
+need; its dictionaries have names and integers as keys, and what it returns is no larger than the file could have
+written out. What a file makes by a function or class that is not known is an `Unknown`: it is neither imported nor
+called.
 """
 
 from __future__ import annotations
