@@ -21,7 +21,7 @@ from diffusion_jax.systems.base import at
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.faults import replacing
 from diffusion_jax.types import Params, Placed
-from diffusion_jax.weights import autoencoders, folders, schedulers
+from diffusion_jax.weights import autoencoders, folders, hub, schedulers
 from diffusion_jax.weights.families import named
 from diffusion_jax.weights.files import MAX_SHARD_BYTES
 from diffusion_jax.weights.lora import components, write_lora
@@ -208,9 +208,10 @@ def config_of(source: pathlib.Path, first_stage: str = "") -> ConfigDict:
 
 
 def fetch(source: str) -> pathlib.Path:
-    """The local path of `source`. "hub:owner/name", with "/component" or "@revision", is downloaded first.
+    """The local path of `source`. "hub:owner/name", with "/component", "/file" or "@revision", is downloaded first.
 
-    Raises ValueError if it cannot be downloaded.
+    Only the files that are read are downloaded, see `hub.choose`. Without a connection those of an earlier download
+    are used. Raises ValueError if it cannot be downloaded.
     """
     if not source.startswith(HUB):
         return pathlib.Path(source).expanduser()
@@ -221,18 +222,31 @@ def fetch(source: str) -> pathlib.Path:
         raise ValueError(f"{source!r} must be hub:owner/name, hub:owner/name/component or hub:owner/name@revision")
     hint = "; a folder that lies here already can be given by its path"
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import list_repo_files, snapshot_download
     except ImportError as error:
         raise ValueError(f"{source} needs pip install 'diffusion_jax[hub]'{hint}") from error
-    patterns = [
-        f"{component or '*'}{'/' if component else ''}{end}" for end in ("*.json", "*.safetensors", "*.bin", "*.txt")
-    ]
+    place = dict(repo_id=f"{owner}/{repository}", revision=revision or None)
     try:
-        folder = snapshot_download(f"{owner}/{repository}", revision=revision or None, allow_patterns=patterns)
+        files = list_repo_files(**place)
     except Exception as error:  # the client raises many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ValueError(f"{source} cannot be downloaded: {reason}{hint}") from error
+        try:
+            return pathlib.Path(snapshot_download(**place, local_files_only=True), component)
+        except Exception:
+            raise _not_downloaded(source, error, hint) from error
+    try:
+        chosen = hub.choose(files, component)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    try:
+        folder = snapshot_download(**place, allow_patterns=chosen)
+    except Exception as error:
+        raise _not_downloaded(source, error, hint) from error
     return pathlib.Path(folder, component)
+
+
+def _not_downloaded(source: str, error: Exception, hint: str) -> ValueError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return ValueError(f"{source} cannot be downloaded: {reason}{hint}")
 
 
 def _discrete(arguments: Mapping[str, Any], scheduler: Scheduler | None) -> dict[str, Any]:
