@@ -21,7 +21,7 @@ from diffusion_jax.systems.base import at
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.faults import replacing
 from diffusion_jax.types import Params, Placed
-from diffusion_jax.weights import autoencoders, folders, hub, schedulers
+from diffusion_jax.weights import autoencoders, export, folders, hub, schedulers
 from diffusion_jax.weights.families import named
 from diffusion_jax.weights.files import MAX_SHARD_BYTES
 from diffusion_jax.weights.lora import components, write_lora
@@ -90,10 +90,12 @@ def to_folder(
     """Write the networks of `source` as folders of diffusers, and return their files.
 
     `source` is a work directory, whose averaged parameters are written, or a public checkpoint; a single file needs its
-    `config`. A single network, also a ControlNet, is written to `target` itself; a latent diffusion model to
-    `target`/unet or transformer and `target`/vae or vqvae. A text-to-image model that was fine-tuned from a pipeline is
-    written as this pipeline with its own U-Net, the other components in the folder copied unchanged; others are written
-    as `target`/unet, text_encoder and vae. `dtype` and `max_bytes` (of a file) apply to what is not copied.
+    `config`. A U-Net, and a latent diffusion model of one or of a transformer, becomes a pipeline with its scheduler,
+    if diffusers has one of the process; a warning says if not. Any other single network, also a ControlNet, is written
+    to `target` itself, several to `target`/unet or transformer and `target`/vae or vqvae. A text-to-image model that
+    was fine-tuned from a pipeline is written as this pipeline with its own U-Net, the other components in the folder
+    copied unchanged; others are written as `target`/unet, text_encoder and vae. `dtype` and `max_bytes` (of a file)
+    apply to what is not copied.
 
     Raises:
       FileNotFoundError: `source` or a part of it is missing.
@@ -124,12 +126,13 @@ def to_folder(
             return _write(target, placed, params, options)
         params, _ = load_params(job, source)
     networks = {other: entry for other, entry in job.system.networks.items() if entry.written}
-    if len(networks) == 1:
-        return _write(target, placed, params, options)
     pipeline = _pipeline(config) if "text_encoder" in networks else None
     if pipeline is None:
-        written = [_write(target / other, entry, params, options) for other, entry in networks.items()]
-        return [path for paths in written for path in paths]
+        made = _made(config, networks, target)
+        if len(networks) == 1 and made is None:
+            return _write(target, placed, params, options)
+        written = [path for other in networks for path in _write(target / other, networks[other], params, options)]
+        return written if made is None else [*written, *export.write(target, made)]
     # The other components are copied, except for text encoders with low-rank updates from a file.
     updated = {name} | (set(networks) & components(config.lora.weights) if config.lora.weights else set())
     written = [path for other in sorted(updated) for path in _write(target / other, networks[other], params, options)]
@@ -348,6 +351,32 @@ def _write(target: pathlib.Path, placed: Placed, params: Params, options: Mappin
     extra = placed.extra(params) if placed.extra else {}
     network = at(params, placed.path)
     return folders.write_component(target, named(placed.name), arguments, network, extra=extra, **options)
+
+
+def _made(config: ConfigDict, networks: Mapping[str, Placed], target: pathlib.Path) -> export.Pipeline | None:
+    """The pipeline of diffusers of a denoiser and its first stage; None, with a warning, if there is none."""
+    if not {"unet", "transformer"} & networks.keys():
+        return None
+    sections = {key: config[key].to_dict() for key in ("process", "parameterization", "solver")}
+    sections |= {key: config.sampling[key].to_dict() for key in ("threshold", "grid")}
+    try:
+        if isinstance(config.system.get("first_stage"), str) and not _latent_scale(config.system.first_stage):
+            raise ValueError("its first stages only scale their latents, here each channel is standardised")
+        made = export.pipeline({name: entry.arguments for name, entry in networks.items()}, **sections)
+    except ValueError as error:
+        warnings.warn(
+            f"{target}: neither model_index.json nor a scheduler of diffusers is written: {error}",
+            stacklevel=3,
+        )
+        return None
+    if made.differs:
+        warnings.warn(f"{target}: {made.differs}", stacklevel=3)
+    return made
+
+
+def _latent_scale(stage: str) -> float:
+    """The factor of the latents of the first stage that is the run `stage`; 0 if each channel is standardised."""
+    return (saved.read_config(pathlib.Path(stage)) or {}).get("system", {}).get("latent_scale", 0.0)
 
 
 def _pipeline(config: ConfigDict) -> pathlib.Path | None:

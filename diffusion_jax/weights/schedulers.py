@@ -7,6 +7,7 @@ the options that they read and their defaults there; every other class is refuse
 from __future__ import annotations
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -44,8 +45,8 @@ _LATER = dict(beta_start=0.00085, beta_end=0.012)
 _SIGMAS = dict(use_karras_sigmas=False, use_exponential_sigmas=False, use_beta_sigmas=False)
 _FLOW = dict(use_flow_sigmas=False)
 _ORDERED = dict(solver_order=2, lower_order_final=True)
-_DPM = dict(algorithm_type="dpmsolver++", solver_type="midpoint", euler_at_final=False, final_sigmas_type="zero")
-_DPM |= dict(use_lu_lambdas=False, variance_type=None)
+_DPM = dict(algorithm_type="dpmsolver++", solver_type="midpoint", final_sigmas_type="zero", variance_type=None)
+_DPM |= dict(lambda_min_clipped=-math.inf)
 
 Options = Mapping[str, Any]
 
@@ -117,7 +118,15 @@ SCHEDULERS: dict[str, Class] = {
         solver=lambda options: dict(name="ancestral"),
     ),
     "DPMSolverMultistepScheduler": Class(
-        defaults=_TABLE | _ZERO | _DYNAMIC | _SIGMAS | _FLOW | _LINSPACE | _ORDERED | _DPM,
+        defaults=_TABLE
+        | _ZERO
+        | _DYNAMIC
+        | _SIGMAS
+        | _FLOW
+        | _LINSPACE
+        | _ORDERED
+        | _DPM
+        | dict(euler_at_final=False, use_lu_lambdas=False),
         solver=_dpm_solver,
     ),
     "UniPCMultistepScheduler": Class(
@@ -142,7 +151,9 @@ SCHEDULERS: dict[str, Class] = {
         | dict(algorithm_type="deis", solver_type="logrho"),
         solver=lambda options: dict(name="deis", order=options["solver_order"]),
     ),
-    "DPMSolverSinglestepScheduler": Class(defaults=_TABLE | _DYNAMIC | _SIGMAS | _FLOW | _ORDERED | _DPM),
+    "DPMSolverSinglestepScheduler": Class(
+        defaults=_TABLE | _DYNAMIC | _SIGMAS | _FLOW | _ORDERED | _DPM | dict(lower_order_final=False)
+    ),
     "SASolverScheduler": Class(defaults=_TABLE | _DYNAMIC | _SIGMAS | _FLOW | _LINSPACE),
     "HeunDiscreteScheduler": Class(
         defaults=_TABLE | _LATER | _SIGMAS | _LINSPACE | _CLIP | dict(clip_sample=False),
@@ -166,7 +177,7 @@ SCHEDULERS: dict[str, Class] = {
 # Options whose only value with a counterpart here is the default; the first group changes what the network is given.
 _OF_MODEL = ("use_flow_sigmas", "timestep_type")
 _OF_SAMPLER = (*_SIGMAS, "use_lu_lambdas", "euler_at_final", "lower_order_final", "final_sigmas_type")
-_OF_SAMPLER += ("interpolation_type", "disable_corrector", "solver_p", "shift_terminal")
+_OF_SAMPLER += ("interpolation_type", "disable_corrector", "solver_p", "shift_terminal", "lambda_min_clipped")
 _NUMBERS = ("beta_start", "beta_end", "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
 _NUMBERS += ("snr", "sampling_eps")
 _COUNTS = ("num_train_timesteps", "steps_offset", "solver_order", "correct_steps")

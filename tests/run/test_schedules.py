@@ -5,6 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.processes.discrete import beta_table
@@ -176,3 +177,27 @@ def test_training_from_a_checkpoint_compares_too(job, other):
     config.weights = str(other(prediction_type="v_prediction"))
     with pytest.raises(ConfigError, match="v_prediction"):
         fresh_state(prepare(config))
+
+
+def test_a_denoiser_is_written_as_a_pipeline_that_says_its_process(tmp_path, pipeline, job):
+    config, file = job.config, next((pipeline / "unet").glob("*.safetensors"))
+    written_ = convert.to_folder(file, tmp_path / "ddpm", config)
+    assert {path.relative_to(tmp_path / "ddpm").as_posix() for path in written_} == {
+        *("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"),
+        "unet/diffusion_pytorch_model.safetensors",
+    }
+    again = convert.config_of(tmp_path / "ddpm").to_dict()
+    assert again == convert.config_of(pipeline).to_dict()
+    check_schedule(job, tmp_path / "ddpm")
+    other = config.copy_and_resolve_references()
+    other.parameterization = ConfigDict(dict(name="velocity", label="index"))
+    with pytest.warns(UserWarning, match=r"neither model_index\.json nor .*config\.parameterization\.name='velocity'"):
+        convert.to_folder(bare(tmp_path), tmp_path / "velocity", other)
+    assert (tmp_path / "velocity" / "config.json").exists()
+
+
+def bare(folder):
+    """A file of the network that no pipeline surrounds."""
+    return write_weights(
+        folder / "bare", export_params(named("unet").layouts({})[0], random_params("unet", arguments()))
+    )[0]
