@@ -95,8 +95,8 @@ def _wanted(conditions: Conditions) -> str:
     (name, condition), *others = conditions.items()
     if others or not condition.separator:
         return f"give the conditions {', '.join(conditions)} of samples in a file *.json or *.npz"
-    kind = "a prompt" if condition.key == "caption" else f"{name}s"
-    return f"give {kind} of samples, such as config.sampling.cond='one{condition.separator}another', or a file of them"
+    kind = "prompts" if condition.key == "caption" else f"{name}s"
+    return f"give {kind}, such as config.sampling.cond='one{condition.separator}another', or a file of them"
 
 
 def cycled(cond: Mapping[str, np.ndarray], num: int) -> dict[str, np.ndarray]:

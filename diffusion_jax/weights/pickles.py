@@ -157,8 +157,9 @@ def default_dict(*arguments: Any) -> dict[str | int, Any]:
 
 def _pairs(items: Any) -> Iterator[tuple[str | int, Any]]:
     for key, value in items:
-        if isinstance(key, Unknown | float | bool | None):
-            continue  # a state dict has names
+        plain = key if type(key) is tuple else (key,)
+        if type(key) not in (str, int) and all(isinstance(x, Unknown | str | int | float | None) for x in plain):
+            continue  # of an optimizer, say; a state dict has names
         if type(key) not in (str, int):
             raise Refused(f"a dictionary in it has a {type(key).__name__} as a key")
         yield key, value

@@ -285,7 +285,9 @@ def read(pipeline: pathlib.Path) -> Scheduler | None:
     if not path.is_file():
         return None
     config = read_json(path)
-    name = config.get("_class_name")
+    name = config.get("_class_name") or _class_of(pipeline)
+    if config.get("predict_epsilon") is False:  # of diffusers before its version 0.10
+        config.setdefault("prediction_type", "sample")
     if not isinstance(name, str) or name not in SCHEDULERS:
         raise ValueError(
             f"{path}: _class_name={str(name)[:100]!r} is not supported; it must be {', '.join(SCHEDULERS)}"
@@ -307,6 +309,13 @@ def read(pipeline: pathlib.Path) -> Scheduler | None:
         if key in options and options[key] != defaults[key]:
             result._refuse(key, f"it must be {defaults[key]!r}: the network is given other noise levels")
     return result
+
+
+def _class_of(pipeline: pathlib.Path) -> str | None:
+    """The class of the scheduler that model_index.json names."""
+    index = pipeline / "model_index.json"
+    entry = read_json(index).get("scheduler") if index.is_file() else None
+    return entry[1] if isinstance(entry, list) and len(entry) == 2 else None
 
 
 def choice(options: Options, name: str, known: Mapping[str, str]) -> str:

@@ -118,7 +118,7 @@ class WithoutData:
 @pytest.mark.parametrize(
     ("kinds", "message"),
     [
-        (CAPTIONS, r"config\.sampling\.cond is empty: give a prompt.*config\.sampling\.cond='one\|another'"),
+        (CAPTIONS, r"config\.sampling\.cond is empty: give prompts.*config\.sampling\.cond='one\|another'"),
         (VECTORS, r"config\.sampling\.cond is empty: give the conditions label, vector .*\*\.json"),
     ],
 )

@@ -382,7 +382,8 @@ def test_what_a_file_has_comes_before_the_pipeline(pipeline, tmp_path):
     given = {key: value for key, value in read.system.text_encoder.items() if key != "name"}
     layout = named("clip_text").layouts(with_defaults(named("clip_text").network, given))[2]
     own = jax.tree.map(lambda x: np.asarray(x) + 1, text)
-    network = {"model.diffusion_model.out.2.bias": np.zeros(1, np.float32)}
+    ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    network = {"model.diffusion_model.out.2.bias": np.zeros(1, np.float32), ids: np.arange(8)}
     (file,) = write_weights(tmp_path / "file", network | export_params(layout, own))
     (bare,) = write_weights(tmp_path / "network", network)
     read.system.pipeline = str(folder)

@@ -199,7 +199,7 @@ def test_training_checkpoints_hold_values_of_any_class(tmp_path, write):
         ),
         "opt": collections.defaultdict(dict, {"state": {0: {"step": np.float64(3)}}}),
         "seen": {1, 2},
-        "kinds": {list: 1, 0.5: 2, None: 3},
+        "kinds": {list: 1, 0.5: 2, None: 3, ("a", 1): 4},
         "raw": b"bytes",
         "list": collections.deque([1, 2]),
         "counts": collections.Counter("abc"),

@@ -136,6 +136,14 @@ def test_what_has_no_counterpart_is_refused_by_class_and_key(tmp_path, name, opt
         (scheduler.solver(), scheduler.variance_exploding or scheduler.process())
 
 
+def test_older_files(tmp_path):
+    """Before there were prediction types, and without the class that model_index.json names."""
+    assert read(tmp_path, "DDPMScheduler", predict_epsilon=False).prediction() == "x0"
+    assert read(tmp_path, "DDPMScheduler", predict_epsilon=True).prediction() == "eps"
+    (tmp_path / "model_index.json").write_text(json.dumps({"scheduler": ["diffusers", "DDIMScheduler"]}))
+    assert schedulers.read(written(tmp_path)).name == "DDIMScheduler"
+
+
 def test_a_pipeline_without_one_says_nothing(tmp_path):
     assert schedulers.read(tmp_path) is None and statements.of_pipeline(tmp_path) is None
 

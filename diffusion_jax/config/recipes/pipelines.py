@@ -107,7 +107,8 @@ def _loader(
 def _held(place: pathlib.Path, names: tuple[str, ...], prefixes: tuple[str, ...]) -> pathlib.Path | None:
     """The component of a pipeline that is one of `names`, or a single file with names that begin with `prefixes`."""
     if place.is_file():
-        return place if any(name.startswith(prefixes) for name in open_weights(place)) else None
+        names_ = (name for name in open_weights(place) if not name.endswith("position_ids"))  # which no encoder needs
+        return place if any(name.startswith(prefixes) for name in names_) else None
     components = folders.components(place)
     return next((place / name for name in names if name in components), None)
 
