@@ -46,7 +46,8 @@ _FORMATS = (
     ),
     ("bundled embeddings", r"^bundle_emb\."),
 )
-_REPEATED = re.compile(r"(?<!\\)[*+]|\{")  # unbounded repetition in an expression of peft
+# What makes an expression of peft take long: repetitions, groups, and at most so many expressions with either.
+_REPEATED, _GROUP, _EXPRESSIONS = re.compile(r"(?<!\\)[*+?{]"), re.compile(r"(?<!\\)\("), 32
 # Components of a pipeline by kohya's prefixes.
 _KOHYA = {
     "unet": "unet",
@@ -204,10 +205,10 @@ def _settings(path: str | os.PathLike, prefix: str) -> Mapping[str, Any]:
         if settings.get(key):
             raise ValueError(f"{file}: {key} is {settings[key]!r}; only plain low-rank updates are read")
     by_layer = settings.get("alpha_pattern") or {}
-    if not isinstance(by_layer, dict) or not all(map(_is_expression, by_layer)):
+    if not isinstance(by_layer, dict) or not _are_expressions(by_layer):
         raise ValueError(
-            f"{file}: alpha_pattern={str(by_layer)[:200]} must be an object of the names of layers or of regular "
-            "expressions with at most two repetitions and none of a group"
+            f"{file}: alpha_pattern={str(by_layer)[:200]} must be an object of the names of layers, or of at most "
+            f"{_EXPRESSIONS} regular expressions with at most two repetitions and two groups that are not repeated"
         )
     alphas = (settings.get("lora_alpha") or 1, *by_layer.values())
     if not all(isinstance(alpha, int | float) for alpha in alphas):
@@ -224,13 +225,19 @@ def _scale(settings: Mapping[str, Any], name: str, rank: int) -> float:
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
 
 
+def _are_expressions(texts: Iterable[str]) -> bool:
+    """Whether regular expressions, which come from a file of anyone, are matched in little time."""
+    hard = [text for text in texts if _REPEATED.search(text) or _GROUP.search(text)]
+    return len(hard) <= _EXPRESSIONS and all(map(_is_expression, texts))
+
+
 def _is_expression(text: str) -> bool:
-    """Whether `text` is a regular expression that is matched in little time: it comes from a file of anyone."""
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError):
         return False
-    return len(text) < 1000 and len(_REPEATED.findall(text)) <= 2 and not re.search(r"\)[*+?{]|\(\?|\\\d", text)
+    few = max(len(_REPEATED.findall(text)), len(_GROUP.findall(text))) <= 2
+    return len(text) < 1000 and few and not re.search(r"\)[*+?{]|\(\?|\\\d", text)
 
 
 def _check_format(path: str | os.PathLike, names: Iterable[str]) -> None:

@@ -180,6 +180,7 @@ _OF_SAMPLER = (*_SIGMAS, "use_lu_lambdas", "euler_at_final", "lower_order_final"
 _OF_SAMPLER += ("interpolation_type", "disable_corrector", "solver_p", "shift_terminal", "lambda_min_clipped")
 _NUMBERS = ("beta_start", "beta_end", "clip_sample_range", "dynamic_thresholding_ratio", "sample_max_value")
 _NUMBERS += ("snr", "sampling_eps")
+_LARGEST_COUNT = 2**20  # as a table of betas is made of it
 _COUNTS = ("num_train_timesteps", "steps_offset", "solver_order", "correct_steps")
 
 
@@ -274,37 +275,44 @@ class Scheduler:
 
 
 def read(pipeline: pathlib.Path) -> Scheduler | None:
-    """The scheduler in the folder of a pipeline; None if it has none.
+    """The scheduler in the folder of a pipeline; None if it has none. Raises ValueError, see `parse`."""
+    path = pipeline / FILE
+    return parse(path, read_json(path), _class_of(pipeline)) if path.is_file() else None
+
+
+def parse(path: pathlib.Path, config: Options, name: Any = None) -> Scheduler:
+    """The scheduler that the content of a scheduler_config.json describes; `name` is its class if the file says none.
 
     Options that the class does not read are ignored, as in diffusers, and null is false.
 
     Raises ValueError for a class whose process or output has no counterpart here (EDM, flow matching, consistency
-    models, ...), and for values that are no numbers or unknown; class, option and value are named.
+    models, ...), and for values of another type or unknown; class, option and value are named.
     """
-    path = pipeline / FILE
-    if not path.is_file():
-        return None
-    config = read_json(path)
-    name = config.get("_class_name") or _class_of(pipeline)
-    if config.get("predict_epsilon") is False:  # of diffusers before its version 0.10
-        config.setdefault("prediction_type", "sample")
+    name = config.get("_class_name") or name
     if not isinstance(name, str) or name not in SCHEDULERS:
         raise ValueError(
             f"{path}: _class_name={str(name)[:100]!r} is not supported; it must be {', '.join(SCHEDULERS)}"
         )
     defaults = SCHEDULERS[name].defaults
     options = {key: _normal(config.get(key, default), default) for key, default in defaults.items()}
+    if config.get("predict_epsilon") is False and "prediction_type" not in config:  # diffusers before its version 0.10
+        options["prediction_type"] = "sample"
     result = Scheduler(path=path, name=name, options=options)
     if "prediction_type" in options:
         result._said(lambda: choice(options, "prediction_type", PREDICTIONS))
     unused = () if options.get("trained_betas") is None else ("beta_start", "beta_end")
     if options.get("beta_schedule") == "squaredcos_cap_v2":
         unused = ("beta_start", "beta_end")
-    numbers = [*_NUMBERS, *(("sigma_min", "sigma_max") if result.variance_exploding else ())]
-    for key in options.keys() & {*numbers, *_COUNTS} - set(unused):
-        value, kinds = options[key], int if key in _COUNTS else int | float
-        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 <= value < 2**31:
-            result._refuse(key, "it must be a number")
+    positive = ("sigma_min", "sigma_max") if result.variance_exploding else ()
+    for key, value in options.items():
+        if isinstance(defaults[key], bool) and not isinstance(value, bool):
+            result._refuse(key, "it must be true or false")
+        if key in unused or key not in (*_NUMBERS, *_COUNTS, *positive):
+            continue
+        kinds, limit = (int, _LARGEST_COUNT) if key in _COUNTS else (int | float, 2**31)
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        if not number or not 0 <= value < limit or (key in positive and value == 0):
+            result._refuse(key, f"it must be a number less than {limit}")
     for key in _OF_MODEL:
         if key in options and options[key] != defaults[key]:
             result._refuse(key, f"it must be {defaults[key]!r}: the network is given other noise levels")
@@ -334,6 +342,6 @@ def _normal(value: Any, default: Any) -> Any:
 
 
 def _numbers(value: Any) -> np.ndarray | None:
-    if not isinstance(value, tuple) or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in value):
+    if not isinstance(value, tuple) or not all(type(x) in (int, float) and abs(x) < 2**31 for x in value):
         return None
     return np.asarray(value, np.float64)

@@ -128,6 +128,9 @@ def test_grids(tmp_path):
         ("EulerDiscreteScheduler", dict(timestep_type="continuous"), "timestep_type='continuous'"),
         ("EulerDiscreteScheduler", dict(sigma_max=700.0), "sigma_max=.700"),
         ("ScoreSdeVeScheduler", dict(sigma_min=None), "sigma_min='None'"),
+        ("ScoreSdeVeScheduler", dict(sigma_min=0), "sigma_min='0'"),
+        ("PNDMScheduler", dict(skip_prk_steps="no"), "skip_prk_steps='no'"),
+        ("DDPMScheduler", dict(num_train_timesteps=10**9), "num_train_timesteps='1000000000'"),
     ],
 )
 def test_what_has_no_counterpart_is_refused_by_class_and_key(tmp_path, name, options, message):
