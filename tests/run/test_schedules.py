@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.processes.discrete import beta_table
 from diffusion_jax.run import convert
+from diffusion_jax.run.configs import config_of
 from diffusion_jax.run.job import prepare
 from diffusion_jax.run.parameters import fresh_state, load_params
 from diffusion_jax.run.schedules import check_schedule
@@ -38,7 +39,7 @@ def pipeline(tmp_path_factory):
 def job(pipeline):
     """The job of the config of the pipeline."""
     written(pipeline, **SCHEDULER)
-    return prepare(convert.config_of(pipeline))
+    return prepare(config_of(pipeline))
 
 
 @pytest.fixture
@@ -132,7 +133,7 @@ def test_marks_are_not_weights(tmp_path, pipeline, job):
     ],
 )
 def test_conversion_carries_over(other, changes, expected):
-    config = convert.config_of(other(**changes)).to_dict()
+    config = config_of(other(**changes)).to_dict()
     for key, value in expected.items():
         found = config
         for name in key.split("."):
@@ -152,17 +153,17 @@ def test_conversion_carries_over(other, changes, expected):
 )
 def test_conversion_refuses_by_name(other, changes, message):
     with pytest.raises(ValueError, match=message):
-        convert.config_of(other(**changes))
+        config_of(other(**changes))
 
 
 def test_nothing_is_assumed_of_a_pipeline_without_a_scheduler(tmp_path, pipeline, other):
     path = other()
     (path / "scheduler" / "scheduler_config.json").unlink()
     with pytest.raises(ValueError, match=r"scheduler_config\.json.*--config"):
-        convert.config_of(path)
+        config_of(path)
     write_component(tmp_path / "alone" / "unet", named("unet"), arguments(), random_params("unet", arguments()))
     with pytest.warns(UserWarning, match="DDPM"):
-        convert.config_of(tmp_path / "alone" / "unet")
+        config_of(tmp_path / "alone" / "unet")
 
 
 def test_a_config_of_its_own_is_compared_in_conversion(tmp_path, job, other):
@@ -186,8 +187,8 @@ def test_a_denoiser_is_written_as_a_pipeline_that_says_its_process(tmp_path, pip
         *("model_index.json", "scheduler/scheduler_config.json", "unet/config.json"),
         "unet/diffusion_pytorch_model.safetensors",
     }
-    again = convert.config_of(tmp_path / "ddpm").to_dict()
-    assert again == convert.config_of(pipeline).to_dict()
+    again = config_of(tmp_path / "ddpm").to_dict()
+    assert again == config_of(pipeline).to_dict()
     check_schedule(job, tmp_path / "ddpm")
     other = config.copy_and_resolve_references()
     other.parameterization = ConfigDict(dict(name="velocity", label="index"))
