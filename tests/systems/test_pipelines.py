@@ -396,6 +396,23 @@ def test_what_a_file_has_comes_before_the_pipeline(pipeline, tmp_path):
         pipelines.stands_on(types.SimpleNamespace(config=read))
 
 
+def test_the_factor_of_the_latents_is_that_of_the_first_stage(tmp_path):
+    stage = dict(name="autoencoder_kl", block_out_channels=(4,), norm_num_groups=4, latent_channels=2)
+    read = unet_config()
+    read.system.update(first_stage=ConfigDict(stage), latent_scale=0.5)
+    arguments = {"image_size": 8, "in_channels": 1, **{k: v for k, v in stage.items() if k != "name"}}
+    family = named("autoencoder_kl")
+    init = init_methods(lambda rngs: family.network(**arguments, rngs=rngs), ())[0]
+    write_component(tmp_path / "vae", family, arguments, random_params(init), extra={"scaling_factor": 0.25})
+    (tmp_path / "model_index.json").write_text(json.dumps({"vae": ["diffusers", "AutoencoderKL"]}))
+    read.weights = str(tmp_path)
+    load = pipelines.stands_on(types.SimpleNamespace(config=read))["frozen/first_stage/network"]
+    with pytest.raises(ConfigError, match=r"scaling_factor=0\.25.*config\.system\.latent_scale=0\.5"):
+        load()
+    read.system.latent_scale = 0.25
+    load()
+
+
 def test_a_pipeline_with_another_unet_is_refused(pipeline):
     read = config(pipeline[0])
     read.network.block_out_channels = (16,)

@@ -22,8 +22,8 @@ from diffusion_jax.networks.functional import init_methods
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
 from diffusion_jax.networks.unet_spec import UNetSpec
 from diffusion_jax.types import Params
-from diffusion_jax.weights import folders, public
-from diffusion_jax.weights.files import open_weights
+from diffusion_jax.weights import autoencoders, folders, public
+from diffusion_jax.weights.files import open_weights, read_json
 from diffusion_jax.weights.options import with_defaults
 
 # Folders of the components of a pipeline.
@@ -56,7 +56,10 @@ def stands_on(parts: Parts) -> dict[str, Callable[[], Params]]:
     if section["name"] != "identity":
         shape = (config.data.image_size, config.data.image_size, config.data.channels)
         init = _init(AUTOENCODERS[section["name"]], {"image_size": shape[0], "in_channels": shape[-1], **section})
-        frozen["frozen/first_stage/network"] = load(_STAGE_FOLDERS, (_STAGE_PREFIX,), section, shape, init)
+        found = load(
+            _STAGE_FOLDERS, (_STAGE_PREFIX,), section, shape, init, check=functools.partial(_check_scale, config)
+        )
+        frozen["frozen/first_stage/network"] = found
     if config.network.name == "controlnet":
         unet, (size, channels) = unet_section(config), latent_size(config)
         arguments = {"image_size": size, "in_channels": channels, **unet}
@@ -82,17 +85,19 @@ def _loader(
     section: Mapping[str, Any],
     shape: tuple[int, ...],
     init: Callable[[Key[Array, ""]], Params],
+    check: Callable[[pathlib.Path], None] | None = None,
 ) -> Callable[[], Params] | None:
     """Returns the function that loads a network from the first place that has it; None if none of them does.
 
-    It is the component with one of `names` of a folder, or what begins with one of `prefixes` in a single file. Raises
-    ConfigError if config.system.pipeline is among the places and none has it.
+    It is the component with one of `names` of a folder, or what begins with one of `prefixes` in a single file; `check`
+    raises ValueError if this place does not fit the config. Raises ConfigError if config.system.pipeline is among the
+    places and none has it.
     """
     for field, place in places.items():
         with refusal(field):
             component = _held(place, names, prefixes)
         if component is not None:
-            return functools.partial(_loaded, field, component, section, shape, init)
+            return functools.partial(_loaded, field, component, section, shape, init, check)
     if _PIPELINE in places:
         place = places[_PIPELINE]
         if place.is_file():
@@ -119,10 +124,22 @@ def _loaded(
     section: Mapping[str, Any],
     shape: tuple[int, ...],
     init: Callable[[Key[Array, ""]], Params],
+    check: Callable[[pathlib.Path], None] | None,
 ) -> Params:
     """Loads the parameters of a network from the folder of its component or a single file. Raises ConfigError."""
     with refusal(field):
+        if check is not None:
+            check(path)
         return public.load_network(path, section, shape, jax.eval_shape(init, jax.random.key(0)))
+
+
+def _check_scale(config: ConfigDict, path: pathlib.Path) -> None:
+    """Raises ValueError if the folder of a first stage states another factor of its latents than the config."""
+    stated = read_json(path / "config.json") if path.is_dir() else {}
+    if "scaling_factor" in stated:
+        there, here = autoencoders.scaling_factor(stated), config.system.get("latent_scale", 1.0)
+        if not np.isclose(there, here, rtol=1e-3):
+            raise ValueError(f"{path}: scaling_factor={there:g} there, config.system.latent_scale={here:g} here")
 
 
 def sources(config: ConfigDict) -> dict[str, pathlib.Path]:
