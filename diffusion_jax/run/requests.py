@@ -94,7 +94,8 @@ def _wanted(conditions: Conditions) -> str:
     """What config.sampling.cond may be."""
     (name, condition), *others = conditions.items()
     if others or not condition.separator:
-        return f"give the conditions {', '.join(conditions)} of samples in a file *.json or *.npz"
+        keys = ", ".join(condition.key or name for name, condition in conditions.items())
+        return f"give {keys} of samples in a file, such as config.sampling.cond=FILE.json"
     kind = "prompts" if condition.key == "caption" else f"{name}s"
     return f"give {kind}, such as config.sampling.cond='one{condition.separator}another', or a file of them"
 

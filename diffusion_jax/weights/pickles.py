@@ -26,6 +26,7 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": lambda: Unknown("builtins.set"),
 }
 _LITERALS = (
     *("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT"),
@@ -101,6 +102,12 @@ def read_pickle(file: io.BufferedIOBase, known: Callable[[str, str], Any], persi
             items = above_mark() if name == "APPENDS" else [stack.pop()]
             if not isinstance(stack[-1], Unknown):
                 _of(list, stack[-1]).extend(items)
+        elif name == "FROZENSET":
+            above_mark()
+            stack.append(Unknown("builtins.frozenset"))
+        elif name == "ADDITEMS":
+            above_mark()
+            _of(Unknown, stack[-1])
         elif name in ("SETITEM", "SETITEMS"):
             items = above_mark() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
             if not isinstance(stack[-1], Unknown):

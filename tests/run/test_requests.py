@@ -119,7 +119,7 @@ class WithoutData:
     ("kinds", "message"),
     [
         (CAPTIONS, r"config\.sampling\.cond is empty: give prompts.*config\.sampling\.cond='one\|another'"),
-        (VECTORS, r"config\.sampling\.cond is empty: give the conditions label, vector .*\*\.json"),
+        (VECTORS, r"config\.sampling\.cond is empty: give label, vector .*\.json"),
     ],
 )
 def test_samples_without_prompts_and_data_ask_for_prompts(kinds, message):

@@ -3,6 +3,7 @@
 import json
 import warnings
 
+import ml_dtypes
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -110,6 +111,8 @@ def test_single_files(tmp_path, job, pipeline):
         with pytest.raises(ConfigError, match=rf"config\.weights: .*{message}"):
             load_params(job, file)
     check_schedule(job, write_weights(tmp_path / "right", arrays | right)[0])
+    rounded = {"alphas_cumprod": np.cumprod(1 - right["betas"]).astype(ml_dtypes.bfloat16)}
+    check_schedule(job, write_weights(tmp_path / "rounded", arrays | rounded)[0])
 
 
 def test_marks_are_not_weights(tmp_path, pipeline, job):

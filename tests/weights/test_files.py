@@ -15,6 +15,7 @@ import pytest
 
 from diffusion_jax.weights.files import open_weights, write_weights
 from diffusion_jax.weights.layout import Layout, import_params
+from diffusion_jax.weights.torch_file import read_torch_file
 from tests.weights import state_dict, tensor_of_bytes, text, write_legacy, write_zip
 
 RNG = np.random.default_rng(0)
@@ -208,6 +209,13 @@ def test_training_checkpoints_hold_values_of_any_class(tmp_path, write):
     items = b"".join(text(name) + pickled(value) for name, value in others.items())
     content = b"\x80\x02}(" + device + items + text("model") + first + text("ema") + second + b"u."
     same(open_weights(write(tmp_path / "x.pt", arrays, content)), {"w": arrays["b"], "_": arrays["a"]})
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_sets_and_objects_of_newer_protocols(tmp_path, protocol):
+    others = {"kinds": {1, 2}, "fixed": frozenset("ab"), "args": argparse.Namespace(a=1), "raw": b"x" * 300, "epoch": 3}
+    found = read_torch_file(write_zip(tmp_path / "x.pt", {}, pickle.dumps(others, protocol=protocol)))
+    assert found.keys() == others.keys() and found["epoch"] == 3
 
 
 def test_averages_that_cannot_be_read_are_not_passed_over(tmp_path):
