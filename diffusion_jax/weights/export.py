@@ -52,6 +52,8 @@ def pipeline(
     main = networks[next(name for name in names if name in ("unet", "transformer"))]
     if kind != "DiTPipeline" and main.get("num_classes"):
         raise ValueError(f"its {kind} gives no class to the network (num_classes={main['num_classes']})")
+    if kind == "DiTPipeline" and main.get("num_classes", 1000) != 1000:
+        raise ValueError(f"its DiTPipeline takes 1000 as the null class (num_classes={main['num_classes']})")
     ancestral, differs = kind == "DDPMPipeline" and solver["name"] == "ancestral", ""
     if main.get("learn_sigma") and not ancestral and kind != "DiTPipeline":
         raise ValueError(f"its {kind} reads no learned variance with the solver {solver['name']!r}")

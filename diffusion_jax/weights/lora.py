@@ -108,8 +108,8 @@ def read_lora(
     ours give a factor whose rank is the sum of theirs.
 
     Args:
-      path: a file of safetensors or torch.save, or a folder with pytorch_lora_weights.safetensors or, as of peft,
-        adapter_model.safetensors. Without tensors of alpha, it is in the header of the file or in peft's
+      path: a file of safetensors or torch.save, or a folder with pytorch_lora_weights or, as of peft, adapter_model,
+        .safetensors or .bin. Without tensors of alpha, it is in the header of the file or in peft's
         adapter_config.json next to it, or else equal to the rank.
       layout: of the network.
       network: its parameters, or their shapes.
@@ -182,8 +182,8 @@ def _file(path: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(path).expanduser()
     if not path.is_dir():
         return path
-    peft = path / "adapter_model.safetensors"
-    return peft if peft.is_file() else path / f"{STEM}.safetensors"
+    names = [f"{stem}.{suffix}" for suffix in ("safetensors", "bin") for stem in ("adapter_model", STEM)]
+    return next((path / name for name in names if (path / name).is_file()), path / f"{STEM}.safetensors")
 
 
 def _open(path: str | os.PathLike) -> Mapping[str, Any]:

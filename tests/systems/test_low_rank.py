@@ -19,6 +19,7 @@ from diffusion_jax.weights.dit import LAYOUT
 from diffusion_jax.weights.files import open_weights, write_weights
 from diffusion_jax.weights.lora import components, read_lora, write_lora
 from tests import runs
+from tests.weights import write_zip
 from tests.weights.test_public import random_params
 
 KEY = jax.random.key(0)
@@ -171,6 +172,14 @@ def test_adapters_have_any_name(tmp_path, dit, adapter):
     (file,) = write_weights(tmp_path / "two", {**named, first.replace(adapter, "other"): named[first]})
     with pytest.raises(ValueError, match=rf"several adapters: {adapter}, other"):
         read_lora(file, LAYOUT, network, prefix="transformer")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_lora_weights.bin"])
+def test_folders_with_files_of_torch(tmp_path, dit, name):
+    network, drawn = dit
+    held = open_weights(write_lora(tmp_path / "safe", LAYOUT, network, drawn, 0.5, prefix="transformer"))
+    write_zip(tmp_path / name, {key: np.asarray(tensor) for key, tensor in held.items()})
+    same_updates(network, drawn, 0.5, read_lora(tmp_path, LAYOUT, network, prefix="transformer"))
 
 
 def test_names_of_authors_begin_with_the_model(tmp_path, dit):

@@ -39,7 +39,7 @@ def test_what_is_written_is_read_back(tmp_path, changes):
 
 
 def test_pipelines_of_latents():
-    made = export.pipeline({"transformer": dict(num_classes=3, learn_sigma=True), "vae": {}}, **SECTIONS)
+    made = export.pipeline({"transformer": dict(num_classes=1000, learn_sigma=True), "vae": {}}, **SECTIONS)
     assert made.index["_class_name"] == "DiTPipeline" and made.scheduler["_class_name"] == "DDIMScheduler"
     assert "ancestral" in made.differs
     made = export.pipeline({"unet": {}, "vqvae": {}}, **SECTIONS | dict(solver=dict(name="ddim")))
@@ -56,6 +56,7 @@ def test_pipelines_of_latents():
         (UNET, dict(threshold=dict(name="dynamic", bound=2.0)), r"config\.sampling\.threshold\.bound=2\.0"),
         ({"unet": dict(num_classes=3)}, {}, "num_classes=3"),
         ({"unet": dict(learn_sigma=True)}, dict(solver=dict(name="heun")), "'heun'"),
+        ({"transformer": dict(num_classes=3), "vae": {}}, {}, "num_classes=3"),
         ({"transformer": {}}, {}, "no pipeline of transformer"),
         ({"unet": {}, "vae": {}}, {}, "no pipeline of unet, vae"),
     ],
