@@ -43,11 +43,12 @@ from diffusion_jax.config.defaults import from_file
 from diffusion_jax.data import images, prepare, tokenization
 from diffusion_jax.data.sources import archives
 from diffusion_jax.evaluation.reference import read_statistics
+from diffusion_jax.processes.discrete import beta_table
 from diffusion_jax.run.job import prepare as prepare_job
 from diffusion_jax.run.parameters import load_params
 from diffusion_jax.training.writers import read_metrics
-from diffusion_jax.weights import families
-from diffusion_jax.weights.files import open_weights, write_weights
+from diffusion_jax.weights import families, schedulers, statements
+from diffusion_jax.weights.files import open_weights, read_json, write_weights
 from diffusion_jax.weights.folders import open_component
 from diffusion_jax.weights.torch_file import read_torch_file
 from tests import conftest, runs
@@ -199,6 +200,21 @@ def _components(folder: pathlib.Path) -> list[bytes]:
     networks = ("unet", "autoencoder_kl", "vq_model", "dit", "unet_2d_condition", "controlnet")
     more = {"dit": {"num_classes": 3, "hidden_size": 16, "num_heads": 2}}
     return [json.dumps(families.named(name).config_of({**sizes, **more.get(name, {})})).encode() for name in networks]
+
+
+def _schedulers(folder: pathlib.Path) -> list[bytes]:
+    lists = (
+        {"_class_name": "DDPMScheduler", "trained_betas": beta_table("linear", 9).tolist(), "num_train_timesteps": 9},
+    )
+    named = ({"_class_name": name, **kind.defaults} for name, kind in schedulers.SCHEDULERS.items() if kind.solver)
+    return [json.dumps(config).encode() for config in (*lists, *named)]
+
+
+def _read_scheduler(path: pathlib.Path) -> Any:
+    scheduler = schedulers.parse(path, read_json(path))
+    if scheduler.variance_exploding:
+        return scheduler.solver()
+    return statements.alpha_squared(scheduler.process()), scheduler.solver(), scheduler.grid(), scheduler.threshold()
 
 
 def _npz(**arrays: np.ndarray) -> bytes:
@@ -365,6 +381,13 @@ TARGETS = {
         read=lambda path: open_component(path.parent),
         refusals=(ValueError, FileNotFoundError),
         name="config.json",
+    ),
+    "scheduler_json": Target(
+        seeds=_schedulers,
+        mutations=(damaged, in_json, in_json),
+        read=_read_scheduler,
+        refusals=(ValueError, FileNotFoundError),
+        name="scheduler_config.json",
     ),
     "arrays": Target(
         seeds=_array_files,

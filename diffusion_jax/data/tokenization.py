@@ -14,6 +14,7 @@ from jaxtyping import Int, Int32
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
 from diffusion_jax.data import sentencepiece
+from diffusion_jax.data.captions import Cuts
 from diffusion_jax.weights.files import read_json
 
 CLIP_TOKENS = 77  # that CLIP's encoders read
@@ -32,19 +33,29 @@ class Tokenizer:
         backend: makes ids of one text, with start and end, cut at `max_tokens`.
         max_tokens: length of a row.
         pad_id: what fills it.
+        cuts: warns, once, of texts that are cut.
     """
 
     backend: tokenizers.Tokenizer
     max_tokens: int
     pad_id: int
+    cuts: Cuts = dataclasses.field(default_factory=Cuts, compare=False, repr=False)
 
     def __call__(self, texts: Any) -> Int32[np.ndarray, "n max_tokens"]:
         """The ids of a sequence of strings. Raises ValueError, see `check_texts`, for anything else."""
         check_texts(texts)
         rows = np.full((len(texts), self.max_tokens), self.pad_id, np.int32)
-        for row, encoding in zip(rows, self.backend.encode_batch_fast(list(texts)), strict=True):
+        lost = []
+        for row, encoding, text in zip(rows, self.backend.encode_batch_fast(list(texts)), texts, strict=True):
             row[: len(encoding.ids)] = encoding.ids
+            if encoding.overflowing and not self.cuts.warned:
+                lost.append(self._lost(text))
+        self.cuts.report(lost, len(texts), self.max_tokens)
         return rows
+
+    def _lost(self, text: str) -> str:
+        """The end of `text` that is cut."""
+        return text[max(end for _, end in self.backend.encode(text).offsets) :].strip()
 
     @property
     def size(self) -> int:

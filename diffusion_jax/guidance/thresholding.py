@@ -1,5 +1,6 @@
 """Keeping the predicted data in its range: functions from denoisers to denoisers."""
 
+import math
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -18,18 +19,21 @@ def static(bound: float = 1.0) -> Threshold:
     return lambda D: mapped(D, lambda x_0: jnp.clip(x_0, -bound, bound))
 
 
-def dynamic(percentile: float = 0.995, bound: float = 1.0) -> Threshold:
-    """D limited to [-s, s] and multiplied by bound / s, where s is a percentile of |D| in each row, at least `bound`.
+def dynamic(percentile: float = 0.995, bound: float = 1.0, largest: float = math.inf) -> Threshold:
+    """D limited to [-s, s] and multiplied by bound / s, where s is a percentile of |D| in each row.
+
+    s is at least `bound` and at most `largest` (diffusers' sample_max_value).
 
     Strong guidance drives pixels out of range; clipping them saturates the image, this does not. arXiv:2205.11487,
-    section 2.3. Raises ValueError for a percentile outside (0, 1] or a bound that is not positive.
+    section 2.3. Raises ValueError for a percentile outside (0, 1], a bound that is not positive or a largest below it.
     """
     check(0 < percentile <= 1, "percentile", percentile, "in (0, 1]")
     check(bound > 0, "bound", bound, "positive")
+    check(largest >= bound, "largest", largest, f"at least bound={bound}")
 
     def limited(x_0: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
         size = jnp.quantile(jnp.abs(x_0).reshape(x_0.shape[0], -1), percentile, axis=1)
-        s = bcast(jnp.maximum(size, bound), x_0)
+        s = bcast(jnp.clip(size, bound, largest), x_0)
         return jnp.clip(x_0, -s, s) * (bound / s)
 
     return lambda D: mapped(D, limited)

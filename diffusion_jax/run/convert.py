@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import pprint
 import shutil
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,26 +13,22 @@ import jax
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import build, saved
-from diffusion_jax.config.defaults import defaults, replace
 from diffusion_jax.config.trained import restore_averaged
+from diffusion_jax.run.configs import config_of, first_stage_folder
 from diffusion_jax.run.job import prepare
 from diffusion_jax.run.parameters import fresh_state, load_params, random_networks, trained_network
 from diffusion_jax.systems.base import at
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.faults import replacing
 from diffusion_jax.types import Params, Placed
-from diffusion_jax.weights import autoencoders, folders
+from diffusion_jax.weights import export, folders, hub
 from diffusion_jax.weights.families import named
-from diffusion_jax.weights.files import MAX_SHARD_BYTES, read_json
+from diffusion_jax.weights.files import MAX_SHARD_BYTES
 from diffusion_jax.weights.lora import components, write_lora
 from diffusion_jax.weights.options import with_defaults
 from diffusion_jax.weights.public import is_public, load_network
 
 HUB = "hub:"
-_BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
-_PREDICTIONS = {"epsilon": "eps", "sample": "x0", "v_prediction": "v"}
-_FIRST_STAGES = {"autoencoder_kl": "autoencoder_kl", "vq_model": "vqgan"}  # network -> system
-_DENOISERS = ("unet", "ncsnpp", "dit")
 
 
 class Beginning:
@@ -57,7 +54,7 @@ def to_workdir(source: pathlib.Path, target: pathlib.Path, config: ConfigDict | 
         raise ValueError(f"{source} is neither a file of weights nor a folder of diffusers")
     written = []
     if config is None:
-        stage = _first_stage_folder(source)
+        stage = first_stage_folder(source)
         config = config_of(source, str(target / "first_stage") if stage else "")
         if stage is not None:
             written = to_workdir(stage, target / "first_stage")
@@ -90,10 +87,12 @@ def to_folder(
     """Write the networks of `source` as folders of diffusers, and return their files.
 
     `source` is a work directory, whose averaged parameters are written, or a public checkpoint; a single file needs its
-    `config`. A single network, also a ControlNet, is written to `target` itself; a latent diffusion model to
-    `target`/unet or transformer and `target`/vae or vqvae. A text-to-image model that was fine-tuned from a pipeline is
-    written as this pipeline with its own U-Net, the other components copied unchanged; others are written as
-    `target`/unet, text_encoder and vae. `dtype` and `max_bytes` (of a file) apply to what is not copied.
+    `config`. A U-Net, and a latent diffusion model of one or of a transformer, becomes a pipeline with its scheduler,
+    if diffusers has one of the process; a warning says if not. Any other single network, also a ControlNet, is written
+    to `target` itself, several to `target`/unet or transformer and `target`/vae or vqvae. A text-to-image model that
+    was fine-tuned from a pipeline is written as this pipeline with its own U-Net, the other components in the folder
+    copied unchanged; others are written as `target`/unet, text_encoder and vae. `dtype` and `max_bytes` (of a file)
+    apply to what is not copied.
 
     Raises:
       FileNotFoundError: `source` or a part of it is missing.
@@ -124,16 +123,18 @@ def to_folder(
             return _write(target, placed, params, options)
         params, _ = load_params(job, source)
     networks = {other: entry for other, entry in job.system.networks.items() if entry.written}
-    if len(networks) == 1:
-        return _write(target, placed, params, options)
     pipeline = _pipeline(config) if "text_encoder" in networks else None
     if pipeline is None:
-        written = [_write(target / other, entry, params, options) for other, entry in networks.items()]
-        return [path for paths in written for path in paths]
+        made = _made(config, networks, target)
+        if len(networks) == 1 and made is None:
+            return _write(target, placed, params, options)
+        written = [path for other in networks for path in _write(target / other, networks[other], params, options)]
+        return written if made is None else [*written, *export.write(target, made)]
     # The other components are copied, except for text encoders with low-rank updates from a file.
     updated = {name} | (set(networks) & components(config.lora.weights) if config.lora.weights else set())
     written = [path for other in sorted(updated) for path in _write(target / other, networks[other], params, options)]
-    for other in folders.components(pipeline).keys() - updated:
+    held = {other for other in folders.components(pipeline) if (pipeline / other).is_dir()}
+    for other in sorted(held - updated):
         written.append(pathlib.Path(shutil.copytree(pipeline / other, target / other)))
     written.append(pathlib.Path(shutil.copyfile(pipeline / "model_index.json", target / "model_index.json")))
     return written
@@ -157,60 +158,11 @@ def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
     return [write_lora(target, layout, job.params["network"], params["lora"], job.learner.scale, prefix=name)]
 
 
-def config_of(source: pathlib.Path, first_stage: str = "") -> ConfigDict:
-    """Derive a config from a folder of diffusers: a pipeline with its scheduler, a denoiser, or a first stage.
-
-    Without a scheduler a denoiser gets DDPM's process, a `NCSNpp` the VE process.
-
-    Args:
-      source: the folder.
-      first_stage: work directory of the first stage, for latent diffusion.
-
-    Raises ValueError for networks and schedulers that are not supported.
-    """
-    pipeline = folders.is_pipeline(source)
-    component = _denoiser(source) if pipeline else folders.open_component(source)
-    family, arguments = component.family, component.arguments
-    default = with_defaults(family.network, {})
-    changed = {key: value for key, value in arguments.items() if value != default[key] and key != "image_size"}
-    channels = changed.pop("in_channels", default["in_channels"])
-    if changed.get("out_channels") == channels:
-        del changed["out_channels"]
-    sections: dict[str, Any] = dict(
-        network=dict(name=family.name, **changed),
-        data=dict(
-            name="folder",
-            split="train",
-            eval_split="train",
-            image_size=arguments["image_size"],
-            channels=channels,
-            path="",
-        ),
-        evaluation=dict(metrics=(), after_training=False),
-    )
-    if family.name in _FIRST_STAGES:
-        scale = autoencoders.scaling_factor(component.config)
-        sections |= dict(
-            system=dict(name=_FIRST_STAGES[family.name], latent_scale=scale),
-            loss=dict(name="l1"),
-        )
-    elif family.name in _DENOISERS:
-        scheduler = _scheduler(source) if pipeline else {}
-        sections |= _ve(component, scheduler) if family.name == "ncsnpp" else _discrete(arguments, scheduler)
-        if first_stage:
-            factor = 2 ** (len(_stage_component(source).arguments["block_out_channels"]) - 1)
-            sections["system"] = dict(name="latent_diffusion", first_stage=first_stage)
-            sections["data"] |= dict(image_size=factor * arguments["image_size"], channels=3)
-            sections["sampling"] = {k: v for k, v in sections["sampling"].items() if k != "threshold"}
-    else:
-        raise ValueError(f"{source}: no config can be derived for the network {family.name!r}; give --config=FILE.py")
-    return replace(defaults(), **sections)
-
-
 def fetch(source: str) -> pathlib.Path:
-    """The local path of `source`. "hub:owner/name", with "/component" or "@revision", is downloaded first.
+    """The local path of `source`. "hub:owner/name", with "/component", "/file" or "@revision", is downloaded first.
 
-    Raises ValueError if it cannot be downloaded.
+    Only the files that are read are downloaded, see `hub.choose`. Without a connection those of an earlier download
+    are used. Raises ValueError if it cannot be downloaded.
     """
     if not source.startswith(HUB):
         return pathlib.Path(source).expanduser()
@@ -221,97 +173,31 @@ def fetch(source: str) -> pathlib.Path:
         raise ValueError(f"{source!r} must be hub:owner/name, hub:owner/name/component or hub:owner/name@revision")
     hint = "; a folder that lies here already can be given by its path"
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import list_repo_files, snapshot_download
     except ImportError as error:
         raise ValueError(f"{source} needs pip install 'diffusion_jax[hub]'{hint}") from error
-    patterns = [
-        f"{component or '*'}{'/' if component else ''}{end}" for end in ("*.json", "*.safetensors", "*.bin", "*.txt")
-    ]
+    place = dict(repo_id=f"{owner}/{repository}", revision=revision or None)
     try:
-        folder = snapshot_download(f"{owner}/{repository}", revision=revision or None, allow_patterns=patterns)
+        files = list_repo_files(**place)
     except Exception as error:  # the client raises many types
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-        raise ValueError(f"{source} cannot be downloaded: {reason}{hint}") from error
+        try:
+            return pathlib.Path(snapshot_download(**place, local_files_only=True), component)
+        except Exception:
+            raise _not_downloaded(source, error, hint) from error
+    try:
+        chosen = hub.choose(files, component)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+    try:
+        folder = snapshot_download(**place, allow_patterns=chosen)
+    except Exception as error:
+        raise _not_downloaded(source, error, hint) from error
     return pathlib.Path(folder, component)
 
 
-def _discrete(arguments: Mapping[str, Any], scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a config with DDPM's process, from the config of a scheduler of diffusers."""
-    betas, prediction = scheduler.get("beta_schedule", "linear"), scheduler.get("prediction_type", "epsilon")
-    steps = scheduler.get("num_train_timesteps", 1000)
-    start, end = scheduler.get("beta_start", 1e-4), scheduler.get("beta_end", 0.02)
-    for name, value, known in (("beta_schedule", betas, _BETAS), ("prediction_type", prediction, _PREDICTIONS)):
-        if not isinstance(value, str) or value not in known:
-            raise ValueError(
-                f"scheduler_config.json: {name}={value!r} is not known; it must be one of {', '.join(known)}"
-            )
-    if scheduler.get("trained_betas") is not None:
-        raise ValueError("scheduler_config.json: trained_betas must be null; a list of betas is not supported")
-    learned = bool(arguments.get("learn_sigma"))
-    variance = dict(variance="learned") if learned else {}
-    zero_snr = dict(zero_terminal_snr=True) if scheduler.get("rescale_betas_zero_snr") else {}
-    return dict(
-        process=dict(
-            name="discrete_vp", betas=_BETAS[betas], num_steps=steps, beta_start=start, beta_end=end, **zero_snr
-        ),
-        parameterization=dict(name=_PREDICTIONS[prediction], label="index"),
-        times=dict(name="discrete", num_steps=steps),
-        loss=dict(name="hybrid" if learned else "denoising"),
-        solver=dict(name="ancestral", **variance),
-        sampling=dict(
-            steps=min(steps, 250),
-            batch_size=16,
-            num_samples=16,
-            grid=dict(name="discrete", spacing="linspace"),
-            threshold=dict(name="static" if scheduler.get("clip_sample", True) else "none"),
-        ),
-    )
-
-
-def _ve(component: folders.Component, scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a config with the VE process. With `center_input_sample` the model is of images in [0, 1]."""
-    unit = bool(component.config.get("center_input_sample"))
-    scale = 2.0 if unit else 1.0
-    steps = scheduler.get("num_train_timesteps", 2000)
-    return dict(
-        process=dict(
-            name="ve",
-            sigma_min=scale * scheduler.get("sigma_min", 0.01),
-            sigma_max=scale * scheduler.get("sigma_max", 1348.0),
-        ),
-        parameterization=dict(name="score", label="log_sigma_unit" if unit else "log_sigma", scale_by_sigma=True),
-        weighting=dict(name="sigma_squared"),
-        times=dict(name="uniform", t_min=1e-5),
-        solver=dict(name="predictor_corrector", predictor="reverse_diffusion", snr=scheduler.get("snr", 0.15)),
-        sampling=dict(steps=steps, batch_size=16, num_samples=16, grid=dict(name="uniform", t_min=1e-5), denoise=True),
-    )
-
-
-def _scheduler(pipeline: pathlib.Path) -> dict[str, Any]:
-    path = pipeline / "scheduler" / "scheduler_config.json"
-    settings = read_json(path)
-    for name in ("num_train_timesteps", "beta_start", "beta_end", "sigma_min", "sigma_max", "snr"):
-        value = settings.get(name, 1)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"{path}: {name}={value!r} must be a number")
-    return settings
-
-
-def _denoiser(pipeline: pathlib.Path) -> folders.Component:
-    names = [name for name in folders.components(pipeline) if name in ("unet", "transformer")]
-    if len(names) != 1:
-        raise ValueError(f"{pipeline} must have one component unet or transformer; it has {', '.join(names) or 'none'}")
-    return folders.open_component(pipeline / names[0])
-
-
-def _first_stage_folder(source: pathlib.Path) -> pathlib.Path | None:
-    if not folders.is_pipeline(source):
-        return None
-    return next((source / name for name in folders.components(source) if name in ("vae", "vqvae")), None)
-
-
-def _stage_component(pipeline: pathlib.Path) -> folders.Component:
-    return folders.open_component(_first_stage_folder(pipeline))
+def _not_downloaded(source: str, error: Exception, hint: str) -> ValueError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return ValueError(f"{source} cannot be downloaded: {reason}{hint}")
 
 
 def _write(target: pathlib.Path, placed: Placed, params: Params, options: Mapping[str, Any]) -> list[pathlib.Path]:
@@ -324,6 +210,32 @@ def _write(target: pathlib.Path, placed: Placed, params: Params, options: Mappin
     extra = placed.extra(params) if placed.extra else {}
     network = at(params, placed.path)
     return folders.write_component(target, named(placed.name), arguments, network, extra=extra, **options)
+
+
+def _made(config: ConfigDict, networks: Mapping[str, Placed], target: pathlib.Path) -> export.Pipeline | None:
+    """The pipeline of diffusers of a denoiser and its first stage; None, with a warning, if there is none."""
+    if not {"unet", "transformer"} & networks.keys():
+        return None
+    sections = {key: config[key].to_dict() for key in ("process", "parameterization", "solver")}
+    sections |= {key: config.sampling[key].to_dict() for key in ("threshold", "grid")}
+    try:
+        if isinstance(config.system.get("first_stage"), str) and not _latent_scale(config.system.first_stage):
+            raise ValueError("its first stages only scale their latents, here each channel is standardised")
+        made = export.pipeline({name: entry.arguments for name, entry in networks.items()}, **sections)
+    except ValueError as error:
+        warnings.warn(
+            f"{target}: neither model_index.json nor a scheduler of diffusers is written: {error}",
+            stacklevel=3,
+        )
+        return None
+    if made.differs:
+        warnings.warn(f"{target}: {made.differs}", stacklevel=3)
+    return made
+
+
+def _latent_scale(stage: str) -> float:
+    """The factor of the latents of the first stage that is the run `stage`; 0 if each channel is standardised."""
+    return (saved.read_config(pathlib.Path(stage)) or {}).get("system", {}).get("latent_scale", 0.0)
 
 
 def _pipeline(config: ConfigDict) -> pathlib.Path | None:

@@ -13,6 +13,7 @@ from diffusion_jax.config import checks, saved
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.config.trained import restore_averaged
 from diffusion_jax.run.job import Job, laid_out
+from diffusion_jax.run.schedules import check_schedule
 from diffusion_jax.systems.base import at, replaced_at
 from diffusion_jax.systems.low_rank import learner, merge, plain
 from diffusion_jax.training.ema import init as averages_of
@@ -43,6 +44,8 @@ def fresh_state(job: Job) -> TrainState:
         return jax.jit(start, out_shardings=job.layout, donate_argnums=1)(key, params)
     if job.learner is not job.system:
         raise ConfigError(f"config.lora.rank={job.config.lora.rank} fine-tunes existing weights; set config.weights")
+    with refusal("config.system.pipeline"):
+        check_schedule(job, None)
     others = stands_on(job)
     state = jax.jit(start, out_shardings=job.layout)(key, None)
     placed = jax.device_put(others, _part(job.layout.params, others))
@@ -175,6 +178,7 @@ def _public_params(job: Job, path: pathlib.Path) -> Params:
     layout = jax.tree.map(lambda x: x.sharding, abstract)
     _, placed = trained_network(job)
     with refusal("config.weights"):
+        check_schedule(job, path)
         network = public.load_network(path, _section(placed), placed.shape, abstract["network"])
         others = stands_on(job)
         if missing := random_networks(job):

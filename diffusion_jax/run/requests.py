@@ -13,7 +13,7 @@ import numpy as np
 from diffusion_jax import data
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data import images
-from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
+from diffusion_jax.data.captions import VOCABULARY, Cuts, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
 from diffusion_jax.networks.conditions import Conditions, Request
 from diffusion_jax.run.job import Job
@@ -77,12 +77,27 @@ def conditions(job: Job, num: int) -> dict[str, np.ndarray] | None:
     with refusal(f"config.sampling.cond={text!r}"):
         cond = requested(text, needed, num, job.built.reading.tokenize)
     if cond is None and set(needed.shapes) - {"label"}:
-        examples = data.shuffled(job.held_out, num)
+        try:
+            examples = data.shuffled(job.held_out, num)
+        except (ValueError, FileNotFoundError) as error:
+            raise ConfigError(
+                f"config.sampling.cond is empty: {_wanted(needed)}. Held-out data has none: {error}"
+            ) from error
         # Editing starts from the held-out images themselves.
         with refusal("config.sampling.cond=''"):
             cond = cycled(needed.of({"image": examples["x"], **examples}), num)
             needed.check(cond)
     return cond
+
+
+def _wanted(conditions: Conditions) -> str:
+    """What config.sampling.cond may be."""
+    (name, condition), *others = conditions.items()
+    if others or not condition.separator:
+        keys = ", ".join(condition.key or name for name, condition in conditions.items())
+        return f"give {keys} of samples in a file, such as config.sampling.cond=FILE.json"
+    kind = "prompts" if condition.key == "caption" else f"{name}s"
+    return f"give {kind}, such as config.sampling.cond='one{condition.separator}another', or a file of them"
 
 
 def cycled(cond: Mapping[str, np.ndarray], num: int) -> dict[str, np.ndarray]:
@@ -175,4 +190,4 @@ def _byte_tokens(texts: Sequence[str], conditions: Conditions) -> np.ndarray:
         raise ValueError(
             f"captions need a vocabulary of {VOCABULARY}, the bytes and padding; it is {conditions.vocabulary}"
         )
-    return tokens_of(texts, conditions.max_tokens)
+    return tokens_of(texts, conditions.max_tokens, Cuts())

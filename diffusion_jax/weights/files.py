@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from diffusion_jax.training.faults import replacing
-from diffusion_jax.weights.torch_file import read_torch_file
+from diffusion_jax.weights.pickles import Unknown
+from diffusion_jax.weights.torch_file import read_torch_file, unknown
 
 MAX_SHARD_BYTES = 10**10  # of one file, as in diffusers
 _MAX_JSON_BYTES = 2**24
@@ -33,8 +34,11 @@ _DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+# Those that safetensors does not read into NumPy.
+_EIGHT_BITS = {"F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn), "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2)}
 # Keys of the weights in files of training scripts; averages (EMA) come first.
 _WRAPPERS = ("ema", "ema_state_dict", "model_ema", "state_dict", "model_state_dict", "model", "params_ema", "params")
+_AVERAGES = ("ema", "ema_state_dict", "model_ema", "params_ema")
 _LFS = b"version https://git-lfs"
 
 
@@ -59,8 +63,8 @@ def open_weights(path: str | os.PathLike) -> Mapping[str, Any]:
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it is cut off, damaged, of another kind, names files outside of its folder, or holds anything but
-        tensors, such as code, which is not run.
+      ValueError: it is cut off, damaged, of another kind, names files outside of its folder, or holds no tensors. What
+        a training checkpoint holds next to them is ignored; code is not run.
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
@@ -152,12 +156,21 @@ def _open_safetensors(path: pathlib.Path) -> dict[str, LazyArray]:
         raise ValueError(f"{path} is cut off, damaged or not a file of safetensors: {str(error)[:200]}") from error
 
     def lazy(name: str, entry: Any) -> LazyArray:
-        dtype = entry.get_dtype()
-        return LazyArray(
-            shape=tuple(entry.get_shape()), dtype=_DTYPES.get(dtype, dtype), read=lambda: file.get_tensor(name)
-        )
+        dtype, shape = entry.get_dtype(), tuple(entry.get_shape())
+        if dtype in _EIGHT_BITS:
+            return LazyArray(shape=shape, dtype=_EIGHT_BITS[dtype], read=lambda: _eight_bits(path, name, dtype, shape))
+        return LazyArray(shape=shape, dtype=_DTYPES.get(dtype, dtype), read=lambda: file.get_tensor(name))
 
     return {name: lazy(name, entry) for name, entry in entries.items()}
+
+
+def _eight_bits(path: pathlib.Path, name: str, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor of 8-bit floats, whose position the header of the file states; the library has checked it."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        start, end = json.loads(file.read(size))[name]["data_offsets"]
+        file.seek(8 + size + start)
+        return np.frombuffer(file.read(end - start), _EIGHT_BITS[dtype]).reshape(shape)
 
 
 def _open_index(path: pathlib.Path) -> dict[str, Any]:
@@ -183,7 +196,14 @@ def _open_index(path: pathlib.Path) -> dict[str, Any]:
 
 def _state_dict(path: pathlib.Path, content: Any) -> dict[str, np.ndarray]:
     """The tensors by name in the content of a file of `torch.save`."""
-    weights = _unwrapped(content)
+    try:
+        weights = _unwrapped(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if weights is None and isinstance(content, dict):
+        for value in content.values():
+            if isinstance(value, Unknown):
+                raise ValueError(f"{path}: {unknown(value)}")
     if weights is None:
         kind = (
             f"a dictionary of {', '.join(map(str, content))}" if isinstance(content, dict) else type(content).__name__
@@ -198,6 +218,9 @@ def _unwrapped(content: Any) -> dict[str, Any] | None:
     averaged = _averaged(content)
     if averaged is not None:
         return averaged
+    for key in _AVERAGES:
+        if isinstance(content.get(key), Unknown):
+            raise ValueError(f"the averages {key!r} cannot be read: {unknown(content[key])}")
     for key in _WRAPPERS:
         inner = _unwrapped(content.get(key))
         if inner is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -72,26 +72,39 @@ def open_component(folder: str | os.PathLike, variant: str | None = None) -> Com
 
 def weights_file(folder: pathlib.Path, variant: str | None = None) -> pathlib.Path:
     """The file of weights in the folder of a component, or the index of several. Raises FileNotFoundError."""
-    variants = _VARIANTS if variant is None else (variant,)
-    for name in variants:
-        part = f".{name}" if name else ""
-        for suffix in (".safetensors", ".bin"):
-            for stem in _STEMS:
-                for file in (f"{stem}{part}{suffix}", f"{stem}{suffix}.index{part}.json"):
-                    if (folder / file).is_file():
-                        return folder / file
+    names = {path.name for path in folder.iterdir() if path.is_file()} if folder.is_dir() else set()
+    chosen = chosen_weights(names, variant)
+    if chosen is not None:
+        return folder / chosen
     wanted = f"variant {variant!r} " if variant else ""
     raise FileNotFoundError(
         f"{folder} holds no weights {wanted}such as {_STEMS[0]}.safetensors; there are "
-        f"{', '.join(sorted(path.name for path in folder.iterdir())[:20]) or 'no files'}"
+        f"{', '.join(sorted(names)[:20]) or 'no files'}"
     )
+
+
+def chosen_weights(names: Collection[str], variant: str | None = None) -> str | None:
+    """The file of weights, or the index of several, that is read of a folder with these names; None without any.
+
+    Plain weights come before variants, and safetensors before files of torch.save.
+    """
+    for kind in _VARIANTS if variant is None else (variant,):
+        part = f".{kind}" if kind else ""
+        for suffix in (".safetensors", ".bin"):
+            for stem in _STEMS:
+                for file in (f"{stem}{part}{suffix}", f"{stem}{suffix}.index{part}.json"):
+                    if file in names:
+                        return file
+    return None
 
 
 def components(folder: str | os.PathLike) -> dict[str, str]:
     """The components of a pipeline that it names in model_index.json: name -> class.
 
+    The folder of a component need not exist until the component is read.
+
     Raises:
-      FileNotFoundError: there is no such file, or the folder of a component is missing.
+      FileNotFoundError: there is no such file.
       ValueError: it cannot be read, or names a component that is not a folder in it.
     """
     folder = pathlib.Path(folder).expanduser()
@@ -102,9 +115,6 @@ def components(folder: str | os.PathLike) -> dict[str, str]:
                 raise ValueError(
                     f"{folder}/model_index.json names a component {name[:100]!r}, which is not a folder in it"
                 )
-            if not os.path.isdir(folder / name):
-                named = f"the component {name!r} ({entry[1][:100]})"
-                raise FileNotFoundError(f"{folder}/model_index.json names {named}, but {folder / name} is missing")
             found[name] = entry[1]
     return found
 
@@ -150,3 +160,9 @@ def write_component(
     folder = pathlib.Path(folder)
     written = write_weights(folder, cast, stem=family.stem, max_bytes=max_bytes)
     return [*written, write_json(folder / "config.json", config)]
+
+
+def pipeline_around(path: pathlib.Path) -> pathlib.Path | None:
+    """The pipeline that `path` is, or that the component or the file of a component at `path` belongs to."""
+    folder = path.parent if path.is_file() else path
+    return next((place for place in (folder, folder.absolute().parent) if is_pipeline(place)), None)

@@ -7,7 +7,7 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ from diffusion_jax.weights.layout import KINDS, Layout, listing, tensors
 
 STEM = "pytorch_lora_weights"  # of the file that diffusers looks for in a folder
 # The end of a name, the part of it that belongs to the layer's name, and the factor: A [rank, in, ...],
-# B [out, rank, ...], or the number alpha.
+# B [out, rank, ...], or the number alpha. peft puts the name of an adapter before "weight".
 _PARTS = (
-    (r"\.(?:lora_A|lora\.down|lora_down|lora_linear_layer\.down)\.(?:default\.)?weight$", "", "A"),
-    (r"\.(?:lora_B|lora\.up|lora_up|lora_linear_layer\.up)\.(?:default\.)?weight$", "", "B"),
+    (r"\.(?:lora_A|lora\.down|lora_down|lora_linear_layer\.down)\.(?:(?P<adapter>[^.]+)\.)?weight$", "", "A"),
+    (r"\.(?:lora_B|lora\.up|lora_up|lora_linear_layer\.up)\.(?:(?P<adapter>[^.]+)\.)?weight$", "", "B"),
     (r"\.alpha$", "", "alpha"),
     # diffusers before its version 0.20: attn1.processor.to_q_lora.down.weight, and self_attn.to_q_lora in text encoders
     (r"\.processor\.(to_(?:q|k|v|out))_lora\.down\.weight$", r".\1", "A"),
@@ -31,6 +31,23 @@ _PARTS = (
     (r"\.to_(q|k|v|out)_lora\.down\.weight$", r".\1_proj", "A"),
     (r"\.to_(q|k|v|out)_lora\.up\.weight$", r".\1_proj", "B"),
 )
+# Expressions for names of other kinds of updates, in the words of their authors (LyCORIS, peft, kohya, OneTrainer).
+_FORMATS = (
+    ("LoHa", r"\.hada_(?:w[12]_[ab]|t[12])$"),
+    ("LoKr", r"\.lokr_(?:w[12](?:_[ab])?|t[12])$"),
+    ("LoCon with a middle factor (Tucker decomposition)", r"\.lora_mid\.weight$"),
+    ("DoRA", r"\.(?:dora_scale|lora_magnitude_vector(?:\..+)?)$"),
+    ("GLoRA", r"\.[ab][12]\.weight$"),
+    ("OFT", r"\.(?:oft_blocks|oft_diag|oft_[RS])(?:\..+)?$"),
+    ("IA3", r"\.(?:on_input|ia3_l(?:\..+)?)$"),
+    (
+        "updates of whole weights, norms or biases",
+        r"\.(?:diff|diff_b|set_weight|w_norm|b_norm)$|\.lora_[AB]\.(?:.+\.)?bias$",
+    ),
+    ("bundled embeddings", r"^bundle_emb\."),
+)
+# What makes an expression of peft take long: repetitions, groups, and at most so many expressions with either.
+_REPEATED, _GROUP, _EXPRESSIONS = re.compile(r"(?<!\\)[*+?{]"), re.compile(r"(?<!\\)\("), 32
 # Components of a pipeline by kohya's prefixes.
 _KOHYA = {
     "unet": "unet",
@@ -91,8 +108,8 @@ def read_lora(
     ours give a factor whose rank is the sum of theirs.
 
     Args:
-      path: a file of safetensors or torch.save, or a folder with pytorch_lora_weights.safetensors or, as of peft,
-        adapter_model.safetensors. Without tensors of alpha, it is in the header of the file or in peft's
+      path: a file of safetensors or torch.save, or a folder with pytorch_lora_weights or, as of peft, adapter_model,
+        .safetensors or .bin. Without tensors of alpha, it is in the header of the file or in peft's
         adapter_config.json next to it, or else equal to the rank.
       layout: of the network.
       network: its parameters, or their shapes.
@@ -101,9 +118,12 @@ def read_lora(
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: it cannot be read, is of another network, or lacks one of two factors. All problems are named.
+      ValueError: it cannot be read, is of another network or another kind of updates (LoHa, LoKr, DoRA, ...), which is
+        named, has two adapters, or lacks one of two factors. All problems are named.
     """
-    source, settings = _open(path), _settings(path, prefix)
+    source = _open(path)
+    _check_format(path, source)
+    settings = _settings(path, prefix)
     layers = {name: layer for known in (*others, layout) for name, layer in _layers(known, network).items()}
     flat = {name.replace(".", "_"): name for name in layers}
     updates: dict[str, dict[str, np.ndarray]] = {}
@@ -162,8 +182,8 @@ def _file(path: str | os.PathLike) -> pathlib.Path:
     path = pathlib.Path(path).expanduser()
     if not path.is_dir():
         return path
-    peft = path / "adapter_model.safetensors"
-    return peft if peft.is_file() else path / f"{STEM}.safetensors"
+    names = [f"{stem}.{suffix}" for suffix in ("safetensors", "bin") for stem in ("adapter_model", STEM)]
+    return next((path / name for name in names if (path / name).is_file()), path / f"{STEM}.safetensors")
 
 
 def _open(path: str | os.PathLike) -> Mapping[str, Any]:
@@ -185,8 +205,11 @@ def _settings(path: str | os.PathLike, prefix: str) -> Mapping[str, Any]:
         if settings.get(key):
             raise ValueError(f"{file}: {key} is {settings[key]!r}; only plain low-rank updates are read")
     by_layer = settings.get("alpha_pattern") or {}
-    if not isinstance(by_layer, dict) or not all(re.fullmatch(r"[\w.]+", layer) for layer in by_layer):
-        raise ValueError(f"{file}: alpha_pattern={str(by_layer)[:200]} must be an object of the names of layers")
+    if not isinstance(by_layer, dict) or not _are_expressions(by_layer):
+        raise ValueError(
+            f"{file}: alpha_pattern={str(by_layer)[:200]} must be an object of the names of layers, or of at most "
+            f"{_EXPRESSIONS} regular expressions with at most two repetitions and two groups that are not repeated"
+        )
     alphas = (settings.get("lora_alpha") or 1, *by_layer.values())
     if not all(isinstance(alpha, int | float) for alpha in alphas):
         raise ValueError(f"{file}: lora_alpha and those of alpha_pattern must be numbers, got {str(alphas)[:200]}")
@@ -196,10 +219,39 @@ def _settings(path: str | os.PathLike, prefix: str) -> Mapping[str, Any]:
 def _scale(settings: Mapping[str, Any], name: str, rank: int) -> float:
     """alpha / rank, or with peft's use_rslora alpha / sqrt(rank) (arXiv:2312.03732)."""
     alpha = settings.get("lora_alpha") or rank
-    for layer, value in (settings.get("alpha_pattern") or {}).items():
-        if f".{name}".endswith(f".{layer}"):
-            alpha = value
+    # As in peft, the first expression that matches the end of the name counts.
+    matches = (x for layer, x in (settings.get("alpha_pattern") or {}).items() if re.match(rf"(.*\.)?({layer})$", name))
+    alpha = next(matches, alpha)
     return alpha / (math.sqrt(rank) if settings.get("use_rslora") else rank)
+
+
+def _are_expressions(texts: Iterable[str]) -> bool:
+    """Whether regular expressions, which come from a file of anyone, are matched in little time."""
+    hard = [text for text in texts if _REPEATED.search(text) or _GROUP.search(text)]
+    return len(hard) <= _EXPRESSIONS and all(map(_is_expression, texts))
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError):
+        return False
+    few = max(len(_REPEATED.findall(text)), len(_GROUP.findall(text))) <= 2
+    return len(text) < 1000 and few and not re.search(r"\)[*+?{]|\(\?|\\\d", text)
+
+
+def _check_format(path: str | os.PathLike, names: Iterable[str]) -> None:
+    """Raises ValueError for updates that are no LoRA, or of several adapters."""
+    adapters = set()
+    for name in names:
+        kind = next((kind for kind, pattern in _FORMATS if re.search(pattern, name)), None)
+        if kind is not None:
+            raise ValueError(f"{path} holds {kind} ({name[:200]}), which is not supported; only LoRA is read")
+        matches = (re.search(pattern, name) for pattern, _, part in _PARTS if part != "alpha")
+        adapters |= {match.groupdict().get("adapter") for match in matches if match}
+    if len(adapters) > 1:
+        listed = ", ".join(sorted(str(adapter or "(without a name)") for adapter in adapters))
+        raise ValueError(f"{path} holds several adapters: {listed}; give a file with one")
 
 
 def _component(name: str) -> tuple[str, str, bool]:
@@ -208,7 +260,8 @@ def _component(name: str) -> tuple[str, str, bool]:
         return _KOHYA[kohya[1]], kohya[2], True
     if other := re.match(rf"({'|'.join(sorted(set(_KOHYA.values())))})\.(.*)", name):
         return other[1], other[2], False
-    return "", name.removeprefix("base_model.model."), False
+    # Others begin like peft's models, or like the network in the checkpoints of its authors.
+    return "", re.sub(r"^(base_model\.model\.)?((model\.)?diffusion_model\.)?", "", name), False
 
 
 def _layers(layout: Layout, network: PyTree[Any]) -> dict[str, tuple[tuple[str, ...], Any]]:

@@ -2,12 +2,15 @@
 
 A pickle is a program for a stack machine. `pickle.Unpickler` can be kept from calling foreign functions, but not from
 hashing a tuple that holds itself a billion times over, or from reserving memory for a memo entry of number 2^32. The
-machine here has only the instructions that dictionaries, lists, tuples, numbers, strings and tensors need; its
-dictionaries have names and integers as keys, and what it returns is no larger than the file could have written out.
+machine here has only the instructions that dictionaries, lists, tuples, numbers, strings, tensors and plain objects
+need; its dictionaries have names and integers as keys, and what it returns is no larger than the file could have
+written out. What a file makes by a function or class that is not known is an `Unknown`: it is neither imported nor
+called.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pickletools
 from collections.abc import Callable, Iterator, Mapping
@@ -23,11 +26,14 @@ _CONSTANTS: dict[str, Callable[[], Any]] = {
     "EMPTY_DICT": dict,
     "EMPTY_LIST": list,
     "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": lambda: Unknown("builtins.set"),
 }
 _LITERALS = (
     *("BININT", "BININT1", "BININT2", "INT", "LONG", "LONG1", "LONG4", "BINFLOAT", "FLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "UNICODE", "BINSTRING", "SHORT_BINSTRING", "STRING"),
+    *("BINBYTES", "SHORT_BINBYTES"),
 )
+_NEW = {"NEWOBJ": 2, "NEWOBJ_EX": 3}  # entries of the stack: the class, its arguments, with names
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _SHARED = 16  # how often what a file shares may be repeated on average: shapes and strides, never whole models
 
@@ -36,11 +42,19 @@ class Refused(ValueError):
     """The file can be read but holds something that is refused."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Unknown:
+    """Stands for a function, a class, or what the file makes with it, by its name; nothing of it is known or run."""
+
+    name: str
+
+
 def read_pickle(file: io.BufferedIOBase, known: Callable[[str, str], Any], persistent: Callable[[Any], Any]) -> Any:
     """The object in the pickle at the current position of `file`, which is left at its end.
 
     Args:
-      known: (module, name) -> its replacement: a callable, which the pickle may then call, or a value.
+      known: (module, name) -> its replacement: a callable, which the pickle may then call, a value, or an `Unknown`,
+        of which calls, items and attributes are dropped.
       persistent: from the reference to an object outside of the pickle to that object.
 
     Raises:
@@ -86,10 +100,18 @@ def read_pickle(file: io.BufferedIOBase, known: Callable[[str, str], Any], persi
             stack[-_TUPLES[name] :] = [tuple(stack[-_TUPLES[name] :])]
         elif name in ("APPEND", "APPENDS"):
             items = above_mark() if name == "APPENDS" else [stack.pop()]
-            _of(list, stack[-1]).extend(items)
+            if not isinstance(stack[-1], Unknown):
+                _of(list, stack[-1]).extend(items)
+        elif name == "FROZENSET":
+            above_mark()
+            stack.append(Unknown("builtins.frozenset"))
+        elif name == "ADDITEMS":
+            above_mark()
+            _of(Unknown, stack[-1])
         elif name in ("SETITEM", "SETITEMS"):
             items = above_mark() if name == "SETITEMS" else [stack.pop() for _ in range(2)][::-1]
-            _of(dict, stack[-1]).update(_pairs(zip(items[::2], items[1::2], strict=True)))
+            if not isinstance(stack[-1], Unknown):
+                _of(dict, stack[-1]).update(_pairs(zip(items[::2], items[1::2], strict=True)))
         elif name == "GLOBAL":
             stack.append(known(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
@@ -97,12 +119,21 @@ def read_pickle(file: io.BufferedIOBase, known: Callable[[str, str], Any], persi
             stack.append(known(module, attribute))
         elif name == "REDUCE":
             arguments, function = _of(tuple, stack.pop()), stack.pop()
+            if isinstance(function, Unknown):
+                stack.append(function)
+                continue
             if not callable(function):
                 raise Refused(f"it calls a {type(function).__name__}")
             stack.append(function(*arguments))
+        elif name in _NEW:
+            made = stack[-_NEW[name]]
+            if not isinstance(made, Unknown):
+                raise Refused(f"it makes an object of a {type(made).__name__}")
+            stack[-_NEW[name] :] = [made]
         elif name == "BUILD":  # attributes, which PyTorch gives to the dictionaries of its state dicts
             stack.pop()
-            _of(dict, stack[-1])
+            if not isinstance(stack[-1], Unknown):
+                _of(dict, stack[-1])
         elif name == "BINPERSID":
             stack.append(persistent(stack.pop()))
         elif name not in ("PROTO", "FRAME", "STOP"):
@@ -126,8 +157,16 @@ def ordered_dict(*arguments: Any) -> dict[str | int, Any]:
     return result
 
 
+def default_dict(*arguments: Any) -> dict[str | int, Any]:
+    """collections.defaultdict, whose factory is not called."""
+    return ordered_dict(*arguments[1:])
+
+
 def _pairs(items: Any) -> Iterator[tuple[str | int, Any]]:
     for key, value in items:
+        plain = key if type(key) is tuple else (key,)
+        if type(key) not in (str, int) and all(isinstance(x, Unknown | str | int | float | None) for x in plain):
+            continue  # of an optimizer, say; a state dict has names
         if type(key) not in (str, int):
             raise Refused(f"a dictionary in it has a {type(key).__name__} as a key")
         yield key, value

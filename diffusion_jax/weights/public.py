@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxtyping import PyTree
 
 from diffusion_jax.types import Params, Placed
-from diffusion_jax.weights import families, folders
-from diffusion_jax.weights.files import open_weights
+from diffusion_jax.weights import families, folders, statements
+from diffusion_jax.weights.files import metadata, open_weights
 from diffusion_jax.weights.layout import listing
 from diffusion_jax.weights.lora import read_lora
 from diffusion_jax.weights.options import with_defaults
+from diffusion_jax.weights.statements import Said
 
 
 def is_public(path: pathlib.Path) -> bool:
@@ -45,7 +46,8 @@ def load_network(
     if len(shape) == 3:
         arguments = {"image_size": shape[0], "in_channels": shape[-1], **arguments}
     if path.is_file():
-        return families.load(family, arguments, open_weights(path), abstract_params, what=str(path))
+        tensors = statements.without_markers(open_weights(path))
+        return families.load(family, arguments, tensors, abstract_params, what=str(path))
     component = folders.open_component(_component_of(path, family))
     if component.family is not family:
         raise ValueError(
@@ -54,6 +56,24 @@ def load_network(
         )
     _check_same(component, family, arguments)
     return component.load(abstract_params)
+
+
+def said(paths: Sequence[pathlib.Path | None]) -> Said | None:
+    """What the checkpoints at `paths` say of their noise schedule; the first that says something of a key counts.
+
+    A component, or a file in one, is described by the scheduler of its pipeline. None if none of them says anything.
+    Raises ValueError for what cannot be read or has no counterpart here.
+    """
+    statements_ = []
+    for path in paths:
+        if path is None:
+            continue
+        if path.is_file():
+            statements_.append(statements.of_file(path, open_weights(path), metadata(path)))
+        pipeline = folders.pipeline_around(path)
+        if pipeline is not None:
+            statements_.append(statements.of_pipeline(pipeline))
+    return statements.merged(statements_)
 
 
 def read_factors(path: str, section: Mapping[str, Any], network: PyTree[Any], prefix: str = "") -> Params:

@@ -1,8 +1,8 @@
 """Files of `torch.save`, read without PyTorch and without running code from them.
 
 Such a file holds a pickle, which can name any function of any module and call it. Only the few names that tensors and
-dictionaries of them need are allowed, every other one is refused, and the pickle is read by the machine of `pickles`,
-not by Python's.
+dictionaries of them need are known; what the file makes by any other is an `Unknown` next to the tensors, and refused
+where tensors should be. The pickle is read by the machine of `pickles`, not by Python's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from diffusion_jax.weights.pickles import MAX_BYTES, Refused, ordered_dict, read_pickle
+from diffusion_jax.weights.pickles import MAX_BYTES, Refused, Unknown, default_dict, ordered_dict, read_pickle
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -32,22 +32,20 @@ _STORAGES = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
+    "ComplexFloatStorage": np.complex64,
+    "ComplexDoubleStorage": np.complex128,
+    "UntypedStorage": np.uint8,  # bytes of a dtype without a storage of its own
 }
-_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_DTYPES = {
+    **{name: np.dtype(name) for name in ("float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint8")},
+    **{name: np.dtype(name) for name in ("bool", "uint16", "uint32", "uint64", "complex64", "complex128")},
+    **{name: np.dtype(getattr(ml_dtypes, name)) for name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")},
+    **{name: np.dtype(getattr(ml_dtypes, name)) for name in ("float8_e4m3fnuz", "float8_e5m2fnuz")},
+}
 _MAX_AXES = 64  # of a NumPy array
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 _LOCAL_HEADER = 30  # bytes before the name of a member in a zip file
-
-# Names in public checkpoints next to tensors: the best score of a run, as a number of NumPy's, and the state of a
-# callback of PyTorch Lightning by the name of its class. They are unused, and replaced by empty values.
-_UNUSED: dict[tuple[str, str], Any] = {
-    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"): "ModelCheckpoint",
-    ("numpy.core.multiarray", "scalar"): lambda *arguments: None,
-    ("numpy._core.multiarray", "scalar"): lambda *arguments: None,
-    ("numpy", "dtype"): lambda *arguments: {},
-    ("_codecs", "encode"): lambda *arguments: "",
-}
 
 Storage = Callable[[np.dtype, str, int], np.ndarray]  # (dtype, key, number of elements) -> its elements
 
@@ -57,18 +55,21 @@ def read_torch_file(path: str | os.PathLike) -> Any:
 
     Both formats are read: zip files (since PyTorch 1.6), whose arrays are read-only and loaded from the disk when
     they are used, and the older ones, which are read at once. Dictionaries, lists, tuples, numbers, strings and
-    tensors of floats (float16, bfloat16, float32, float64), integers and truth values are understood; a state dict
-    is a dictionary of names and arrays. NumPy's numbers become None.
+    tensors of floats (8 to 64 bits), integers, complex numbers and truth values are understood; a state dict is a
+    dictionary of names and arrays. Anything else (argparse.Namespace, torch.device, modules, ...) is an `Unknown`.
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: the file is cut off or of another kind, or names anything else, which is then quoted and not run.
+      ValueError: the file is cut off or of another kind, or as a whole something unknown, which is then quoted.
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist or is not a file")
     try:
-        return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        if isinstance(content, Unknown):
+            raise Refused(unknown(content))
+        return content
     except Refused as error:
         raise ValueError(f"{path}: {error}") from error
     # A broken pickle or archive can raise almost anything.
@@ -78,23 +79,39 @@ def read_torch_file(path: str | os.PathLike) -> Any:
         ) from error
 
 
+def unknown(value: Unknown) -> str:
+    """The reason for which something unknown is refused where tensors should be."""
+    return f"it names {value.name}, which is neither a tensor nor a dictionary of tensors; save its state_dict()"
+
+
 def _known(module: str, name: str) -> Any:
     known = {
         ("collections", "OrderedDict"): ordered_dict,
         ("torch", "Size"): _size,
         ("torch._utils", "_rebuild_tensor"): _tensor,
         ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-        ("torch._utils", "_rebuild_parameter"): lambda data, requires_grad, hooks: data,
-        **_UNUSED,
+        ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_bytes,
+        ("torch._utils", "_rebuild_parameter"): _first,
+        ("torch._utils", "_rebuild_parameter_with_state"): _first,
+        ("torch._tensor", "_rebuild_from_type_v2"): _of_type,
+        ("collections", "defaultdict"): default_dict,
     }
     if (module, name) in known:
         return known[module, name]
-    if module == "torch" and (name in _STORAGES or name in _DTYPES):
+    if module in ("torch", "torch.storage") and (name in _STORAGES or name in _DTYPES):
         return f"torch.{name}"
-    raise Refused(
-        f"it names {module[:100]}.{name[:100]}, which is neither a tensor nor a dictionary of tensors; "
-        "save its state_dict()"
-    )
+    return Unknown(f"{module[:100]}.{name[:100]}")
+
+
+def _first(data: Any, *_: Any) -> Any:
+    return data
+
+
+def _of_type(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """A tensor of a subclass, or with attributes, as a plain one."""
+    if function not in (_tensor, _tensor_of_bytes, _first) or not isinstance(arguments, tuple):
+        return Unknown(getattr(function, "name", "torch._tensor._rebuild_from_type_v2"))
+    return function(*arguments)
 
 
 def _size(sizes: tuple[int, ...]) -> tuple[int, ...]:
@@ -131,6 +148,19 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> np.nd
         raise Refused(f"a tensor of size {tuple(size)} does not fit into its storage of {storage.size} elements")
     bytes_ = [step * storage.itemsize for step in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:] if count else storage[:0], size, bytes_)
+
+
+def _tensor_of_bytes(
+    storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, *_: Any
+) -> Any:
+    """A tensor of a dtype without a storage of its own, such as 8-bit floats."""
+    name = dtype.removeprefix("torch.") if isinstance(dtype, str) else ""
+    if name not in _DTYPES or not isinstance(storage, np.ndarray):
+        return Unknown(getattr(dtype, "name", "torch.dtype"))
+    kind = _DTYPES[name]
+    if kind.itemsize == 1:  # `as_strided` does not take all of them
+        return _tensor(storage, offset, size, stride).view(kind)
+    return _tensor(storage.view(kind), offset, size, stride)
 
 
 def _read_zip(path: pathlib.Path) -> Any:

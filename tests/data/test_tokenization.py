@@ -6,6 +6,7 @@ import json
 import pathlib
 import random
 import unicodedata
+import warnings
 
 import numpy as np
 import pytest
@@ -148,6 +149,17 @@ def test_padding_and_length_are_those_of_the_files(folder, tmp_path):
     assert tokenization.load(tmp_path, pad_id=5).pad_id == vocabulary["!"], "the files say"
     (tmp_path / "tokenizer_config.json").unlink()
     assert [tokenization.load(tmp_path, 4, pad_id).pad_id for pad_id in (None, 0)] == [vocabulary[END], 0]
+
+
+def test_texts_that_are_cut_are_named_once(folder):
+    tokenizer = tokenization.load(folder, 5)
+    with pytest.warns(UserWarning, match=r"1 of 2 texts are cut.* 5 tokens.*lost: 'D é!'") as record:
+        tokenizer(["A b C D é!", "a"])
+        tokenizer(["a b c d e f g"])
+    assert len(record) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokenization.load(folder, 5)(["a b c"])
 
 
 @pytest.mark.parametrize(

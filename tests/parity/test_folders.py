@@ -1,6 +1,7 @@
 """Folders of diffusers and back: the network of the folder computes the same here, and our folder loads there."""
 
 import functools
+import inspect
 import json
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 
 from diffusion_jax.networks.functional import count_parameters, init_apply, init_methods
 from diffusion_jax.systems import low_rank
-from diffusion_jax.weights import families
+from diffusion_jax.weights import export, families, schedulers
 from diffusion_jax.weights.files import write_weights
 from diffusion_jax.weights.folders import open_component, write_component
 from diffusion_jax.weights.layout import export_params, tensors
@@ -363,3 +364,35 @@ def test_networks_of_public_folders_have_the_published_size(folder):
     # Names in the file, which for DiT hold the embeddings once per block.
     names = tensors(family.layouts(family.arguments(config))[0], shapes)
     assert sum(np.prod(tensor.shape) for tensor in names.values() if not tensor.copy_of) == expected
+
+
+@pytest.mark.parametrize("solver", [dict(name="ancestral", variance="beta"), dict(name="ddim")])
+def test_an_exported_pipeline_is_loaded_and_drawn(tmp_path, solver):
+    """`from_pretrained` reads our model_index.json and scheduler_config.json, with no option of the class left out."""
+    family = families.named("unet")
+    arguments = family.arguments(random_model("UNet2DModel", DDPM).config)
+    init, _ = init_apply(lambda rngs: family.network(**arguments, rngs=rngs))
+    params = init(jax.random.key(0))
+    made = export.pipeline(
+        {"unet": arguments},
+        process=dict(name="discrete_vp", betas="scaled_linear", num_steps=50, beta_start=0.001, beta_end=0.02),
+        parameterization=dict(name="v", label="index"),
+        solver=solver,
+        threshold=dict(name="static", bound=2.0),
+        grid=dict(name="discrete", spacing="leading"),
+    )
+    write_component(tmp_path / "unet", family, arguments, params)
+    export.write(tmp_path, made)
+    pipeline = getattr(diffusers, made.index["_class_name"]).from_pretrained(tmp_path)
+    for key, value in made.scheduler.items():
+        assert pipeline.scheduler.config[key] == value or key == "_class_name"
+    assert type(pipeline.scheduler).__name__ == made.scheduler["_class_name"]
+    assert pipeline(num_inference_steps=2, output_type="np").images.shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize("name", sorted(schedulers.SCHEDULERS))
+def test_defaults_of_schedulers_are_those_of_their_classes(name):
+    signature = inspect.signature(getattr(diffusers, name).__init__).parameters
+    for option, value in schedulers.SCHEDULERS[name].defaults.items():
+        theirs = signature[option].default
+        assert (tuple(theirs) if isinstance(theirs, list) else theirs) == value, option

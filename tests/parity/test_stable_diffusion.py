@@ -333,6 +333,7 @@ def test_upscaling(parts, tmp_path, monkeypatch):
         only_cross_attention=(True, False),
     )
     pipeline.vae.register_to_config(scaling_factor=0.7)  # which this pipeline has changed
+    pipeline.vae.save_config(tmp_path / "vae")
     key, x = jax.random.key(11), photo(3)[:, ::2, ::2]
     system, params = ours(pipeline, tmp_path, "upscaling", system=dict(noise_level=30))
     start = noise(system, key)

@@ -1,11 +1,15 @@
 """What config.sampling.cond may say, and how conditions are recorded."""
 
+import types
+
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
+from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Condition, Conditions
-from diffusion_jax.run.requests import captions, recorded, requested
+from diffusion_jax.run.requests import captions, conditions, recorded, requested
 from diffusion_jax.types import Spec
 
 CLASSES = Conditions(num_classes=10)
@@ -53,7 +57,7 @@ def test_a_file_holds_any_conditions(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "conditions", "message"),
+    ("text", "kinds", "message"),
     [
         ("10", CLASSES, "label 10 is out of range; it must be in 0..9"),
         ("-1", CLASSES, "label -1 is out of range"),
@@ -65,9 +69,9 @@ def test_a_file_holds_any_conditions(tmp_path):
         ("a", Conditions(token_dim=4, vocabulary=9, max_tokens=6), "need a vocabulary of 257"),
     ],
 )
-def test_what_does_not_fit_is_refused(text, conditions, message):
+def test_what_does_not_fit_is_refused(text, kinds, message):
     with pytest.raises(ValueError, match=message):
-        requested(text, conditions, 2)
+        requested(text, kinds, 2)
 
 
 def test_a_file_that_does_not_fit(tmp_path):
@@ -96,3 +100,33 @@ def test_a_condition_of_a_new_kind_says_how_it_is_read_and_written(tmp_path):
     cond = requested(str(tmp_path / "cond.json"), both, 1)
     np.testing.assert_array_equal(cond["letters"], [[3.0, 3.0]])
     assert list(recorded(cond, both)) == ["cond", "cond_letters"] and captions(cond, both) == ["1"]
+
+
+class WithoutData:
+    """A job whose data is not there, as that of a public checkpoint that is only sampled."""
+
+    def __init__(self, conditions):
+        self.config = ConfigDict(dict(sampling=dict(cond="")))
+        self.system = types.SimpleNamespace(conditions=conditions)
+        self.built = types.SimpleNamespace(reading=types.SimpleNamespace(tokenize=None))
+
+    @property
+    def held_out(self):
+        raise ConfigError("config.data (folder): data.path must be set for data.name = 'folder'.")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "message"),
+    [
+        (CAPTIONS, r"config\.sampling\.cond is empty: give prompts.*config\.sampling\.cond='one\|another'"),
+        (VECTORS, r"config\.sampling\.cond is empty: give label, vector .*\.json"),
+    ],
+)
+def test_samples_without_prompts_and_data_ask_for_prompts(kinds, message):
+    with pytest.raises(ConfigError, match=message):
+        conditions(WithoutData(kinds), 2)
+
+
+def test_prompts_that_are_cut_are_named():
+    with pytest.warns(UserWarning, match=r"1 of 2 texts are cut.* 6 tokens.*'cats'"):
+        requested("a few cats|a cat", CAPTIONS, 2)

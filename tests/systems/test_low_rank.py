@@ -17,8 +17,9 @@ from diffusion_jax.systems import low_rank
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.dit import LAYOUT
 from diffusion_jax.weights.files import open_weights, write_weights
-from diffusion_jax.weights.lora import read_lora, write_lora
+from diffusion_jax.weights.lora import components, read_lora, write_lora
 from tests import runs
+from tests.weights import write_zip
 from tests.weights.test_public import random_params
 
 KEY = jax.random.key(0)
@@ -160,6 +161,56 @@ def test_names_of_other_programs(tmp_path, dit):
         same_updates(network, drawn, scale, read_lora(file, LAYOUT, network, prefix="transformer"))
 
 
+@pytest.mark.parametrize("adapter", ["default", "default_0", "my-style 2"])
+def test_adapters_have_any_name(tmp_path, dit, adapter):
+    network, drawn = dit
+    held = open_weights(write_lora(tmp_path, LAYOUT, network, drawn, 0.5, prefix="transformer"))
+    named = {name.replace(".weight", f".{adapter}.weight"): np.asarray(tensor) for name, tensor in held.items()}
+    (file,) = write_weights(tmp_path / "named", named)
+    same_updates(network, drawn, 0.5, read_lora(file, LAYOUT, network, prefix="transformer"))
+    first = next(iter(named))
+    (file,) = write_weights(tmp_path / "two", {**named, first.replace(adapter, "other"): named[first]})
+    with pytest.raises(ValueError, match=rf"several adapters: {adapter}, other"):
+        read_lora(file, LAYOUT, network, prefix="transformer")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "pytorch_lora_weights.bin"])
+def test_folders_with_files_of_torch(tmp_path, dit, name):
+    network, drawn = dit
+    held = open_weights(write_lora(tmp_path / "safe", LAYOUT, network, drawn, 0.5, prefix="transformer"))
+    write_zip(tmp_path / name, {key: np.asarray(tensor) for key, tensor in held.items()})
+    same_updates(network, drawn, 0.5, read_lora(tmp_path, LAYOUT, network, prefix="transformer"))
+
+
+def test_names_of_authors_begin_with_the_model(tmp_path, dit):
+    network, drawn = dit
+    held = open_weights(write_lora(tmp_path, LAYOUT, network, drawn, 0.5, prefix="diffusion_model"))
+    assert components(tmp_path) == {""} and next(iter(held)).startswith("diffusion_model.")
+    same_updates(network, drawn, 0.5, read_lora(tmp_path, LAYOUT, network, prefix="transformer"))
+
+
+@pytest.mark.parametrize(
+    ("ends", "kind"),
+    [
+        (("hada_w1_a", "hada_w1_b"), "LoHa"),
+        (("lokr_w1", "lokr_w2_a"), "LoKr"),
+        (("lora_down.weight", "lora_up.weight", "lora_mid.weight"), "LoCon"),
+        (("lora_A.weight", "lora_B.weight", "lora_magnitude_vector"), "DoRA"),
+        (("lora_down.weight", "lora_up.weight", "dora_scale"), "DoRA"),
+        (("diff", "diff_b"), "whole weights"),
+        (("lora_B.bias",), "biases"),
+        (("lora_A.weight", "lora_B.weight", "bundle_emb.style.string_to_param.*"), "bundled embeddings"),
+    ],
+)
+def test_other_kinds_of_updates_are_named(tmp_path, dit, ends, kind):
+    network, _ = dit
+    layer = "transformer.transformer_blocks.0.attn1.to_out.0"
+    names = [end if end.startswith("bundle") else f"{layer}.{end}" for end in ends]
+    (file,) = write_weights(tmp_path, {name: np.ones((8, 8), np.float32) for name in names})
+    with pytest.raises(ValueError, match=kind):
+        read_lora(file, LAYOUT, network, prefix="transformer")
+
+
 @pytest.mark.parametrize("where", ["header", "folder"])
 def test_the_alpha_that_peft_keeps_apart(tmp_path, dit, where):
     """alpha / rank, by layer where there are patterns, and alpha / sqrt(rank) with use_rslora."""
@@ -170,6 +221,8 @@ def test_the_alpha_that_peft_keeps_apart(tmp_path, dit, where):
         (
             ({"lora_alpha": 6}, 3.0, 3.0),
             ({"lora_alpha": 6, "alpha_pattern": {"pos_embed.proj": 8}}, 4.0, 3.0),
+            ({"lora_alpha": 6, "alpha_pattern": {r"^pos_embed\.pr.*": 8, "proj": 2}}, 4.0, 3.0),
+            ({"lora_alpha": 6, "alpha_pattern": {r".*\.(proj|none)": 8}, "rank_pattern": {"^x.*": 4}}, 4.0, 3.0),
             ({"lora_alpha": 6, "use_rslora": True}, 6 / 2**0.5, 6 / 2**0.5),
             ({}, 1.0, 1.0),
         )
@@ -190,6 +243,11 @@ def test_the_alpha_that_peft_keeps_apart(tmp_path, dit, where):
     for text, message in (
         ('{"use_dora": true}', "use_dora is True; only plain low-rank updates are read"),
         ('{"alpha_pattern": {"(a+)+$": 2}}', "alpha_pattern=.* must be an object of the names of layers"),
+        ('{"alpha_pattern": {"a*b*c*d*e": 2}}', "alpha_pattern=.* must be an object of the names of layers"),
+        ('{"alpha_pattern": {"a?a?a?a?": 2}}', "alpha_pattern=.* must be an object of the names of layers"),
+        ('{"alpha_pattern": {"(.|.)(.|.)(.|.)": 2}}', "alpha_pattern=.* must be an object of the names of layers"),
+        (json.dumps({"alpha_pattern": {f"a{i}.*": 2 for i in range(33)}}), "alpha_pattern=.* must be an object"),
+        ('{"alpha_pattern": {"(": 2}}', "alpha_pattern=.* must be an object of the names of layers"),
         ('{"alpha_pattern": [2]}', "alpha_pattern=.* must be an object"),
         ('{"lora_alpha": "8"}', "lora_alpha and those of alpha_pattern must be numbers, got"),
     ):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import types
 
 import jax
 import numpy as np
@@ -13,8 +14,10 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import from_file
 from diffusion_jax.config import saved as saved_config
+from diffusion_jax.config.recipes import pipelines
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.networks.functional import init_methods
+from diffusion_jax.processes.discrete import beta_table
 from diffusion_jax.run import convert, train
 from diffusion_jax.run.convert import Beginning
 from diffusion_jax.run.job import prepare
@@ -27,6 +30,7 @@ from diffusion_jax.weights.layout import export_params
 from diffusion_jax.weights.options import with_defaults
 from tests.networks import random_params
 from tests.runs import source_of
+from tests.weights.test_schedulers import written
 
 UNET = dict(block_out_channels=(8,), transformer_layers=(1,), num_attention_heads=2, norm_num_groups=4)
 LEVELS = UNET | dict(block_out_channels=(8, 16), transformer_layers=(0, 1))
@@ -67,6 +71,7 @@ def pipeline(tmp_path_factory):
         params[name] = jax.tree.map(np.asarray, random_params(init, seed=i))
         write_component(folder / name, family, arguments, params[name])
     index = {"unet": ["diffusers", "UNet2DConditionModel"], "text_encoder": ["transformers", "CLIPTextModel"]}
+    index["safety_checker"] = ["stable_diffusion", "SafetyChecker"]  # which has no folder, and is not read
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **index}))
     rng = np.random.default_rng(0)
     np.savez(
@@ -302,7 +307,7 @@ def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
     assert open_component(tmp_path / "parts" / "vae").config["scaling_factor"] == 0.5
 
     # All of it in one file, as the authors of these models write them, and with what they leave in there.
-    arrays = {"model_ema.decay": np.float32(1), "betas": np.ones(3, np.float32)}
+    arrays = {"model_ema.decay": np.float32(1), "betas": beta_table("cosine", 1000).astype(np.float32)}
     for kind, section, params, i in (
         ("unet_2d_condition", read.network, expected["unet"], 2),
         ("autoencoder_kl", read.system.first_stage, expected["vae"], 2),
@@ -332,13 +337,83 @@ def test_a_model_of_its_own_is_written_part_by_part(tmp_path):
     )
     jax.tree.map(np.testing.assert_array_equal, stands_on(prepared(read))["frozen"]["unet"], expected["unet"])
     for missing, message in (
-        ("cond_stage_model", "missing: text_model.*unexpected: betas, first_stage_model"),
-        ("first_stage", "holds no first stage"),
+        ("cond_stage_model", "no text_encoder: no name in it begins with cond_stage_model"),
+        ("first_stage", "no vae: no name in it begins with first_stage_model"),
     ):
         (half,) = write_weights(tmp_path / missing, {k: x for k, x in arrays.items() if not k.startswith(missing)})
         read.system.pipeline = str(half)
         with pytest.raises(ConfigError, match=rf"config\.system\.pipeline.*{message}"):
             stands_on(prepared(read))
+
+
+def unet_config():
+    read = config()
+    read.network.name = "unet_2d_condition"
+    del read.network["hint_channels"]
+    return read
+
+
+def linked(folder, target):
+    """A copy of a pipeline's folder by links."""
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).symlink_to(path)
+    return target
+
+
+@pytest.mark.parametrize("by", ["weights", "component", "pipeline", "controlnet"])
+def test_the_prediction_type_of_a_pipeline_is_compared(pipeline, tmp_path, by):
+    folder = written(linked(pipeline[0], tmp_path / "eps"), _class_name="DDIMScheduler", prediction_type="epsilon")
+    read = config(pipeline[0]) if by == "controlnet" else unet_config()
+    job = prepared(read)
+    read.system.pipeline = "" if by in ("weights", "component") else str(folder)
+    job = dataclasses.replace(job, config=read)
+    message = r"prediction_type='epsilon'.*config\.parameterization\.name='v'.*beta_schedule"
+    if by == "controlnet":
+        with pytest.raises(ConfigError, match=rf"config\.system\.pipeline: .*{message}"):
+            fresh_state(job)
+        return
+    source = {"weights": folder, "component": folder / "unet"}.get(by, next((pipeline[0] / "unet").glob("*.safet*")))
+    with pytest.raises(ConfigError, match=rf"config\.weights: .*{message}"):
+        load_params(job, source)
+
+
+def test_what_a_file_has_comes_before_the_pipeline(pipeline, tmp_path):
+    """A file with a network and a text encoder of its own, and none of the rest."""
+    folder, _ = pipeline
+    read, text = unet_config(), open_component(folder / "text_encoder").load()
+    given = {key: value for key, value in read.system.text_encoder.items() if key != "name"}
+    layout = named("clip_text").layouts(with_defaults(named("clip_text").network, given))[2]
+    own = jax.tree.map(lambda x: np.asarray(x) + 1, text)
+    ids = "cond_stage_model.transformer.text_model.embeddings.position_ids"
+    network = {"model.diffusion_model.out.2.bias": np.zeros(1, np.float32), ids: np.arange(8)}
+    (file,) = write_weights(tmp_path / "file", network | export_params(layout, own))
+    (bare,) = write_weights(tmp_path / "network", network)
+    read.system.pipeline = str(folder)
+    for weights, expected in ((file, own), (bare, text), ("", text)):
+        read.weights = str(weights)
+        found = pipelines.stands_on(types.SimpleNamespace(config=read))["frozen/text/0"]()
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+    read.weights, read.system.pipeline = "", str(bare)
+    with pytest.raises(ConfigError, match=r"config\.system\.pipeline.*text_encoder"):
+        pipelines.stands_on(types.SimpleNamespace(config=read))
+
+
+def test_the_factor_of_the_latents_is_that_of_the_first_stage(tmp_path):
+    stage = dict(name="autoencoder_kl", block_out_channels=(4,), norm_num_groups=4, latent_channels=2)
+    read = unet_config()
+    read.system.update(first_stage=ConfigDict(stage), latent_scale=0.5)
+    arguments = {"image_size": 8, "in_channels": 1, **{k: v for k, v in stage.items() if k != "name"}}
+    family = named("autoencoder_kl")
+    init = init_methods(lambda rngs: family.network(**arguments, rngs=rngs), ())[0]
+    write_component(tmp_path / "vae", family, arguments, random_params(init), extra={"scaling_factor": 0.25})
+    (tmp_path / "model_index.json").write_text(json.dumps({"vae": ["diffusers", "AutoencoderKL"]}))
+    read.weights = str(tmp_path)
+    load = pipelines.stands_on(types.SimpleNamespace(config=read))["frozen/first_stage/network"]
+    with pytest.raises(ConfigError, match=r"scaling_factor=0\.25.*config\.system\.latent_scale=0\.5"):
+        load()
+    read.system.latent_scale = 0.25
+    load()
 
 
 def test_a_pipeline_with_another_unet_is_refused(pipeline):

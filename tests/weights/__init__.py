@@ -69,6 +69,13 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
+def tensor_of_bytes(key: str, nbytes: int, shape: tuple[int, ...], dtype: str) -> bytes:
+    """A tensor of a dtype without a storage of its own, such as float8_e4m3fn."""
+    where = b"(" + text("storage") + b"ctorch.storage\nUntypedStorage\n" + text(key) + text("cpu") + _integer(nbytes)
+    arguments = where + b"tQ" + _integer(0) + _tuple(shape) + _tuple(_strides(shape)) + b"\x89" + b"N"
+    return b"ctorch._utils\n_rebuild_tensor_v3\n(" + arguments + f"ctorch\n{dtype}\n".encode() + b"tR"
+
+
 def _integer(value: int) -> bytes:
     return b"I%d\n" % value
 

@@ -1,6 +1,9 @@
 """Files of weights: what is read and written, and what is refused."""
 
+import argparse
+import collections
 import json
+import pathlib
 import pickle
 import struct
 import tracemalloc
@@ -12,7 +15,8 @@ import pytest
 
 from diffusion_jax.weights.files import open_weights, write_weights
 from diffusion_jax.weights.layout import Layout, import_params
-from tests.weights import state_dict, text, write_legacy, write_zip
+from diffusion_jax.weights.torch_file import read_torch_file
+from tests.weights import state_dict, tensor_of_bytes, text, write_legacy, write_zip
 
 RNG = np.random.default_rng(0)
 ARRAYS = {
@@ -176,6 +180,68 @@ def test_public_checkpoints_hold_other_things_next_to_weights(tmp_path):
     pickled = b"\x80\x02}(" + text("best") + score + text("callbacks") + b"}(" + callback + b"u" + text("state_dict")
     path = write_zip(tmp_path / "x.ckpt", {"a": ARRAYS["a.weight"]}, pickled + inner + b"u.")
     same(open_weights(path), {"a": ARRAYS["a.weight"]})
+
+
+def pickled(value):
+    """The part of a pickle between its version and its end."""
+    return pickle.dumps(value, protocol=2)[2:-1]
+
+
+@pytest.mark.parametrize("write", [write_zip, write_legacy])
+def test_training_checkpoints_hold_values_of_any_class(tmp_path, write):
+    """As `train.py` of DiT and SiT writes them: model, ema, opt, args."""
+    arrays = {"a": ARRAYS["a.weight"], "b": ARRAYS["a.weight"] + 1}
+    view = b"N" if write is write_legacy else b""
+    whole = state_dict(arrays, view=view)[2:-1]
+    first, second = (whole.replace(text("a"), text(x)).replace(text("b"), text(y)) for x, y in (("w", "_"), ("_", "w")))
+    others = {
+        "args": argparse.Namespace(
+            model="DiT-XL/2", path=pathlib.PurePosixPath("x"), sizes=[1], more=argparse.Namespace()
+        ),
+        "opt": collections.defaultdict(dict, {"state": {0: {"step": np.float64(3)}}}),
+        "seen": {1, 2},
+        "kinds": {list: 1, 0.5: 2, None: 3, ("a", 1): 4},
+        "raw": b"bytes",
+        "list": collections.deque([1, 2]),
+        "counts": collections.Counter("abc"),
+    }
+    device = text("device") + b"ctorch\ndevice\n" + pickled(("cuda", 0)) + b"R"
+    items = b"".join(text(name) + pickled(value) for name, value in others.items())
+    content = b"\x80\x02}(" + device + items + text("model") + first + text("ema") + second + b"u."
+    same(open_weights(write(tmp_path / "x.pt", arrays, content)), {"w": arrays["b"], "_": arrays["a"]})
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_sets_and_objects_of_newer_protocols(tmp_path, protocol):
+    others = {"kinds": {1, 2}, "fixed": frozenset("ab"), "args": argparse.Namespace(a=1), "raw": b"x" * 300, "epoch": 3}
+    found = read_torch_file(write_zip(tmp_path / "x.pt", {}, pickle.dumps(others, protocol=protocol)))
+    assert found.keys() == others.keys() and found["epoch"] == 3
+
+
+def test_averages_that_cannot_be_read_are_not_passed_over(tmp_path):
+    inner = state_dict({"a": ARRAYS["a.weight"]})[2:-1]
+    content = b"\x80\x02}(" + text("ema") + pickled(argparse.Namespace()) + text("model") + inner + b"u."
+    with pytest.raises(ValueError, match=r"x\.pt: .*'ema'.*argparse\.Namespace"):
+        open_weights(write_zip(tmp_path / "x.pt", {"a": ARRAYS["a.weight"]}, content))
+    content = b"\x80\x02}" + text("model") + pickled(argparse.Namespace(a=1)) + b"s."
+    with pytest.raises(ValueError, match=r"x\.pt: it names argparse\.Namespace"):
+        open_weights(write_zip(tmp_path / "x.pt", {}, content))
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e5m2"])
+def test_8_bit_floats(tmp_path, name):
+    values = np.array([[0.5, -2.0, 448.0], [1.0, 0.0, 0.015625]], np.float32)
+    array = values.astype(getattr(ml_dtypes, name))
+    (safe,) = write_weights(tmp_path, {"a.weight": array, "b.weight": np.ones(5, np.float32)})
+    content = b"\x80\x02}" + text("a.weight") + tensor_of_bytes("0", 6, (2, 3), name) + b"s."
+    file = write_zip(tmp_path / "x.pt", {"a": array.view(np.uint8)}, content)
+    for path in (safe, file):
+        found = open_weights(path)["a.weight"]
+        assert found.shape == (2, 3) and str(found.dtype) == name
+        np.testing.assert_array_equal(np.asarray(found), array)
+    shapes = {"a": {"kernel": jax.ShapeDtypeStruct((3, 2), np.float32)}}
+    found = import_params(Layout(), open_weights(file), shapes)["a"]["kernel"]
+    np.testing.assert_array_equal(found, array.astype(np.float32).T)
 
 
 def test_host_memory_of_a_file_is_the_model_and_one_tensor(tmp_path):

@@ -169,7 +169,7 @@ def _tokenizers(parts: Parts) -> list[Callable[[Sequence[str]], Int32[np.ndarray
                 f"config.system.text_encoder.vocab_size={vocabulary} must be {captions.VOCABULARY} for bytes"
             )
         if path == "bytes":
-            tokenizers.append(functools.partial(_byte_tokens, max_tokens=length))
+            tokenizers.append(functools.partial(_byte_tokens, max_tokens=length, cuts=captions.Cuts()))
         elif path or pipeline:
             with refusal("config.system.tokenizer"):
                 folder = pathlib.Path(path) if path else pipeline / ("tokenizer", "tokenizer_2")[i]
@@ -221,9 +221,9 @@ def _texts(parts: Parts) -> Texts:
     return Texts(init=init, encode=encode, tokenize=tokenize, describe=describe)
 
 
-def _byte_tokens(texts: Sequence[str], max_tokens: int) -> Int32[np.ndarray, "n max_tokens"]:
+def _byte_tokens(texts: Sequence[str], max_tokens: int, cuts: captions.Cuts) -> Int32[np.ndarray, "n max_tokens"]:
     tokenization.check_texts(texts)
-    return captions.tokens_of(texts, max_tokens)
+    return captions.tokens_of(texts, max_tokens, cuts)
 
 
 def _only_empty(texts: Sequence[str], row: Int32[np.ndarray, "max_tokens"]) -> Int32[np.ndarray, "n max_tokens"]:

@@ -152,7 +152,7 @@ def with_conditions(
         tokenize: texts -> ids; None for the bytes of each text.
     """
     max_tokens = wanted["tokens"].shape[0] if "tokens" in wanted else 0
-    tokenize = tokenize or functools.partial(bytes_of.tokens_of, max_tokens=max_tokens)
+    tokenize = tokenize or functools.partial(bytes_of.tokens_of, max_tokens=max_tokens, cuts=bytes_of.Cuts())
     if captions and len(captions) != source.num_classes:
         raise ValueError(f"data.captions has {len(captions)} texts for {source.num_classes} classes.")
     if captions and max_tokens < 1:
