@@ -257,7 +257,7 @@ def test_a_table_is_linear_between_its_points_up_to_rounding():
     assert float(process.sigma(jnp.float32(1e-5))) == pytest.approx((1e-5 * 100 * 1e-3) ** 0.5, rel=1e-3)
     for center in (0.1, 0.5, 0.98):
         t = center + np.float32([-8e-6, -4e-6, 4e-6, 8e-6])
-        assert np.all(np.diff(np.asarray(process.sigma(jnp.asarray(t)))) > 0)
+        assert np.all(np.diff(np.asarray(process.alpha(jnp.asarray(t)))) < 0)
 
 
 @pytest.mark.parametrize("name", ["ve", "edm", "rectified_flow"])
