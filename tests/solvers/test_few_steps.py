@@ -15,20 +15,16 @@ def test_a_multistep_solver_is_not_worse_than_ddim(name):
     assert np.exp(np.mean(np.log(ratios))) < 0.4
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", few_steps.SINGLE_STEP)
-def test_a_single_step_solver_is_better_than_ddim_on_most_grids(name):
-    ratios = few_steps.single_step_ratios(few_steps.SINGLE_STEP[name])
-    assert np.isfinite(ratios).all()
-    assert np.median(ratios) < 1
-
-
 def test_extrapolation_over_steps_of_any_length_would_be_worse(monkeypatch):
     monkeypatch.setattr("diffusion_jax.solvers.exponential.GROWTH", 1e6)
     assert few_steps.ratios(solvers.unipc(3)).max() > 10
 
 
-@pytest.mark.slow
-def test_the_page_shows_the_table_of_this_version():
-    page = few_steps.PAGE.read_text()
-    assert few_steps.written(page) == page
+@pytest.mark.parametrize("name", few_steps.MULTISTEP)
+def test_the_page_shows_the_ratios_of_this_version(name):
+    shown = [line for line in few_steps.PAGE.read_text().splitlines() if line.startswith(f"| `{name}` | ")]
+    expected = [
+        float(cell) for cell in few_steps.line(name, few_steps.ratios(few_steps.MULTISTEP[name])).split("|")[2:-1]
+    ]
+    assert len(shown) == 1
+    np.testing.assert_allclose([float(cell) for cell in shown[0].split("|")[2:-1]], expected, atol=0.05)
