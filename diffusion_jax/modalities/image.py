@@ -117,7 +117,7 @@ def _suite(evaluation: Evaluation, inception: str, reference: str) -> Metric:
     def metric(drawn: Drawn) -> dict[str, Any]:
         if not last or last[0][0] is not drawn:
             results = suite.compare(
-                _clipped(drawn),
+                sheets.to_uint8(drawn["samples"]),
                 reference or train,
                 features=extractor or features.classifier_features(_shared_classifier(evaluation)),
                 metrics=names,

@@ -91,7 +91,7 @@ def _source(job: Job) -> data.Source:
         del config.data["max_tokens"]
     if length:
         specs["tokens"] = Spec((length,), "int32")
-    return config_data.source(config, specs, tokenize=_tokenizer(config, length))
+    return config_data.source(config, specs, tokenize=_tokenizer(config, length), training="")
 
 
 def _tokenizer(config: ConfigDict, length: int) -> tokenization.Tokenizer | None:
