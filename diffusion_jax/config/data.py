@@ -62,7 +62,11 @@ def source(
     check_type(f"data.{key}", split, "str")
     context = {"name": name, "split": split, "wanted": specs, "tokenize": tokenize, "derive": derive}
     context["training"] = config.data.get("split") or "train" if training is None else training
-    opened = construct({name: kind.open}, "data", {"name": name, **arguments}, **context)
+    try:
+        opened = construct({name: kind.open}, "data", {"name": name, **arguments}, **context)
+    except ConfigError as error:
+        held_out = f" (the held-out split, config.data.eval_split={split!r})" if evaluation else ""
+        raise ConfigError(f"{error}{held_out}") from error
     _check(opened, name, specs)
     return opened
 

@@ -95,6 +95,8 @@ def read_image(path: File) -> PIL.Image.Image:
             several = pictures(image) > 1
             image.load()
             turned = PIL.ImageOps.exif_transpose(image)
+    except PIL.UnidentifiedImageError as error:
+        raise Damaged(f"Cannot read the image {path}: it is none of {', '.join(readable_formats())}.") from error
     except Exception as error:  # PIL's plugins raise almost anything on broken files
         raise Damaged(f"Cannot read the image {path}: {error}.") from error
     if several:
@@ -165,6 +167,16 @@ def from_range(x: np.ndarray, range: str, where: str, overshoot: float = 0.0) ->
         )
     x = x.astype(np.float32)
     return 2 * x - 1 if range == "0..1" else x
+
+
+def check_range(x: np.ndarray) -> None:
+    """Raises ValueError for floating-point images that may be in [0, 1] as well as in [-1, 1], see `from_range`."""
+    floating = np.issubdtype(x.dtype, np.floating) and x.size
+    if floating and x.shape[-1] in (1, 3) and 0 <= x.min() <= x.max() <= 1:
+        raise ValueError(
+            f"floating-point images in [0, 1], or in [-1, 1] without dark pixels? Values are {x.min():.4g} to "
+            f"{x.max():.4g}; store 8-bit images, which leave no doubt"
+        )
 
 
 def check_one_size(x: np.ndarray) -> None:

@@ -73,6 +73,7 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
 
     name = config.data.split.partition("[")[0]
     facts = dict(image_shape=source.shape, num_classes=source.num_classes, first_stage=fingerprint(params))
+    facts["classes"] = source.facts.get("classes", ())
     with jax.set_mesh(job.mesh), refusal("--to"):
         header = latents.write(to, name, batches(), **facts)
     mean = sums[1] / sums[0]

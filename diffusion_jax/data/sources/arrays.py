@@ -18,7 +18,7 @@ from diffusion_jax.data.sources.classes import Classes, numbered
 from diffusion_jax.types import Spec
 
 _IMAGE_KEYS = ("images", "samples", "x", "arr_0")
-_SUFFIXES = (".npz", ".npy")
+SUFFIXES = (".npz", ".npy")
 _LABEL_KEYS = ("labels", "label", "cond")
 CONDITION_KEYS = ("vector", "tokens", "mask", *pixels.CONDITIONS, "caption")  # captions are strings
 
@@ -137,7 +137,7 @@ def read_arrays(
     Raises:
         ValueError: naming the file and the key, if it cannot be read or its shape, type or range is wrong.
     """
-    file = files.locate(path, split, _SUFFIXES)
+    file = files.locate(path, split, SUFFIXES)
     label_keys = (keys["label"],) if "label" in keys else _LABEL_KEYS
     condition_keys = {name: keys.get(name, name) for name in CONDITION_KEYS}
     data, names = _read(file, (_IMAGE_KEYS, label_keys), condition_keys.values())
@@ -176,7 +176,7 @@ def _read(
     The array of an .npy file is called "array". Raises ValueError, naming the file.
     """
     if file.is_dir():
-        there = [entry.name for entry in sorted(file.iterdir()) if entry.suffix in _SUFFIXES]
+        there = [entry.name for entry in sorted(file.iterdir()) if entry.suffix in SUFFIXES]
         raise ValueError(
             f"{file} is a folder without train.npz; it has {', '.join(there[:5]) or 'no arrays'}. Set data.path to one "
             "file, or name the files of a folder like splits; data.name='folder' reads image files."
@@ -198,7 +198,7 @@ def _classes_of_training(path: pathlib.Path, split: str, label_keys: Sequence[st
     """The classes of the training split where `split` is another one; None where it is not, or has no labels."""
 
     def file_of(name: str) -> pathlib.Path | None:
-        return next((path / f"{name}{suffix}" for suffix in _SUFFIXES if (path / f"{name}{suffix}").exists()), None)
+        return next((path / f"{name}{suffix}" for suffix in SUFFIXES if (path / f"{name}{suffix}").exists()), None)
 
     path = path.expanduser()
     reference = files.training_split(split, training, lambda name: file_of(name) is not None)

@@ -192,6 +192,7 @@ def tfds_images(name: str, split: str, path: str | None) -> images.Images:
         raise ValueError(f"The split {split!r} of {name!r} is empty.")
     label = features.get("label")
     num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
+    names = tuple(label.names) if num_classes else ()
 
     def get(i: int) -> tuple[PIL.Image.Image, int]:
         try:
@@ -201,5 +202,9 @@ def tfds_images(name: str, split: str, path: str | None) -> images.Images:
         return images.from_array(example["image"]), int(example["label"]) if num_classes else -1
 
     return images.Images(
-        get=get, size=len(examples), num_classes=num_classes, describe=lambda i: f"example {i} of {name!r} ({split})"
+        get=get,
+        size=len(examples),
+        num_classes=num_classes,
+        describe=lambda i: f"example {i} of {name!r} ({split})",
+        classes=() if names == tuple(map(str, range(num_classes))) else names,
     )
