@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Source, Tokenize
-from diffusion_jax.data.sources import arrays, files, images, latents, toys
+from diffusion_jax.data.sources import arrays, digits, files, images, latents, toys
 from diffusion_jax.types import Spec
 
 # Arguments of an opener that are no keys of config.data.
@@ -73,7 +73,7 @@ def _open_tfds(
 
 TFDS = Opener(spec=images.spec, open=_open_tfds, facts=images.facts)
 SOURCES: dict[str, Opener] = {
-    "digits": TFDS,
+    "digits": Opener(spec=images.spec, open=digits.open_source, facts=images.facts),
     "folder": Opener(spec=images.spec, open=files.open_folder, facts=images.facts),
     "arrays": Opener(spec=arrays.spec, open=arrays.open_source, facts=images.facts),
     "toy": Opener(spec=toys.spec, open=toys.open_source, facts=toys.facts),
@@ -156,6 +156,7 @@ def load(
         ValueError: an argument is unknown or out of range, or the data is missing, empty or unreadable.
     """
     taken = keys(name)
+    section = {key: value for key, value in section.items() if value is not None}
     for key, value in section.items():
         if key not in taken:
             raise ValueError(f"data.{key}={value!r}: {name!r} takes no {key!r}; it takes {', '.join(taken)}.")

@@ -269,7 +269,10 @@ def test_folder_with_captions(tmp_path):
     for wrong, message in (
         (dict(caption_key="title"), r"no field 'title' for the image b\.png; it has extra, file_name, kind, text"),
         (dict(caption_key=".caption"), r"Cannot read .*b\.caption"),
-        (dict(caption_key="text", name="digits"), r"data\.caption_key='text': 'digits' takes no 'caption_key'"),
+        (
+            dict(caption_key="text", name="digits", path=None),
+            r"data\.caption_key='text': 'digits' takes no 'caption_key'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             data.load(**(options | wrong))

@@ -38,6 +38,12 @@ def select(split: str, size: int) -> Int64[np.ndarray, "n"]:
     Raises:
         ValueError: the split cannot be parsed, is out of bounds or empty.
     """
+    order = np.arange(size) if split == named(split) else np.random.default_rng(0).permutation(size)
+    return order[bounds(split, size)]
+
+
+def bounds(split: str, size: int) -> slice:
+    """Which part of `size` examples a split such as "train[:90%]" is. ValueError as in `select`."""
     match = _parse(split)
 
     def bound(text: str | None, default: int) -> int:
@@ -49,8 +55,7 @@ def select(split: str, size: int) -> Int64[np.ndarray, "n"]:
     start, stop = bound(match["start"], 0), bound(match["stop"], size)
     if not 0 <= start < stop <= size:
         raise ValueError(f"The split {split!r} is empty or out of bounds: there are {size} examples.")
-    order = np.arange(size) if split == match["name"] else np.random.default_rng(0).permutation(size)
-    return order[start:stop]
+    return slice(start, stop)
 
 
 def named(split: str) -> str:
