@@ -178,12 +178,12 @@ def read_uint8(source: data.Source, indices: np.ndarray) -> UInt8[np.ndarray, "n
     Raises:
       ValueError: floats that are not finite or leave [-1, 1] by more than 0.5, or images of several sizes.
     """
-    x = _read(source, indices)
+    x = read_images(source, indices)
     check_one_size(x)
     return x
 
 
-def _read(source: data.Source, indices: np.ndarray) -> np.ndarray:
+def read_images(source: data.Source, indices: np.ndarray) -> np.ndarray:
     """As `read_uint8`; of images of several sizes an array of arrays."""
     x = source.read(indices)["x"]
     if x.dtype in (np.uint8, object):
@@ -254,7 +254,7 @@ def _batches(extractor: Extractor, source: data.Source, size: int) -> Iterator[t
 
     def read(start: int) -> tuple[np.ndarray, np.ndarray]:
         indices = np.arange(start, min(start + size, len(source)))
-        x = _read(source, indices)
+        x = read_images(source, indices)
         if x.dtype == object and extractor.resized is not None:
             return indices, np.stack([extractor.resized(image) for image in x])
         check_one_size(x)

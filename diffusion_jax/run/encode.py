@@ -125,7 +125,7 @@ def decoded(job: Job, params: Params, path: pathlib.Path) -> np.ndarray:
                 raise ValueError(f"{path} holds latents of another first stage")
             h, decoder = data.arrays(latents.source(path, split), num)["x"], functools.partial(_decode, system, params)
         else:
-            h = data.arrays(data.load(name="arrays", path=str(path)), num)["x"]
+            h = data.arrays(data.load(name="arrays", path=str(path), modality="array"), num)["x"]
             if h.shape[1:] != system.latent_shape:
                 raise ValueError(f"{path} holds arrays of {h.shape[1:]}; latents are {system.latent_shape}")
             decoder = functools.partial(system.decode_latents, params)

@@ -230,6 +230,16 @@ def test_metadata_of_imagefolder(tmp_path, form, suffix, above):
         assert batch["control"].shape == (2, 4, 4, 1)
 
 
+@pytest.mark.parametrize("kinds", [["x", 1], [["a"], ["b"]], [0.5, 1.5], [True, False], [None, "a"]])
+def test_classes_of_metadata_are_all_strings_or_all_integers(tmp_path, kinds):
+    rows = [json.dumps({"file_name": f"{i}.png", "kind": kind}) for i, kind in enumerate(kinds)]
+    for i in range(2):
+        save(tmp_path / f"{i}.png")
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError, match=r"metadata\.jsonl: 'kind' must be strings, or integers"):
+        load(tmp_path, label_key="kind")
+
+
 def test_metadata_that_cannot_be_read_is_named(tmp_path):
     save(tmp_path / "0.png")
     options = dict(caption_key="text", max_tokens=4)
@@ -272,7 +282,7 @@ def test_other_files_are_refused_by_what_they_are(tmp_path):
         ("a.npz", "data.name='arrays'"),
         ("a.parquet", "parquet files are not read"),
         ("bad.zip", "bad.zip"),
-        ("d/a/0.png", "reads a folder"),
+        ("d/a/0.png", "must be a folder"),
     ):
         with pytest.raises(ValueError, match=message):
             load(tmp_path / name)

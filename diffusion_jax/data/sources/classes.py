@@ -34,7 +34,7 @@ def numbered(
         ValueError: neither strings nor integers, integers out of range, or a string that no training example has.
     """
     integers = values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
-    if values.dtype.kind != "U" and not integers:
+    if values.ndim != 1 or (values.dtype.kind != "U" and not integers):
         raise ValueError(f"{where} each label must be a string or an integer, got {values.dtype} {values.shape[1:]}.")
     if training is not None and bool(training.names) == bool(integers):
         kinds = ("integers", "strings") if integers else ("strings", "integers")

@@ -154,7 +154,11 @@ def with_conditions(
     max_tokens = wanted["tokens"].shape[0] if "tokens" in wanted else 0
     tokenize = tokenize or functools.partial(bytes_of.tokens_of, max_tokens=max_tokens, cuts=bytes_of.Cuts())
     if captions and len(captions) != source.num_classes:
-        raise ValueError(f"data.captions has {len(captions)} texts for {source.num_classes} classes.")
+        reason = source.facts.get("unlabelled", "")
+        raise ValueError(
+            f"data.captions has {len(captions)} texts for {source.num_classes} classes"
+            f"{': ' + reason if reason else ''}."
+        )
     if captions and max_tokens < 1:
         raise ValueError("Captions need a network with config.network.max_tokens > 0, the length they are cut to.")
     by_class = tokenize(captions) if captions else None
@@ -198,8 +202,10 @@ def balanced(source: Source, balance: str, labels: Sequence[Any] | None, caption
         return source
     values = {"label": labels, "caption": captions}[balance]
     if values is None:
+        reason = source.facts.get("unlabelled", "") if balance == "label" else ""
         raise ValueError(
-            f"data.balance = {balance!r}: the examples have no {balance}s of their own, see data.{balance}_key."
+            f"data.balance = {balance!r}: the examples have no {balance}s of their own, see data.{balance}_key"
+            f"{'; ' + reason if reason else ''}."
         )
     return dataclasses.replace(source, groups=_groups(values))
 

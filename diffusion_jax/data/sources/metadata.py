@@ -48,6 +48,9 @@ class Table(NamedTuple):
     def labels(self, names: Sequence[str], key: str) -> np.ndarray:
         """The field `key` as classes; in a file without types, texts are integers if all of them are digits."""
         values = self.values(names, key)
+        if {type(value) for value in values} not in ({str}, {int}):
+            strange = next((value for value in values if type(value) not in (str, int)), values[0])
+            raise ValueError(f"{self.file}: {key!r} must be strings, or integers, of all images, got {strange!r}.")
         if self.text and all(_INTEGER.fullmatch(value) for value in values):
             values = [int(value) for value in values]
         return np.array(values)

@@ -85,7 +85,8 @@ def open_zip(path: pathlib.Path) -> Archive:
         file = zipfile.ZipFile(path)
     except Exception as error:  # a damaged archive can raise from zipfile, zlib or struct
         raise ValueError(f"Cannot read the zip archive {path}: {error}.") from error
-    members = {item.filename.replace("\\", "/"): item for item in file.infolist() if not item.is_dir()}
+    named = {item.filename.replace("\\", "/"): item for item in file.infolist()}
+    members = {name: item for name, item in named.items() if name and not name.endswith("/")}
     archive = Archive(path, file, types.MappingProxyType(members))
     tops = {name.partition("/")[:2] for name in members if _visible(name)}
     (top, below), *others = tops or {("", "")}
@@ -114,7 +115,7 @@ def names(root: Root) -> list[str]:
 def folders(root: Root) -> list[str]:
     """The names of the folders directly in `root`, empty ones too, sorted; hidden ones are left out."""
     if isinstance(root, Archive):
-        inside = {item.filename.replace("\\", "/") for item in root.file.infolist() if item.is_dir()}
+        inside = {name for name in root.file.namelist() if name.endswith("/")}
         prefix = f"{root.folder}/".lstrip("/")
         empty = {name.removeprefix(prefix) for name in inside if name.startswith(prefix) and name != prefix}
         tops = {name.split("/")[0] for name in (*root.members, *empty) if "/" in name}
@@ -128,26 +129,26 @@ def check_readable(path: pathlib.Path) -> None:
     if path.is_dir():
         return
     suffix = path.suffix.lower()
-    advice = "data.name='folder' reads a folder of image files, or a zip archive of them"
+    advice = "it must be a folder of image files, or a zip archive of them"
     if suffix in (".npz", ".npy"):
         advice = "data.name='arrays' reads it"
     elif suffix in _ARCHIVES:
         advice = (
             f"archives other than .zip, such as the shards of WebDataset, are not read: unpack it (mkdir FOLDER; tar "
-            f"-xf {path.name} -C FOLDER) and set data.path=FOLDER; texts next to images are data.caption_key=.txt"
+            f"-xf {path.name} -C FOLDER) and give FOLDER; texts next to images are data.caption_key=.txt"
         )
     elif suffix in _OTHERS:
         advice = f"{suffix} files are not read: write the images as files of a folder, or as an .npz file"
     elif zipfile.is_zipfile(path):
         return
-    raise ValueError(f"data.path = {str(path)!r} is a file; {advice}.")
+    raise ValueError(f"{path} is a file; {advice}.")
 
 
 def unread(root: Root) -> str:
     """The archives and other containers directly in `root`, for a message that it has no image; "" without any."""
     tops = [name for name in names(root) if "/" not in name]
     found = [name for name in tops if name.lower().endswith((*_ARCHIVES, *_OTHERS, ".zip", ".npz", ".npy"))]
-    return f", but {', '.join(found[:3])}: unpack them, or set data.path to a .zip or .npz file" if found else ""
+    return f", but {', '.join(found[:3])}: unpack them, or give a .zip or .npz file itself" if found else ""
 
 
 def _visible(name: str) -> bool:
