@@ -215,7 +215,10 @@ def collect(
     """
     takes = extractor.takes.shape
     if all(takes) and source.shape != takes:
-        raise ValueError(f"images must have the shape {takes}, got {source.shape}")
+        raise ValueError(
+            f"images must have the shape {takes}, got {source.shape}: bring them to the size of the reference first. "
+            "Only the features of Inception (--inception=FILE) are of images of any size"
+        )
     if batch_size < 1 or keep < 1:
         raise ValueError(f"batch_size and keep must be at least 1, got {batch_size} and {keep}")
     if len(source) < 2:

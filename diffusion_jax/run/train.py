@@ -116,7 +116,8 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 trace=trace,
                 skip_non_finite=config.optimizer.get("skip_non_finite", 0),
             )
-            say(*report.skipped(source))
+            for line in report.skipped(source):
+                say(line)
             if stop.requested:
                 say(f"stopped; step {int(state.step)} is saved and the same command goes on from there")
                 return
@@ -133,7 +134,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
 
 
 def _check_samples(job: Job, directory: pathlib.Path) -> None:
-    """Refuse now what the pictures during training, or the evaluation after it, could not be made of.
+    """Refuse now what the pictures during and after training, or the evaluation after it, could not be made of.
 
     Raises ConfigError if the held-out split is missing that they need, or config.sampling.cond does not fit.
     """
@@ -141,8 +142,7 @@ def _check_samples(job: Job, directory: pathlib.Path) -> None:
     try:
         if after:
             job.held_out  # noqa: B018 - opens it
-        if after or job.config.training.sample_every:
-            requests.conditions(job, 1, directory)
+        requests.conditions(job, 1, directory)
     except ConfigError as error:
         hint = "; config.evaluation.after_training=False trains without an evaluation" if after else ""
         raise ConfigError(f"{error}{hint}") from error

@@ -118,13 +118,13 @@ def test_a_run_prints_saves_and_uses_the_names_of_classes(tmp_path, capsys):
     ("changes", "message"),
     [
         (dict(data__eval_split="val"), r"eval_split='val'.*after_training=False"),
-        (dict(sampling__cond="dig"), r"sampling\.cond='dig'.*did you mean 'dog'"),
+        (dict(sampling__cond="dig", evaluation__after_training=False), r"sampling\.cond='dig'.*did you mean 'dog'"),
     ],
 )
 def test_what_evaluation_or_pictures_need_is_looked_for_before_training(tmp_path, monkeypatch, changes, message):
     root = _images(tmp_path / "d")
     options = {key: value for key, value in changes.items() if not key.startswith("data")}
-    config = _config(root, evaluation__after_training=True, **options)
+    config = _config(root, **{"evaluation__after_training": True, **options})
     config.data.update({key.removeprefix("data__"): value for key, value in changes.items() if key.startswith("data")})
     monkeypatch.setattr(train, "train_loop", lambda *args, **options: pytest.fail("it trains"))
     with pytest.raises(ConfigError, match=message):
