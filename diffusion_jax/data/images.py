@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -22,12 +22,14 @@ RANGES = ("", "-1..1", "0..1")  # of floating-point images
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
+@runtime_checkable
 class File(Protocol):
     """What images are read from: a path, or a file inside an archive."""
 
     def open(self, mode: str) -> BinaryIO: ...
 
 
+@runtime_checkable
 class Folder(Protocol):
     """What has files by their relative paths: the path of a folder, or an archive."""
 

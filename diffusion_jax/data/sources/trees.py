@@ -78,11 +78,11 @@ def open_zip(path: pathlib.Path) -> Archive:
     directly in it and no metadata: then it may be a class.
 
     Raises:
-        ValueError: it is damaged, or announces more bytes than images need, see `archives.check_growth`.
+        ValueError: it is damaged, or announces more bytes than images need, see `archives.check_announced`.
     """
     try:
-        archives.check_growth(path)
         file = zipfile.ZipFile(path)
+        archives.check_announced(path, file)
     except Exception as error:  # a damaged archive can raise from zipfile, zlib or struct
         raise ValueError(f"Cannot read the zip archive {path}: {error}.") from error
     named = {item.filename.replace("\\", "/"): item for item in file.infolist()}
