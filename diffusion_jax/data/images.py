@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import IO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -26,7 +26,7 @@ _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 class File(Protocol):
     """What images are read from: a path, or a file inside an archive."""
 
-    def open(self, mode: str) -> BinaryIO: ...
+    def open(self, mode: str) -> IO[bytes]: ...
 
 
 @runtime_checkable

@@ -9,7 +9,6 @@ import pathlib
 import types
 import zipfile
 from collections.abc import Iterator, Mapping
-from typing import BinaryIO
 
 from diffusion_jax.data.images import readable_suffixes
 from diffusion_jax.data.sources import archives
@@ -37,7 +36,7 @@ class Member:
         except Exception as error:  # damaged members raise from zipfile and zlib, encrypted ones RuntimeError
             raise OSError(f"damaged or encrypted: {error}") from error
 
-    def open(self, mode: str = "rb") -> BinaryIO:
+    def open(self, mode: str = "rb") -> io.BytesIO:
         return io.BytesIO(self.read_bytes())
 
     def __str__(self) -> str:
