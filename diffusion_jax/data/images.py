@@ -18,6 +18,7 @@ SEVERAL = (  # the same text for every file, so that Python shows it once
     "there are image files of several pictures, animations or pages: only the first picture of each is read; "
     "python -m diffusion_jax.data.check PATH lists them"
 )
+_NEGATIVE = -0.05  # images in [0, 1] that were resized in floats overshoot by less
 RANGES = ("", "-1..1", "0..1")  # of floating-point images
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 
@@ -149,12 +150,12 @@ def from_range(x: np.ndarray, range: str, where: str, overshoot: float = 0.0) ->
     Args:
         x: the images.
         range: what their values mean: "-1..1", "0..1" (then the result is 2 x - 1), or "" for "-1..1" where the values
-            leave no doubt, because one of them is negative.
+            leave no doubt, see `in_doubt`.
         where: they come from, for messages.
         overshoot: by which the result may leave [-1, 1].
 
     Raises:
-        ValueError: another `range`, values outside of it or not finite, or none that is negative for "".
+        ValueError: another `range`, values outside of it or not finite, or in doubt for "".
     """
     if range not in RANGES:
         raise ValueError(f"data.range={range!r} must be one of {', '.join(map(repr, RANGES))}.")
@@ -162,7 +163,7 @@ def from_range(x: np.ndarray, range: str, where: str, overshoot: float = 0.0) ->
     beyond = overshoot * (1 - lowest) / 2
     if not lowest - beyond <= low <= high <= 1 + beyond:  # written so that NaN fails
         raise ValueError(f"{where} floating-point values must be in [{lowest}, 1], got {low:.4g} to {high:.4g}.")
-    if low >= 0 and not range:
+    if not range and in_doubt(x, overshoot):
         raise ValueError(
             f"{where} floating-point images in [0, 1], or in [-1, 1] without dark pixels? Values are {low:.4g} to "
             f"{high:.4g}. Say it: data.range='0..1' or '-1..1' (--range of the command that evaluates), or store uint8."
@@ -171,10 +172,15 @@ def from_range(x: np.ndarray, range: str, where: str, overshoot: float = 0.0) ->
     return 2 * x - 1 if range == "0..1" else x
 
 
+def in_doubt(x: np.ndarray, overshoot: float = 0.0) -> bool:
+    """Whether floating-point images in [-1, 1] may be in [0, 1] as well: no value is clearly negative."""
+    return bool(x.min() > _NEGATIVE and x.max() <= 1 + overshoot)
+
+
 def check_range(x: np.ndarray) -> None:
     """Raises ValueError for floating-point images that may be in [0, 1] as well as in [-1, 1], see `from_range`."""
     floating = np.issubdtype(x.dtype, np.floating) and x.size
-    if floating and x.shape[-1] in (1, 3) and 0 <= x.min() <= x.max() <= 1:
+    if floating and x.shape[-1] in (1, 3) and in_doubt(x):
         raise ValueError(
             f"floating-point images in [0, 1], or in [-1, 1] without dark pixels? Values are {x.min():.4g} to "
             f"{x.max():.4g}; store 8-bit images, which leave no doubt"

@@ -124,7 +124,8 @@ def load(
             ~/tensorflow_datasets). Sub-folders (or zip archives, or array files) called like a split hold that split;
             otherwise everything is "train". Sub-folders of image folders are classes, unless a file dataset.json of
             EDM's or StyleGAN's dataset_tool says them; see `files.folder_images`.
-        range: of "arrays": what floating-point images hold, "-1..1" or "0..1". It must be said if no value is negative.
+        range: of "arrays": what floating-point images hold, "-1..1" or "0..1". It must be said if no
+            value is clearly negative (below -0.05).
         skip_damaged: of "folder": read the next image instead of one that cannot be read; "skipped" in
             `Source.facts` counts them.
         image_size: side in pixels of the square images to return. `None` keeps the stored size.

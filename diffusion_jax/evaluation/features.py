@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, PyTree, UInt8
 
 from diffusion_jax import data
-from diffusion_jax.data.images import check_one_size, from_range
+from diffusion_jax.data.images import check_one_size, from_range, in_doubt
 from diffusion_jax.data.source import in_memory
 from diffusion_jax.data.sources import files
 from diffusion_jax.data.sources import images as sources
@@ -145,7 +145,7 @@ def image_source(images: ImageSet, channels: int | None = None, range: str = "")
 
     Args:
       channels: that image files are read with; by default those of the first one.
-      range: of floats, "-1..1" or "0..1"; it must be said if none of the values is negative.
+      range: of floats, "-1..1" or "0..1"; it must be said if none of the values is clearly negative.
 
     Raises:
       ValueError: no images, another shape or type, or values that are not finite or out of range.
@@ -167,7 +167,7 @@ def image_source(images: ImageSet, channels: int | None = None, range: str = "")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be uint8, or floats in [-1, 1], got {images.dtype}")
     # Samples overshoot; what leaves the range by more is refused when it is read.
-    if images.dtype != np.uint8 and (range == "0..1" or 0 <= images.min() <= images.max() <= 1 + _OVERSHOOT):
+    if images.dtype != np.uint8 and (range == "0..1" or in_doubt(images, _OVERSHOOT)):
         images = from_range(images, range, "images:", _OVERSHOOT)
     return sources.source(in_memory({"x": images}), size=len(images), shape=images.shape[1:])
 

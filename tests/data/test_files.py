@@ -149,6 +149,9 @@ def test_float_images_without_a_negative_value_need_a_range(tmp_path):
             data.load(**options, split=split)
     np.testing.assert_allclose(data.arrays(data.load(**options, range="0..1"))["x"], 2 * x - 1, atol=1e-6)
     np.testing.assert_array_equal(data.arrays(data.load(**options, range="-1..1"))["x"], x)
+    x[0, 0, 0, 0] = -0.02
+    with pytest.raises(ValueError, match=r"data\.range='0\.\.1'"):
+        data.load(**save_npz(tmp_path / "resized.npz", x=x))
     x[0, 0, 0, 0] = -0.1
     mixed = save_npz(tmp_path / "b.npz", x=x)
     np.testing.assert_array_equal(data.arrays(data.load(**mixed))["x"], x)
