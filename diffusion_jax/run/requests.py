@@ -69,10 +69,10 @@ def requested(
     return cycled(cond, num)
 
 
-def conditions(job: Job, num: int, directory: pathlib.Path) -> dict[str, np.ndarray] | None:
+def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dict[str, np.ndarray] | None:
     """The conditions of `num` samples: from config.sampling.cond, or if that is empty from held-out examples.
 
-    The names of classes are those of the run in `directory`, or of the data if it has none yet.
+    The names of classes are those of the run in `directory`, or of the data without it or if it has none yet.
     None for a system without conditions, for a class-conditional system, which cycles through the classes, and for
     "prior", samples without any condition. Raises ConfigError.
     """
@@ -83,7 +83,8 @@ def conditions(job: Job, num: int, directory: pathlib.Path) -> dict[str, np.ndar
         return None
 
     def names() -> Sequence[str]:
-        return workdir.read_classes(directory) or job.source.facts.get("classes", ())
+        saved = () if directory is None else workdir.read_classes(directory)
+        return saved or job.source.facts.get("classes", ())
 
     with refusal(f"config.sampling.cond={text!r}"):
         cond = requested(text, needed, num, job.built.reading.tokenize, names)
