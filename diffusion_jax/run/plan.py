@@ -67,7 +67,7 @@ def _classes(job: Job) -> list[str]:
     """The numbers of the classes, as far as the data is on this machine."""
     try:
         lines = classes_of(job.source)
-    except ConfigError:
+    except (ConfigError, OSError):
         return []
     return [f"classes         {line}" for line in lines]
 

@@ -245,6 +245,10 @@ def test_metadata_that_cannot_be_read_is_named(tmp_path):
     options = dict(caption_key="text", max_tokens=4)
     with pytest.raises(ValueError, match=r"neither metadata\.jsonl nor metadata\.csv"):
         load(tmp_path, **options)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "metadata.csv").write_text("file_name,text\n")
+    with pytest.raises(ValueError, match=r"sub/metadata\.csv lies below"):
+        load(tmp_path, **options)
     file = tmp_path / "metadata.csv"
     for content, message in (
         (b"file_name,text\n0.png,a,b\n", "line 2"),

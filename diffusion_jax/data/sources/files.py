@@ -148,7 +148,7 @@ def _listed(path: pathlib.Path, split: str, keys: Mapping[str, str]) -> _Listed:
     names = found = [name for name in everything if pathlib.PurePosixPath(name).suffix.lower() in suffixes]
     fields = {kind: key for kind, key in keys.items() if not key.startswith(".")}
     places = [(root, ""), *([place.above] if place.above else [])]
-    table = metadata.table(places, _has) if fields else None
+    table = metadata.table(places, _has, everything) if fields else None
     conditions = [fields[kind] for kind in images.CONDITIONS if kind in fields]
     if conditions:
         conditions_only = set().union(*(table.named_files(key) for key in conditions))

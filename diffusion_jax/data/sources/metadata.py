@@ -85,8 +85,10 @@ class Table(NamedTuple):
         return {name.removeprefix(prefix) for name in named - self.rows.keys() if name.startswith(prefix)}
 
 
-def table(places: Sequence[tuple[Root, str]], exists: Callable[[Root, str], bool]) -> Table:
+def table(places: Sequence[tuple[Root, str]], exists: Callable[[Root, str], bool], files: Sequence[str] = ()) -> Table:
     """The metadata of a split: in the first of `places` that has a file of it, (folder, folder of the split in it).
+
+    `files` are those of the split, for a message that says where else there is metadata.
 
     Raises:
         ValueError: there is no file, there are two, or one cannot be read: naming the file and the line.
@@ -104,9 +106,11 @@ def table(places: Sequence[tuple[Root, str]], exists: Callable[[Root, str], bool
                 rows[str(pathlib.PurePosixPath(row["file_name"]))] = row
             return Table(file, root, within, rows, present[0].endswith(".csv"))
     parquet = any(exists(root, "metadata.parquet") for root, _ in places)
+    below = next((name for name in files if pathlib.PurePosixPath(name).name in READERS), "")
     raise ValueError(
         f"There is neither {' nor '.join(READERS)} in {' or '.join(str(root) for root, _ in places)}"
-        f"{'; metadata.parquet is not read, write one of these from it' if parquet else ''}."
+        f"{'; metadata.parquet is not read, write one of these from it' if parquet else ''}"
+        f"{f'; {below} lies below it: write one file for all images' if below else ''}."
     )
 
 
