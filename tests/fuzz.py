@@ -279,6 +279,29 @@ def _read_metadata(path: pathlib.Path) -> None:
     data.arrays(data.load(name="folder", path=str(path.parent), **options))
 
 
+def _table(folder: pathlib.Path) -> list[bytes]:
+    PIL.Image.new("L", (4, 4)).save(folder.parent / "a.png")
+    return [b'file_name,text,kind\r\na.png,"\xc3\xa4, b",x\r\n', b"file_name,text,kind\na.png,,1\n"]
+
+
+def _labels(folder: pathlib.Path) -> list[bytes]:
+    PIL.Image.new("L", (4, 4)).save(folder.parent / "a.png")
+    return [b'{"labels": [["a.png", 1]]}', b'{"labels": null}']
+
+
+def _zip_archives(folder: pathlib.Path) -> list[bytes]:
+    """Of a picture in a class folder, and of a picture with labels."""
+    picture, contents = io.BytesIO(), []
+    PIL.Image.effect_noise((8, 8), 60).save(picture, "PNG")
+    for names in ({"a/0.png": picture.getvalue()}, {"0.png": picture.getvalue(), "dataset.json": _labels(folder)[1]}):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in names.items():
+                archive.writestr(name, content)
+        contents.append(file.getvalue())
+    return contents
+
+
 def _vocabulary(folder: pathlib.Path) -> list[bytes]:
     test_tokenization.write_clip(folder.parent, vocab_size=300)
     return [(folder.parent / "vocab.json").read_bytes()]
@@ -405,6 +428,19 @@ TARGETS = {
     "tar": Target(seeds=_tar, mutations=(damaged, in_gzip), read=lambda path: archives.read_tar(path, "a")),
     "metrics": Target(seeds=_metrics, mutations=(damaged,), read=read_metrics),
     "metadata": Target(seeds=_metadata, mutations=(damaged, in_json), read=_read_metadata, name="metadata.jsonl"),
+    "metadata_csv": Target(seeds=_table, mutations=(damaged,), read=_read_metadata, name="metadata.csv"),
+    "dataset_json": Target(
+        seeds=_labels,
+        mutations=(damaged, in_json),
+        read=lambda path: data.arrays(data.load(name="folder", path=str(path.parent))),
+        name="dataset.json",
+    ),
+    "zip_archives": Target(
+        seeds=_zip_archives,
+        mutations=(damaged, in_zip),
+        read=lambda path: data.arrays(data.load(name="folder", path=str(path))),
+        name="input.zip",
+    ),
     "vocabulary": Target(seeds=_vocabulary, mutations=(damaged, in_json), read=_read_tokenizer, name="vocab.json"),
     "tokenizer": Target(seeds=_tokenizer, mutations=(damaged, in_json), read=_read_tokenizer, name="tokenizer.json"),
     "config_json": Target(

@@ -40,9 +40,11 @@ def source(
     tokenize: Tokenize | None = None,
     derive: Derived | None = None,
     evaluation: bool = False,
+    training: str | None = None,
 ) -> data.Source:
     """Opens the training split of the data set, or with `evaluation` the held-out split.
 
+    Names of classes have the numbers of the split `training`, by default config.data.split.
     `specs` are the entries that each example must have, see `types.System.batch`. `tokenize` maps texts to ids (None:
     their bytes), `derive` computes the condition "image" from x if the data has none. Raises ConfigError.
     """
@@ -59,7 +61,12 @@ def source(
     split = config.data.get(key) or usual
     check_type(f"data.{key}", split, "str")
     context = {"name": name, "split": split, "wanted": specs, "tokenize": tokenize, "derive": derive}
-    opened = construct({name: kind.open}, "data", {"name": name, **arguments}, **context)
+    context["training"] = config.data.get("split") or "train" if training is None else training
+    try:
+        opened = construct({name: kind.open}, "data", {"name": name, **arguments}, **context)
+    except ConfigError as error:
+        held_out = f" (the held-out split, config.data.eval_split={split!r})" if evaluation else ""
+        raise ConfigError(f"{error}{held_out}") from error
     _check(opened, name, specs)
     return opened
 
@@ -79,6 +86,7 @@ def _check(opened: data.Source, name: str, specs: Mapping[str, Spec]) -> None:
     if num_classes and not 0 < opened.num_classes <= num_classes:
         raise ConfigError(
             f"config.network.num_classes={num_classes} must be 0 or at least the {opened.num_classes} classes of {name}"
+            f"{': ' + opened.facts['unlabelled'] if 'unlabelled' in opened.facts else ''}"
         )
 
 

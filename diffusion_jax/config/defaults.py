@@ -45,7 +45,7 @@ def defaults() -> ConfigDict:
                 batch_size=128,
                 grid=dict(name="uniform"),
                 threshold=dict(name="none"),
-                cond="",  # class ids "3" or "0,1,2", captions "a cat|a dog", or a file of conditions
+                cond="",  # classes "3" or "0,1,cat", captions "a cat|a dog", or a file of conditions
                 denoise=False,
                 seed=0,
                 file="samples",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import pathlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import IO, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import PIL.Image
@@ -14,7 +14,35 @@ from jaxtyping import Float32, Int32, UInt8
 # The formats that PIL reads by itself. EPS is not among them: it is a program, which PIL hands to Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 CONDITIONS = ("image", "control")  # the conditions that are images
+SEVERAL = (  # the same text for every file, so that Python shows it once
+    "there are image files of several pictures, animations or pages: only the first picture of each is read; "
+    "python -m diffusion_jax.data.check PATH lists them"
+)
+_NEGATIVE = -0.05  # images in [0, 1] that were resized in floats overshoot by less
+RANGES = ("", "-1..1", "0..1")  # of floating-point images
 _GRAY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+@runtime_checkable
+class File(Protocol):
+    """What images are read from: a path, or a file inside an archive."""
+
+    def open(self, mode: str) -> IO[bytes]: ...
+
+
+@runtime_checkable
+class Folder(Protocol):
+    """What has files by their relative paths: the path of a folder, or an archive."""
+
+    def __truediv__(self, name: str) -> File: ...
+
+
+class Damaged(ValueError):
+    """An image file that is missing, damaged or of a format that is not read."""
+
+
+class SeveralSizes(ValueError):
+    """Images of several sizes where they must have one."""
 
 
 class Images(NamedTuple):
@@ -23,6 +51,7 @@ class Images(NamedTuple):
     `get(i)` returns image i and its label (-1 if `num_classes` is 0); `describe(i)` names it in error messages;
     `captions` and `labels` have the text and the label of each image, if they are known before it is read. Each of
     `files`, conditions by name, gives what `from_files` takes for image i: a folder, and one or more paths in it.
+    `classes` are the names of the classes, if they have any, and `unlabelled` says why there are none.
     """
 
     get: Callable[[int], tuple[PIL.Image.Image, int]]
@@ -31,7 +60,9 @@ class Images(NamedTuple):
     describe: Callable[[int], str]
     captions: Sequence[str] = ()
     labels: Int32[np.ndarray, "n"] | None = None
-    files: Mapping[str, Callable[[int], tuple[pathlib.Path, object]]] = {}
+    files: Mapping[str, Callable[[int], tuple[Folder, object]]] = {}
+    classes: Sequence[str] = ()
+    unlabelled: str = ""
 
 
 def readable_formats() -> tuple[str, ...]:
@@ -51,26 +82,37 @@ def from_array(pixels: UInt8[np.ndarray, "..."]) -> PIL.Image.Image:
     return PIL.Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
 
 
-def read_image(path: pathlib.Path) -> PIL.Image.Image:
+def read_image(path: File) -> PIL.Image.Image:
     """Open and decode an image file of one of `FORMATS`, whatever its name, turned as its EXIF orientation says.
 
+    Of an animation, or a file of several pages, this is the first picture, with a warning.
+
     Raises:
-        ValueError: naming the file, when it is missing, corrupt, truncated, of another format or has more pixels
+        Damaged: naming the file, when it is missing, corrupt, truncated, of another format or has more pixels
             than PIL's limit against decompression bombs.
     """
     try:
-        with PIL.Image.open(path, formats=readable_formats()) as image:
+        with path.open("rb") as file, PIL.Image.open(file, formats=readable_formats()) as image:
             if image.width * image.height > PIL.Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels exceed {PIL.Image.MAX_IMAGE_PIXELS}")
+            several = pictures(image) > 1
             image.load()
-            return PIL.ImageOps.exif_transpose(image)
+            turned = PIL.ImageOps.exif_transpose(image)
+    except PIL.UnidentifiedImageError as error:
+        raise Damaged(f"Cannot read the image {path}: it is none of {', '.join(readable_formats())}.") from error
     except Exception as error:  # PIL's plugins raise almost anything on broken files
-        raise ValueError(f"Cannot read the image {path}: {error}.") from error
+        raise Damaged(f"Cannot read the image {path}: {error}.") from error
+    if several:
+        warnings.warn(SEVERAL, stacklevel=2)
+    return turned
 
 
-def from_files(
-    folder: pathlib.Path, paths: object, shape: tuple[int, ...]
-) -> Float32[np.ndarray, "height width channels"]:
+def pictures(image: PIL.Image.Image) -> int:
+    """The number of pictures in an image file: frames of an animation, or pages. Previews in a JPEG do not count."""
+    return 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+
+
+def from_files(folder: Folder, paths: object, shape: tuple[int, ...]) -> Float32[np.ndarray, "height width channels"]:
     """The image file that `paths` names, cut to the largest square, resized to `shape` and in [-1, 1].
 
     The channels of several are concatenated. They have 3 channels each, and the last one what is left; so the last of 4
@@ -100,6 +142,59 @@ def in_unit_range(pixels: np.ndarray) -> np.ndarray:
             f"8-bit values are pixels of 1, 3 or 4 channels, got shape {pixels.shape}; give maps as floats"
         )
     return pixels / np.float32(127.5) - np.float32(1) if pixels.dtype == np.uint8 else pixels
+
+
+def from_range(x: np.ndarray, range: str, where: str, overshoot: float = 0.0) -> np.ndarray:
+    """Floating-point images as float32 in [-1, 1].
+
+    Args:
+        x: the images.
+        range: what their values mean: "-1..1", "0..1" (then the result is 2 x - 1), or "" for "-1..1" where the values
+            leave no doubt, see `in_doubt`.
+        where: they come from, for messages.
+        overshoot: by which the result may leave [-1, 1].
+
+    Raises:
+        ValueError: another `range`, values outside of it or not finite, or in doubt for "".
+    """
+    if range not in RANGES:
+        raise ValueError(f"data.range={range!r} must be one of {', '.join(map(repr, RANGES))}.")
+    low, high, lowest = float(x.min()), float(x.max()), 0 if range == "0..1" else -1
+    beyond = overshoot * (1 - lowest) / 2
+    if not lowest - beyond <= low <= high <= 1 + beyond:  # written so that NaN fails
+        raise ValueError(f"{where} floating-point values must be in [{lowest}, 1], got {low:.4g} to {high:.4g}.")
+    if not range and in_doubt(x, overshoot):
+        raise ValueError(
+            f"{where} floating-point images in [0, 1], or in [-1, 1] without dark pixels? Values are {low:.4g} to "
+            f"{high:.4g}. Say it: data.range='0..1' or '-1..1' (--range of the command that evaluates), or store uint8."
+        )
+    x = x.astype(np.float32)
+    return 2 * x - 1 if range == "0..1" else x
+
+
+def in_doubt(x: np.ndarray, overshoot: float = 0.0) -> bool:
+    """Whether floating-point images in [-1, 1] may be in [0, 1] as well: no value is clearly negative."""
+    return bool(x.min() > _NEGATIVE and x.max() <= 1 + overshoot)
+
+
+def check_range(x: np.ndarray) -> None:
+    """Raises ValueError for floating-point images that may be in [0, 1] as well as in [-1, 1], see `from_range`."""
+    floating = np.issubdtype(x.dtype, np.floating) and x.size
+    if floating and x.shape[-1] in (1, 3) and in_doubt(x):
+        raise ValueError(
+            f"floating-point images in [0, 1], or in [-1, 1] without dark pixels? Values are {x.min():.4g} to "
+            f"{x.max():.4g}; store 8-bit images, which leave no doubt"
+        )
+
+
+def check_one_size(x: np.ndarray) -> None:
+    """Raises SeveralSizes for an array of arrays, which images of several sizes are read as."""
+    if x.dtype == object:
+        sizes = sorted({image.shape for image in x})
+        raise SeveralSizes(
+            f"images of several sizes, such as {sizes[0]} and {sizes[-1]}: bring them to one size first. Only the "
+            "features of Inception (--inception=FILE) are of images that are resized one by one."
+        )
 
 
 def native_channels(image: PIL.Image.Image) -> int:

@@ -8,10 +8,11 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Source, Tokenize
-from diffusion_jax.data.sources import arrays, files, images, latents, toys
+from diffusion_jax.data.sources import arrays, digits, files, images, latents, toys
 from diffusion_jax.types import Spec
 
-_GIVEN = ("name", "split", "wanted", "tokenize", "derive")  # arguments of an opener that are no keys of config.data
+# Arguments of an opener that are no keys of config.data.
+_GIVEN = ("name", "split", "training", "wanted", "tokenize", "derive")
 COMMON = ("name", "split", "eval_split", "tokenizer")  # keys of config.data that every data set has
 
 
@@ -22,7 +23,8 @@ class Opener(NamedTuple):
         spec: config.data -> shape and kind of one example x, without opening the data. Raises ValueError.
         open: (split, wanted, tokenize, derive, and its own keys of config.data) -> one split. `wanted` are the entries
             that will be read: the shapes of conditions that are images, and the length of "tokens". `tokenize` makes
-            tokens of texts (None: their bytes), `derive` the condition "image" of x. Raises ValueError.
+            tokens of texts (None: their bytes), `derive` the condition "image" of x. What has names of classes also
+            takes `training`, the split whose classes number those of all (""; "train"). Raises ValueError.
         facts: config.data -> what is known about the data without opening it, as in `Source.facts`.
     """
 
@@ -71,7 +73,7 @@ def _open_tfds(
 
 TFDS = Opener(spec=images.spec, open=_open_tfds, facts=images.facts)
 SOURCES: dict[str, Opener] = {
-    "digits": TFDS,
+    "digits": Opener(spec=images.spec, open=digits.open_source, facts=images.facts),
     "folder": Opener(spec=images.spec, open=files.open_folder, facts=images.facts),
     "arrays": Opener(spec=arrays.spec, open=arrays.open_source, facts=images.facts),
     "toy": Opener(spec=toys.spec, open=toys.open_source, facts=toys.facts),
@@ -118,9 +120,14 @@ def load(
         shapes: of the conditions that are images, to which files are cut and resized.
         derive: makes the condition "image" of the examples where the data has none.
         tokenize: texts -> their tokens, instead of `tokenizer`.
-        path: the folder, the array file, or the TFDS data directory (default: $TFDS_DATA_DIR, else
-            ~/tensorflow_datasets). Sub-folders (or array files) called like a split hold that split; otherwise
-            everything is "train". Sub-folders of image folders are classes.
+        path: the folder or zip archive, the array file, or the TFDS data directory (default: $TFDS_DATA_DIR, else
+            ~/tensorflow_datasets). Sub-folders (or zip archives, or array files) called like a split hold that split;
+            otherwise everything is "train". Sub-folders of image folders are classes, unless a file dataset.json of
+            EDM's or StyleGAN's dataset_tool says them; see `files.folder_images`.
+        range: of "arrays": what floating-point images hold, "-1..1" or "0..1". It must be said if no
+            value is clearly negative (below -0.05).
+        skip_damaged: of "folder": read the next image instead of one that cannot be read; "skipped" in
+            `Source.facts` counts them.
         image_size: side in pixels of the square images to return. `None` keeps the stored size.
         channels: 1 or 3; for floating-point arrays, the number they have. `None` keeps that of the first image.
         modality, shape: of "arrays": what they are ("array" for numbers that are no image, which need not be in
@@ -134,9 +141,10 @@ def load(
         kind, num_examples, seed: of a toy; its "test" split is a second independent draw.
         captions: one text per class, which gives every example the condition "tokens".
         caption_key: where the text of each example is, which gives it that condition. For "arrays" the name of an
-            array of strings (by default "caption"). For "folder" a field of the file metadata.jsonl, such as "text", or
-            the suffix of text files next to the images, such as ".txt"; see `data.metadata`.
-        label_key: where the class of each example is, a number or a string; strings are sorted. For "arrays" the name
+            array of strings (by default "caption"). For "folder" a field of the file metadata.jsonl or metadata.csv,
+            such as "text", or the suffix of text files next to the images, such as ".txt"; see `sources.metadata`.
+        label_key: where the class of each example is, a number or a string; strings are sorted, those of the training
+            split. For "arrays" the name
             of an array (by default "labels", "label" or "cond"), for "folder" a field of metadata.jsonl.
         image_key, control_key: where the conditions "image" and "control" are. For "arrays" the name of an array of
             images (by default "image" and "control"), for "folder" a field of metadata.jsonl with the path of an image
@@ -149,6 +157,7 @@ def load(
         ValueError: an argument is unknown or out of range, or the data is missing, empty or unreadable.
     """
     taken = keys(name)
+    section = {key: value for key, value in section.items() if value is not None}
     for key, value in section.items():
         if key not in taken:
             raise ValueError(f"data.{key}={value!r}: {name!r} takes no {key!r}; it takes {', '.join(taken)}.")
@@ -162,6 +171,7 @@ def load(
     return open_source(
         name,
         split=eval_split if evaluation else split,
+        training=split if evaluation else "",
         wanted=wanted,
         tokenize=tokenize,
         derive=derive,
@@ -170,5 +180,7 @@ def load(
 
 
 def open_source(name: str, **arguments: Any) -> Source:
-    """`Opener.open` of the data set `name`, which the opener of TFDS needs to know."""
-    return opener(name).open(**arguments, **({"name": name} if opener(name) is TFDS else {}))
+    """`Opener.open` of the data set `name`, with those of the arguments in `Opener` that it takes."""
+    taken = inspect.signature(opener(name).open).parameters
+    arguments |= {"name": name}
+    return opener(name).open(**{key: value for key, value in arguments.items() if key in taken or key not in _GIVEN})

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Int64
 
+from diffusion_jax.data.images import Damaged
 from diffusion_jax.data.source import Source
 from diffusion_jax.training.faults import Fault, in_time
 
@@ -169,7 +170,9 @@ def device_batches(
         try:
             batch = next(batches, None)
         except (ValueError, OSError) as error:
-            raise Fault(f"the data cannot be read: {str(error).rstrip('.')}") from error
+            damaged = isinstance(error, Damaged)
+            hint = "; python -m diffusion_jax.data.check lists such files, data.skip_damaged=True skips them"
+            raise Fault(f"the data cannot be read: {str(error).rstrip('.')}{hint if damaged else ''}") from error
         if batch is None:
             return
         yield {

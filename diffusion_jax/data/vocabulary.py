@@ -60,7 +60,7 @@ def captions(path: str, split: str, caption_key: str, image_key: str = "") -> li
     """The captions of a folder of images or a file of arrays. Raises ValueError where there are none."""
     where, keys = pathlib.Path(path).expanduser(), {"caption": caption_key, "image": image_key}
     keys = {kind: key for kind, key in keys.items() if key}
-    if where.is_dir() and not any(where.glob("*.np[yz]")):
+    if where.suffix == ".zip" or (where.is_dir() and not any(where.glob("*.np[yz]"))):
         texts = files.folder_images(where, split, keys).captions
     else:
         texts = arrays.read_arrays(where, split, keys).others.get("caption", ())

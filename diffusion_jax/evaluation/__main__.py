@@ -6,17 +6,22 @@
   and then                            --samples out/ --reference images.npz --inception FILE
   without Inception weights           --samples samples.npz --reference labelled/ --metrics kid,precision_recall
 
-FILE is pt_inception-2015-12-05-6726825d.pth of pytorch-fid. Images are a folder of image files, or an .npz or .npy
-file of 8-bit or [-1, 1] arrays. Without --inception a small classifier is trained on the labels of the reference
-(sub-folders, or an array of them); the metrics are then called classifier_... and are not FID or KID.
+FILE is pt_inception-2015-12-05-6726825d.pth of pytorch-fid. Images are a folder or zip archive of image files, or an
+.npz or .npy file of arrays: 8-bit values, or floats in [-1, 1] or, with --range=0..1, in [0, 1]. Without --inception
+a small classifier is trained on the labels of the reference (sub-folders, or an array of them); the metrics are then
+called classifier_... and are not FID or KID.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import pathlib
 import sys
 import warnings
+from typing import Any
 
+from diffusion_jax.data.images import RANGES
 from diffusion_jax.evaluation.features import RESIZE
 
 
@@ -31,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--inception", metavar="FILE", help="the PyTorch weights of FID's Inception network")
     parser.add_argument("--resize", choices=RESIZE, default="pytorch", help="preprocessing (default: %(default)s)")
+    parser.add_argument("--range", choices=RANGES[1:], default="", help="of images in floats (default: -1..1)")
     parser.add_argument("--metrics", metavar="NAMES", help="separated by commas (default: all that are possible)")
     parser.add_argument("--save_statistics", metavar="PATH", help="write the statistics of the reference here")
     parser.add_argument("--images", type=int, default=0, metavar="N", help="and N of its images, for KID and others")
@@ -57,6 +63,8 @@ def run(flags: argparse.Namespace) -> None:
     from diffusion_jax.evaluation.suite import check_metrics, compare
     from diffusion_jax.training.mesh import make_mesh
 
+    for path in (flags.output, flags.save_statistics):
+        check_writable(path)
     metrics = _metrics(flags)
     check_metrics(metrics, "" if flags.inception else "classifier_", flags.reference)
     features = _extractor(flags)
@@ -67,19 +75,40 @@ def run(flags: argparse.Namespace) -> None:
             return
         with warnings.catch_warnings(record=True, action="always") as caught:
             results = compare(
-                flags.samples,
-                flags.reference,
+                _images(flags, flags.samples, features),
+                _images(flags, flags.reference, features),
                 features=features,
                 metrics=metrics,
-                test=flags.test,
+                test=_images(flags, flags.test, features),
                 batch_size=flags.batch_size,
                 seed=flags.seed,
             )
+    print(format_report({"features": features.name, **results}), flush=True)
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"warning: {text}", file=sys.stderr)
     if flags.output:
         write_evaluation(flags.output, {"features": features.name, **results})
-    print(format_report({"features": features.name, **results}))
-    for warning in caught:
-        print(f"warning: {warning.message}", file=sys.stderr)
+
+
+def check_writable(path: str | None) -> None:
+    """Raises ValueError unless a file `path` can be written, or there is no path. Creates nothing."""
+    if path is None:
+        return
+    file = pathlib.Path(path).expanduser()
+    existing = next(folder for folder in file.absolute().parents if folder.exists())
+    if file.is_dir() or not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "it is a folder" if file.is_dir() else f"{existing} is not a writable folder"
+        raise ValueError(f"{path} cannot be written: {reason}")
+
+
+def _images(flags: argparse.Namespace, path: str | None, features) -> Any:
+    """The images in `path`; a path itself if it has statistics, and None without one."""
+    from diffusion_jax.evaluation.features import image_source
+    from diffusion_jax.evaluation.reference import has_statistics
+
+    if path is None or (path == flags.reference and has_statistics(path)):
+        return path
+    return image_source(path, features.takes.shape[-1], flags.range)
 
 
 def _metrics(flags: argparse.Namespace) -> tuple[str, ...]:
@@ -102,10 +131,12 @@ def _extractor(flags: argparse.Namespace):
 
     if flags.inception:
         return features.inception(flags.inception, resize=flags.resize)
-    source = features.image_source(flags.reference)
+    source = features.image_source(flags.reference, range=flags.range)
     if source.num_classes < 2:
+        reason = source.facts.get("unlabelled", "")
         raise ValueError(
             f"--inception=FILE is missing, and {flags.reference} has no labels that a classifier could be trained on"
+            f"{': ' + reason if reason else ''}"
         )
     examples = data.arrays(source)
     classifier = train_classifier(examples["x"], examples["label"], num_classes=source.num_classes, seed=flags.seed)
@@ -118,7 +149,7 @@ def _save_statistics(flags: argparse.Namespace, features) -> None:
     from diffusion_jax.evaluation.features import collect, image_source, read_uint8
     from diffusion_jax.evaluation.reference import statistics_of, write_statistics
 
-    source = image_source(flags.reference, features.takes.shape[-1])
+    source = image_source(flags.reference, features.takes.shape[-1], flags.range)
     if not flags.inception:
         raise ValueError("--save_statistics needs --inception=FILE: a classifier is trained again each time")
     collected = collect(features, source, batch_size=flags.batch_size, spatial=True, keep=1)

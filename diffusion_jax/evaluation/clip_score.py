@@ -15,7 +15,7 @@ import PIL.Image
 from jaxtyping import Array, Float32, UInt8
 
 from diffusion_jax.data import tokenization
-from diffusion_jax.evaluation.features import ImageSet, image_source, read_uint8
+from diffusion_jax.evaluation.features import ImageSet, image_source, read_images
 from diffusion_jax.networks.clip import CLIPTextModel, CLIPVisionModel
 from diffusion_jax.networks.functional import init_methods
 from diffusion_jax.training.rows import in_batches
@@ -87,7 +87,8 @@ def similarities(
 
     Args:
       model: from `load`.
-      images: n of them; see `features.image_source`. They are resized and centre-cropped to the model's input size.
+      images: n of them, of any sizes; see `features.image_source`. Each is resized and centre-cropped to the model's
+        input size.
       prompts: n texts.
       batch_size: images that are embedded at once, over all devices.
 
@@ -107,7 +108,7 @@ def similarities(
     for start in range(0, len(ids), size):
         # The last batch is padded, so that nothing is compiled twice.
         rows = np.minimum(np.arange(start, start + size), len(ids) - 1)
-        x = prepared(read_uint8(source, rows), model.image_size)
+        x = np.concatenate([prepared(image[None], model.image_size) for image in read_images(source, rows)])
         cosines.append(in_batches(draw, size, size, {"ids": ids[rows], "x": x}))
     return np.concatenate(cosines)[: len(ids)]
 

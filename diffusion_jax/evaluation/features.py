@@ -18,7 +18,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, PyTree, UInt8
 
 from diffusion_jax import data
+from diffusion_jax.data.images import check_one_size, from_range, in_doubt
 from diffusion_jax.data.source import in_memory
+from diffusion_jax.data.sources import files
 from diffusion_jax.data.sources import images as sources
 from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation.frechet import Moments, add_moments
@@ -46,6 +48,8 @@ class Extractor:
       apply: (params, prepared images) -> `Activations`, compiled.
       num_features: their dimension.
       takes: the images that it takes; a side of 0 is any side.
+      resized: one 8-bit image of any size as `apply` takes it, for sets of images of several sizes; None if the network
+        takes one size only.
     """
 
     name: str
@@ -55,6 +59,7 @@ class Extractor:
     apply: Callable[[Params, Array], Activations]
     num_features: int
     takes: Spec
+    resized: Callable[[UInt8[np.ndarray, "h w c"]], Float32[np.ndarray, "h2 w2 c"]] | None = None
 
 
 class Features(NamedTuple):
@@ -99,6 +104,7 @@ def inception(path: str | os.PathLike, *, resize: str = "pytorch") -> Extractor:
         apply=apply,
         num_features=NUM_FEATURES,
         takes=Spec((0, 0, 3), "uint8", "image"),
+        resized=partial(_resized, resize=resize),
     )
 
 
@@ -130,23 +136,27 @@ def preprocess(x: Array | np.ndarray, resize: str) -> Float32[Array, "n 299 299 
     return (x - 128) / 128
 
 
-def image_source(images: ImageSet, channels: int | None = None) -> data.Source:
-    """Images to read by index: an array, a folder of image files, an .npz or .npy file of samples, or a data set.
+def image_source(images: ImageSet, channels: int | None = None, range: str = "") -> data.Source:
+    """Images to read by index: an array, a folder or zip archive of image files, an .npz or .npy file, or a data set.
 
     An array is `[n, h, w, 1 or 3]`, uint8 or floats in [-1, 1] with an overshoot of up to 0.5, which is clipped.
-    Arrays in an .npz file are under one of images, samples, x, arr_0, and in memory as a whole.
+    Arrays in an .npz file are under one of images, samples, x, arr_0, and in memory as a whole. Image files may have
+    several sizes; what reads them resizes each, see `collect`.
 
     Args:
       channels: that image files are read with; by default those of the first one.
+      range: of floats, "-1..1" or "0..1"; it must be said if none of the values is clearly negative.
 
     Raises:
       ValueError: no images, another shape or type, or values that are not finite or out of range.
     """
     if isinstance(images, (str, os.PathLike)):
         path = pathlib.Path(images)
-        name = "arrays" if path.suffix in (".npz", ".npy") else "folder"
-        size = dict(channels=channels, cache_bytes=0) if name == "folder" else {}
-        images = data.load(name=name, path=str(path), **size)
+        if path.suffix in (".npz", ".npy"):
+            images = data.load(name="arrays", path=str(path), range=range)
+        else:
+            size = dict(image_size=None, channels=channels, crop=None, cache_bytes=0, wanted={})
+            images = sources.decoded(files.folder_images(path, "train"), mixed=True, **size)
     if isinstance(images, data.Source):
         if len(images.shape) != 3 or images.shape[-1] not in (1, 3):
             raise ValueError(f"images must be [height, width, 1 or 3], got examples of shape {images.shape}")
@@ -156,6 +166,9 @@ def image_source(images: ImageSet, channels: int | None = None) -> data.Source:
         raise ValueError(f"images must be [n, height, width, 1 or 3] and not empty, got shape {images.shape}")
     if images.dtype != np.uint8 and not np.issubdtype(images.dtype, np.floating):
         raise ValueError(f"images must be uint8, or floats in [-1, 1], got {images.dtype}")
+    # Samples overshoot; what leaves the range by more is refused when it is read.
+    if images.dtype != np.uint8 and (range == "0..1" or in_doubt(images, _OVERSHOOT)):
+        images = from_range(images, range, "images:", _OVERSHOOT)
     return sources.source(in_memory({"x": images}), size=len(images), shape=images.shape[1:])
 
 
@@ -163,10 +176,17 @@ def read_uint8(source: data.Source, indices: np.ndarray) -> UInt8[np.ndarray, "n
     """Images `indices` of a source as they would be saved: 8 bits, floats rounded and clipped.
 
     Raises:
-      ValueError: floats that are not finite or leave [-1, 1] by more than 0.5.
+      ValueError: floats that are not finite or leave [-1, 1] by more than 0.5, or images of several sizes.
     """
+    x = read_images(source, indices)
+    check_one_size(x)
+    return x
+
+
+def read_images(source: data.Source, indices: np.ndarray) -> np.ndarray:
+    """As `read_uint8`; of images of several sizes an array of arrays."""
     x = source.read(indices)["x"]
-    if x.dtype == np.uint8:
+    if x.dtype in (np.uint8, object):
         return x
     pixels = to_uint8(x)
     if np.abs(x).max() > 1 + _OVERSHOOT:
@@ -185,6 +205,8 @@ def collect(
 ) -> Features:
     """The features of all images, computed batch by batch over all devices of the current mesh.
 
+    Images of several sizes are resized one by one, as `Extractor.resized` does.
+
     Moments are summed in float64 as the batches come. Of more than `keep` images, the activations of a random subset
     are kept; it depends on `seed` alone. No more than two batches of images are in memory.
 
@@ -193,7 +215,10 @@ def collect(
     """
     takes = extractor.takes.shape
     if all(takes) and source.shape != takes:
-        raise ValueError(f"images must have the shape {takes}, got {source.shape}")
+        raise ValueError(
+            f"images must have the shape {takes}, got {source.shape}: bring them to the size of the reference first. "
+            "Only the features of Inception (--inception=FILE) are of images of any size"
+        )
     if batch_size < 1 or keep < 1:
         raise ValueError(f"batch_size and keep must be at least 1, got {batch_size} and {keep}")
     if len(source) < 2:
@@ -232,7 +257,11 @@ def _batches(extractor: Extractor, source: data.Source, size: int) -> Iterator[t
 
     def read(start: int) -> tuple[np.ndarray, np.ndarray]:
         indices = np.arange(start, min(start + size, len(source)))
-        return indices, extractor.prepare(read_uint8(source, indices))
+        x = read_images(source, indices)
+        if x.dtype == object and extractor.resized is not None:
+            return indices, np.stack([extractor.resized(image) for image in x])
+        check_one_size(x)
+        return indices, extractor.prepare(x)
 
     with futures.ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(read, 0)
@@ -252,19 +281,26 @@ def _antialiased(x: UInt8[np.ndarray, "n h w c"]) -> Float32[np.ndarray, "n 299 
     return np.stack([np.stack([resized(image[..., c]) for c in range(x.shape[-1])], axis=-1) for image in x])
 
 
-def _bilinear(x: Float32[Array, "n h w c"], center: float) -> Float32[Array, "n 299 299 c"]:
+def _resized(image: UInt8[np.ndarray, "h w c"], resize: str) -> Float32[np.ndarray, "299 299 c"]:
+    """One image as `preprocess` resizes it, on the host and in 0..255; `preprocess` leaves this size as it is."""
+    if resize == "clean":
+        return _antialiased(image[None])[0]
+    return np.asarray(_bilinear(image[None].astype(np.float32), 0.5 if resize == "pytorch" else 0.0)[0], np.float32)
+
+
+def _bilinear(x: Float32[Array | np.ndarray, "n h w c"], center: float) -> Float32[Array | np.ndarray, "n 299 299 c"]:
     """Output pixel i lies at (i + center) size / 299 - center of the input, which is repeated beyond its border."""
     for axis in (1, 2):
         x = _interpolated(x, axis, center)
     return x
 
 
-def _interpolated(x: Array, axis: int, center: float) -> Array:
+def _interpolated(x: Array | np.ndarray, axis: int, center: float) -> Array | np.ndarray:
     size = x.shape[axis]
     # As PyTorch computes it: the ratio in float32, the position rounded to float32 once.
     scale = np.float64(np.float32(size) / np.float32(IMAGE_SIZE))
     at = np.maximum(((np.arange(IMAGE_SIZE) + center) * scale - center).astype(np.float32), np.float32(0))
     low = np.minimum(at.astype(np.int32), size - 1)
     weight = (at - low).astype(np.float32).reshape([-1 if i == axis else 1 for i in range(x.ndim)])
-    take = partial(jnp.take, x, axis=axis)
+    take = partial(np.take if isinstance(x, np.ndarray) else jnp.take, x, axis=axis)
     return take(low) * (1 - weight) + take(np.minimum(low + 1, size - 1)) * weight

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from diffusion_jax import data
+from diffusion_jax.data.images import SeveralSizes
 from diffusion_jax.evaluation.features import Extractor, Features, ImageSet, collect, image_source, read_uint8
 from diffusion_jax.evaluation.frechet import frechet_distance
 from diffusion_jax.evaluation.metrics import MAX_DISTANCE_COST
@@ -84,7 +85,8 @@ def compare(
       The metrics, and for each of them the number of samples it used as `<name>_num`. With an Inception network these
       are `fid`, `sfid`, `kid` and `kid_std`, `inception_score` and `inception_score_std`, `precision`, `recall`,
       `density`, `coverage`, `memorization_distance`, `memorization_probability`; with a classifier their names begin
-      with "classifier_". `num_samples`, `num_reference` and `num_real` count the sets. See docs/metrics.md.
+      with "classifier_". `num_samples`, `num_reference` and `num_real` count the sets, and `num_reference_images` the
+      images that a file of statistics keeps, if they are fewer than those behind the statistics. See docs/metrics.md.
 
     Raises:
       ValueError: an unknown metric, one that the features or the reference cannot give, images that do not fit,
@@ -131,9 +133,7 @@ def compare(
         neighbours=neighbours,
         seed=seed,
     )
-    num_reference = len(source) if source is not None else statistics.num if statistics is not None else None
-    results: dict[str, float | int] = {"num_samples": len(sample_source)}
-    results |= {} if num_reference is None else {"num_reference": num_reference}
+    results: dict[str, float | int] = {"num_samples": len(sample_source), **_num_reference(sets, source)}
     results |= {} if test_source is None else {"num_real": len(test_source)}
     for name in metrics:
         results |= METRICS[name](sets)
@@ -176,6 +176,19 @@ def _reference(
         images = image_source(reference, features.takes.shape[-1]) if has_images(reference) else None
         return read_statistics(reference), images
     return None, image_source(reference, features.takes.shape[-1])
+
+
+def _num_reference(sets: Compared, source: data.Source | None) -> dict[str, int]:
+    """The size of the reference: of the set behind its statistics, and of the images kept of it if these are fewer.
+
+    Nothing where a file of statistics does not say.
+    """
+    images = {} if source is None else {"num_reference": len(source)}
+    if sets.statistics is None:
+        return images
+    num = {} if sets.statistics.num is None else {"num_reference": sets.statistics.num}
+    kept = images and sets.reference is not None and images != num
+    return num | ({"num_reference_images": images["num_reference"]} if kept else {})
 
 
 def _check_statistics(statistics: Statistics, features: Extractor, spatial: bool) -> None:
@@ -297,10 +310,13 @@ def _pixel_distances(samples: data.Source, train: data.Source, test: data.Source
     def pixels(source: data.Source) -> np.ndarray:
         return read_uint8(source, np.arange(len(source))).astype(np.float32) / 127.5 - 1
 
-    images = pixels(train)
+    try:
+        images, others = pixels(train), [pixels(source) for source in sources]
+    except SeveralSizes:
+        return {}
     results: dict[str, float | int] = {}
-    for suffix, source in zip(("", "_real"), sources, strict=False):
-        distances = nearest_distances(pixels(source), images)
+    for suffix, other in zip(("", "_real"), others, strict=False):
+        distances = nearest_distances(other, images)
         results[f"nearest_train_distance{suffix}"] = float(distances.mean())
         results[f"nearest_train_minimum{suffix}"] = float(distances.min())
     return results | {"nearest_train_distance_num": len(samples)}

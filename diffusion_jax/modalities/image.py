@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from diffusion_jax import data
 from diffusion_jax.evaluation import density, features, metrics, retrieval, sheets, suite
 from diffusion_jax.evaluation import feature_classifier as classifiers
+from diffusion_jax.evaluation.reference import has_statistics
 from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need
 
 _SHOWN = 256  # images on a sheet, at most
@@ -105,7 +106,13 @@ def _of_suite(evaluation: Evaluation, name: str) -> Metric:
     return evaluation.shared("suite", lambda: _suite(evaluation, inception, reference))
 
 
+def _opened(reference: str, channels: int) -> features.ImageSet:
+    """The images in evaluation.reference, opened so that a fault is found now; a path if it has statistics."""
+    return reference if has_statistics(reference) else features.image_source(reference, channels)
+
+
 def _suite(evaluation: Evaluation, inception: str, reference: str) -> Metric:
+    other = _opened(reference, 3 if inception else evaluation.train.shape[-1]) if reference else None
     extractor = features.inception(inception, resize=evaluation.options["resize"]) if inception else None
     names = tuple(name for name in evaluation.options["metrics"] if name in suite.METRICS)
     train, cache = evaluation.train, None
@@ -117,11 +124,11 @@ def _suite(evaluation: Evaluation, inception: str, reference: str) -> Metric:
     def metric(drawn: Drawn) -> dict[str, Any]:
         if not last or last[0][0] is not drawn:
             results = suite.compare(
-                _clipped(drawn),
-                reference or train,
+                sheets.to_uint8(drawn["samples"]),
+                train if other is None else other,
                 features=extractor or features.classifier_features(_shared_classifier(evaluation)),
                 metrics=names,
-                train=train if reference else None,
+                train=None if other is None else train,
                 test=held_out(evaluation),
                 cache=cache,
             )

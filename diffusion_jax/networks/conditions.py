@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import pathlib
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from jaxtyping import Array, Key
 from diffusion_jax.types import Cond, Spec
 
 Describe = Callable[[np.ndarray], list[str]]  # ids -> texts
+_SHOWN = 20  # names of classes in a message
 NO_RATES: Mapping[str, float] = types.MappingProxyType({})
 # Random bits of dropout, and the first column of a file of samples, depend on the order: these come first, in the order
 # of the table in `Conditions`, and all others follow by name.
@@ -24,12 +26,14 @@ _FIRST = ("label", "vector", "sizes", "tokens", "mask", "image", "control")
 class Request(NamedTuple):
     """What a file of requests is read with: its folder, the model's tokenizer, and a reader of images.
 
-    `image(values, shape)` takes paths of files in the folder, or an array, to [n, *shape] in [-1, 1].
+    `image(values, shape)` takes paths of files in the folder, or an array, to [n, *shape] in [-1, 1]. `classes()` gives
+    the names of the classes in the order of their numbers.
     """
 
     folder: pathlib.Path
     tokenize: Callable[[Sequence[str]], np.ndarray]
     image: Callable[[Any, tuple[int, ...]], np.ndarray]
+    classes: Callable[[], Sequence[str]] = tuple
 
 
 def numbers(request: Request, values: Any, spec: Spec) -> np.ndarray:
@@ -303,11 +307,22 @@ NO_CONDITIONS = Conditions()
 
 
 def _classes(request: Request, values: Any, spec: Spec) -> np.ndarray:
+    if isinstance(values, np.ndarray) and values.dtype.kind == "U":
+        values = values.tolist()
     if isinstance(values, np.ndarray) or not all(isinstance(value, str) for value in values):
         return numbers(request, values, spec)
-    if not all(value.lstrip("-").isdecimal() for value in values):
-        raise ValueError(f"{','.join(values)!r} must be class ids in 0..{spec.values - 1}, such as 0,1,2")
-    return np.array([int(value) for value in values], np.int32)
+    ids = [int(value) if value.lstrip("-").isdecimal() else value for value in values]
+    if any(isinstance(name, str) for name in ids):
+        names = {name: number for number, name in enumerate(request.classes())}
+        if unknown := [name for name in ids if isinstance(name, str) and name not in names]:
+            close = difflib.get_close_matches(unknown[0], names, 1)
+            known = f", or names of classes: {', '.join([*names][:_SHOWN])}{', ...' * (len(names) > _SHOWN)}"
+            raise ValueError(
+                f"{unknown[0]!r}{f' (did you mean {close[0]!r}?)' if close else ''}: conditions must be class ids in "
+                f"0..{spec.values - 1}, such as 0,1,2{known if names else ''}"
+            )
+        ids = [names.get(name, name) for name in ids]
+    return np.array(ids, np.int32)
 
 
 def _class_words(labels: np.ndarray, describe: Describe) -> list[str]:

@@ -73,6 +73,7 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
 
     name = config.data.split.partition("[")[0]
     facts = dict(image_shape=source.shape, num_classes=source.num_classes, first_stage=fingerprint(params))
+    facts["classes"] = source.facts.get("classes", ())
     with jax.set_mesh(job.mesh), refusal("--to"):
         header = latents.write(to, name, batches(), **facts)
     mean = sums[1] / sums[0]
@@ -91,7 +92,7 @@ def _source(job: Job) -> data.Source:
         del config.data["max_tokens"]
     if length:
         specs["tokens"] = Spec((length,), "int32")
-    return config_data.source(config, specs, tokenize=_tokenizer(config, length))
+    return config_data.source(config, specs, tokenize=_tokenizer(config, length), training="")
 
 
 def _tokenizer(config: ConfigDict, length: int) -> tokenization.Tokenizer | None:
@@ -124,7 +125,7 @@ def decoded(job: Job, params: Params, path: pathlib.Path) -> np.ndarray:
                 raise ValueError(f"{path} holds latents of another first stage")
             h, decoder = data.arrays(latents.source(path, split), num)["x"], functools.partial(_decode, system, params)
         else:
-            h = data.arrays(data.load(name="arrays", path=str(path)), num)["x"]
+            h = data.arrays(data.load(name="arrays", path=str(path), modality="array"), num)["x"]
             if h.shape[1:] != system.latent_shape:
                 raise ValueError(f"{path} holds arrays of {h.shape[1:]}; latents are {system.latent_shape}")
             decoder = functools.partial(system.decode_latents, params)

@@ -15,7 +15,7 @@ from diffusion_jax.evaluation.report import format_report, write_evaluation
 from diffusion_jax.run import requests, workdir
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
-from diffusion_jax.run.report import drawn_by, how, say
+from diffusion_jax.run.report import drawn_by, how, say, skipped
 from diffusion_jax.training.rows import in_batches
 from diffusion_jax.training.step import stream
 from diffusion_jax.types import Params
@@ -33,7 +33,7 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
     workdir.check_writable(directory)
     params, step = params_of(job, directory)
     num = config.evaluation.num_samples
-    cond = requests.conditions(job, num)
+    cond = requests.conditions(job, num, directory)
     with jax.set_mesh(job.mesh):
         say(f"evaluating step {step} with {num} samples ({how(job)})")
         drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, cond) if metrics else {}
@@ -43,7 +43,8 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
                 values |= metric(drawn)
     if jax.process_index() == 0:
         write_evaluation(directory / "evaluation.json", values)
-    say(format_report(values), f"written to {directory / 'evaluation.json'}")
+    read = (job.held_out, job.source) if metrics else (job.held_out,)
+    say(*skipped(*read), format_report(values), f"written to {directory / 'evaluation.json'}")
 
 
 def metrics_of(

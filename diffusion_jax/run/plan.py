@@ -7,8 +7,10 @@ import math
 import jax
 from ml_collections import ConfigDict
 
+from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.networks.functional import count_parameters
 from diffusion_jax.run.job import Job, prepare, train_step
+from diffusion_jax.run.report import classes as classes_of
 from diffusion_jax.run.report import say
 from diffusion_jax.training import summary
 from diffusion_jax.training.mesh import AXES
@@ -31,6 +33,7 @@ def lines(job: Job) -> list[str]:
     parts["sum"] = tuple(sum(column) for column in zip(*parts.values(), strict=True))
     flops = step_flops(job)
     groups = {group: count_parameters(tree) for group, tree in job.state.params.items()}
+    classes = _classes(job) if "label" in job.batch else []
     example = ", ".join(f"{name} {x.shape[1:]}" for name, x in job.batch.items())
     text = [
         f"parameters      {count_parameters(job.state.params):,}",
@@ -38,6 +41,7 @@ def lines(job: Job) -> list[str]:
         f"mesh            {_mesh(job)}: {devices} device(s)",
         f"batch           {settings.batch_size} of {example}",
         f"                in {settings.accumulate} part(s) of {rows} per device",
+        *classes,
         f"FLOPs per step  {flops:.3g}, per device {flops / devices:.3g}",
         "",
         f"{'memory':<14}{'on each device':>16}{'on all':>16}",
@@ -57,6 +61,15 @@ def lines(job: Job) -> list[str]:
         *text,
         f"{'arrays of fewer than ' + format(SMALL, ',') + ' elements':<56}{small[0]:>4} {_mib(small[1]):>56}",
     ]
+
+
+def _classes(job: Job) -> list[str]:
+    """The numbers of the classes, as far as the data is on this machine."""
+    try:
+        lines = classes_of(job.source)
+    except (ConfigError, OSError):
+        return []
+    return [f"classes         {line}" for line in lines]
 
 
 def start(job: Job) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from diffusion_jax.data import Source
+from diffusion_jax.data.sources.classes import shown
 from diffusion_jax.run.job import Job
 
 
@@ -31,6 +33,23 @@ def drawn_by(job: Job) -> dict[str, Any]:
     if "editing" in reads and config.editing.name != "none":
         values |= {f"editing_{key}" if key != "name" else "editing": value for key, value in config.editing.items()}
     return values
+
+
+def classes(source: Source) -> list[str]:
+    """One line with the names of the classes and their numbers; none for classes that are called like their numbers."""
+    names = source.facts.get("classes", ())
+    if not names:
+        return []
+    line = f"{len(names)} classes: {shown(names)}"
+    if any(name.isdecimal() for name in names):
+        line += "; names that are numbers are sorted as strings, and config.sampling.cond takes the number of a class"
+    return [line]
+
+
+def skipped(*sources: Source) -> list[str]:
+    """One line on the damaged images that were skipped, see config.data.skip_damaged; none without any."""
+    files = sorted({name for source in sources for name in source.facts.get("skipped", {}).values()})
+    return [f"{len(files)} damaged image(s) skipped: {', '.join(files[:5])}{', ...' * (len(files) > 5)}"] * bool(files)
 
 
 def _chain(section: Mapping[str, Any] | ConfigDict) -> str:

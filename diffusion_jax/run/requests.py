@@ -16,6 +16,7 @@ from diffusion_jax.data import images
 from diffusion_jax.data.captions import VOCABULARY, Cuts, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
 from diffusion_jax.networks.conditions import Conditions, Request
+from diffusion_jax.run import workdir
 from diffusion_jax.run.job import Job
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]  # texts -> ids [n, max_tokens]
@@ -24,18 +25,23 @@ _MAX_BYTES = 2**24  # of a .json file of conditions
 
 
 def requested(
-    text: str, conditions: Conditions, num: int, tokenize: Tokenize | None = None
+    text: str,
+    conditions: Conditions,
+    num: int,
+    tokenize: Tokenize | None = None,
+    classes: Callable[[], Sequence[str]] = tuple,
 ) -> dict[str, np.ndarray] | None:
     """Parse the conditions of `num` samples. Fewer conditions are repeated; an empty text returns None.
 
-    For class-conditional models `text` is class ids, "3" or "0,1,2"; for text-conditional models it is captions, "a
-    cat|a dog". A file *.txt has one class id or caption per line. A file *.npz has an array [n, ...] under the name of
-    each condition, see `Conditions`, or strings under "caption". A file *.json is a list of objects, one per sample,
-    with the conditions by name: "caption" is a text, "image" and "control" are paths of image files, which are cropped
-    to a square, resized, and scaled to [-1, 1]. The channels of several paths, such as ["photo.png", "mask.png"], are
-    concatenated. Relative paths start from the folder of the file.
+    For class-conditional models `text` is class ids or names, "3" or "0,1,cat"; for text-conditional models it is
+    captions, "a cat|a dog". A file *.txt has one class or caption per line. A file *.npz has an array [n, ...] under
+    the name of each condition, see `Conditions`, or strings under "caption". A file *.json is a list of objects, one
+    per sample, with the conditions by name: "caption" is a text, "image" and "control" are paths of image files, which
+    are cropped to a square, resized, and scaled to [-1, 1]. The channels of several paths, such as ["photo.png",
+    "mask.png"], are concatenated. Relative paths start from the folder of the file.
 
-    `tokenize` maps captions to ids; by default the ids are the bytes of the text.
+    `tokenize` maps captions to ids; by default the ids are the bytes of the text. `classes` gives the names of the
+    classes in the order of their numbers. What consists of digits is a number, also where a class is called so.
 
     Raises:
         ValueError: the condition or file does not exist, or does not fit the model.
@@ -45,7 +51,7 @@ def requested(
     if not conditions.shapes:
         raise ValueError("the model is unconditional and has no guidance or editing with conditions; it must be empty")
     path, tokenize = pathlib.Path(text), tokenize or functools.partial(_byte_tokens, conditions=conditions)
-    request = Request(path.parent, tokenize, functools.partial(_images, path.parent))
+    request = Request(path.parent, tokenize, functools.partial(_images, path.parent), classes)
     if path.suffix == ".npz":
         cond = _from_arrays(path, conditions, request)
     elif path.suffix == ".json":
@@ -63,9 +69,10 @@ def requested(
     return cycled(cond, num)
 
 
-def conditions(job: Job, num: int) -> dict[str, np.ndarray] | None:
+def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dict[str, np.ndarray] | None:
     """The conditions of `num` samples: from config.sampling.cond, or if that is empty from held-out examples.
 
+    The names of classes are those of the run in `directory`, or of the data without it or if it has none yet.
     None for a system without conditions, for a class-conditional system, which cycles through the classes, and for
     "prior", samples without any condition. Raises ConfigError.
     """
@@ -74,8 +81,13 @@ def conditions(job: Job, num: int) -> dict[str, np.ndarray] | None:
         if required := [name for name, condition in needed.items() if not condition.optional]:
             raise ConfigError(f"config.sampling.cond='prior': samples need the condition {', '.join(required)}")
         return None
+
+    def names() -> Sequence[str]:
+        saved = () if directory is None else workdir.read_classes(directory)
+        return saved or job.source.facts.get("classes", ())
+
     with refusal(f"config.sampling.cond={text!r}"):
-        cond = requested(text, needed, num, job.built.reading.tokenize)
+        cond = requested(text, needed, num, job.built.reading.tokenize, names)
     if cond is None and set(needed.shapes) - {"label"}:
         try:
             examples = data.shuffled(job.held_out, num)
@@ -181,6 +193,7 @@ def _read(
 
 def _images(folder: pathlib.Path, values: Any, shape: tuple[int, ...]) -> np.ndarray:
     if isinstance(values, np.ndarray):
+        images.check_range(values)
         return images.in_unit_range(values).astype(np.float32)
     return np.stack([images.from_files(folder, value, shape) for value in values])
 

@@ -30,7 +30,7 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     job = prepare(config)
     workdir.check_writable(directory)
     num = config.sampling.num_samples
-    cond = requests.conditions(job, num)
+    cond = requests.conditions(job, num, directory)
     params, step = params_of(job, directory)
     with jax.set_mesh(job.mesh):
         start = time.monotonic()

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.config import saved
-from diffusion_jax.config.sections import refusal
+from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.networks.functional import count_parameters
-from diffusion_jax.run import plan, requests, workdir
+from diffusion_jax.run import plan, report, requests, workdir
 from diffusion_jax.run.evaluate import evaluate_job, metrics_of
-from diffusion_jax.run.job import prepare, train_step
+from diffusion_jax.run.job import Job, prepare, train_step
 from diffusion_jax.run.parameters import averaged, fresh_state
 from diffusion_jax.run.report import say
 from diffusion_jax.run.sample import show
@@ -36,7 +36,10 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
     job, settings = prepare(config), config.training
     source = job.source
     metrics_of(job, directory)  # refuse now what could not be evaluated after training
+    _check_samples(job, directory)
     workdir.check_writable(directory)
+    names = source.facts.get("classes", ())
+    workdir.check_classes(directory, names)
     differences = saved.check_same_model(config, directory, resume=True, reads=job.recipe.reads)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(job.mesh))
@@ -62,6 +65,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
             checkpoints.remove_unfinished()
             if jax.process_index() == 0:
                 saved.write_config(directory, config)
+                workdir.write_classes(directory, names)
             writer = stack.enter_context(
                 contextlib.closing(make_writers(settings.loggers, directory, start, config.to_dict()))
             )
@@ -72,6 +76,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 f"{jax.devices()[0].platform} device(s): {len(source):,} examples, batch {settings.batch_size}; "
                 "the first step compiles",
                 plan.start(job),
+                *report.classes(source),
             )
 
             def draw(state: TrainState, step: int) -> str:
@@ -79,7 +84,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 params = averaged(job, state.params, state.ema)
                 num = min(config.sampling.num_samples, config.sampling.batch_size)
                 drawn = job.system.sample(
-                    params, jax.random.key(config.sampling.seed), num, requests.conditions(job, num)
+                    params, jax.random.key(config.sampling.seed), num, requests.conditions(job, num, directory)
                 )
                 if not drawn:
                     return "saved; this system draws no samples"
@@ -111,6 +116,8 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 trace=trace,
                 skip_non_finite=config.optimizer.get("skip_non_finite", 0),
             )
+            for line in report.skipped(source):
+                say(line)
             if stop.requested:
                 say(f"stopped; step {int(state.step)} is saved and the same command goes on from there")
                 return
@@ -124,3 +131,18 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
     )
     if config.evaluation.after_training:
         evaluate_job(job, directory)
+
+
+def _check_samples(job: Job, directory: pathlib.Path) -> None:
+    """Refuse now what the pictures during and after training, or the evaluation after it, could not be made of.
+
+    Raises ConfigError if the held-out split is missing that they need, or config.sampling.cond does not fit.
+    """
+    after = job.config.evaluation.after_training
+    try:
+        if after:
+            job.held_out  # noqa: B018 - opens it
+        requests.conditions(job, 1, directory)
+    except ConfigError as error:
+        hint = "; config.evaluation.after_training=False trains without an evaluation" if after else ""
+        raise ConfigError(f"{error}{hint}") from error

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pathlib
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.training.faults import replacing
+
+CLASSES = "classes.json"  # name of each class -> its number
 
 
 def check_writable(workdir: pathlib.Path) -> None:
@@ -22,6 +26,48 @@ def check_writable(workdir: pathlib.Path) -> None:
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"--workdir={workdir} cannot be written: {existing} is not a writable folder")
+
+
+def write_classes(workdir: pathlib.Path, names: Sequence[str]) -> None:
+    """Write the numbers of the classes by their names as classes.json, if they have names."""
+    if names:
+        with replacing(workdir / CLASSES, "w") as file:
+            numbers = {name: number for number, name in enumerate(names)}
+            file.write(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_classes(workdir: pathlib.Path) -> tuple[str, ...]:
+    """The names of the classes in classes.json, in the order of their numbers; () without the file.
+
+    Raises:
+        ConfigError: it is not an object of the numbers 0, 1, ... by names.
+    """
+    path = workdir / CLASSES
+    if not path.exists():
+        return ()
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+        names = {number: name for name, number in numbers.items()}
+        return tuple(names[number] for number in range(len(numbers)))
+    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def check_classes(workdir: pathlib.Path, names: Sequence[str]) -> None:
+    """Raises ConfigError if the run in `workdir` was trained with other classes, or other numbers of them."""
+    before = read_classes(workdir)
+    if not before or not names or before == tuple(names):
+        return
+    number = next((i for i, (old, new) in enumerate(zip(before, names, strict=False)) if old != new), None)
+    change = (
+        f"there were {len(before)} classes and there are {len(names)}"
+        if number is None
+        else f"class {number} was {before[number]!r} and is {names[number]!r}"
+    )
+    raise ConfigError(
+        f"config.data has other classes than {workdir / CLASSES}, which the run was trained with: {change}. Use "
+        "another --workdir, or delete the file if the model is to learn the new ones"
+    )
 
 
 @contextlib.contextmanager

@@ -149,7 +149,7 @@ def test_builds_and_traces_a_train_and_a_sample_step(name):
 @pytest.mark.parametrize("name", ALL)
 def test_data_section(name):
     config = read(name)
-    assert set(config.data) <= {*COMMON, *keys(config.data.name)}
+    assert {key for key, value in config.data.items() if value != ""} <= {*COMMON, *keys(config.data.name)}
     assert not config.data.get("path")
     assert set(config.evaluation.metrics) <= {modalities.AUTO, *modalities.of(data.spec(config)).metrics}
     if ":digits" in name:

@@ -15,6 +15,7 @@ from diffusion_jax import data
 from diffusion_jax.data import images, prepare
 from diffusion_jax.data.sources import archives, tfds
 from diffusion_jax.evaluation.reference import read_statistics
+from tests.data.test_builders import write_mnist
 
 
 @pytest.fixture
@@ -119,13 +120,14 @@ def test_programs_in_postscript_are_not_run(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("key", ["pythonClassName", "type"])
 def test_a_prepared_data_set_cannot_name_modules_to_import(tmp_path, key):
-    folder = tfds.write(tfds.Digits, tmp_path)
+    write_mnist(tmp_path)
+    folder = prepare.prepare("mnist", tmp_path, tmp_path)
     features = folder / "features.json"
     content = json.loads(features.read_text())
     content["featuresDict"]["features"]["label"] = {key: "antigravity.Feature", "content": {}}
     features.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"features\.json names antigravity\.Feature, which is not part of"):
-        tfds.tfds_images("digits", "train", str(tmp_path))
+        tfds.tfds_images("mnist", "train", str(tmp_path))
     features.write_text("[" * 10**5)
     with pytest.raises(ValueError, match=r"Cannot read .*features\.json"):
-        tfds.tfds_images("digits", "train", str(tmp_path))
+        tfds.tfds_images("mnist", "train", str(tmp_path))

@@ -13,25 +13,20 @@ import tarfile
 import numpy as np
 import PIL.Image
 import pytest
+import sklearn.datasets
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import hashing
 
 from diffusion_jax import data
 from diffusion_jax.data import prepare
 from diffusion_jax.data.sources import tfds as source_tfds
 
 
-@pytest.fixture(scope="module")
-def digits_dir(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tfds")
-    data.load(name="digits", path=str(path))
-    return str(path)
-
-
-def test_digits_have_a_fixed_balanced_split(digits_dir):
+def test_digits_have_a_fixed_balanced_split():
     from sklearn import datasets
 
-    train = data.load(name="digits", path=digits_dir)
-    test = data.load(name="digits", path=digits_dir, evaluation=True)
+    train = data.load(name="digits")
+    test = data.load(name="digits", evaluation=True)
     assert (len(train), len(test), train.shape, train.num_classes) == (1297, 500, (8, 8, 1), 10)
     train, test = data.arrays(train), data.arrays(test)
     np.testing.assert_array_equal(np.bincount(test["label"]), np.full(10, 50))
@@ -43,25 +38,53 @@ def test_digits_have_a_fixed_balanced_split(digits_dir):
     np.testing.assert_array_equal(stored[np.lexsort(stored.T)], expected[np.lexsort(expected.T)])
 
 
-def test_digits_have_tfds_slices_and_can_be_enlarged(digits_dir):
-    source = data.load(name="digits", split="train[:100]", path=digits_dir, image_size=16, channels=3)
+def test_digits_have_tfds_slices_and_can_be_enlarged():
+    source = data.load(name="digits", split="train[:100]", image_size=16, channels=3)
     assert len(source) == 100 and source.shape == (16, 16, 3)
-    first = data.load(name="digits", split="train[:1]", path=digits_dir)
-    np.testing.assert_array_equal(
-        data.arrays(first)["x"], data.arrays(data.load(name="digits", path=digits_dir), 1)["x"]
-    )
+    first = data.load(name="digits", split="train[:1]")
+    np.testing.assert_array_equal(data.arrays(first)["x"], data.arrays(data.load(name="digits"), 1)["x"])
 
 
-def _count_digits(path):
-    return len(data.load(name="digits", path=path))
+def test_digits_write_nothing(tmp_path):
+    """Nor is a place for them taken: what is there would not be read."""
+    program = "from diffusion_jax import data; data.arrays(data.load(name='digits'))"
+    subprocess.run([sys.executable, "-c", program], check=True, env={**os.environ, "HOME": str(tmp_path)})
+    assert not (tmp_path / "tensorflow_datasets").exists()
+    with pytest.raises(ValueError, match=r"data\.path=.*'digits' takes no 'path'"):
+        data.load(name="digits", path=str(tmp_path))
+
+
+def test_the_order_of_digits_is_that_of_tfds(tmp_path):
+    """As TensorFlow Datasets writes them, so runs that read them from its files go on with the same batches."""
+    splits = {}
+    for split in ("train", "test"):
+        batch = data.arrays(data.load(name="digits", split=split))
+        splits[split] = np.round((batch["x"] + 1) * 127.5).astype(np.uint8), batch["label"]
+    digits = sklearn.datasets.load_digits()
+    rows = {pixels.tobytes(): i for i, pixels in enumerate(np.round(digits.images * 255 / 16).astype(np.uint8))}
+    keys = {split: [rows[row.tobytes()] for row in x] for split, (x, _) in splits.items()}
+    for split, found in keys.items():
+        assert found == sorted(found, key=hashing.Hasher(split).hash_key)
+
+
+def _prepare_mnist(folder):
+    return source_tfds.write(source_tfds.offline(tfds.image_classification.MNIST, _MNIST), pathlib.Path(folder)).name
+
+
+def _few():
+    yield from ((i, {"image": PIL.Image.new("L", (28, 28), i), "label": i}) for i in range(3))
+
+
+_MNIST = {"train": _few, "test": _few}
 
 
 @pytest.mark.slow
-def test_processes_that_start_together_all_read_whole_digits(tmp_path):
+def test_processes_that_start_together_all_write_whole_files(tmp_path):
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(2, mp_context=context) as pool:
-        assert list(pool.map(_count_digits, [str(tmp_path)] * 2)) == [1297] * 2
-    assert [path.name for path in tmp_path.iterdir()] == ["digits"]
+        assert len(set(pool.map(_prepare_mnist, [str(tmp_path)] * 2))) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mnist"]
+    assert len(data.load(name="mnist", path=str(tmp_path))) == 3
 
 
 def test_an_interrupted_preparation_does_no_harm(tmp_path):
@@ -72,7 +95,8 @@ def test_an_interrupted_preparation_does_no_harm(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         source_tfds.write(source_tfds.offline(tfds.image_classification.MNIST, {"train": interrupted}), tmp_path)
     assert not list(tmp_path.glob("**/*.array_record*"))
-    assert _count_digits(str(tmp_path)) == 1297
+    _prepare_mnist(tmp_path)
+    assert len(data.load(name="mnist", path=str(tmp_path))) == 3
 
 
 def test_data_directory_follows_path_then_environment(monkeypatch):
@@ -119,23 +143,17 @@ def test_what_is_not_prepared_is_explained(tmp_path, options, message):
 
 
 @pytest.mark.parametrize("split", ["validation", "train[:99999]", "train[:0]", "train["])
-def test_unknown_and_empty_splits_are_refused(digits_dir, split):
-    with pytest.raises(ValueError, match=r"Cannot read the split .* of 'digits'"):
-        data.load(name="digits", split=split, path=digits_dir)
+def test_unknown_and_empty_splits_are_refused(split):
+    with pytest.raises(ValueError, match="split"):
+        data.load(name="digits", split=split)
 
 
-def test_unwritable_directory_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"Cannot write the digits to .*file"):
-        data.load(name="digits", path=str(tmp_path / "file"))
-
-
-def test_importing_and_reading_needs_neither_tensorflow_nor_eager_imports(digits_dir):
+def test_importing_and_reading_needs_neither_tensorflow_nor_eager_imports():
     program = (
         "import sys; from diffusion_jax import data\n"
         "eager = {'tensorflow_datasets', 'sklearn', 'grain', 'orbax'} & set(sys.modules); assert not eager, eager\n"
-        f"next(data.batches(data.load(name='digits', path={digits_dir!r}), batch_size=2, seed=0))\n"
-        "assert 'tensorflow' not in sys.modules"
+        "next(data.batches(data.load(name='digits'), batch_size=2, seed=0))\n"
+        "assert not {'tensorflow', 'tensorflow_datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -140,6 +140,36 @@ def test_float_arrays_are_taken_as_they_are(tmp_path):
             data.load(**options, **wrong)
 
 
+def test_float_images_without_a_negative_value_need_a_range(tmp_path):
+    """So do conditions that are images; numbers that are no images do not."""
+    x = np.random.default_rng(0).uniform(0, 1, (6, 4, 4, 3)).astype(np.float32)
+    options = save_npz(tmp_path / "a.npz", x=x)
+    for split in ("train", "train[:1]"):
+        with pytest.raises(ValueError, match=r"a\.npz, key 'x'.*data\.range='0\.\.1'"):
+            data.load(**options, split=split)
+    np.testing.assert_allclose(data.arrays(data.load(**options, range="0..1"))["x"], 2 * x - 1, atol=1e-6)
+    np.testing.assert_array_equal(data.arrays(data.load(**options, range="-1..1"))["x"], x)
+    x[0, 0, 0, 0] = -0.02
+    with pytest.raises(ValueError, match=r"data\.range='0\.\.1'"):
+        data.load(**save_npz(tmp_path / "resized.npz", x=x))
+    x[0, 0, 0, 0] = -0.1
+    mixed = save_npz(tmp_path / "b.npz", x=x)
+    np.testing.assert_array_equal(data.arrays(data.load(**mixed))["x"], x)
+    with pytest.raises(ValueError, match=r"b\.npz, key 'x'.*in \[0, 1\], got -0\.1"):
+        data.load(**mixed, range="0..1")
+    with pytest.raises(ValueError, match=r"data\.range='0, 1' must be one of"):
+        data.load(**mixed, range="0, 1")
+    points = save_npz(tmp_path / "c.npz", x=np.abs(x[:, 0, 0]))
+    assert data.arrays(data.load(**points))["x"].min() >= 0
+    with pytest.raises(ValueError, match=r"c\.npz.*data\.range='0\.\.1' is for images"):
+        data.load(**points, range="0..1")
+    control = save_npz(tmp_path / "d.npz", x=np.zeros((6, 4, 4, 3), np.uint8), control=np.abs(x))
+    with pytest.raises(ValueError, match=r"d\.npz, key 'control'.*data\.range"):
+        data.load(**control)
+    batch = data.arrays(data.load(**control, range="0..1"))
+    np.testing.assert_allclose(batch["control"], 2 * np.abs(x) - 1, atol=1e-6)
+
+
 def test_latents_may_leave_the_range_of_images(tmp_path):
     x = np.random.default_rng(0).normal(size=(6, 4, 4, 4)) * 3
     options = save_npz(tmp_path / "a.npz", x=x, label=np.arange(6))
@@ -174,7 +204,7 @@ def test_array_splits(tmp_path):
         ({"x": np.zeros((2, 2), np.int32)}, r"a\.npz, key 'x'.*int32"),
         ({"x": np.zeros((2, 4, 4, 2), np.uint8)}, r"a\.npz.*\(2, 4, 4, 2\)"),
         ({"x": np.zeros((2, 2)), "labels": np.zeros(3, int)}, r"a\.npz, key 'labels'"),
-        ({"x": np.zeros((2, 2)), "labels": np.array([0, -1])}, r"a\.npz, key 'labels'"),
+        ({"x": np.zeros((2, 2)), "labels": np.array([0, -1])}, r"a\.npz, key 'labels'.*got -1;"),
         ({"x": np.array([{}, {}])}, r"a\.npz.*allow_pickle"),
     ],
 )
@@ -242,7 +272,10 @@ def test_folder_with_captions(tmp_path):
     for wrong, message in (
         (dict(caption_key="title"), r"no field 'title' for the image b\.png; it has extra, file_name, kind, text"),
         (dict(caption_key=".caption"), r"Cannot read .*b\.caption"),
-        (dict(caption_key="text", name="digits"), r"data\.caption_key='text': 'digits' takes no 'caption_key'"),
+        (
+            dict(caption_key="text", name="digits", path=None),
+            r"data\.caption_key='text': 'digits' takes no 'caption_key'",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             data.load(**(options | wrong))
@@ -264,7 +297,7 @@ def test_what_is_drawn_evenly_belongs_to_the_examples(tmp_path):
     names, kinds = np.array(["x", "y", "x", "x"]), np.array(["k", "k", "l", "k"])
     images = np.zeros((4, 2, 2, 1), np.uint8)
     pixels = save_npz(tmp_path / "a.npz", images=images, names=names, kinds=kinds)
-    floats = save_npz(tmp_path / "b.npz", images=images.astype(np.float32), names=names, kinds=kinds)
+    floats = save_npz(tmp_path / "b.npz", images=images - np.float32(1), names=names, kinds=kinds)
     for i, (name, kind) in enumerate(zip(names, kinds, strict=True)):
         save_gray(tmp_path / "folder" / kind / f"{i}.png", 0)
         (tmp_path / "folder" / kind / f"{i}.txt").write_text(str(name))

@@ -69,3 +69,15 @@ def test_refusals(tmp_path):
     (tmp_path / "train.json").write_text("{")
     with pytest.raises(ValueError, match="JSONDecodeError"):
         latents.source(tmp_path, "train")
+
+
+def test_names_of_classes_are_kept(tmp_path):
+    """Files without them are those of classes without names."""
+    latents.write(tmp_path, "train", [_rows()], **MADE, classes=tuple("abcde"))
+    assert latents.source(tmp_path, "train").facts["classes"] == tuple("abcde")
+    header = json.loads((tmp_path / "train.json").read_text())
+    (tmp_path / "train.json").write_text(json.dumps({k: v for k, v in header.items() if k != "classes"}))
+    assert latents.source(tmp_path, "train").facts == {}
+    (tmp_path / "train.json").write_text(json.dumps(header | {"classes": [1]}))
+    with pytest.raises(ValueError, match=r"train\.json.*names of classes must be strings"):
+        latents.read_header(tmp_path, "train")

@@ -97,8 +97,16 @@ def test_facts():
 def test_keys():
     assert keys("toy") == ("kind", "num_examples", "seed")
     assert {"caption_key", "balance"} <= {*keys("folder")} - {*keys("digits")}
-    assert keys("digits") == keys("mnist")
+    assert keys("mnist") == ("path", *keys("digits"))
     for name in (*SOURCES, "mnist"):
         assert not {*keys(name)} & {"split", "wanted", "tokenize", "derive", *COMMON}
-    with pytest.raises(ValueError, match=r"data\.flips=True: 'digits' takes no 'flips'; it takes path, "):
+    with pytest.raises(ValueError, match=r"data\.flips=True: 'digits' takes no 'flips'; it takes image_size, "):
         data.load(name="digits", flips=True)
+
+
+def test_latents_of_three_channels_are_no_images(tmp_path):
+    """As `run.encode.decoded` reads them: of any range, negative or not."""
+    x = np.abs(3 * np.random.default_rng(0).normal(size=(6, 2, 2, 3)))
+    np.savez(tmp_path / "a.npz", samples=x)
+    source = data.load(name="arrays", path=str(tmp_path / "a.npz"), modality="array")
+    np.testing.assert_array_equal(data.arrays(source)["x"], x.astype(np.float32))

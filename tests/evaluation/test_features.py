@@ -169,3 +169,64 @@ def test_unknown_ways_of_resizing_and_missing_weights(tmp_path):
         features.inception("weights.pth", resize="bicubic")
     with pytest.raises(FileNotFoundError, match=r"weights\.pth does not exist"):
         features.inception(tmp_path / "weights.pth")
+
+
+def _save(folder, x):
+    folder.mkdir()
+    for i, image in enumerate(x):
+        PIL.Image.fromarray(image).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("resize", features.RESIZE)
+def test_images_of_several_sizes_are_resized_one_by_one(tmp_path, resize):
+    """Each as if it were in a set of its own size."""
+    x = [pixels(1, i, shape)[0] for i, shape in enumerate([(6, 5, 3), (300, 20, 3), (6, 5, 3), (40, 299, 3)])]
+    kernel = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+
+    @jax.jit
+    def apply(params, x):
+        return Activations(*[jnp.square(preprocess(x, resize)).mean((1, 2)) @ params] * 3)
+
+    extractor = Extractor(
+        name="inception",
+        prefix="",
+        params=kernel,
+        prepare=features._antialiased if resize == "clean" else lambda x: x,
+        apply=apply,
+        num_features=4,
+        takes=Spec((0, 0, 3), "uint8", "image"),
+        resized=lambda image: features._resized(image, resize),
+    )
+    source = image_source(_save(tmp_path / "mixed", x), 3)
+    for batch_size in (4, 1):
+        found = collect(extractor, source, batch_size=batch_size)
+        for row, image in zip(found.features, x, strict=True):
+            alone = extractor.apply(kernel, extractor.prepare(image[None])).features[0]
+            np.testing.assert_allclose(row, alone, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match=r"several sizes.*--inception"):
+        read_uint8(source, np.arange(4))
+    with pytest.raises(ValueError, match=r"several sizes.*--inception"):
+        collect(projection(), source)
+    with pytest.raises(ValueError, match="several sizes"):
+        data.arrays(source)
+
+
+def test_floats_that_may_be_in_0_to_1_are_refused_until_their_range_is_said(tmp_path):
+    """Also if single rows of images in [-1, 1] have no dark pixel."""
+    x = pixels(4)
+    x[0] = 200
+    ones, both = (x / 255).astype(np.float32), (x / 127.5 - 1).astype(np.float32)
+    np.savez(tmp_path / "ones.npz", samples=ones)
+    np.savez(tmp_path / "both.npz", samples=both)
+    for images in (ones, jnp.asarray(ones), tmp_path / "ones.npz", ones + np.float32(0.2)):
+        with pytest.raises(ValueError, match=r"0\.\.1.*--range"):
+            image_source(images, 3)
+    for images in (ones, tmp_path / "ones.npz"):
+        np.testing.assert_array_equal(read_uint8(image_source(images, range="0..1"), np.arange(4)), x)
+    for images in (both, tmp_path / "both.npz"):
+        np.testing.assert_array_equal(read_uint8(image_source(images), np.arange(4)), x)
+        with pytest.raises(ValueError, match=r"in \[0, 1\], got -0\.9"):
+            image_source(images, range="0..1")
+    with pytest.raises(ValueError, match=r"range='0-1'"):
+        image_source(ones, range="0-1")

@@ -8,7 +8,7 @@ from sklearn.datasets import load_digits
 from diffusion_jax import evaluation
 from diffusion_jax.data.sources import images
 from diffusion_jax.evaluation import __main__ as command
-from diffusion_jax.evaluation import features
+from diffusion_jax.evaluation import features, report
 from diffusion_jax.evaluation.feature_classifier import train_classifier
 from diffusion_jax.evaluation.suite import METRICS, compare
 from tests.evaluation.test_features import pixels, projection
@@ -172,14 +172,37 @@ def test_the_command_saves_statistics_and_reads_them(tmp_path, monkeypatch, caps
         command.main([*arguments, f"--output={tmp_path / reference}.json"])
     found, exact = (json.loads((tmp_path / f"{name}.npz.json").read_text()) for name in ("saved", "real"))
     assert found["fid"] == exact["fid"] and found["inception_score"] == exact["inception_score"]
+    assert found["num_reference"] == exact["num_reference"] == 60
+    assert found.pop("num_reference_images") == 20, "of which KID and others are computed"
     assert found.keys() == exact.keys() >= {"kid", "precision", "coverage"}
     errors = capsys.readouterr().err
     assert errors.splitlines()[0].startswith("warning: fid of 50 samples is biased upwards")
 
 
+def test_metrics_are_printed_before_they_are_written(tmp_path, monkeypatch, capsys):
+    """So a disk that is full by then costs the file only. The range of floats is that of the flag."""
+    monkeypatch.setattr(features, "inception", lambda path, resize: projection())
+    np.save(tmp_path / "samples.npy", pixels(50, 1) / np.float32(255))
+    np.save(tmp_path / "real.npy", pixels(60, 2))
+
+    def full(path, results):
+        raise OSError(f"{path} cannot be written: No space left on device")
+
+    monkeypatch.setattr(report, "write_evaluation", full)
+    arguments = [f"--samples={tmp_path / 'samples.npy'}", f"--reference={tmp_path / 'real.npy'}", "--inception=w"]
+    with pytest.raises(SystemExit):
+        command.main([*arguments, "--metrics=fid", f"--output={tmp_path / 'f.json'}", "--range=0..1"])
+    printed = capsys.readouterr()
+    assert "No space left" in printed.err
+    exact = compare(pixels(50, 1), pixels(60, 2), features=projection())
+    assert float(printed.out.split("fid")[1].split()[0]) == pytest.approx(exact["fid"], rel=1e-3)
+
+
 def test_the_command_refuses_in_one_line(labelled, capsys, tmp_path):
     samples, real = f"--samples={labelled / 'samples.npz'}", f"--reference={labelled / 'real.npz'}"
     (tmp_path / "bad.pth").write_bytes(b"nothing")
+    np.savez(tmp_path / "floats.npz", samples=np.load(labelled / "samples.npz")["samples"] / np.float32(255))
+    floats = f"--samples={tmp_path / 'floats.npz'}"
     for arguments, words in [
         ([samples, real, "--metrics=fid"], "'fid' needs the weights of FID's Inception network"),
         ([samples, samples.replace("samples=", "reference=")], "has no labels that a classifier"),
@@ -189,6 +212,9 @@ def test_the_command_refuses_in_one_line(labelled, capsys, tmp_path):
         ([real, "--save_statistics=x.npz"], "--save_statistics needs --inception"),
         ([real], "--samples=PATH"),
         ([samples], "--reference=PATH is missing"),
+        ([samples, real, f"--output={tmp_path}"], f"{tmp_path} cannot be written: it is a folder"),
+        ([samples, real, f"--output={tmp_path / 'bad.pth' / 'm.json'}"], "bad.pth is not a writable folder"),
+        ([floats, real], "--range"),
     ]:
         with pytest.raises(SystemExit) as refusal:
             command.main(arguments)

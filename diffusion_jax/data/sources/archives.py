@@ -49,9 +49,14 @@ def npz_names(path: pathlib.Path) -> list[str]:
 
 def check_growth(path: pathlib.Path) -> None:
     """Raises ValueError for a zip file whose members announce too many bytes; zipfile reads no more than announced."""
-    size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
-        announced = sum(member.file_size for member in archive.infolist())
+        check_announced(path, archive)
+
+
+def check_announced(path: pathlib.Path, archive: zipfile.ZipFile) -> None:
+    """As `check_growth`, for a file that is open."""
+    size = path.stat().st_size
+    announced = sum(member.file_size for member in archive.infolist())
     if announced > max(SMALL, MAX_GROWTH * size):
         raise ValueError(f"its {size:,} bytes announce {announced:,}, which no data set of this library does")
 

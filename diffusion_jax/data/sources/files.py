@@ -1,20 +1,22 @@
-"""Folders of image files, and the splits of files and folders."""
+"""Folders and zip archives of image files, and the splits of files and folders."""
 
 from __future__ import annotations
 
-import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, Int64, Shaped
+from jaxtyping import Int64
 
 from diffusion_jax.data import images
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Source, Tokenize
+from diffusion_jax.data.sources import classes, metadata, trees
 from diffusion_jax.data.sources import images as sources
-from diffusion_jax.data.sources import metadata
+from diffusion_jax.data.sources.classes import Classes
+from diffusion_jax.data.sources.trees import Root
 from diffusion_jax.types import Spec
 
 _SPLIT = re.compile(r"(?P<name>[\w-]+)(\[(?P<start>-?\d+%?)?:(?P<stop>-?\d+%?)?\])?")
@@ -36,6 +38,12 @@ def select(split: str, size: int) -> Int64[np.ndarray, "n"]:
     Raises:
         ValueError: the split cannot be parsed, is out of bounds or empty.
     """
+    order = np.arange(size) if split == named(split) else np.random.default_rng(0).permutation(size)
+    return order[bounds(split, size)]
+
+
+def bounds(split: str, size: int) -> slice:
+    """Which part of `size` examples a split such as "train[:90%]" is. ValueError as in `select`."""
     match = _parse(split)
 
     def bound(text: str | None, default: int) -> int:
@@ -47,84 +55,190 @@ def select(split: str, size: int) -> Int64[np.ndarray, "n"]:
     start, stop = bound(match["start"], 0), bound(match["stop"], size)
     if not 0 <= start < stop <= size:
         raise ValueError(f"The split {split!r} is empty or out of bounds: there are {size} examples.")
-    order = np.arange(size) if split == match["name"] else np.random.default_rng(0).permutation(size)
-    return order[start:stop]
+    return slice(start, stop)
+
+
+def named(split: str) -> str:
+    """The name of a split without its slice: "train" of "train[:90%]". ValueError: it cannot be parsed."""
+    return _parse(split)["name"]
 
 
 def locate(path: pathlib.Path, split: str, suffixes: tuple[str, ...]) -> pathlib.Path:
     """`path/<split>` if there is such an entry, else `path` itself, which holds "train" only."""
-    path, name = path.expanduser(), _parse(split)["name"]
+    path, name = path.expanduser(), named(split)
     if not path.exists():
         raise ValueError(f"data.path = {str(path)!r} does not exist.")
     for suffix in suffixes:
         if (path / f"{name}{suffix}").exists():
             return path / f"{name}{suffix}"
     if name != "train":
-        raise ValueError(
-            f"Unknown split {name!r}: {path} has no {' or '.join(f'{name}{suffix}' for suffix in suffixes)} in it. "
-            "Add it, or cut it off the training data: 'train[:90%]' and 'train[90%:]'."
-        )
+        raise _unknown_split(name, str(path), suffixes)
     return path
 
 
-def folder_images(path: pathlib.Path, split: str, keys: Mapping[str, str] = NOTHING) -> images.Images:
-    """All image files below `path/<split>` (or `path`), sorted by path.
+def training_split(split: str, training: str, present: Callable[[str], bool]) -> str | None:
+    """The split whose classes number those of `split`; None if that is `split` itself.
 
-    If every image is in a sub-folder, the sorted names of the first level of sub-folders are the classes. Files
-    without the suffix of an image format that PIL reads, and hidden ones, are ignored. `keys` says where captions,
-    other classes and conditions that are images are, each by its kind: see `metadata.captions`, `metadata.values` and
-    `metadata.named_files`. Files of conditions without a line of their own are no examples.
+    It is `training`, by default "train" or "training", if `present` says that there are data of this name.
+    """
+    for name in (named(training),) if training else ("train", "training"):
+        if name == named(split):
+            return None
+        if present(name):
+            return name
+    return None
+
+
+def _unknown_split(name: str, path: str, suffixes: tuple[str, ...]) -> ValueError:
+    return ValueError(
+        f"Unknown split {name!r}: {path} has no {' or '.join(f'{name}{suffix}' for suffix in suffixes)} in it. "
+        "Add it, or cut it off the training data: 'train[:90%]' and 'train[90%:]'."
+    )
+
+
+class _Place(NamedTuple):
+    """Where the files of a split are: a folder, or a zip archive or folder in it, and what it is in."""
+
+    root: Root
+    above: tuple[Root, str] | None = None  # the folder of all splits, and the name of this one's
+
+
+def _place(path: pathlib.Path, split: str) -> _Place:
+    """`path/<split>`, as a folder or .zip archive, else `path` itself, which holds "train" only.
 
     Raises:
-        ValueError: no such path or split, or no image in it, or no caption, class or condition for one.
+        ValueError: there is no such path or split, or `path` has folders named like splits and none for this one.
     """
-    root = locate(path, split, ("",))
-    suffixes = images.readable_suffixes()
-    paths = sorted(
-        pathlib.Path(folder, file)
-        for folder, _, names in os.walk(root)
-        for file in names
-        if pathlib.Path(file).suffix.lower() in suffixes and not file.startswith(".")
-    )
-    conditions = {kind: keys[kind] for kind in images.CONDITIONS if kind in keys}
+    path, name = path.expanduser(), named(split)
+    if not path.exists():
+        raise ValueError(f"data.path = {str(path)!r} does not exist.")
+    trees.check_readable(path)
+    if path.is_dir() and (path / f"{name}.zip").is_file() and not (path / name).is_dir():
+        return _Place(trees.open_zip(path / f"{name}.zip"))
+    whole = path if path.is_dir() else trees.open_zip(path)
+    within = trees.folders(whole)
+    if name in within:
+        return _Place(whole / name if isinstance(whole, pathlib.Path) else whole.below(name), (whole, name))
+    if name != "train":
+        raise _unknown_split(name, str(whole), ("", ".zip"))
+    if others := [folder for folder in within if folder.lower() in trees.SPLITS]:
+        raise ValueError(
+            f"{whole} has no folder {name!r}, but {', '.join(others)}, which are named like splits. Set data.split, "
+            "move the training images into a folder 'train', or rename what are classes."
+        )
+    return _Place(whole)
+
+
+class _Listed(NamedTuple):
+    """The images of a split, and what says their classes."""
+
+    place: _Place
+    names: list[str]  # examples, relative to the split's root
+    table: metadata.Table | None
+    values: np.ndarray | None  # the class of each, a string or an integer
+    where: str  # the classes come from
+    unlabelled: str = ""  # why there are none
+    empty: str = ""  # a folder that would be a class, but has no image
+
+
+def _listed(path: pathlib.Path, split: str, keys: Mapping[str, str]) -> _Listed:
+    place = _place(path, split)
+    root, suffixes = place.root, images.readable_suffixes()
+    everything = trees.names(root)
+    names = found = [name for name in everything if pathlib.PurePosixPath(name).suffix.lower() in suffixes]
+    fields = {kind: key for kind, key in keys.items() if not key.startswith(".")}
+    places = [(root, ""), *([place.above] if place.above else [])]
+    table = metadata.table(places, _has, everything) if fields else None
+    conditions = [fields[kind] for kind in images.CONDITIONS if kind in fields]
     if conditions:
-        conditions_only = {root / name for key in conditions.values() for name in metadata.named_files(root, key)}
-        paths = [path for path in paths if path not in conditions_only]
-    if not paths:
-        raise ValueError(f"No image file in {root}.")
-    parts = [path.relative_to(root).parts for path in paths]
-    labels, num_classes = np.full(len(paths), -1), 0
-    if key := keys.get("label"):
-        labels, num_classes = class_ids(np.array(metadata.values(root, paths, key)), f"{root}, {key!r}:")
-    elif all(len(part) > 1 for part in parts):
-        labels, num_classes = class_ids(np.array([part[0] for part in parts]), str(root))
-    captions = metadata.captions(root, paths, keys["caption"]) if "caption" in keys else ()
-    named = {kind: metadata.values(root, paths, key) for kind, key in conditions.items()}
-    chosen = select(split, len(paths))
-    paths, labels = [paths[i] for i in chosen], labels[chosen]
-    return images.Images(
-        get=lambda i: (images.read_image(paths[i]), int(labels[i])),
-        size=len(paths),
-        num_classes=num_classes,
-        describe=lambda i: str(paths[i]),
-        captions=tuple(captions[i] for i in chosen) if captions else (),
-        labels=labels if num_classes else None,
-        files={kind: lambda i, value=value: (root, value[chosen[i]]) for kind, value in named.items()},
-    )
+        conditions_only = set().union(*(table.named_files(key) for key in conditions))
+        names = [name for name in names if name not in conditions_only]
+    if not names:
+        raise ValueError(f"No image file in {root}{trees.unread(root)}.")
+    values, where, unlabelled, empty = None, str(root), "", ""
+    if "label" in keys:
+        values, where = table.labels(names, keys["label"]), f"{table.file}, {keys['label']!r}:"
+    elif classes.LABELS in everything:
+        where = str(root / classes.LABELS)
+        values = classes.of_dataset_tool(_content(root / classes.LABELS), names, where)
+        unlabelled = "" if values is not None else f"the labels in {where} are null"
+    elif stray := [name for name in names if "/" not in name]:
+        unlabelled = f"{stray[0]} lies in {root} itself and not in a folder of its class"
+    else:
+        values = np.array([name.split("/")[0] for name in names])
+        empty = min({*trees.folders(root)} - {name.split("/")[0] for name in found}, default="")
+    return _Listed(place, names, table, values, where, unlabelled, empty)
 
 
-def class_ids(values: Shaped[np.ndarray, "n"], where: str) -> tuple[Int32[np.ndarray, "n"], int]:
-    """Labels and the number of classes: integers are labels already; of strings, which are sorted, their places.
+def _content(file: pathlib.Path | trees.Member) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"Cannot read {file}: {error}.") from error
+
+
+def _has(root: Root, name: str) -> bool:
+    return name in root.members if isinstance(root, trees.Archive) else (root / name).is_file()
+
+
+def _classes_of_training(path: pathlib.Path, split: str, keys: Mapping[str, str], training: str) -> Classes | None:
+    """The classes of the training split where `split` is another one; None where it is not, or has no classes."""
+
+    def present(name: str) -> bool:
+        try:
+            return _place(path, name).above is not None or (path.expanduser() / f"{name}.zip").is_file()
+        except ValueError:
+            return False
+
+    reference = training_split(split, training, present)
+    if reference is None:
+        return None
+    listed = _listed(path, reference, keys)
+    return None if listed.values is None else classes.numbered(listed.values, listed.where)[1]
+
+
+def folder_images(
+    path: pathlib.Path, split: str, keys: Mapping[str, str] = NOTHING, training: str = ""
+) -> images.Images:
+    """All image files below `path/<split>` (or `path`), folders or zip archives, sorted by path.
+
+    If every image is in a sub-folder, the sorted names of the first level of sub-folders are the classes, as in
+    torchvision's ImageFolder; a file dataset.json, as EDM's and StyleGAN's dataset_tool writes it, has the classes
+    instead. Files without the suffix of an image format that PIL reads, and hidden files and folders, are ignored;
+    links are followed. `keys` says where captions, other classes and conditions that are images are, each by its kind:
+    see `metadata`. Files of conditions without a line of their own are no examples. Names of classes have the numbers
+    of the split `training`, see `training_split`.
 
     Raises:
-        ValueError: naming `where` they come from, for anything else.
+        ValueError: no such path or split, or no image in it, or no caption, class or condition for one, or a class
+            that the training split does not have, or that has no image there.
     """
-    if values.dtype.kind == "U":
-        values = np.unique(values, return_inverse=True)[1]
-    integers = values.ndim == 1 and np.issubdtype(values.dtype, np.integer)
-    if not integers or values.min() < 0 or values.max() >= 2**31:
-        raise ValueError(f"{where} each label must be a string or an integer in 0..2^31 - 1, got {values.dtype}.")
-    return values.astype(np.int32), int(values.max()) + 1
+    listed = _listed(path, split, keys)
+    root, names = listed.place.root, listed.names
+    labels, numbering = np.full(len(names), -1), Classes(0)
+    if listed.values is not None:
+        known = _classes_of_training(path, split, keys, training)
+        if known is None and listed.empty:
+            raise ValueError(f"The folder {root / listed.empty} is a class without an image file: remove or fill it.")
+        labels, numbering = classes.numbered(listed.values, listed.where, known)
+    captions: list[str] = []
+    if key := keys.get("caption"):
+        suffix = key.startswith(".")
+        captions = metadata.first_lines(root, names, key) if suffix else listed.table.captions(names, key)
+    values = {kind: listed.table.values(names, keys[kind]) for kind in images.CONDITIONS if kind in keys}
+    chosen = select(split, len(names))
+    files, labels = [root / names[i] for i in chosen], labels[chosen]
+    return images.Images(
+        get=lambda i: (images.read_image(files[i]), int(labels[i])),
+        size=len(files),
+        num_classes=numbering.size,
+        classes=numbering.names,
+        unlabelled=listed.unlabelled,
+        describe=lambda i: str(files[i]),
+        captions=tuple(captions[i] for i in chosen) if captions else (),
+        labels=labels if numbering.size else None,
+        files={kind: lambda i, value=value: (listed.table.root, value[chosen[i]]) for kind, value in values.items()},
+    )
 
 
 def open_folder(
@@ -133,6 +247,7 @@ def open_folder(
     wanted: Mapping[str, Spec] = NOTHING,
     tokenize: Tokenize | None = None,
     derive: Derived | None = None,
+    training: str = "",
     path: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
@@ -148,13 +263,14 @@ def open_folder(
     image_key: str = "",
     control_key: str = "",
     balance: str = "",
+    skip_damaged: bool = False,
 ) -> Source:
-    """One split of a folder of image files, see `folder_images`. Other arguments as in `data.load`."""
+    """One split of a folder or zip archive of image files, see `folder_images`. Other arguments as in `data.load`."""
     if not path:
         raise ValueError("data.path must be set for data.name = 'folder'.")
     sources.check(image_size=image_size, channels=channels, crop=crop, levels=levels)
     keys = {"caption": caption_key, "label": label_key, "image": image_key, "control": control_key}
-    examples = folder_images(pathlib.Path(path), split, {kind: key for kind, key in keys.items() if key})
+    examples = folder_images(pathlib.Path(path), split, {kind: key for kind, key in keys.items() if key}, training)
     examples = examples._replace(files={kind: file for kind, file in examples.files.items() if kind in wanted})
     if examples.files and (flip or crop):
         raise ValueError(
@@ -172,7 +288,9 @@ def open_folder(
         levels=levels,
         derive=derive,
         num_workers=num_workers,
+        skip_damaged=skip_damaged,
     )
     source = sources.balanced(source, balance, examples.labels, examples.captions or None)
     others = {"caption": examples.captions} if examples.captions else {}
-    return sources.with_conditions(source, others, captions=captions, wanted=wanted, tokenize=tokenize)
+    source = sources.with_conditions(source, others, captions=captions, wanted=wanted, tokenize=tokenize)
+    return sources.skipping(source, examples.describe) if skip_damaged else source

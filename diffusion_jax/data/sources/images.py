@@ -154,7 +154,11 @@ def with_conditions(
     max_tokens = wanted["tokens"].shape[0] if "tokens" in wanted else 0
     tokenize = tokenize or functools.partial(bytes_of.tokens_of, max_tokens=max_tokens, cuts=bytes_of.Cuts())
     if captions and len(captions) != source.num_classes:
-        raise ValueError(f"data.captions has {len(captions)} texts for {source.num_classes} classes.")
+        reason = source.facts.get("unlabelled", "")
+        raise ValueError(
+            f"data.captions has {len(captions)} texts for {source.num_classes} classes"
+            f"{': ' + reason if reason else ''}."
+        )
     if captions and max_tokens < 1:
         raise ValueError("Captions need a network with config.network.max_tokens > 0, the length they are cut to.")
     by_class = tokenize(captions) if captions else None
@@ -198,8 +202,10 @@ def balanced(source: Source, balance: str, labels: Sequence[Any] | None, caption
         return source
     values = {"label": labels, "caption": captions}[balance]
     if values is None:
+        reason = source.facts.get("unlabelled", "") if balance == "label" else ""
         raise ValueError(
-            f"data.balance = {balance!r}: the examples have no {balance}s of their own, see data.{balance}_key."
+            f"data.balance = {balance!r}: the examples have no {balance}s of their own, see data.{balance}_key"
+            f"{'; ' + reason if reason else ''}."
         )
     return dataclasses.replace(source, groups=_groups(values))
 
@@ -217,14 +223,18 @@ def decoded(
     crop: int | None,
     cache_bytes: int,
     wanted: Mapping[str, Spec],
+    skip_damaged: bool = False,
+    mixed: bool = False,
     **options: Any,
 ) -> Source:
     """Image files (or encoded images) that are read, converted and, if they fit into `cache_bytes`, remembered.
 
     The conditions in `files.files` get their shapes from `wanted`. The first image fixes what is left open; `options`
-    are those of `source`.
+    are those of `source`. With `skip_damaged` the first one that can be read does. With `mixed` images may have
+    different sizes; those of one read are then an array of arrays.
     """
-    channels = channels or images.native_channels(files.get(0)[0])
+    start = _first_readable(files) if skip_damaged else 0
+    channels = channels or images.native_channels(files.get(start)[0])
 
     def decode(i: int) -> tuple[np.ndarray, int]:
         image, label = files.get(i)
@@ -233,39 +243,107 @@ def decoded(
         except ValueError as error:
             raise ValueError(f"{files.describe(i)}: {error}.") from error
 
-    shape = decode(0)[0].shape
+    shape = decode(start)[0].shape
 
     def read(indices: np.ndarray) -> Batch:
-        x = np.empty((len(indices), *shape), np.uint8)
+        x, pixels = np.empty((len(indices), *shape), np.uint8), []
         label = np.empty(len(indices), np.int32)
         for row, i in enumerate(indices):
-            pixels, label[row] = decode(int(i))
-            if pixels.shape != shape:
+            image, label[row] = decode(int(i))
+            if image.shape == shape:
+                x[row] = image
+            elif not mixed:
                 raise ValueError(
-                    f"{files.describe(int(i))} has shape {pixels.shape}, {files.describe(0)} has {shape}. "
+                    f"{files.describe(int(i))} has shape {image.shape}, {files.describe(start)} has {shape}. "
                     "Set data.image_size to bring all images to one size."
                 )
-            x[row] = pixels
+            pixels.append(image)
+        if any(image.shape != shape for image in pixels):
+            x = np.empty(len(pixels), object)
+            x[:] = pixels
         batch = {"x": x, "label": label} if files.num_classes else {"x": x}
         for name, file in files.files.items():
             batch[name] = np.empty((len(indices), *wanted[name].shape), np.float32)
             for row, i in enumerate(indices):
                 try:
                     batch[name][row] = images.from_files(*file(int(i)), wanted[name].shape)
+                except images.Damaged:
+                    raise
                 except ValueError as error:
                     raise ValueError(f"{files.describe(int(i))}, its condition {name!r}: {error}") from error
         return batch
 
-    sizes = {name: value.nbytes for name, value in read(np.zeros(1, np.int64)).items()}
+    sizes = {name: value.nbytes for name, value in read(np.array([start])).items()}
     if files.size * sum(sizes.values()) <= cache_bytes:
-        read = _remembered(read, files.size)
+        read = _remembered(read, files.size, start)
     conditions = {name: Spec(wanted[name].shape, modality="image") for name in files.files}
-    return source(read, size=files.size, shape=shape, num_classes=files.num_classes, conditions=conditions, **options)
+    made = source(read, size=files.size, shape=shape, num_classes=files.num_classes, conditions=conditions, **options)
+    made = with_facts(made, classes=tuple(files.classes), unlabelled=files.unlabelled)
+    return dataclasses.replace(made, ready=functools.partial(_of_one_size, made.ready)) if mixed else made
 
 
-def _remembered(read: Callable[[np.ndarray], Batch], size: int) -> Callable[[np.ndarray], Batch]:
-    """Like `read`, but every example is read once. Threads that race for one write the same values."""
-    first = read(np.zeros(1, np.int64))
+def _of_one_size(ready: Callable[[Batch, Uniform | None], Batch], batch: Batch, uniform: Uniform | None) -> Batch:
+    images.check_one_size(batch["x"])
+    return ready(batch, uniform)
+
+
+def with_facts(source: Source, **facts: Any) -> Source:
+    """`source` with those of `facts` that are not empty, see `Source.facts`."""
+    known = {name: value for name, value in facts.items() if value}
+    return dataclasses.replace(source, facts={**source.facts, **known})
+
+
+def _first_readable(files: images.Images) -> int:
+    for i in range(files.size):
+        try:
+            files.get(i)
+        except images.Damaged:
+            continue
+        return i
+    raise ValueError(f"None of the {files.size} images can be read, from {files.describe(0)} on.")
+
+
+def skipping(source: Source, describe: Callable[[int], str]) -> Source:
+    """`source` that reads the next readable example, in order, where the image file of one is damaged.
+
+    Which one that is depends on the files alone, so a run that is resumed reads the same. The fact "skipped" is a
+    dictionary that grows: index of a damaged example -> what `describe` says of it.
+    """
+    skipped: dict[int, str] = {}
+
+    def readable(i: int) -> int:
+        for j in (*range(i, source.size), *range(i)) if i in skipped else (i,):
+            if j not in skipped:
+                return j
+        raise ValueError(f"None of the {source.size} images can be read, from {describe(0)} on.")
+
+    def damaged(i: int) -> bool:
+        try:
+            source.read(np.array([i]))
+        except images.Damaged:
+            return True
+        return False
+
+    def read(indices: np.ndarray) -> Batch:
+        while True:
+            chosen = np.array([readable(int(i)) for i in indices], np.int64)
+            try:
+                return source.read(chosen)
+            except images.Damaged:
+                found = {i: describe(i) for i in np.unique(chosen).tolist() if damaged(i)}
+                if not found:  # an error of the moment, not of a file
+                    raise
+                skipped.update(found)
+
+    return dataclasses.replace(source, read=read, facts={**source.facts, "skipped": skipped})
+
+
+def _remembered(read: Callable[[np.ndarray], Batch], size: int, start: int) -> Callable[[np.ndarray], Batch]:
+    """Like `read`, but every example is read once. Threads that race for one write the same values.
+
+    Example `start` says what the arrays of all are like.
+    """
+    first = read(np.array([start]))
     memory = {key: np.empty((size, *value.shape[1:]), value.dtype) for key, value in first.items()}
     known = np.zeros(size, bool)
 

@@ -33,6 +33,7 @@ class Header:
     image_shape: tuple[int, ...]
     num_classes: int
     first_stage: str  # fingerprint of the weights that made them
+    classes: tuple[str, ...] = ()  # their names, if they have any
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -84,11 +85,14 @@ def read_header(folder: str | os.PathLike, split: str) -> Header:
     try:
         content = json.loads(path.read_text())
         fields = {name: (np.dtype(kind).str, tuple(shape)) for name, (kind, shape) in content["fields"].items()}
-        header = Header(**{**content, "fields": fields, "image_shape": tuple(content["image_shape"])})
+        known = {"fields": fields, "image_shape": tuple(content["image_shape"])}
+        header = Header(**{**content, **known, "classes": tuple(content.get("classes", ()))})
         sizes = [size for _, shape in fields.values() for size in shape]
         kinds = {np.dtype(kind).kind for kind, _ in fields.values()}
         if min(header.num, *sizes) < 1 or len(header.shape) != 3 or header.num_classes < 0 or not kinds <= set("fiub"):
             raise ValueError(f"the sizes {header.num}, {fields} and {header.num_classes} are out of range")
+        if not all(isinstance(name, str) for name in header.classes):
+            raise ValueError("the names of classes must be strings")
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} does not describe latents ({type(error).__name__}: {error}); --mode=encode makes them"
@@ -145,13 +149,14 @@ def source(folder: str | os.PathLike, split: str, num_workers: int = 1) -> Sourc
             start = stop
         return batch
 
-    return Source(
+    source = Source(
         entries=_entries(header),
         size=len(chosen),
         read=read,
         ready=images.ready_conditions,
         num_workers=num_workers,
     )
+    return images.with_facts(source, classes=header.classes)
 
 
 def _entries(header: Header) -> dict[str, Spec]:

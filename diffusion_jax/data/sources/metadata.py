@@ -1,98 +1,171 @@
-"""Metadata of the images of a folder: fields of a file metadata.jsonl, or a text file next to each image.
+"""Metadata of the images of a folder: fields of metadata.jsonl or metadata.csv, or a text file next to each image.
 
-The first is the convention of Hugging Face's imagefolder: one JSON object per line, whose `file_name` is the path of an
-image relative to the folder; other fields may name further images in the folder. The second is that of many training
+The first two are the convention of Hugging Face's imagefolder: one JSON object per line, or one row of a table, whose
+`file_name` is the path of an image relative to the file; other fields may name further images. The file lies in the
+folder of the split, or one folder above, next to the folders of all splits. The third is that of many training
 scripts: 0001.png and 0001.txt.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-FILE = "metadata.jsonl"
+import numpy as np
+
+from diffusion_jax.data.sources.trees import Member, Root
+
+_INTEGER = re.compile(r"-?\d+")
 
 
-def captions(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[str]:
-    """The text of each image: the first line of the file next to it for a suffix such as ".txt", else a field.
+class Table(NamedTuple):
+    """The fields of each image by its path, and the folder that paths start from."""
 
-    Raises:
-        ValueError: naming the image or the line, where there is no text, or something else.
-    """
-    if not key.startswith("."):
-        texts = values(root, paths, key)
-        for path, text in zip(paths, texts, strict=True):
+    file: pathlib.Path | Member  # for messages
+    root: Root
+    within: str  # the split's folder in `root`, "" if it is `root` itself
+    rows: Mapping[str, Mapping[str, Any]]
+    text: bool  # whether the file has no types: every field is a text
+
+    def values(self, names: Sequence[str], key: str) -> list[Any]:
+        """The field `key` of each image. Raises ValueError, naming the file and the image without a line or field."""
+        fields = []
+        for name in names:
+            path = _joined(self.within, name)
+            if path not in self.rows:
+                raise ValueError(f"{self.file} has no line for the image {path}.")
+            if key not in self.rows[path]:
+                known = ", ".join(sorted(self.rows[path]))
+                raise ValueError(f"{self.file} has no field {key!r} for the image {path}; it has {known}.")
+            fields.append(self.rows[path][key])
+        return fields
+
+    def labels(self, names: Sequence[str], key: str) -> np.ndarray:
+        """The field `key` as classes; in a file without types, texts are integers if all of them are digits."""
+        values = self.values(names, key)
+        if {type(value) for value in values} not in ({str}, {int}):
+            strange = next((value for value in values if type(value) not in (str, int)), values[0])
+            raise ValueError(f"{self.file}: {key!r} must be strings, or integers, of all images, got {strange!r}.")
+        if self.text and all(_INTEGER.fullmatch(value) for value in values):
+            values = [int(value) for value in values]
+        return np.array(values)
+
+    def captions(self, names: Sequence[str], key: str) -> list[str]:
+        """The field `key` as texts. Raises ValueError, naming the image, for anything else."""
+        texts = self.values(names, key)
+        for name, text in zip(names, texts, strict=True):
             if not isinstance(text, str):
-                raise ValueError(f"{root / FILE}: {key!r} of {path.name} must be a string, got {text!r}.")
+                raise ValueError(f"{self.file}: {key!r} of {name} must be a string, got {text!r}.")
         return texts
-    return [_first_line(path.with_suffix(key)) for path in paths]
+
+    def named_files(self, key: str) -> set[str]:
+        """The files below the split's folder that the field `key` names, one or a list of them on each line, and that
+        have no line of their own.
+
+        Raises:
+            ValueError: naming the line or the path, if one is not inside the folder of the file.
+        """
+        named = set()
+        for row in self.rows.values():
+            value = row.get(key, [])
+            for name in value if isinstance(value, list) else [value]:
+                path = pathlib.PurePosixPath(name if isinstance(name, str) else "")
+                if not path.name or path.is_absolute() or ".." in path.parts:
+                    raise ValueError(
+                        f"{self.file}: {key!r} of {row['file_name']} must be the path of a file in the folder, or a "
+                        f"list of them, got {value!r}."
+                    )
+                named.add(str(path))
+        prefix = _joined(self.within, "")
+        return {name.removeprefix(prefix) for name in named - self.rows.keys() if name.startswith(prefix)}
 
 
-def named_files(root: pathlib.Path, key: str) -> set[pathlib.PurePosixPath]:
-    """The files in `root` that the field `key` of `root`/metadata.jsonl names, one or a list of them on each line, and
-    that have no line of their own.
+def table(places: Sequence[tuple[Root, str]], exists: Callable[[Root, str], bool], files: Sequence[str] = ()) -> Table:
+    """The metadata of a split: in the first of `places` that has a file of it, (folder, folder of the split in it).
+
+    `files` are those of the split, for a message that says where else there is metadata.
 
     Raises:
-        ValueError: naming the line or the path, if one is not inside the folder.
+        ValueError: there is no file, there are two, or one cannot be read: naming the file and the line.
     """
-    named, entries = set(), _entries(root / FILE)
-    for entry in entries.values():
-        value = entry.get(key, [])
-        for name in value if isinstance(value, list) else [value]:
-            path = pathlib.PurePosixPath(name if isinstance(name, str) else "")
-            if not path.name or path.is_absolute() or ".." in path.parts:
-                raise ValueError(
-                    f"{root / FILE}: {key!r} of {entry['file_name']} must be the path of a file in the folder, or a "
-                    f"list of them, got {value!r}."
-                )
-            named.add(path)
-    return named - entries.keys()
+    for root, within in places:
+        present = [name for name in READERS if exists(root, name)]
+        if len(present) > 1:
+            raise ValueError(f"{root} holds {' and '.join(present)}: leave one of them.")
+        if present:
+            file = root / present[0]
+            rows: dict[str, Mapping[str, Any]] = {}
+            for number, row in READERS[present[0]](file, read_text(file)):
+                if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
+                    raise ValueError(f'{file}, line {number}: it must be an object with the string "file_name".')
+                rows[str(pathlib.PurePosixPath(row["file_name"]))] = row
+            return Table(file, root, within, rows, present[0].endswith(".csv"))
+    parquet = any(exists(root, "metadata.parquet") for root, _ in places)
+    below = next((name for name in files if pathlib.PurePosixPath(name).name in READERS), "")
+    raise ValueError(
+        f"There is neither {' nor '.join(READERS)} in {' or '.join(str(root) for root, _ in places)}"
+        f"{'; metadata.parquet is not read, write one of these from it' if parquet else ''}"
+        f"{f'; {below} lies below it: write one file for all images' if below else ''}."
+    )
 
 
-def values(root: pathlib.Path, paths: Sequence[pathlib.Path], key: str) -> list[Any]:
-    """The field `key` of each image in `root`/metadata.jsonl.
+def first_lines(root: Root, names: Sequence[str], suffix: str) -> list[str]:
+    """The first line of the text file next to each image, such as 0001.txt for the suffix ".txt".
 
     Raises:
-        ValueError: naming the file, and the image or the line, that is missing or cannot be read.
+        ValueError: naming the file, if it is missing or not text in UTF-8.
     """
-    file = root / FILE
-    entries = _entries(file)
-    fields = []
-    for path in paths:
-        name = pathlib.PurePosixPath(path.relative_to(root).as_posix())
-        if name not in entries:
-            raise ValueError(f"{file} has no line for the image {name}.")
-        if key not in entries[name]:
-            known = ", ".join(sorted(entries[name]))
-            raise ValueError(f"{file} has no field {key!r} for the image {name}; it has {known}.")
-        fields.append(entries[name][key])
-    return fields
+    return [_first_line(root / pathlib.PurePosixPath(name).with_suffix(suffix)) for name in names]
 
 
-def _entries(file: pathlib.Path) -> dict[pathlib.PurePosixPath, dict[str, Any]]:
-    """The object of each image by its path."""
-    entries = {}
-    for number, line in enumerate(_text(file).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}, line {number}: {error}.") from error
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            raise ValueError(f'{file}, line {number}: it must be an object with the string "file_name".')
-        entries[pathlib.PurePosixPath(entry["file_name"])] = entry
-    return entries
-
-
-def _first_line(file: pathlib.Path) -> str:
-    return next(iter(_text(file).strip().splitlines()), "").strip()
-
-
-def _text(file: pathlib.Path) -> str:
+def read_text(file: pathlib.Path | Member) -> str:
+    """The text of a file in UTF-8. Raises ValueError, naming the file, if it is missing or in another encoding."""
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        content = file.read_bytes()
+    except OSError as error:
         raise ValueError(f"Cannot read {file}: {error}.") from error
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError(f"Cannot read {file}: it is text in UTF-16; save it as UTF-8.")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"Cannot read {file}: it is not text in UTF-8 ({error}); save it as UTF-8.") from error
+
+
+def _jsonl(file: pathlib.Path | Member, text: str) -> list[tuple[int, Any]]:
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append((number, json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{file}, line {number}: {error}.") from error
+    return rows
+
+
+def _csv(file: pathlib.Path | Member, text: str) -> list[tuple[int, Any]]:
+    rows, reader = [], csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"the fields must be {', '.join(reader.fieldnames or ())}, one of each")
+            rows.append((reader.line_num, row))
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f"{file}, line {reader.line_num}: {error}.") from error
+    return rows
+
+
+READERS = {"metadata.jsonl": _jsonl, "metadata.csv": _csv}
+
+
+def _first_line(file: pathlib.Path | Member) -> str:
+    return next(iter(read_text(file).strip().splitlines()), "").strip()
+
+
+def _joined(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name

@@ -1,4 +1,4 @@
-"""TFDS data sets prepared without TensorFlow: the embedded digits, and official sets from parsed files."""
+"""Image sets of TensorFlow Datasets without TensorFlow: prepared ones, and official sets from parsed files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming, registered
@@ -26,45 +25,7 @@ Examples = Callable[[], Iterator[tuple[int, dict[str, Any]]]]  # () -> (key, exa
 # TFDS advises to install OpenCV when it decodes its first image; Pillow is what this package installs.
 logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in str(record.msg))
 
-DIGITS_TEST_PER_CLASS = 50
 _OWN_MODULES = ("tensorflow_datasets.", "tensorflow_datasets_core.")
-
-
-class Digits(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """The 1,797 handwritten 8 x 8 digits inside scikit-learn (the test part of UCI's optical recognition set)."""
-
-    VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description="Handwritten digits, 8 x 8 pixels, 17 levels scaled to 0..255; 50 test images per class.",
-            features=tfds.features.FeaturesDict(
-                {"image": tfds.features.Image(shape=(8, 8, 1)), "label": tfds.features.ClassLabel(num_classes=10)}
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://archive.ics.uci.edu/dataset/80/optical+recognition+of+handwritten+digits",
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-        from sklearn import datasets
-
-        digits = datasets.load_digits()
-        pixels = np.round(digits.images * 255 / 16).astype(np.uint8)
-        order = np.random.default_rng(0).permutation(len(pixels))
-        test = np.concatenate([order[digits.target[order] == label][:DIGITS_TEST_PER_CLASS] for label in range(10)])
-        train = np.setdiff1d(order, test)
-        return {
-            "train": self._generate_examples(pixels, digits.target, train),
-            "test": self._generate_examples(pixels, digits.target, test),
-        }
-
-    def _generate_examples(
-        self, pixels: np.ndarray, labels: np.ndarray, indices: np.ndarray
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        for i in indices:
-            # An array instead of a PIL image would make TFDS encode with TensorFlow.
-            yield int(i), {"image": PIL.Image.fromarray(pixels[i]), "label": int(labels[i])}
 
 
 def write(builder_class: type, data_dir: pathlib.Path) -> pathlib.Path:
@@ -152,7 +113,7 @@ def _check_features(name: str, data_dir: pathlib.Path) -> None:
 
 
 def tfds_images(name: str, split: str, path: str | None) -> images.Images:
-    """One split of the TFDS image set `name` (or of the embedded "digits", prepared on first use).
+    """One split of the TFDS image set `name`.
 
     The images are those of the feature "image"; the labels those of "label", if it is a class label.
 
@@ -160,13 +121,6 @@ def tfds_images(name: str, split: str, path: str | None) -> images.Images:
         ValueError: the set is unknown, not prepared, has no images or no such split.
     """
     data_dir = data_directory(path)
-    if name == "digits":
-        try:
-            write(Digits, data_dir)
-        except OSError as error:
-            raise ValueError(
-                f"Cannot write the digits to {data_dir}: {error}. Set data.path or TFDS_DATA_DIR."
-            ) from error
     _check_features(name, data_dir)
     try:
         builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
@@ -192,6 +146,7 @@ def tfds_images(name: str, split: str, path: str | None) -> images.Images:
         raise ValueError(f"The split {split!r} of {name!r} is empty.")
     label = features.get("label")
     num_classes = label.num_classes if isinstance(label, tfds.features.ClassLabel) else 0
+    names = tuple(label.names) if num_classes else ()
 
     def get(i: int) -> tuple[PIL.Image.Image, int]:
         try:
@@ -201,5 +156,9 @@ def tfds_images(name: str, split: str, path: str | None) -> images.Images:
         return images.from_array(example["image"]), int(example["label"]) if num_classes else -1
 
     return images.Images(
-        get=get, size=len(examples), num_classes=num_classes, describe=lambda i: f"example {i} of {name!r} ({split})"
+        get=get,
+        size=len(examples),
+        num_classes=num_classes,
+        describe=lambda i: f"example {i} of {name!r} ({split})",
+        classes=() if names == tuple(map(str, range(num_classes))) else names,
     )
