@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.processes.base import drift_and_diffusion, log_snr, time_derivative
+from diffusion_jax.processes.base import log_snr, time_derivative
 from diffusion_jax.types import Process, needing
 
 Time = Float[Array, "*n"]
@@ -39,12 +39,16 @@ def sigma_squared() -> Weighting:
 
 
 def likelihood() -> Weighting:
-    """g^2 |score error|^2, whose integral bounds the negative log-likelihood (arXiv:2101.09258, theorem 1)."""
+    """g^2 |score error|^2, whose integral bounds the negative log-likelihood (arXiv:2101.09258, theorem 1).
 
-    @needing(alpha=True, sigma=True, derivatives=True)
+    With g^2 = 2 sigma (sigma' - alpha' / alpha sigma) it is 2 alpha (alpha sigma' - alpha' sigma) / sigma^3.
+    """
+
+    @needing(sigma=True, derivatives=True)
     def weight(process: Process, t: Time) -> Time:
-        _, g = drift_and_diffusion(process, t)
-        return (g * process.alpha(t) / process.sigma(t) ** 2) ** 2
+        alpha, d_alpha = time_derivative(process.alpha, t)
+        sigma, d_sigma = time_derivative(process.sigma, t)
+        return 2 * alpha * (alpha * d_sigma - d_alpha * sigma) / sigma**3
 
     return weight
 
@@ -67,12 +71,15 @@ def velocity_matching() -> Weighting:
 
 
 def edm(sigma_data: float = 0.5) -> Weighting:
-    """(sigma^2 + sigma_data^2) / (sigma sigma_data)^2 with sigma relative to alpha (arXiv:2206.00364, table 1)."""
+    """(s^2 + sigma_data^2) / (s sigma_data)^2 with s = sigma / alpha (arXiv:2206.00364, table 1).
 
-    @needing(alpha=True, sigma=True)
+    It is (sigma^2 + alpha^2 sigma_data^2) / (sigma sigma_data)^2, which is finite where alpha = 0.
+    """
+
+    @needing(sigma=True)
     def weight(process: Process, t: Time) -> Time:
-        sigma = process.sigma(t) / process.alpha(t)
-        return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+        sigma = process.sigma(t)
+        return (sigma**2 + (process.alpha(t) * sigma_data) ** 2) / (sigma * sigma_data) ** 2
 
     return weight
 

@@ -5,7 +5,17 @@ import pytest
 
 from diffusion_jax import parameterizations
 from diffusion_jax.losses import weightings
-from diffusion_jax.processes import VE, VP, drift_and_diffusion, log_snr, perturb, time_of_log_snr
+from diffusion_jax.processes import (
+    VE,
+    VP,
+    Cosine,
+    RectifiedFlow,
+    discrete_vp,
+    drift_and_diffusion,
+    log_snr,
+    perturb,
+    time_of_log_snr,
+)
 from tests.oracles import PROCESSES
 
 each_process = pytest.mark.parametrize("name", PROCESSES)
@@ -92,3 +102,12 @@ def test_likelihood_weight_is_the_rate_of_the_snr(name, t):
     process = PROCESSES[name]
     rate = jax.vmap(jax.grad(lambda t: jnp.exp(log_snr(process, t))))(t)
     np.testing.assert_allclose(weightings.likelihood()(process, t), -rate, rtol=tolerance(name))
+
+
+@pytest.mark.parametrize("process", [Cosine(), RectifiedFlow(), discrete_vp(zero_terminal_snr=True)])
+def test_weights_have_their_finite_limits_where_alpha_is_zero(process):
+    """1 / sigma_data^2 for EDM's weight, and 0 for that of likelihoods, whose factor alpha is 0."""
+    one = jnp.ones(1)
+    np.testing.assert_allclose(weightings.edm(0.5)(process, one), 4, rtol=1e-6)
+    if process.num_steps is None:  # the derivative of a table's alpha is infinite there, and the pair refused
+        np.testing.assert_allclose(weightings.likelihood()(process, one), 0, atol=1e-6)

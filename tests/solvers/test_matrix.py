@@ -187,8 +187,13 @@ def test_the_start_that_a_refusal_advises_is_accepted(name, process):
             ["config.sampling.grid.name='karras'", "sigma > 0", "config.sampling.grid.t_min=0.001 works"],
         ),
         (
-            dict(process=dict(name="cosine"), weighting=dict(name="edm"), times=dict(name="uniform", t_max=1.0)),
-            ["config.weighting.name='edm'", "alpha > 0", "'cosine'", "config.times.t_max=0.999 works"],
+            dict(
+                process=dict(name="discrete_vp", zero_terminal_snr=True),
+                parameterization=dict(name="v"),
+                weighting=dict(name="velocity_matching"),
+                times=dict(name="uniform", t_max=1.0),
+            ),
+            ["config.weighting.name='velocity_matching'", "finite derivatives", "'discrete_vp'", "config.times.t_max="],
         ),
         (dict(loss=dict(name="vlb")), ["config.loss.name='vlb'", "discrete process", "'vp'", "discrete_vp"]),
         (dict(guidance=dict(name="instruct_pix2pix")), ["config.guidance.name='instruct_pix2pix'", "'image'"]),
