@@ -46,7 +46,7 @@ def test_a_diffusion_system_starts_from_the_image(pixels):
     np.testing.assert_array_equal(drawn["image"], IMAGES)
     prior_key, noise_key = jax.random.split(key)
     times = system.grid(system.process, 8)[4:]
-    noise = row_normal(row_keys(prior_key, jnp.arange(3)), IMAGES)
+    noise = row_normal(row_keys(prior_key, jnp.arange(3)), jnp.asarray(IMAGES))
     x = system.process.alpha(times[0]) * IMAGES + system.process.sigma(times[0]) * noise
     by_hand = sample(system.solver, system.process, system.denoiser(params), noise_key, x, times)
     np.testing.assert_allclose(drawn["samples"], by_hand, rtol=1e-4, atol=1e-4)
