@@ -20,7 +20,6 @@ from diffusion_jax.training.step import init_state, make_train_step
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
 # The full-size settings of papers are slow: 2 to 10 seconds of tracing each.
-FAST = re.compile("toy2d:|:digits|(?<!latent_diffusion):mnist")
 AXES = ("system", "network", "loss", "parameterization", "process", "solver")
 
 # Public networks of up to 2.6 billion parameters, which `tests/parity` compares with diffusers' at full size.
@@ -37,8 +36,12 @@ def variants(path: pathlib.Path) -> list[str]:
 ALL = [f"{path.stem}:{variant}" for path in FILES for variant in variants(path)]
 
 
+FAST = {f"{path.stem}:{variants(path)[0]}" for path in FILES}
+
+
 def case(name: str, *values):
-    return pytest.param(name, *values, marks=[] if FAST.search(name) else [pytest.mark.slow])
+    """The variants that run anywhere are built in every run of the tests, the others in the slow ones."""
+    return pytest.param(name, *values, marks=[] if name in FAST else [pytest.mark.slow])
 
 
 def read(name: str):
