@@ -1,4 +1,4 @@
-"""Frechet distance between two Gaussians fitted to features, in float64 on the host."""
+"""FID, the Frechet distance between two Gaussians fitted to features, in float64 on the host."""
 
 from __future__ import annotations
 

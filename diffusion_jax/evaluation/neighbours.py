@@ -1,4 +1,4 @@
-"""Metrics of nearest neighbours: fidelity, diversity and memorisation of samples."""
+"""Precision and recall, density and coverage, and distances to the training set: metrics of nearest neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kernel distance between two sets of features, and the score of one set of predicted classes."""
+"""KID, the kernel distance between two sets of features, and the Inception score of one set of predicted classes."""
 
 from __future__ import annotations
 

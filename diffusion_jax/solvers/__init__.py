@@ -1,6 +1,6 @@
 """Solvers of the reverse process. Each is a function of its numbers that returns a `Solver`, a pair of functions.
 
-To add one, write `step(process, D, keys, x, t, s, carry) -> (x_s, carry)` and list it here and in `build.py`.
+To add one, write `step(process, D, keys, x, t, s, carry) -> (x_s, carry)` and list it here and in `config/names.py`.
 """
 
 from diffusion_jax.solvers.adaptive import adaptive_ode, adaptive_sde
