@@ -167,8 +167,8 @@ class FourierEmbedding(nnx.Module):
     """Random Fourier features of a scalar: [sin(2 pi c w), cos(2 pi c w)], w ~ N(0, scale^2) (arXiv:2011.13456).
 
     `dim` frequencies give an embedding [batch, 2 dim] in float32. The frequencies are a parameter, `weight`, because
-    checkpoints hold them, but receive no gradient. They are marked `full_precision`: rounded to bfloat16 they would
-    shift the phases by about a radian.
+    checkpoints hold them, but receive no gradient and no weight decay. They are marked `full_precision`: rounded to
+    bfloat16 they would shift the phases by about a radian.
     """
 
     def __init__(self, dim: int, *, scale: float = 16.0, rngs: nnx.Rngs):
