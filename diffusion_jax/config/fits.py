@@ -64,6 +64,10 @@ def check_process(
 def sampling_times(config: ConfigDict, process: Process, grid: Callable) -> np.ndarray:
     """Times of the sampling grid. Raises ConfigError if the grid does not fit the process or the number of steps."""
     field, section, needs = "sampling.grid", config.sampling.grid, needs_of(grid)
+    if section.get("denoising", False) and not config.sampling.denoise:
+        raise ConfigError(
+            "config.sampling.grid.denoising=True needs config.sampling.denoise=True, the last of config.sampling.steps"
+        )
     if needs.num_steps:
         check_process(config, (field,), Needs(num_steps=True), process, NO_TIMES, bounded_by=field)
     try:
@@ -205,6 +209,7 @@ def check_guidance(
     conditions: Conditions,
     cond_dropout: float,
     cond_dropouts: Mapping[str, float],
+    shape: tuple[int, ...],
 ) -> None:
     """Raises ConfigError if guidance or condition dropout needs conditions that the network does not read.
 
@@ -228,6 +233,8 @@ def check_guidance(
             "config.network.num_classes, for example"
         )
     needs, named = guidance.needs, f"config.guidance.name={config.guidance.name!r}"
+    if needs.channels > shape[-1]:
+        raise ConfigError(f"config.guidance.channels={needs.channels} must be at most {shape[-1]}, the channels of x")
     for name in needs.conditions:
         if name not in available:
             raise ConfigError(

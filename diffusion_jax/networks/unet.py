@@ -50,6 +50,8 @@ class UNet(DenoisingNetwork):
         flip_sin_to_cos: of the positional embedding, see `layers.sinusoidal_embedding`.
         freq_shift: likewise, its `downscale_freq_shift`.
         downsample_padding: of the convolutions that halve the resolution: 0 pads the bottom and the right, 1 all sides.
+        residual_input: add x to the output, the base measure of VDM (arXiv:2107.00630): its first `out_channels`.
+        zero_emb: the projections of the embedding in the residual blocks have no bias and start at zero, as in VDM.
         num_classes: of the condition "label"; 0 for none. A network without conditions ignores cond; one with
             conditions takes cond=None as the null condition.
         vector_dim: of the condition "vector"; 0 for none.
@@ -88,6 +90,8 @@ class UNet(DenoisingNetwork):
         flip_sin_to_cos: bool = False,
         freq_shift: float = 1.0,
         downsample_padding: int = 0,
+        residual_input: bool = False,
+        zero_emb: bool = False,
         num_classes: int = 0,
         vector_dim: int = 0,
         token_dim: int = 0,
@@ -109,12 +113,17 @@ class UNet(DenoisingNetwork):
             image_shape=(image_size, image_size, image_channels) if image_channels else (),
         )
         self.remat = remat
+        self.residual_channels = (out_channels or in_channels) if residual_input else 0
+        if self.residual_channels > in_channels:
+            raise ValueError(
+                f"residual_input=True needs at least out_channels={out_channels} channels of x, not {in_channels}."
+            )
         resolutions = layers.level_resolutions(
             image_size, len(channel_mult), attention_resolutions, "attention_resolutions"
         )
 
         def resnet(c_in: int, c_out: int) -> ResnetBlock:
-            options = dict(num_groups=num_groups, dropout=dropout, epsilon=norm_eps)
+            options = dict(num_groups=num_groups, dropout=dropout, epsilon=norm_eps, zero_emb=zero_emb)
             return ResnetBlock(c_in, c_out, 4 * channels, **options, rngs=rngs)
 
         def heads(c: int) -> int:
@@ -210,7 +219,8 @@ class UNet(DenoisingNetwork):
         for block in self.up_blocks:
             used = [skips.pop() for _ in block.resnets]
             h = layers.call_block(block, h, used, emb, context, rngs=rngs, remat=self.remat)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        out = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        return out + x[..., : self.residual_channels] if self.residual_channels else out
 
     def embedders(self) -> dict[str, Callable[..., Array] | None]:
         return dict(label=self.class_embedding, vector=self.add_embedding, tokens=self.token_encoder)
@@ -219,7 +229,7 @@ class UNet(DenoisingNetwork):
 class ResnetBlock(nnx.Module):
     """Residual block: x + conv2(drop(silu(norm2(conv1(silu(norm1(x))) + proj(emb))))), emb already activated.
 
-    With `emb_dim=None` there is no emb, as in autoencoders.
+    With `emb_dim=None` there is no emb, as in autoencoders; with `zero_emb` proj has no bias and starts at zero.
     """
 
     def __init__(
@@ -231,12 +241,14 @@ class ResnetBlock(nnx.Module):
         num_groups: int,
         dropout: float,
         epsilon: float = 1e-6,
+        zero_emb: bool = False,
         rngs: nnx.Rngs,
     ):
         self.dropout = dropout
         self.norm1 = layers.GroupNorm(in_channels, num_groups=num_groups, epsilon=epsilon)
         self.conv1 = layers.conv(in_channels, out_channels, rngs=rngs)
-        self.time_emb_proj = None if emb_dim is None else layers.linear(emb_dim, out_channels, rngs=rngs)
+        options = dict(scale=0.0, use_bias=False) if zero_emb else {}
+        self.time_emb_proj = None if emb_dim is None else layers.linear(emb_dim, out_channels, **options, rngs=rngs)
         self.norm2 = layers.GroupNorm(out_channels, num_groups=num_groups, epsilon=epsilon)
         self.conv2 = layers.conv(out_channels, out_channels, scale=0.0, rngs=rngs)
         same = in_channels == out_channels

@@ -55,6 +55,17 @@ def test_variants_start_at_zero_and_keep_the_shape(inputs, kwargs):
     assert np.abs(apply(random_params(init), x, c_noise)).max() > 0.01
 
 
+def test_the_options_of_vdm(inputs):
+    """At step 0 the network returns its input, and noise does not depend on the embedding of the time."""
+    init, apply = build(residual_input=True, zero_emb=True)
+    params, (x, c_noise) = init(jax.random.key(0)), inputs
+    np.testing.assert_array_equal(apply(params, x, c_noise), x)
+    projections = [block["time_emb_proj"] for block in params["mid_block"]["resnets"].values()]
+    assert all(set(layer) == {"kernel"} and not layer["kernel"].any() for layer in projections)
+    with pytest.raises(ValueError, match="residual_input"):
+        build(residual_input=True, out_channels=3)[0](jax.random.key(0))
+
+
 def test_rows_do_not_see_each_other(inputs):
     init, apply = build()
     params, (x, c_noise) = random_params(init), inputs
