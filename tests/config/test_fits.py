@@ -1,0 +1,50 @@
+"""Combinations that cannot work are refused by key when the system is built, before anything is compiled."""
+
+import pytest
+
+from diffusion_jax.config import build
+from diffusion_jax.config.sections import ConfigError
+from tests.config.test_configs import as_if_trained, read
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("edm:digits", {"sampling.denoise": False}, r"config\.sampling\.grid\.denoising=True .*sampling\.denoise=True"),
+        ("edm:digits", {"sampling.steps": 1}, r"config\.sampling\.steps=1\b"),
+        ("classifier_free:digits", {"guidance.channels": 2}, r"config\.guidance\.channels=2 .*1\b"),
+        ("classifier_free:digits", {"guidance.channels": -1}, r"config\.guidance .*channels is -1"),
+        ("ddpm:digits", {"loss.norm": "l3"}, r"config\.loss .*norm is 'l3'.* l1"),
+        ("ddpm:digits", {"loss.reduce": "sum"}, r"config\.loss .*reduce is 'sum'.* half_sum"),
+    ],
+)
+def test_refused_by_key(name, changes, words):
+    config = read(name)
+    with config.unlocked():
+        config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError, match=words):
+        build.build(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (dict(normalize="std"), r"config\.system.*normalize is 'std'.* scale"),
+        (dict(normalize="scale", latent_scale=0.5), r"config\.system\.normalize='scale' .*latent_scale=0\.5"),
+        (dict(latent_scale=-1.0), r"config\.system\.latent_scale=-1\.0"),
+    ],
+)
+def test_latents_are_normalised_in_one_way(changes, words):
+    config = read("latent_diffusion:digits")
+    config.system.first_stage = as_if_trained("autoencoder_kl:digits")
+    config.system.update(changes)
+    with pytest.raises(ConfigError, match=words):
+        build.build(config)
+
+
+def test_normalisation_of_latents_is_that_of_the_config():
+    config = read("latent_diffusion:digits")
+    config.system.first_stage = as_if_trained("autoencoder_kl:digits")
+    assert build.build(config).system.first_stage.normalize == "channels"
+    config.system.normalize = "scale"
+    assert build.build(config).system.first_stage.normalize == "scale"
