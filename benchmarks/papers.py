@@ -71,15 +71,19 @@ def _entry(entry: Published) -> list[str]:
 
 
 def _differences(entries: list[Published]) -> list[str]:
-    """The differences of the variants of a paper, each with the variants that it is about."""
+    """The differences of the variants of a paper, each with the variants that it is about, unless it is about all."""
+    everything = {name for entry in entries for name in entry.variants}
     variants: dict[str, list[str]] = {}
     for entry in entries:
         for difference in entry.differences:
             variants.setdefault(difference, []).extend(entry.variants)
     if not variants:
         return []
-    lines = [f"- {words} ({', '.join(f'`{name}`' for name in found)})" for words, found in variants.items()]
-    return ["Differences:", "", *lines, ""]
+    lines = ["Differences:", ""]
+    for words, concerned in variants.items():
+        which = "" if everything == {*concerned} else f"{', '.join(f'`{name}`' for name in concerned)}: "
+        lines.append(f"- {which}{words}")
+    return [*lines, ""]
 
 
 def text() -> str:

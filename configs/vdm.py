@@ -74,6 +74,7 @@ def paper(*, depth: int, channels: int, **data: Any) -> ConfigDict:
             attention_resolutions=(),
             dropout=0.1,
             fourier=(7, 8),
+            kernel_init="fan_in",
             residual_input=True,
             zero_emb=True,
         ),

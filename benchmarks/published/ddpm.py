@@ -11,7 +11,7 @@ _DDPM_CODE = "hojonathanho/diffusion"
 _IDDPM_CODE = "openai/improved-diffusion"
 _ADM_CODE = "openai/guided-diffusion"
 _DDPM_SHARED = {
-    f"{_DDPM_CODE} diffusion_tf/tpu_utils/tpu_utils.py:89": {"ema.rates": (0.9999,), "ema.warmup": False},
+    f"{_DDPM_CODE} diffusion_tf/tpu_utils/tpu_utils.py:89,103": {"ema.rates": (0.9999,), "ema.warmup": False},
 }
 _DDPM_256 = {
     "training.batch_size": 64,
@@ -21,6 +21,7 @@ _DDPM_256 = {
     "process.num_steps": 1000,
     "process.betas": "linear",
 }
+_DDPM_STEPS = "The number of steps is that of appendix B of the paper and was not confirmed in the repository."
 _IDDPM_SHARED = {
     f"{_IDDPM_CODE} scripts/image_train.py:65-69": {
         "optimizer.weight_decay": 0.0,
@@ -59,17 +60,17 @@ TABLE: tuple[Published, ...] = (
                 "network.dropout": 0.1,
                 "data.flip": True,
             },
-            "arXiv:2006.11239, appendix B": {"training.num_steps": 800_000},
             **_DDPM_SHARED,
         },
+        differences=(_DDPM_STEPS,),
     ),
     Published(
         paper=DDPM,
         variants=("ddpm:lsun_church", "ddpm:lsun_bedroom"),
         values={f"{_DDPM_CODE} scripts/run_lsun.py:118-120": _DDPM_256, **_DDPM_SHARED},
         differences=(
+            _DDPM_STEPS,
             "Bedrooms are not flipped, as appendix B of the paper says; the command of the repository flips them.",
-            "Numbers of steps are those of appendix B, 1.2 M and 2.4 M.",
         ),
     ),
     Published(
@@ -77,9 +78,9 @@ TABLE: tuple[Published, ...] = (
         variants=("ddpm:celebahq256",),
         values={
             f"{_DDPM_CODE} scripts/run_celebahq.py:134-136": {**_DDPM_256, "data.flip": True},
-            "arXiv:2006.11239, appendix B": {"training.num_steps": 500_000},
             **_DDPM_SHARED,
         },
+        differences=(_DDPM_STEPS,),
     ),
     Published(
         paper=IDDPM,

@@ -103,12 +103,15 @@ _VDM_SHARED = {
     },
     f"{_VDM_CODE} experiment.py:131-136": {"optimizer.decay": "no_biases"},
     f"{_VDM_CODE} train_state.py:88": {"ema.warmup": False},
-    f"{_VDM_CODE} model_vdm.py:292,448": {"network.residual_input": True, "network.zero_emb": True},
+    f"{_VDM_CODE} model_vdm.py:255,292,448": {
+        "network.kernel_init": "fan_in",
+        "network.residual_input": True,
+        "network.zero_emb": True,
+    },
 }
 _VDM_DIFFERENCES = (
     "The ends of gamma are trained; the authors' code trains an offset and a slope.",
     "Data is at 2 k / 255 - 1; the authors' code has 2 (k + 0.5) / 256 - 1.",
-    "Kernels start uniform, by the mean of fan-in and fan-out as in DDPM; in the authors' code normal, by fan-in.",
     "The network has no input for the flag of augmentation, which is 0 in these variants.",
     "Samples end with D(z, 0); the authors' code takes the most probable grey level.",
     "There are no variants cifar10_aug and cifar10_aug_paper, the models of CIFAR-10 with augmentation: `data` has "
