@@ -257,8 +257,11 @@ def check_guidance(
         )
 
 
-def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions: Conditions) -> None:
-    """Raises ConfigError if editing needs images, a condition that the network uses itself, or other steps."""
+def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions: Conditions, steps: int) -> None:
+    """Raises ConfigError if editing needs images, a condition that the network uses itself, or other steps.
+
+    `steps` is the number of steps of the solver, without a denoising that config.sampling.steps counts.
+    """
     named = described(config, "editing")
     needed = editing.conditions(makes.shape).shapes
     if "image" in needed and len(makes.shape) != 3:
@@ -267,7 +270,7 @@ def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions:
     if shared:
         raise ConfigError(f"{named} needs the condition {shared[0]!r} for itself, but the network reads it as well")
     try:
-        editing.check(config.sampling.steps)
+        editing.check(steps)
     except ValueError as error:
         raise ConfigError(f"{named}, config.sampling.steps={config.sampling.steps}: {error}") from error
 

@@ -12,6 +12,11 @@ from tests.config.test_configs import as_if_trained, read
     [
         ("edm:digits", {"sampling.denoise": False}, r"config\.sampling\.grid\.denoising=True .*sampling\.denoise=True"),
         ("edm:digits", {"sampling.steps": 1}, r"config\.sampling\.steps=1\b"),
+        (
+            "edm:digits",
+            {"sampling.steps": 10, "editing.name": "sdedit", "editing.strength": 0.1},
+            r"config\.editing\.strength=0\.1\b.*none of the 9 steps",
+        ),
         ("classifier_free:digits", {"guidance.channels": 2}, r"config\.guidance\.channels=2 .*1\b"),
         ("classifier_free:digits", {"guidance.channels": -1}, r"config\.guidance .*channels is -1"),
         ("ddpm:digits", {"loss.norm": "l3"}, r"config\.loss .*norm is 'l3'.* l1"),
