@@ -1,5 +1,7 @@
 """Combinations that cannot work are refused by key when the system is built, before anything is compiled."""
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from diffusion_jax.config import build
@@ -47,9 +49,24 @@ def test_latents_are_normalised_in_one_way(changes, words):
         build.build(config)
 
 
-def test_normalisation_of_latents_is_that_of_the_config():
+@pytest.mark.parametrize(
+    ("changes", "factor"),
+    [
+        # The channels have the means 1 and -1 and the mean squares 5 and 5: variances 4, and 5 for both together.
+        (dict(), 1 / 2),
+        (dict(normalize="scale"), 5**-0.5),
+        (dict(normalize="none"), 1.0),
+        (dict(latent_scale=0.3), 0.3),
+    ],
+)
+def test_normalisation_of_latents_is_that_of_the_config_also_in_exports(changes, factor):
     config = read("latent_diffusion:digits")
     config.system.first_stage = as_if_trained("autoencoder_kl:digits")
-    assert build.build(config).system.first_stage.normalize == "channels"
-    config.system.normalize = "scale"
-    assert build.build(config).system.first_stage.normalize == "scale"
+    config.system.update(changes)
+    stage = build.build(config).system.first_stage
+    params = {"frozen": {"latents": {"mean": jnp.array([1.0, -1.0]), "square": jnp.array([5.0, 5.0])}}}
+    shift, scale = stage.shift_and_scale(params)
+    np.testing.assert_allclose(1 / scale, factor, rtol=1e-6)
+    np.testing.assert_allclose(shift, 0.0 if changes else [1.0, -1.0])
+    (placed,) = stage.networks.values()
+    assert placed.extra(params)["scaling_factor"] == pytest.approx(factor, rel=1e-6)

@@ -13,6 +13,7 @@ from typing import Any
 from diffusion_jax import systems
 from diffusion_jax.config.parts import Parts, no_likelihood, positive
 from diffusion_jax.config.recipes.diffusion import diffusion
+from diffusion_jax.config.recipes.first_stage import scaling_factor
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe
 from diffusion_jax.config.sections import ConfigError, construct, refusal
 from diffusion_jax.config.trained import Trained
@@ -54,8 +55,19 @@ def _normalised(stage: systems.Autoencoder, section: Mapping[str, Any]) -> syste
                 f"{section['latent_scale']!r}; leave one of them out"
             )
         options["latent_scale"] = 0.0
+    if not options:
+        return stage
     with refusal("config.system"):
-        return dataclasses.replace(stage, **options)
+        made = dataclasses.replace(stage, **options)
+
+    def factor(params: Params) -> dict[str, float]:
+        """The scaling factor of diffusers, for exports."""
+        if made.latent_scale or made.normalize != "channels":
+            return {"scaling_factor": 1 / float(made.shift_and_scale(params)[1][0])}
+        return {"scaling_factor": scaling_factor(params["frozen"]["latents"], 0.0)}
+
+    networks = {name: placed._replace(extra=factor) for name, placed in stage.networks.items()}
+    return dataclasses.replace(made, networks=networks)
 
 
 def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
