@@ -58,13 +58,13 @@ def _open_tfds(
     smaller_side = crops.check(crop, image_size, resize)
     centre = None if crop == crops.RANDOM else crop
     images.check(image_size=image_size, channels=channels, crop=centre, levels=levels)
-    cut = dict(crop=crop, cache_bytes=cache_bytes) if crop != crops.RANDOM else dict(resize=smaller_side)
+    centred = dict(crop=crop, cache_bytes=cache_bytes, wanted=wanted)
+    cut = dict(resize=smaller_side) if crop == crops.RANDOM else centred
     source = (crops if crop == crops.RANDOM else images).decoded(
         tfds.tfds_images(name, split, path),
         image_size=image_size,
         channels=channels,
         **cut,
-        wanted=wanted,
         flip=flip,
         dequantize=dequantize,
         levels=levels,

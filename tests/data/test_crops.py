@@ -86,6 +86,16 @@ def test_flips_and_dequantization_follow(folder):
     assert x.shape == (5, 10, 10, 3) and x.min() >= -1 and x.max() < 1 and source.draws % 2 == 0
 
 
+def test_damaged_files_are_skipped(tmp_path):
+    for i, name in enumerate(("a", "b", "c")):
+        PIL.Image.fromarray(np.full((12, 16, 3), 50 * i, np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "a.png").write_bytes(b"damaged")
+    source = loaded(tmp_path, skip_damaged=True)
+    x = source.batch(np.arange(3), np.random.default_rng(0))["x"]
+    np.testing.assert_allclose(x[:, 0, 0, 0], np.array([50, 50, 100]) / 127.5 - 1, atol=1e-6)
+    assert set(source.facts["skipped"]) == {0}
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

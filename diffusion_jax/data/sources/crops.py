@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from jaxtyping import Float32, UInt8
 from diffusion_jax.data import images
 from diffusion_jax.data.source import Batch, Source, Uniform
 from diffusion_jax.data.sources import images as sources
-from diffusion_jax.types import Spec
 
 RANDOM = "random"  # the value of config.data.crop
 _DRAWS = 4  # the size, the two offsets, and one that is unused, as their number must be even
@@ -44,7 +42,6 @@ def decoded(
     image_size: int,
     channels: int | None,
     resize: tuple[int, int],
-    wanted: Mapping[str, Spec],
     skip_damaged: bool = False,
     **options: Any,
 ) -> Source:

@@ -279,13 +279,13 @@ def open_folder(
         raise ValueError(
             f"{flip=}, {crop=}: {path} holds images as conditions, which are not changed with the examples."
         )
-    cut = dict(crop=crop, cache_bytes=cache_bytes) if crop != crops.RANDOM else dict(resize=smaller_side)
+    centred = dict(crop=crop, cache_bytes=cache_bytes, wanted=wanted)
+    cut = dict(resize=smaller_side) if crop == crops.RANDOM else centred
     source = (crops if crop == crops.RANDOM else sources).decoded(
         examples,
         image_size=image_size,
         channels=channels,
         **cut,
-        wanted=wanted,
         flip=flip,
         dequantize=dequantize,
         levels=levels,
