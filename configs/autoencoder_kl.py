@@ -13,9 +13,9 @@ next to the originals. configs/latent_diffusion.py trains a diffusion model on t
 
 `mnist`, `cifar10_f2`, `cifar10_f4`, `crawl_tiles_f4` (folders of images) and `emoji_f4` (an .npz file of images, a
 twentieth of them held out) have small networks. Their perceptual loss is the Laplacian pyramid instead of LPIPS, which
-needs weights and larger images. `openimages_f4`, `_f8` and `_f16` are the paper's networks (table 8) with LPIPS, whose
-files are those of torchvision's VGG-16 and of the linear layers of LPIPS. The authors report a Frechet distance of
-reconstructions of 0.27, 0.90 and 0.87.
+needs weights and larger images. `openimages_f4`, `_f8`, `_f16` and `_f32` are the paper's networks (table 8) with
+LPIPS, whose files are those of torchvision's VGG-16 and of the linear layers of LPIPS. The authors report a Frechet
+distance of reconstructions of 0.27, 0.90, 0.87 and 2.04.
 """
 
 from typing import Any
@@ -23,6 +23,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import choose, presets
+
+# The smaller side is resized to 384 pixels, and 256 x 256 are cut out at random.
+CROP = dict(crop="random", resize=(384, 384))
 
 
 def system(kl_weight: float = 1e-6, **adversarial: Any) -> dict[str, Any]:
@@ -88,8 +91,11 @@ def emoji_f4() -> ConfigDict:
     return config
 
 
-def openimages(*block_out_channels: int, latent_channels: int, num_steps: int, **network: Any) -> ConfigDict:
-    """The paper's autoencoders of 256 x 256 images (table 8), with the authors' numbers of steps."""
+def openimages(
+    *block_out_channels: int, latent_channels: int, num_steps: int, batch_size: int, **network: Any
+) -> ConfigDict:
+    """The paper's autoencoders of 256 x 256 images (table 8), with the numbers of steps of the authors' list of models
+    and the batch of one of their devices."""
     return presets.first_stage(
         system=system(perceptual="lpips", start=50_001),
         network=dict(
@@ -99,22 +105,27 @@ def openimages(*block_out_channels: int, latent_channels: int, num_steps: int, *
             latent_channels=latent_channels,
             **network,
         ),
-        # The authors' learning rate is 4.5e-6 per image of the batch.
-        **presets.first_stage_256(num_steps=num_steps, batch_size=12, learning_rate=5.4e-5),
+        **presets.first_stage_256(num_steps=num_steps, batch_size=batch_size, **CROP),
     )
 
 
 def openimages_f4() -> ConfigDict:
-    return openimages(128, 256, 512, latent_channels=3, num_steps=176_991)
+    return openimages(128, 256, 512, latent_channels=3, num_steps=176_991, batch_size=10)
 
 
 def openimages_f8() -> ConfigDict:
     # This is also the network of Stable Diffusion's first stage.
-    return openimages(128, 256, 512, 512, latent_channels=4, num_steps=246_803)
+    return openimages(128, 256, 512, 512, latent_channels=4, num_steps=246_803, batch_size=4)
 
 
 def openimages_f16() -> ConfigDict:
-    return openimages(128, 128, 256, 256, 512, latent_channels=16, num_steps=410_090, attention_levels=(4,))
+    widths = (128, 128, 256, 256, 512)
+    return openimages(*widths, latent_channels=16, num_steps=442_998, batch_size=6, attention_levels=(4,))
+
+
+def openimages_f32() -> ConfigDict:
+    widths = (128, 128, 256, 256, 512, 512)
+    return openimages(*widths, latent_channels=64, num_steps=406_763, batch_size=6, attention_levels=(4, 5))
 
 
 VARIANTS = {
@@ -127,6 +138,7 @@ VARIANTS = {
     "openimages_f4": openimages_f4,
     "openimages_f8": openimages_f8,
     "openimages_f16": openimages_f16,
+    "openimages_f32": openimages_f32,
 }
 
 

@@ -68,7 +68,7 @@ def paper_256(*, num_steps: int, **data: Any) -> ConfigDict:
         data=dict(split="train", image_size=256, channels=3, path="", **data),
         training=dict(num_steps=num_steps, batch_size=64, checkpoint_every=10_000, sample_every=10_000),
         optimizer=dict(name="adam", learning_rate=2e-5, warmup_steps=5000, clip_norm=1.0),
-        ema=dict(rates=(0.9999,)),
+        ema=dict(rates=(0.9999,), warmup=False),
         sampling=dict(num_samples=16, batch_size=16),
         evaluation=dict(metrics=(), after_training=False),
     )

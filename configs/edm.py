@@ -33,7 +33,7 @@ NCSNPP = dict(
 def edm(*, steps: int, **sections: Any) -> ConfigDict:
     """The sections that all variants share. The final denoising is the algorithm's last step, from sigma_min to 0.
 
-    So `steps` is one less than the paper's number of steps N, and costs 2 `steps` + 1 = 2 N - 1 evaluations.
+    `steps` is the paper's N, which counts it, and costs 2 N - 1 evaluations.
     """
     config = replace(
         defaults(),
@@ -42,14 +42,14 @@ def edm(*, steps: int, **sections: Any) -> ConfigDict:
         weighting=dict(name="edm", sigma_data=0.5),
         times=dict(name="log_normal", mean=-1.2, std=1.2),
         solver=dict(name="heun"),
-        sampling=dict(steps=steps, grid=dict(name="karras", rho=7.0), denoise=True),
+        sampling=dict(steps=steps, grid=dict(name="karras", rho=7.0, denoising=True), denoise=True),
     )
     return replace(config, **sections)
 
 
 def digits() -> ConfigDict:
     return edm(
-        steps=17,
+        steps=18,
         network=dict(name="mlp", hidden=512, num_layers=4),
         **presets.digits(8000),
         sampling=dict(batch_size=500),
@@ -77,14 +77,14 @@ def paper(
             num_steps=images // batch_size, batch_size=batch_size, checkpoint_every=5000, sample_every=10_000
         ),
         optimizer=dict(name="adam", learning_rate=learning_rate, warmup_steps=10_000_000 // batch_size, clip_norm=0.0),
-        ema=dict(rates=(decay_from_half_life(half_life, batch_size),)),
+        ema=dict(rates=(decay_from_half_life(half_life, batch_size),), warmup=False, rampup=0.05),
         evaluation=dict(metrics=(), after_training=False),
     )
 
 
 def cifar10(architecture: dict[str, Any], **conditions: int) -> ConfigDict:
     return paper(
-        steps=17,
+        steps=18,
         augment=0.12,
         batch_size=512,
         learning_rate=1e-3,
@@ -96,7 +96,7 @@ def cifar10(architecture: dict[str, Any], **conditions: int) -> ConfigDict:
 def faces_64(architecture: dict[str, Any], *, dropout: float) -> ConfigDict:
     """The variants of AFHQv2 and FFHQ at 64 x 64."""
     return paper(
-        steps=39,
+        steps=40,
         augment=0.15,
         batch_size=256,
         learning_rate=2e-4,
@@ -107,7 +107,7 @@ def faces_64(architecture: dict[str, Any], *, dropout: float) -> ConfigDict:
 
 def imagenet64_adm() -> ConfigDict:
     config = paper(
-        steps=255,
+        steps=256,
         augment=0.0,
         batch_size=4096,
         learning_rate=1e-4,

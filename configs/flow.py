@@ -41,7 +41,7 @@ def digits() -> ConfigDict:
 def cifar10() -> ConfigDict:
     return flow(
         network=dict(name="ncsnpp", fir=False, progressive_input="none", embedding="positional", dropout=0.15),
-        **presets.cifar10(1_300_000, ema_rate=0.999999, sample_every=50_000),
+        **presets.cifar10(1_300_000, ema_rate=0.999999, ema_warmup=True, sample_every=50_000),
     )
 
 

@@ -11,7 +11,9 @@ The other variants are the paper's, with the networks of its published weights: 
 L_vlb over uniform times, `vlb` the bound over importance-sampled times. The process has 4000 steps, of which the
 sampler takes any number, --config.sampling.steps=100. The paper reports on CIFAR-10, linear 3.70 bits/dim and FID 2.90
 (L_simple), cosine 3.17 and 3.19 (hybrid), 2.94 and 11.47 (vlb); on ImageNet 64 with cosine 3.57 and 19.2 (hybrid), 3.53
-and 40.1 (vlb).
+and 40.1 (vlb). `imagenet64_cond` is the class-conditional model of 270 M parameters, `upsampler_64_256`
+super-resolution (small images as in `adm.py`), `lsun_bedroom256` and `lsun_bedroom256_lr2e5` are the models of
+bedrooms.
 """
 
 import functools
@@ -66,7 +68,14 @@ def mnist() -> ConfigDict:
 
 
 def full(
-    loss: str, *, data: dict[str, Any], network: dict[str, Any], num_steps: int, diffusion_steps: int = 4000
+    loss: str,
+    *,
+    data: dict[str, Any],
+    network: dict[str, Any],
+    num_steps: int,
+    diffusion_steps: int = 4000,
+    batch_size: int = 128,
+    learning_rate: float = 1e-4,
 ) -> ConfigDict:
     return iddpm(
         loss=loss,
@@ -74,15 +83,14 @@ def full(
         parameterization=dict(name="eps", label="timestep"),
         network=dict(
             name="adm",
-            model_channels=128,
             num_head_channels=None,
             resblock_updown=False,
             out_channels=6,
-            **network,
+            **dict(model_channels=128) | network,
         ),
         data=dict(split="train", channels=3, path="", flip=False) | data,
-        training=dict(num_steps=num_steps, batch_size=128, checkpoint_every=10_000, sample_every=50_000),
-        optimizer=dict(name="adam", learning_rate=1e-4, clip_norm=0.0),
+        training=dict(num_steps=num_steps, batch_size=batch_size, checkpoint_every=10_000, sample_every=50_000),
+        optimizer=dict(name="adam", learning_rate=learning_rate, clip_norm=0.0),
         ema=dict(rates=(0.9999,), warmup=False),
         evaluation=dict(metrics=(), after_training=False),
         sampling=dict(steps=250),
@@ -107,7 +115,54 @@ def imagenet64(loss: str) -> ConfigDict:
     )
 
 
-def lsun_bedroom256() -> ConfigDict:
+def unscaled(config: ConfigDict) -> ConfigDict:
+    """The network is conditioned on the timestep itself, and L_vlb is weighted by 1 / T, as the authors' code has it
+    without `rescale_timesteps` and `rescale_learned_sigmas`."""
+    weight = 1 / config.process.num_steps
+    return replace(
+        config, parameterization=dict(name="eps", label="index"), loss=dict(name="hybrid", vlb_weight=weight)
+    )
+
+
+def imagenet64_cond() -> ConfigDict:
+    config = full(
+        "hybrid",
+        data=dict(name="folder", eval_split="train", image_size=64),
+        network=dict(
+            model_channels=192,
+            channel_mult=(1, 2, 3, 4),
+            attention_resolutions=(16, 8),
+            num_heads=4,
+            num_classes=1000,
+        ),
+        num_steps=250_000,
+        batch_size=2048,
+        learning_rate=3e-4,
+    )
+    return unscaled(config)
+
+
+def upsampler_64_256() -> ConfigDict:
+    config = full(
+        "hybrid",
+        data=dict(name="folder", eval_split="train", image_size=256),
+        network=dict(
+            model_channels=192,
+            channel_mult=(1, 1, 2, 2, 4, 4),
+            num_res_blocks=2,
+            attention_resolutions=(16, 8),
+            num_heads=4,
+            num_classes=1000,
+            image_channels=3,
+        ),
+        num_steps=500_000,
+        batch_size=256,
+        learning_rate=3e-4,
+    )
+    return unscaled(replace(config, process=dict(name="discrete_vp", betas="linear", num_steps=4000)))
+
+
+def lsun_bedroom256(num_steps: int = 1_200_000, **training: Any) -> ConfigDict:
     config = full(
         "hybrid",
         data=dict(name="lsun/bedroom", eval_split="validation", image_size=256),
@@ -118,10 +173,11 @@ def lsun_bedroom256() -> ConfigDict:
             num_heads=1,
             use_scale_shift_norm=False,
         ),
-        num_steps=1_200_000,
+        num_steps=num_steps,
         diffusion_steps=1000,
+        **training,
     )
-    return replace(config, process=dict(name="discrete_vp", betas="linear", num_steps=1000))
+    return unscaled(replace(config, process=dict(name="discrete_vp", betas="linear", num_steps=1000)))
 
 
 VARIANTS = {
@@ -131,7 +187,10 @@ VARIANTS = {
     "cifar10_vlb": functools.partial(cifar10, "vlb"),
     "imagenet64_hybrid": functools.partial(imagenet64, "hybrid"),
     "imagenet64_vlb": functools.partial(imagenet64, "vlb"),
+    "imagenet64_cond": imagenet64_cond,
+    "upsampler_64_256": upsampler_64_256,
     "lsun_bedroom256": lsun_bedroom256,
+    "lsun_bedroom256_lr2e5": functools.partial(lsun_bedroom256, 2_400_000, learning_rate=2e-5),
 }
 
 

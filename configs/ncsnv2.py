@@ -61,7 +61,7 @@ def paper(
         data=dict(split="train", eval_split="test", channels=3, flip=True, path="") | data,
         training=dict(num_steps=num_steps, batch_size=128, checkpoint_every=5000, sample_every=5000),
         optimizer=dict(name="adam", learning_rate=1e-4, clip_norm=0.0),
-        ema=dict(rates=(0.999,)),
+        ema=dict(rates=(0.999,), warmup=False),
         evaluation=dict(metrics=(), after_training=False),
     )
 

@@ -13,9 +13,9 @@ Without a variant, it learns the classes of scikit-learn's digits under the nois
 cores. The network is a small encoder of ADM with attention pooling. For another model set config.process, config.data
 and config.times to those of that model; a classifier with another process is refused.
 
-`imagenet64`, `imagenet128` and `imagenet256` are the authors' networks, for models with the linear noise schedule (at
-64 x 64 the cosine schedule). The authors publish how they train the one for 128 x 128, and all three are trained so
-here. config.data.path is ImageNet as folders of classes.
+`imagenet64`, `imagenet128`, `imagenet256` and `imagenet512` are the authors' networks, for models with the linear noise
+schedule (at 64 x 64 the cosine schedule). The authors publish how they train the one for 128 x 128, and all are trained
+so here. config.data.path is ImageNet as folders of classes.
 """
 
 from typing import Any
@@ -80,9 +80,22 @@ def imagenet(size: int, *, betas: str = "linear", **network: Any) -> ConfigDict:
     return classifier(
         betas=betas,
         network=dict(name="encoder_unet", num_classes=1000, **network),
-        data=dict(name="folder", split="train", eval_split="train", image_size=size, channels=3, flip=True, path=""),
+        data=dict(
+            name="folder",
+            split="train",
+            eval_split="train",
+            image_size=size,
+            channels=3,
+            flip=True,
+            crop="random",
+            resize=(size, size * 5 // 4),
+            path="",
+        ),
         training=dict(num_steps=300_000, batch_size=256, checkpoint_every=10_000),
-        optimizer=dict(name="adamw", learning_rate=3e-4, weight_decay=0.05, schedule="linear"),
+        optimizer=dict(
+            name="adamw", learning_rate=3e-4, weight_decay=0.05, decay="all", schedule="linear", clip_norm=0.0
+        ),
+        ema=dict(rates=()),
         evaluation=dict(after_training=False),
     )
 
@@ -93,6 +106,7 @@ VARIANTS = {
     "imagenet64": lambda: imagenet(64, betas="cosine", channel_mult=(1, 2, 3, 4), num_res_blocks=4),
     "imagenet128": lambda: imagenet(128, channel_mult=(1, 1, 2, 3, 4)),
     "imagenet256": lambda: imagenet(256, channel_mult=(1, 1, 2, 2, 4, 4)),
+    "imagenet512": lambda: imagenet(512, channel_mult=(0.5, 1, 1, 2, 2, 4, 4)),
 }
 
 

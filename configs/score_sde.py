@@ -33,11 +33,11 @@ def ve(*, sigma_min: float, sigma_max: float, snr: float, steps: int) -> ConfigD
     return replace(
         defaults(),
         process=dict(name="ve", sigma_min=sigma_min, sigma_max=sigma_max),
-        parameterization=dict(name="score", label="log_sigma", scale_by_sigma=True),
+        parameterization=dict(name="score", label="log_sigma_unit", scale_by_sigma=True),
         weighting=dict(name="sigma_squared"),
         times=dict(name="uniform", t_min=1e-5),
         solver=dict(name="predictor_corrector", predictor="reverse_diffusion", snr=snr),
-        sampling=dict(steps=steps, grid=dict(name="uniform", t_min=1e-5), denoise=True),
+        sampling=dict(steps=steps, grid=dict(name="uniform", t_min=1e-5, denoising=True), denoise=True),
     )
 
 
@@ -50,7 +50,7 @@ def vp(process: str, *, steps: int) -> ConfigDict:
         weighting=dict(name="simple"),
         times=dict(name="uniform", t_min=1e-5),
         solver=dict(name="euler_maruyama"),
-        sampling=dict(steps=steps, grid=dict(name="uniform", t_min=1e-3), denoise=True),
+        sampling=dict(steps=steps, grid=dict(name="uniform", t_min=1e-3, denoising=True), denoise=True),
     )
 
 
@@ -92,7 +92,7 @@ def digits_likelihood(process: str, t_min: float) -> ConfigDict:
     nothing to model but the edges of the levels."""
     return replace(
         likelihood(digits_vp(process), t_min=t_min, levels=17),
-        sampling=dict(grid=dict(name="uniform", t_min=max(t_min, 1e-3))),
+        sampling=dict(grid=dict(name="uniform", t_min=max(t_min, 1e-3), denoising=True)),
         network=dict(name="mlp", hidden=512, num_layers=4, dropout=0.2),
         evaluation=dict(metrics=("classifier", "density_baseline")),
     )
@@ -120,8 +120,13 @@ def cifar10(config: ConfigDict, *, deep: bool, ema_rate: float, **network: Any) 
     )
 
 
+# The loss of the VE models: half the sum over dimensions, so that the gradient is clipped in nearly every step.
+HALF_SUM = dict(name="denoising", reduce="half_sum")
+
+
 def cifar10_ve(deep: bool = False) -> ConfigDict:
-    return cifar10(ve(sigma_min=2 * 0.01, sigma_max=2 * 50.0, snr=0.16, steps=1000), deep=deep, ema_rate=0.999)
+    config = ve(sigma_min=2 * 0.01, sigma_max=2 * 50.0, snr=0.16, steps=1000)
+    return replace(cifar10(config, deep=deep, ema_rate=0.999), loss=HALF_SUM)
 
 
 def cifar10_vp(process: str, deep: bool = False) -> ConfigDict:
@@ -137,7 +142,7 @@ def large(config: ConfigDict, *, batch_size: int, ema_rate: float, data: dict, *
         data=dict(split="train", eval_split="train", channels=3, flip=True, path="") | data,
         training=dict(num_steps=2_400_000, batch_size=batch_size, checkpoint_every=5000, sample_every=50_000),
         optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0),
-        ema=dict(rates=(ema_rate,)),
+        ema=dict(rates=(ema_rate,), warmup=False),
         sampling=dict(num_samples=16, batch_size=16),
         evaluation=dict(metrics=(), after_training=False),
     )
@@ -145,7 +150,7 @@ def large(config: ConfigDict, *, batch_size: int, ema_rate: float, data: dict, *
 
 def ve_256(sigma_max: float, **data: Any) -> ConfigDict:
     return large(
-        ve(sigma_min=2 * 0.01, sigma_max=2 * sigma_max, snr=0.075, steps=2000),
+        replace(ve(sigma_min=2 * 0.01, sigma_max=2 * sigma_max, snr=0.075, steps=2000), loss=HALF_SUM),
         batch_size=64,
         ema_rate=0.999,
         data=dict(image_size=256, **data),
@@ -154,9 +159,12 @@ def ve_256(sigma_max: float, **data: Any) -> ConfigDict:
     )
 
 
-def ve_1024(**data: Any) -> ConfigDict:
+def ve_1024(*, reduce: str, **data: Any) -> ConfigDict:
     return large(
-        ve(sigma_min=2 * 0.01, sigma_max=2 * 1348.0, snr=0.15, steps=2000),
+        replace(
+            ve(sigma_min=2 * 0.01, sigma_max=2 * 1348.0, snr=0.15, steps=2000),
+            loss=dict(name="denoising", reduce=reduce),
+        ),
         batch_size=8,
         ema_rate=0.9999,
         data=dict(image_size=1024, **data),
@@ -182,11 +190,12 @@ VARIANTS = {
     "cifar10_subvp_ddpmpp_deep": functools.partial(cifar10_vp, "subvp", deep=True),
     "cifar10_vp_ddpmpp_deep_likelihood": functools.partial(cifar10_likelihood, "vp"),
     "cifar10_subvp_ddpmpp_deep_likelihood": functools.partial(cifar10_likelihood, "subvp"),
+    "lsun_church256_ve_ncsnpp": functools.partial(ve_256, 380.0, name="lsun/church_outdoor", eval_split="validation"),
     "lsun_bedroom256_ve_ncsnpp": functools.partial(ve_256, 378.0, name="lsun/bedroom", eval_split="validation"),
     "celebahq256_ve_ncsnpp": functools.partial(ve_256, 348.0, name="celeb_a_hq/256"),
     "ffhq256_ve_ncsnpp": functools.partial(ve_256, 348.0, name="folder"),
-    "celebahq1024_ve_ncsnpp": functools.partial(ve_1024, name="celeb_a_hq/1024"),
-    "ffhq1024_ve_ncsnpp": functools.partial(ve_1024, name="folder"),
+    "celebahq1024_ve_ncsnpp": functools.partial(ve_1024, reduce="half_sum", name="celeb_a_hq/1024"),
+    "ffhq1024_ve_ncsnpp": functools.partial(ve_1024, reduce="mean", name="folder"),
 }
 
 

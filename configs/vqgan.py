@@ -22,15 +22,21 @@ from ml_collections import ConfigDict
 from diffusion_jax.config import choose, presets
 
 
-def system(decay: float = 0.99, **adversarial: Any) -> dict[str, Any]:
+def system(**adversarial: Any) -> dict[str, Any]:
     return dict(
         name="vqgan",
         codebook_weight=1.0,
         commitment_weight=0.25,
-        decay=decay,
-        restart_below=0.05 if decay else 0.0,
+        decay=0.99,
+        restart_below=0.05,
         **presets.adversarial(**adversarial),
     )
+
+
+def system_by_gradient(**adversarial: Any) -> dict[str, Any]:
+    """The codebook is trained by the gradient. The authors' code weighs the codebook's term by 0.25 and the commitment
+    by 1, which is 0.25 times 4 here."""
+    return system(**adversarial) | dict(codebook_weight=0.25, commitment_weight=4.0, decay=0.0, restart_below=0.0)
 
 
 def small(*block_out_channels: int, latent_channels: int, codes: int, attention: bool = True) -> dict[str, Any]:
@@ -84,14 +90,15 @@ def paper(
     num_steps: int,
     start: int,
     batch_size: int,
-    learning_rate: float,
     weight: float,
     n_layers: int = 3,
     attention_levels: tuple[int, ...] = (),
+    **data: Any,
 ) -> ConfigDict:
-    """The variants of 256 x 256 pixels, with the numbers of steps of the authors' list of models."""
+    """The variants of 256 x 256 pixels, with the numbers of steps of the authors' list of models and the batch of one
+    of their devices."""
     return presets.first_stage(
-        system=system(perceptual="lpips", start=start, decay=0.0, weight=weight, n_layers=n_layers),
+        system=system_by_gradient(perceptual="lpips", start=start, weight=weight, n_layers=n_layers),
         network=dict(
             name="vq_model",
             block_out_channels=block_out_channels,
@@ -100,23 +107,23 @@ def paper(
             num_vq_embeddings=codes,
             attention_levels=attention_levels,
         ),
-        **presets.first_stage_256(num_steps=num_steps, batch_size=batch_size, learning_rate=learning_rate),
+        **presets.first_stage_256(num_steps=num_steps, batch_size=batch_size, crop="random", **data),
     )
 
 
 def openimages_f4() -> ConfigDict:
-    ldm = dict(start=0, batch_size=8, learning_rate=3.6e-5, weight=0.75)
+    ldm = dict(start=0, batch_size=8, weight=0.75, resize=(384, 384))
     return paper(128, 256, 512, latent_channels=3, codes=8192, num_steps=533_066, **ldm)
 
 
 def openimages_f8() -> ConfigDict:
-    ldm = dict(start=1, batch_size=10, learning_rate=4.5e-5, weight=0.6, n_layers=2)
+    ldm = dict(start=1, batch_size=10, weight=0.6, n_layers=2, resize=(384, 384))
     widths = (128, 256, 256, 512)
     return paper(*widths, latent_channels=4, codes=16384, num_steps=971_043, attention_levels=(3,), **ldm)
 
 
 def imagenet_f16() -> ConfigDict:
-    taming = dict(start=250_001, batch_size=12, learning_rate=5.4e-5, weight=0.8)
+    taming = dict(start=250_001, batch_size=12, weight=0.8)
     widths = (128, 128, 256, 256, 512)
     return paper(*widths, latent_channels=256, codes=16384, num_steps=1_000_000, attention_levels=(4,), **taming)
 

@@ -53,8 +53,8 @@ def log_sigma_unit_label(process: Process, t: Time) -> Time:
 
 @needing(alpha=True, sigma=True)
 def log_snr_label(process: Process, t: Time) -> Time:
-    """999 (13.3 - log SNR) / 18.3: in 0..999 for log SNR from 13.3 to -5, where VDM's schedule starts and ends."""
-    return 999 * (13.3 - log_snr(process, t)) / 18.3
+    """1000 (13.3 - log SNR) / 18.3: in 0..1000 for log SNR from 13.3 to -5, where VDM's schedule starts and ends."""
+    return 1000 * (13.3 - log_snr(process, t)) / 18.3
 
 
 def level_label(num_levels: int) -> NoiseLabel:

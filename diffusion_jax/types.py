@@ -70,6 +70,7 @@ class Needs:
     conditional: bool = False  # a network that reads any condition
     conditions: tuple[str, ...] = ()  # a network that reads all of these conditions
     unguided: bool = False  # the denoiser without other guidance
+    channels: int = 0  # examples of at least so many channels
 
     def __or__(self, other: Needs) -> Needs:
         """Combines the needs of two parts."""
@@ -79,6 +80,7 @@ class Needs:
             both[field.name] = here or there
         least = [needs.least_sigma for needs in (self, other) if needs.least_sigma is not None]
         both["least_sigma"] = max(least, default=None)
+        both["channels"] = max(self.channels, other.channels)
         both["conditions"] = tuple(dict.fromkeys(self.conditions + other.conditions))
         return Needs(**both)
 

@@ -9,7 +9,8 @@ import re
 from ml_collections import ConfigDict
 
 from diffusion_jax.config.defaults import defaults
-from diffusion_jax.config.sections import ConfigError, check_type, flatten, lookup, suggest
+from diffusion_jax.config.sections import ConfigError, check_type, flatten, lookup, refusal, suggest
+from diffusion_jax.networks.functional import check_dtype
 
 _SECRET = re.compile(r"(.*[._])?(api_?key|secret|password|passwd|credentials?|token)", re.IGNORECASE)
 _FILE_NAME = re.compile(r"\w[\w.=+-]{0,199}")
@@ -78,6 +79,8 @@ def check_keys(config: ConfigDict) -> None:
             f"config.sampling.file={config.sampling.file!r} must be the name of a file in WORKDIR/samples without its "
             "suffix: letters, digits, and . _ - = + after the first one"
         )
+    with refusal("config.training.dtype"):
+        check_dtype(config.training.dtype)
     if config.training.batch_size % config.training.accumulate:
         raise ConfigError(
             f"config.training.accumulate={config.training.accumulate} must divide "
@@ -86,6 +89,8 @@ def check_keys(config: ConfigDict) -> None:
     for name in config.training.loggers:
         if importlib.util.find_spec(lookup(LOGGERS, "training.loggers", name)) is None:
             raise ConfigError(f"config.training.loggers: {name!r} needs pip install 'diffusion_jax[{name}]'")
+    if not 0 <= config.ema.rampup < math.inf:
+        raise ConfigError(f"config.ema.rampup={config.ema.rampup} must be at least 0; EDM's is 0.05")
     for rate in config.ema.rates:
         check_type("ema.rates", rate, "float")
     if config.ema.rates or config.sampling.ema_rate:

@@ -38,7 +38,7 @@ def defaults() -> ConfigDict:
                 data_timeout=600.0,  # seconds in which a batch must be read; 0: no limit
             ),
             optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=0, schedule="constant", clip_norm=1.0),
-            ema=dict(rates=(0.9999,), warmup=True),
+            ema=dict(rates=(0.9999,), warmup=True, rampup=0.0),
             sampling=dict(
                 num_samples=100,
                 steps=1000,

@@ -64,6 +64,10 @@ def check_process(
 def sampling_times(config: ConfigDict, process: Process, grid: Callable) -> np.ndarray:
     """Times of the sampling grid. Raises ConfigError if the grid does not fit the process or the number of steps."""
     field, section, needs = "sampling.grid", config.sampling.grid, needs_of(grid)
+    if section.get("denoising", False) and not config.sampling.denoise:
+        raise ConfigError(
+            "config.sampling.grid.denoising=True needs config.sampling.denoise=True, the last of config.sampling.steps"
+        )
     if needs.num_steps:
         check_process(config, (field,), Needs(num_steps=True), process, NO_TIMES, bounded_by=field)
     try:
@@ -205,6 +209,7 @@ def check_guidance(
     conditions: Conditions,
     cond_dropout: float,
     cond_dropouts: Mapping[str, float],
+    shape: tuple[int, ...],
 ) -> None:
     """Raises ConfigError if guidance or condition dropout needs conditions that the network does not read.
 
@@ -228,6 +233,8 @@ def check_guidance(
             "config.network.num_classes, for example"
         )
     needs, named = guidance.needs, f"config.guidance.name={config.guidance.name!r}"
+    if needs.channels > shape[-1]:
+        raise ConfigError(f"config.guidance.channels={needs.channels} must be at most {shape[-1]}, the channels of x")
     for name in needs.conditions:
         if name not in available:
             raise ConfigError(
@@ -250,8 +257,11 @@ def check_guidance(
         )
 
 
-def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions: Conditions) -> None:
-    """Raises ConfigError if editing needs images, a condition that the network uses itself, or other steps."""
+def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions: Conditions, steps: int) -> None:
+    """Raises ConfigError if editing needs images, a condition that the network uses itself, or other steps.
+
+    `steps` is the number of steps of the solver, without a denoising that config.sampling.steps counts.
+    """
     named = described(config, "editing")
     needed = editing.conditions(makes.shape).shapes
     if "image" in needed and len(makes.shape) != 3:
@@ -260,7 +270,7 @@ def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions:
     if shared:
         raise ConfigError(f"{named} needs the condition {shared[0]!r} for itself, but the network reads it as well")
     try:
-        editing.check(config.sampling.steps)
+        editing.check(steps)
     except ValueError as error:
         raise ConfigError(f"{named}, config.sampling.steps={config.sampling.steps}: {error}") from error
 

@@ -88,13 +88,15 @@ def cifar10_unet(**network: Any) -> Section:
     return dict(name="unet", **sizes, **network)
 
 
-def cifar10(num_steps: int, *, ema_rate: float = 0.9999, sample_every: int = 10_000) -> dict[str, Section]:
+def cifar10(
+    num_steps: int, *, ema_rate: float = 0.9999, ema_warmup: bool = False, sample_every: int = 10_000
+) -> dict[str, Section]:
     """CIFAR-10 with random flips, and DDPM's training on it."""
     return dict(
         data=cifar10_data(flip=True),
         training=dict(num_steps=num_steps, batch_size=128, checkpoint_every=10_000, sample_every=sample_every),
         optimizer=dict(name="adam", learning_rate=2e-4, warmup_steps=5000, clip_norm=1.0),
-        ema=dict(rates=(ema_rate,)),
+        ema=dict(rates=(ema_rate,), warmup=ema_warmup),
         evaluation=dict(metrics=(), after_training=False),
     )
 
@@ -158,13 +160,17 @@ def first_stage_folder(**data: Any) -> dict[str, Section]:
     )
 
 
-def first_stage_256(*, num_steps: int, batch_size: int, learning_rate: float) -> dict[str, Section]:
-    """A folder of 256 x 256 images, and training of an autoencoder on it as in latent diffusion and VQGAN."""
+def first_stage_256(*, num_steps: int, batch_size: int, **data: Any) -> dict[str, Section]:
+    """A folder of images, and training of an autoencoder on 256 x 256 pixels of them, as in latent diffusion and VQGAN.
+
+    The authors' learning rate is 4.5e-6 per image of the batch; they average no weights.
+    """
+    learning_rate = 4.5e-6 * batch_size
     return dict(
-        data=dict(name="folder", split="train", eval_split="train", image_size=256, channels=3, flip=True, path=""),
+        data=dict(name="folder", split="train", eval_split="train", image_size=256, channels=3, path="", **data),
         training=dict(num_steps=num_steps, batch_size=batch_size, checkpoint_every=5000, sample_every=5000),
         optimizer=dict(name="adam", learning_rate=learning_rate, schedule="constant", warmup_steps=0, b1=0.5, b2=0.9),
-        ema=dict(rates=(0.9999,)),
+        ema=dict(rates=()),
         sampling=dict(num_samples=16, batch_size=16),
         evaluation=dict(metrics=(), after_training=False),
     )

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Source, Tokenize
-from diffusion_jax.data.sources import arrays, digits, files, images, latents, toys
+from diffusion_jax.data.sources import arrays, crops, digits, files, images, latents, toys
 from diffusion_jax.types import Spec
 
 # Arguments of an opener that are no keys of config.data.
@@ -43,7 +43,8 @@ def _open_tfds(
     path: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
-    crop: int | None = None,
+    crop: int | str | None = None,
+    resize: tuple = (),
     flip: bool = False,
     dequantize: bool = False,
     levels: int = 256,
@@ -54,14 +55,16 @@ def _open_tfds(
     """One split of an image set of TensorFlow Datasets."""
     from diffusion_jax.data.sources import tfds
 
-    images.check(image_size=image_size, channels=channels, crop=crop, levels=levels)
-    source = images.decoded(
+    smaller_side = crops.check(crop, image_size, resize)
+    centre = None if crop == crops.RANDOM else crop
+    images.check(image_size=image_size, channels=channels, crop=centre, levels=levels)
+    centred = dict(crop=crop, cache_bytes=cache_bytes, wanted=wanted)
+    cut = dict(resize=smaller_side) if crop == crops.RANDOM else centred
+    source = (crops if crop == crops.RANDOM else images).decoded(
         tfds.tfds_images(name, split, path),
         image_size=image_size,
         channels=channels,
-        crop=crop,
-        cache_bytes=cache_bytes,
-        wanted=wanted,
+        **cut,
         flip=flip,
         dequantize=dequantize,
         levels=levels,
@@ -132,7 +135,9 @@ def load(
         channels: 1 or 3; for floating-point arrays, the number they have. `None` keeps that of the first image.
         modality, shape: of "arrays": what they are ("array" for numbers that are no image, which need not be in
             [-1, 1]) and the shape of one, if it is not [image_size, image_size, channels].
-        crop: side of the centre square to cut out before resizing. `None` takes the largest one.
+        crop: side of the centre square to cut out before resizing. `None` takes the largest one. "random", for image
+            files and TFDS: in training, a random square of image_size after the smaller side was resized.
+        resize: with crop="random" the least and the largest smaller side; by default image_size.
         flip: mirror images at random in training.
         dequantize: add uniform noise to 8-bit values.
         levels: grey levels among these; 17 for "digits".

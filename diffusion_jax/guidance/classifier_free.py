@@ -25,6 +25,7 @@ def classifier_free(
     null_cond: Cond,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
+    channels: int = 0,
 ) -> Denoiser:
     """D_w(x, t, cond) = D(x, t, null) + w (D(x, t, cond) - D(x, t, null)), both in one call of D on a double batch.
 
@@ -38,15 +39,20 @@ def classifier_free(
         interval: times (t_low, t_high] of guidance; elsewhere scale is 1, and D is called once where t is a scalar
             (arXiv:2404.07724). None: everywhere.
         rescale: in [0, 1], see `rescaled`.
+        channels: only the first `channels` channels (last axis) of D are guided, the others are those of the condition;
+            0: all. The authors of DiT (arXiv:2212.09748) guide 3 of the 4 channels of latents.
 
     Raises:
-        ValueError: if `null_cond` is None, the interval is empty, or `rescale` is out of range.
+        ValueError: if `null_cond` is None, the interval is empty, or `rescale` or `channels` is out of range.
     """
     if null_cond is None:
         raise ValueError("null_cond is None; classifier-free guidance needs a null condition")
     check(interval, rescale)
+    types.check(channels >= 0, "channels", channels, "at least 0")
 
     def guided(outputs: Callable, x: Array, t: Array, cond: Cond) -> tuple[Array, ...]:
+        if channels > x.shape[-1]:
+            raise ValueError(f"channels is {channels}; x has {x.shape[-1]}")
         if cond is None:
             raise ValueError("cond is None; classifier-free guidance steers towards a condition")
         both = jax.tree.map(
@@ -55,8 +61,10 @@ def classifier_free(
         twice = jnp.concatenate([t, t]) if jnp.ndim(t) else t
         halves = [jnp.split(out, 2) for out in outputs(jnp.concatenate([x, x]), twice, both)]
         (conditional, unconditional), *rest = halves
-        steered = _extrapolated(unconditional, conditional, scale, t)
-        return rescaled(steered, conditional, rescale), *(first for first, _ in rest)
+        steered = rescaled(_extrapolated(unconditional, conditional, scale, t), conditional, rescale)
+        if channels:
+            steered = jnp.concatenate([steered[..., :channels], conditional[..., channels:]], -1)
+        return steered, *(first for first, _ in rest)
 
     return rewired(D, _within(interval, guided))
 

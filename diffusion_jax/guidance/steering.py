@@ -94,24 +94,28 @@ def classifier_free(
     schedule: str = "constant",
     interval: tuple[float, ...] = (),
     rescale: float = 0.0,
+    channels: int = 0,
 ) -> Guidance:
     """`guidance.classifier_free` of the model and its null condition; w(t) = 1 + (scale - 1) schedule(t).
 
-    Raises ValueError for a schedule that is not in `SCHEDULES`, an empty interval, or `rescale` outside [0, 1].
+    With `channels` > 0 only so many channels are guided. Raises ValueError for a schedule that is not in `SCHEDULES`,
+    an empty interval, or `rescale` or `channels` out of range.
     """
     factor, within = _schedule(schedule), tuple(interval) or None
     check(within, rescale)
+    if channels < 0:
+        raise ValueError(f"channels is {channels}; it must be at least 0, where 0 guides all")
 
     def steer(numbers: PyTree[Array], model: Model) -> Model:
         if model.cond is None:
             return model
         w = lambda t: 1 + (numbers["scale"] - 1) * factor(t)  # noqa: E731
-        return model._replace(D=guidance.classifier_free(model.D, w, model.null, within, rescale))
+        return model._replace(D=guidance.classifier_free(model.D, w, model.null, within, rescale, channels))
 
     return Guidance(
         load=lambda: {"scale": jnp.float32(scale)},
         steer=steer,
-        needs=Needs(conditional=True, unguided=True),
+        needs=Needs(conditional=True, unguided=True, channels=channels),
         values={"scale": scale},
     )
 

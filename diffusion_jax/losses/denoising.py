@@ -15,15 +15,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, Shaped
+from jaxtyping import Array, Bool, Float, Key, Shaped
 
 from diffusion_jax.losses import times as times_module
 from diffusion_jax.losses.times import Times
 from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import bcast, perturb
-from diffusion_jax.types import Apply, Cond, Params, Process, needing
+from diffusion_jax.types import Apply, Cond, Params, Process, check_choice, needing
 
+NORMS: dict[str, Callable[[Array], Array]] = {"l2": jnp.square, "l1": jnp.abs}
+REDUCTIONS = ("mean", "half_sum")
 # loss(params, key, x_0, cond=None, where=None, *, train=True)
 Loss = Callable[..., tuple[Float[Array, "batch"], dict[str, Array]]]
 # The entries of x that count: a mask that broadcasts to x, whose last axes may be left out; None for all.
@@ -39,26 +41,34 @@ def weighted_error(
     t: Float[Array, "batch"],
     out: Float[Array, "batch *shape"],
     where: Where = None,
+    norm: str = "l2",
 ) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
-    """(w c_out^2 mse, mse) of the network's output F at x_t = alpha x_0 + sigma eps, means over the entries `where`."""
+    """(w c_out^2 error, error) of the network's output F at x_t = alpha x_0 + sigma eps.
+
+    The error is the mean of the squares of its entries (`norm` "l2") or of their absolute values ("l1"), over the
+    entries that `where` counts.
+    """
     c = param(process, t)
     # (x_0 - c_skip x_t) / c_out, written in x_0 and eps: for eps prediction the first term is exactly zero.
     target = (
         bcast((1 - c.c_skip * process.alpha(t)) / c.c_out, x_0) * x_0
         - bcast(c.c_skip * process.sigma(t) / c.c_out, x_0) * eps
     )
-    mse = row_mean(jnp.square(out - target), where)
-    return weighting(process, t) * c.c_out**2 * mse, mse
+    error = row_mean(NORMS[norm](out - target), where)
+    return weighting(process, t) * c.c_out**2 * error, error
 
 
 def row_mean(values: Float[Array, "batch *shape"], where: Where = None) -> Float[Array, "batch"]:
     """The mean of each row over the entries that `where` counts, 0 for a row without any."""
     if where is None:
         return jnp.mean(values.reshape(values.shape[0], -1), axis=-1)
-    counted = jnp.broadcast_to(bcast(where.astype(values.dtype), values), values.shape) > 0
-    counted = counted.reshape(values.shape[0], -1)
+    counted = _counted(where, values)
     total = jnp.sum(jnp.where(counted, values.reshape(counted.shape), 0), axis=-1)
     return total / jnp.maximum(jnp.sum(counted, axis=-1), 1)
+
+
+def _counted(where: Array, values: Float[Array, "batch *shape"]) -> Bool[Array, "batch entries"]:
+    return (jnp.broadcast_to(bcast(where.astype(values.dtype), values), values.shape) > 0).reshape(len(values), -1)
 
 
 def denoising_loss(
@@ -67,13 +77,23 @@ def denoising_loss(
     process: Process,
     weighting: Weighting,
     times: Times = times_module.uniform(),
+    norm: str = "l2",
+    reduce: str = "mean",
 ) -> Loss:
     """Build `loss(params, key, x_0, cond=None, where=None, *, train=True) -> ([batch], aux)`, the mean of L above over
     dimensions, or over those that the mask `where` counts.
 
-    aux holds the times `t` and the unweighted network error `mse`, both [batch]. `apply` is called as
+    With `norm` "l1" it is w c_out^2 |F - target| instead, as in some models of latent diffusion (arXiv:2112.10752).
+    `reduce` "half_sum" is half the sum over dimensions, as in the code of score SDEs (arXiv:2011.13456); the scale
+    matters where the gradient is clipped.
+
+    aux holds the times `t` and the unweighted network error, `mse` or for l1 `mae`, both [batch]. `apply` is called as
     apply(params, x, c_noise, cond, key=key), the key being for dropout and None unless `train`.
+
+    Raises ValueError for an unknown `norm` or `reduce`.
     """
+    check_choice("norm", norm, NORMS)
+    check_choice("reduce", reduce, REDUCTIONS)
 
     @needing(weighting, sigma=True)
     def loss(
@@ -84,8 +104,10 @@ def denoising_loss(
         x_t, eps = perturb(process, noise_key, x_0, t)
         c = param(process, t)
         out = apply(params, bcast(c.c_in, x_0) * x_t, c.c_noise, cond, key=dropout_key if train else None)
-        weighted, mse = weighted_error(process, param, weighting, x_0, eps, t, out, where)
-        return density_weight * weighted, {"t": t, "mse": mse}
+        weighted, error = weighted_error(process, param, weighting, x_0, eps, t, out, where, norm)
+        if reduce == "half_sum":
+            weighted = weighted * 0.5 * (x_0[0].size if where is None else jnp.sum(_counted(where, x_0), axis=-1))
+        return density_weight * weighted, {"t": t, "mse" if norm == "l2" else "mae": error}
 
     return loss
 

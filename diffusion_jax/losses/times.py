@@ -79,15 +79,18 @@ def importance(weighting: Weighting, t_min: float = 1e-5, t_max: float = 1.0, nu
     """Density proportional to weighting / SNR, so that a loss under `weighting` becomes a constant times eps error.
 
     With the likelihood weighting this is g^2 / sigma^2 (arXiv:2101.09258, section 3.3). Inverse-transform sampling
-    from a table with `num_points` entries, spaced evenly in log t where the density is steep.
+    from a table with `num_points` entries, spaced evenly in log t where the density is steep. Between two entries the
+    density is constant, and times are weighted by this density, so that weighted means are unbiased for any table.
     """
 
     def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
         grid = jnp.geomspace(t_min, t_max, num_points)
         density = weighting(process, grid) / snr(process, grid)
-        mass = jnp.concatenate([jnp.zeros(1), jnp.cumsum((density[1:] + density[:-1]) / 2 * jnp.diff(grid))])
-        t = jnp.interp(jax.random.uniform(key, (n,)) * mass[-1], mass, grid)
-        return t, mass[-1] / (t_max - t_min) / (weighting(process, t) / snr(process, t))
+        density = (density[1:] + density[:-1]) / 2
+        mass = jnp.concatenate([jnp.zeros(1), jnp.cumsum(density * jnp.diff(grid))])
+        u = jax.random.uniform(key, (n,)) * mass[-1]
+        cell = jnp.clip(jnp.searchsorted(mass, u, side="right") - 1, 0, num_points - 2)
+        return jnp.interp(u, mass, grid), mass[-1] / (t_max - t_min) / density[cell]
 
     return draw
 

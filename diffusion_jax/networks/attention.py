@@ -105,6 +105,7 @@ class SelfAttention(nnx.Module):
         num_groups: groups of the normalisation.
         epsilon: of the normalisation.
         scale: of the initialiser of the output projection; 0 makes the layer start as the identity.
+        init: of the kernels, see `layers.conv`.
         implementation: see `dot_product_attention`.
         rngs: randomness of the initial parameters.
     """
@@ -117,16 +118,17 @@ class SelfAttention(nnx.Module):
         num_groups: int = 32,
         epsilon: float = 1e-6,
         scale: float = 0.0,
+        init: str = "fan_avg",
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
         self.num_heads = check_heads(num_heads, channels)
         self.implementation = implementation
         self.group_norm = layers.GroupNorm(channels, num_groups=num_groups, epsilon=epsilon)
-        self.to_q = layers.linear(channels, channels, rngs=rngs)
-        self.to_k = layers.linear(channels, channels, rngs=rngs)
-        self.to_v = layers.linear(channels, channels, rngs=rngs)
-        self.to_out = layers.linear(channels, channels, scale=scale, rngs=rngs)
+        self.to_q = layers.linear(channels, channels, init=init, rngs=rngs)
+        self.to_k = layers.linear(channels, channels, init=init, rngs=rngs)
+        self.to_v = layers.linear(channels, channels, init=init, rngs=rngs)
+        self.to_out = layers.linear(channels, channels, scale=scale, init=init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         h = self.group_norm(x).reshape(x.shape[0], -1, x.shape[-1])

@@ -27,10 +27,10 @@ def init_apply(
 
     Args:
         make: builds the module, e.g. `lambda rngs: UNet(in_channels=3, image_size=32, rngs=rngs)`.
-        dtype: of the computation: "float32", "bfloat16", "float16" or "float64".
+        dtype: of the computation: "float32", "bfloat16", or in JAX's 64-bit mode "float64".
 
     Raises:
-        ValueError: if `dtype` is not one of these.
+        ValueError: what `check_dtype` raises.
     """
     init, merge = _init_merge(make, dtype)
     return init, _apply(merge, dtype)
@@ -115,6 +115,22 @@ def count_parameters(params: PyTree[Array | jax.ShapeDtypeStruct]) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
+def check_dtype(dtype: str) -> None:
+    """Raises ValueError for a dtype of the computation that is unknown or cannot be honoured.
+
+    float16 is not supported: losses are not scaled, so small gradients would vanish. float64 needs JAX's 64-bit mode.
+    """
+    if dtype == "float16":
+        raise ValueError(
+            "dtype='float16' is not supported: gradients below 6e-8 would vanish, as losses are not scaled. bfloat16 "
+            "has the range of float32"
+        )
+    if dtype == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError("dtype='float64' needs JAX's 64-bit mode, the environment variable JAX_ENABLE_X64=1")
+    if dtype not in ("float32", "bfloat16", "float64"):
+        raise ValueError(f"dtype={dtype!r} is unknown; choose float32, bfloat16 or float64")
+
+
 def _abstract(module: nnx.Module) -> tuple[nnx.GraphDef, dict[str, Any]]:
     """The static structure of a module, and for each parameter whether it must not be cast."""
     graphdef, state = nnx.split(module)
@@ -130,8 +146,7 @@ def _init_merge(
     make: Callable[[nnx.Rngs], nnx.Module], dtype: str
 ) -> tuple[Callable[[Key[Array, ""]], Params], Callable[[Params], nnx.Module]]:
     """(init, merge) with merge(params) -> the module with its parameters cast to `dtype`."""
-    if dtype not in ("float32", "bfloat16", "float16", "float64"):
-        raise ValueError(f"dtype={dtype!r} is unknown; choose float32, bfloat16, float16 or float64.")
+    check_dtype(dtype)
     graphdef, keep = _abstract(nnx.eval_shape(lambda: make(streams(default=0))))
 
     def init(key: Key[Array, ""]) -> Params:

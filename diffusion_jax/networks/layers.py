@@ -40,6 +40,12 @@ def fan_avg_uniform(scale: float = 1.0) -> nnx.Initializer:
     return nnx.initializers.variance_scaling(scale, "fan_avg", "uniform")
 
 
+KERNEL_INITS: dict[str, Callable[[float], nnx.Initializer]] = {
+    "fan_avg": fan_avg_uniform,
+    "fan_in": lambda scale: nnx.initializers.lecun_normal() if scale else nnx.initializers.zeros_init(),
+}
+
+
 def conv(
     in_channels: int,
     out_channels: int,
@@ -50,9 +56,12 @@ def conv(
     scale: float = 1.0,
     use_bias: bool = True,
     padding: str | int = "SAME",
+    init: str = "fan_avg",
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
     """A two-dimensional convolution with DDPM's initialiser times `scale`, and a zero bias.
+
+    `init` "fan_in" is Flax's initialiser (LeCun normal) instead, and zeros for scale 0.
 
     With stride 2 on even sizes, the padding "SAME" is at the bottom and the right only, as in DDPM; 1 is on all sides.
     """
@@ -64,16 +73,23 @@ def conv(
         kernel_dilation=dilation,
         padding=padding,
         use_bias=use_bias,
-        kernel_init=fan_avg_uniform(scale),
+        kernel_init=KERNEL_INITS[init](scale),
         rngs=rngs,
     )
 
 
 def linear(
-    in_features: int, out_features: int, *, scale: float = 1.0, use_bias: bool = True, rngs: nnx.Rngs
+    in_features: int,
+    out_features: int,
+    *,
+    scale: float = 1.0,
+    use_bias: bool = True,
+    init: str = "fan_avg",
+    rngs: nnx.Rngs,
 ) -> nnx.Linear:
-    """A dense layer with DDPM's initialiser times `scale` and a zero bias."""
-    return nnx.Linear(in_features, out_features, use_bias=use_bias, kernel_init=fan_avg_uniform(scale), rngs=rngs)
+    """A dense layer with DDPM's initialiser times `scale` and a zero bias; `init` as in `conv`."""
+    kernel_init = KERNEL_INITS[init](scale)
+    return nnx.Linear(in_features, out_features, use_bias=use_bias, kernel_init=kernel_init, rngs=rngs)
 
 
 class GroupNorm(nnx.Module):
@@ -167,8 +183,8 @@ class FourierEmbedding(nnx.Module):
     """Random Fourier features of a scalar: [sin(2 pi c w), cos(2 pi c w)], w ~ N(0, scale^2) (arXiv:2011.13456).
 
     `dim` frequencies give an embedding [batch, 2 dim] in float32. The frequencies are a parameter, `weight`, because
-    checkpoints hold them, but receive no gradient. They are marked `full_precision`: rounded to bfloat16 they would
-    shift the phases by about a radian.
+    checkpoints hold them, but receive no gradient and no weight decay. They are marked `full_precision`: rounded to
+    bfloat16 they would shift the phases by about a radian.
     """
 
     def __init__(self, dim: int, *, scale: float = 16.0, rngs: nnx.Rngs):
@@ -190,6 +206,7 @@ class TimeEmbedding(nnx.Module):
         fourier_scale: standard deviation of the Fourier frequencies.
         flip_sin_to_cos: of the positional embedding, see `sinusoidal_embedding`.
         downscale_freq_shift: likewise.
+        init: of the kernels, see `conv`.
         rngs: randomness of the initial parameters.
 
     Raises:
@@ -205,6 +222,7 @@ class TimeEmbedding(nnx.Module):
         fourier_scale: float = 16.0,
         flip_sin_to_cos: bool = False,
         downscale_freq_shift: float = 1.0,
+        init: str = "fan_avg",
         rngs: nnx.Rngs,
     ):
         if embedding not in ("positional", "fourier"):
@@ -213,8 +231,8 @@ class TimeEmbedding(nnx.Module):
         self.dim = dim
         self.waves = dict(flip_sin_to_cos=flip_sin_to_cos, downscale_freq_shift=downscale_freq_shift)
         self.time_proj = FourierEmbedding(dim, scale=fourier_scale, rngs=rngs) if fourier else None
-        self.linear_1 = linear(2 * dim if fourier else dim, out_features, rngs=rngs)
-        self.linear_2 = linear(out_features, out_features, rngs=rngs)
+        self.linear_1 = linear(2 * dim if fourier else dim, out_features, init=init, rngs=rngs)
+        self.linear_2 = linear(out_features, out_features, init=init, rngs=rngs)
 
     def __call__(self, c_noise: Float[Array, "batch"], dtype: jnp.dtype) -> Float[Array, "batch features"]:
         if self.time_proj is None:

@@ -12,7 +12,7 @@ from diffusion_jax.networks.attention import SelfAttention, head_count
 from diffusion_jax.networks.base import DenoisingNetwork
 from diffusion_jax.networks.conditioning import CrossAttention, TokenEncoder, VectorEmbedding
 from diffusion_jax.networks.conditions import Conditions
-from diffusion_jax.types import Embedded
+from diffusion_jax.types import Embedded, check_choice
 
 Context = tuple[Array, Array | None] | None  # what cross-attention attends to, and its mask
 
@@ -50,6 +50,9 @@ class UNet(DenoisingNetwork):
         flip_sin_to_cos: of the positional embedding, see `layers.sinusoidal_embedding`.
         freq_shift: likewise, its `downscale_freq_shift`.
         downsample_padding: of the convolutions that halve the resolution: 0 pads the bottom and the right, 1 all sides.
+        kernel_init: of kernels: "fan_avg" as in DDPM, or "fan_in" (LeCun normal) as in VDM (arXiv:2107.00630).
+        residual_input: add x to the output, the base measure of VDM: its first `out_channels`.
+        zero_emb: the projections of the embedding in the residual blocks have no bias and start at zero, as in VDM.
         num_classes: of the condition "label"; 0 for none. A network without conditions ignores cond; one with
             conditions takes cond=None as the null condition.
         vector_dim: of the condition "vector"; 0 for none.
@@ -88,6 +91,9 @@ class UNet(DenoisingNetwork):
         flip_sin_to_cos: bool = False,
         freq_shift: float = 1.0,
         downsample_padding: int = 0,
+        kernel_init: str = "fan_avg",
+        residual_input: bool = False,
+        zero_emb: bool = False,
         num_classes: int = 0,
         vector_dim: int = 0,
         token_dim: int = 0,
@@ -109,12 +115,20 @@ class UNet(DenoisingNetwork):
             image_shape=(image_size, image_size, image_channels) if image_channels else (),
         )
         self.remat = remat
+        check_choice("kernel_init", kernel_init, layers.KERNEL_INITS)
+        self.residual_channels = (out_channels or in_channels) if residual_input else 0
+        if self.residual_channels > in_channels:
+            raise ValueError(
+                f"residual_input=True needs at least out_channels={out_channels} channels of x, not {in_channels}."
+            )
         resolutions = layers.level_resolutions(
             image_size, len(channel_mult), attention_resolutions, "attention_resolutions"
         )
 
         def resnet(c_in: int, c_out: int) -> ResnetBlock:
-            options = dict(num_groups=num_groups, dropout=dropout, epsilon=norm_eps)
+            options = dict(
+                num_groups=num_groups, dropout=dropout, epsilon=norm_eps, zero_emb=zero_emb, init=kernel_init
+            )
             return ResnetBlock(c_in, c_out, 4 * channels, **options, rngs=rngs)
 
         def heads(c: int) -> int:
@@ -126,6 +140,7 @@ class UNet(DenoisingNetwork):
                 num_heads=heads(c),
                 num_groups=num_groups,
                 epsilon=norm_eps,
+                init=kernel_init,
                 implementation=attention_implementation,
                 rngs=rngs,
             )
@@ -144,16 +159,18 @@ class UNet(DenoisingNetwork):
             fourier_scale=fourier_scale,
             flip_sin_to_cos=flip_sin_to_cos,
             downscale_freq_shift=freq_shift,
+            init=kernel_init,
             rngs=rngs,
         )
         self.class_embedding = nnx.Embed(num_classes + 1, 4 * channels, rngs=rngs) if num_classes else None
         self.add_embedding = VectorEmbedding(vector_dim, 4 * channels, rngs=rngs) if vector_dim else None
         self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
-        self.conv_in = layers.conv(in_channels + image_channels, channels, rngs=rngs)
+        self.conv_in = layers.conv(in_channels + image_channels, channels, init=kernel_init, rngs=rngs)
 
         if downsample_padding not in (0, 1):
             raise ValueError(f"downsample_padding={downsample_padding} must be 0 or 1.")
-        downsample = dict(with_conv=resample_with_conv, padding="SAME" if downsample_padding == 0 else 1)
+        resample = dict(with_conv=resample_with_conv, init=kernel_init)
+        downsample = dict(**resample, padding="SAME" if downsample_padding == 0 else 1)
         widths = [round(channels * mult) for mult in channel_mult]
         skips = [channels]
         c = channels
@@ -181,7 +198,7 @@ class UNet(DenoisingNetwork):
                 UpBlock(
                     [resnet(n, width) for n in c_in],
                     *attentions(width, len(c_in) if resolution in attention_resolutions else 0),
-                    upsamplers=[] if last else [Upsample(width, with_conv=resample_with_conv, rngs=rngs)],
+                    upsamplers=[] if last else [Upsample(width, **resample, rngs=rngs)],
                 )
             )
             c = width
@@ -210,7 +227,8 @@ class UNet(DenoisingNetwork):
         for block in self.up_blocks:
             used = [skips.pop() for _ in block.resnets]
             h = layers.call_block(block, h, used, emb, context, rngs=rngs, remat=self.remat)
-        return self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        out = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        return out + x[..., : self.residual_channels] if self.residual_channels else out
 
     def embedders(self) -> dict[str, Callable[..., Array] | None]:
         return dict(label=self.class_embedding, vector=self.add_embedding, tokens=self.token_encoder)
@@ -219,7 +237,8 @@ class UNet(DenoisingNetwork):
 class ResnetBlock(nnx.Module):
     """Residual block: x + conv2(drop(silu(norm2(conv1(silu(norm1(x))) + proj(emb))))), emb already activated.
 
-    With `emb_dim=None` there is no emb, as in autoencoders.
+    With `emb_dim=None` there is no emb, as in autoencoders; with `zero_emb` proj has no bias and starts at zero. `init`
+    is that of the kernels, see `layers.conv`.
     """
 
     def __init__(
@@ -231,16 +250,19 @@ class ResnetBlock(nnx.Module):
         num_groups: int,
         dropout: float,
         epsilon: float = 1e-6,
+        zero_emb: bool = False,
+        init: str = "fan_avg",
         rngs: nnx.Rngs,
     ):
         self.dropout = dropout
         self.norm1 = layers.GroupNorm(in_channels, num_groups=num_groups, epsilon=epsilon)
-        self.conv1 = layers.conv(in_channels, out_channels, rngs=rngs)
-        self.time_emb_proj = None if emb_dim is None else layers.linear(emb_dim, out_channels, rngs=rngs)
+        self.conv1 = layers.conv(in_channels, out_channels, init=init, rngs=rngs)
+        options = dict(scale=0.0, use_bias=False) if zero_emb else dict(init=init)
+        self.time_emb_proj = None if emb_dim is None else layers.linear(emb_dim, out_channels, **options, rngs=rngs)
         self.norm2 = layers.GroupNorm(out_channels, num_groups=num_groups, epsilon=epsilon)
         self.conv2 = layers.conv(out_channels, out_channels, scale=0.0, rngs=rngs)
         same = in_channels == out_channels
-        self.conv_shortcut = None if same else layers.conv(in_channels, out_channels, 1, rngs=rngs)
+        self.conv_shortcut = None if same else layers.conv(in_channels, out_channels, 1, init=init, rngs=rngs)
 
     def __call__(
         self,
@@ -259,8 +281,11 @@ class ResnetBlock(nnx.Module):
 class Downsample(nnx.Module):
     """Halve the resolution, by a convolution of stride 2 (see `layers.conv` for its padding) or by average pooling."""
 
-    def __init__(self, channels: int, *, with_conv: bool, padding: str | int = "SAME", rngs: nnx.Rngs):
-        self.conv = layers.conv(channels, channels, stride=2, padding=padding, rngs=rngs) if with_conv else None
+    def __init__(
+        self, channels: int, *, with_conv: bool, padding: str | int = "SAME", init: str = "fan_avg", rngs: nnx.Rngs
+    ):
+        options = dict(stride=2, padding=padding, init=init)
+        self.conv = layers.conv(channels, channels, **options, rngs=rngs) if with_conv else None
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
         return layers.average_2x2(x) if self.conv is None else self.conv(x)
@@ -269,8 +294,8 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Double the resolution by repetition, with or without a convolution after it."""
 
-    def __init__(self, channels: int, *, with_conv: bool, rngs: nnx.Rngs):
-        self.conv = layers.conv(channels, channels, rngs=rngs) if with_conv else None
+    def __init__(self, channels: int, *, with_conv: bool, init: str = "fan_avg", rngs: nnx.Rngs):
+        self.conv = layers.conv(channels, channels, init=init, rngs=rngs) if with_conv else None
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
         x = layers.upsample_nearest(x)

@@ -219,7 +219,7 @@ def _made(config: ConfigDict, networks: Mapping[str, Placed], target: pathlib.Pa
     sections = {key: config[key].to_dict() for key in ("process", "parameterization", "solver")}
     sections |= {key: config.sampling[key].to_dict() for key in ("threshold", "grid")}
     try:
-        if isinstance(config.system.get("first_stage"), str) and not _latent_scale(config.system.first_stage):
+        if isinstance(config.system.get("first_stage"), str) and not _only_scaled(config.system):
             raise ValueError("its first stages only scale their latents, here each channel is standardised")
         made = export.pipeline({name: entry.arguments for name, entry in networks.items()}, **sections)
     except ValueError as error:
@@ -233,9 +233,12 @@ def _made(config: ConfigDict, networks: Mapping[str, Placed], target: pathlib.Pa
     return made
 
 
-def _latent_scale(stage: str) -> float:
-    """The factor of the latents of the first stage that is the run `stage`; 0 if each channel is standardised."""
-    return (saved.read_config(pathlib.Path(stage)) or {}).get("system", {}).get("latent_scale", 0.0)
+def _only_scaled(system: ConfigDict) -> bool:
+    """Whether the latents of a first stage that is a run are multiplied by one number; each is standardised else."""
+    if "normalize" in system:
+        return system.normalize != "channels"
+    stage = (saved.read_config(pathlib.Path(system.first_stage)) or {}).get("system", {})
+    return bool(system.get("latent_scale", stage.get("latent_scale", 0.0)))
 
 
 def _pipeline(config: ConfigDict) -> pathlib.Path | None:

@@ -109,6 +109,7 @@ def train_step(job: Job, accumulate: int | None = None) -> Callable:
         num_steps=job.config.training.num_steps,
         ema_rates=job.config.ema.rates,
         ema_warmup=job.config.ema.warmup,
+        ema_rampup=job.config.ema.rampup,
         accumulate=accumulate or job.config.training.accumulate,
     )
 

@@ -54,7 +54,7 @@ def adaptive_sde(rtol: float = 0.01, atol: float = 0.0078, first_step: float = 0
     x' and t - h and the same noise, x'' = (x' + x~) / 2 is of weak order 2 and continues. It is accepted if the root
     mean square of (x' - x'') / max(atol, rtol max(|x'|, |x'_previous|)) over the row is E <= 1; then, or else,
     h <- 0.9 h E^-0.9, from `first_step` on. Two evaluations of D per try. The default tolerances are the paper's for
-    images in [-1, 1]: atol is half a grey level of 8 bits. arXiv:2105.14080, algorithm 1.
+    images in [-1, 1]: atol is one of 256 grey levels. arXiv:2105.14080, algorithm 1.
 
     Other than in the paper, a rejected step is tried again on the same Brownian path, a virtual Brownian tree per
     row, since fresh noise would favour paths that are easy to solve. For s < t, with alpha(t) > 0. D is called with

@@ -12,9 +12,13 @@ from diffusion_jax.types import Process, needing
 Grid = Callable[[Process, int], Float[Array, "num_times"]]
 
 
-def uniform(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
-    """Evenly spaced times."""
-    return lambda process, num_steps: jnp.linspace(t_max, t_min, num_steps + 1)
+def uniform(t_min: float = 1e-3, t_max: float = 1.0, denoising: bool = False) -> Grid:
+    """Evenly spaced times.
+
+    With `denoising` the denoising that follows at t_min is the last of the `num_steps` steps, as score SDEs
+    (arXiv:2011.13456) and EDM count: the grid has one time less.
+    """
+    return lambda process, num_steps: jnp.linspace(t_max, t_min, _before(num_steps, denoising) + 1)
 
 
 def quadratic(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
@@ -22,16 +26,16 @@ def quadratic(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
     return lambda process, num_steps: jnp.linspace(t_max**0.5, t_min**0.5, num_steps + 1) ** 2
 
 
-def karras(rho: float = 7.0, t_min: float = 0.0, t_max: float = 1.0) -> Grid:
+def karras(rho: float = 7.0, t_min: float = 0.0, t_max: float = 1.0, denoising: bool = False) -> Grid:
     """(sigma / alpha)^(1 / rho) evenly spaced between the times' noise levels (arXiv:2206.00364, eq. 5).
 
-    sigma must be positive at t_min and alpha at t_max.
+    sigma must be positive at t_min and alpha at t_max. `denoising` as in `uniform`: `num_steps` is the paper's N then.
     """
 
     @needing(alpha=True, sigma=True)
     def grid(process: Process, num_steps: int) -> Array:
         high, low = (jnp.exp(-log_snr(process, jnp.float32(t)) / 2) ** (1 / rho) for t in (t_max, t_min))
-        sigma = jnp.linspace(high, low, num_steps + 1)[1:-1] ** rho
+        sigma = jnp.linspace(high, low, _before(num_steps, denoising) + 1)[1:-1] ** rho
         return _with_ends(t_max, time_of_log_snr(process, -2 * jnp.log(sigma)), t_min)
 
     return grid
@@ -89,6 +93,13 @@ def discrete(spacing: str = "leading", offset: int = 0, end: int = 0) -> Grid:
 def levels() -> Grid:
     """t = 1, then all `num_steps` noise levels from 1 to 0, evenly spaced: what annealed Langevin visits."""
     return lambda process, num_steps: jnp.append(1.0, jnp.linspace(1.0, 0.0, num_steps))
+
+
+def _before(num_steps: int, denoising: bool) -> int:
+    """The number of steps before the denoising, if it is one of `num_steps`."""
+    if denoising and num_steps < 2:
+        raise ValueError(f"steps is {num_steps}; it must be at least 2 if the denoising is one of them")
+    return num_steps - denoising
 
 
 def _with_ends(t_max: float, inner: Array, t_min: float) -> Array:

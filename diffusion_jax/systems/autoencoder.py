@@ -16,9 +16,10 @@ from diffusion_jax.networks.conditions import Conditions, image
 from diffusion_jax.processes import row_keys
 from diffusion_jax.systems.base import Sampled
 from diffusion_jax.systems.bottlenecks import Bottleneck
-from diffusion_jax.types import Cond, Params, Placed, Spec, Train
+from diffusion_jax.types import Cond, Params, Placed, Spec, Train, check_choice
 
 Pairwise = Callable[[Float[Array, "batch h w c"], Float[Array, "batch h w c"]], Float[Array, "batch"]]
+NORMALIZATIONS = ("channels", "scale", "none")
 _DECAY = 0.99  # of the running averages of the statistics of latents
 
 
@@ -61,7 +62,9 @@ class Autoencoder(Sampled):
 
     Parameters are {"network", "discriminator" (with an adversary), "frozen": {"bottleneck", "latents", "perceptual"}}.
     `latents` are running averages of the mean and the mean square of each channel of the latents; diffusion models see
-    the latents standardised with them, or multiplied by `latent_scale` if that is not 0.
+    the latents normalised with them, see `shift_and_scale`, or multiplied by `latent_scale` if that is not 0.
+
+    Raises ValueError for an unknown `normalize`.
     """
 
     init_network: Callable[[Key[Array, ""]], Params]
@@ -77,7 +80,11 @@ class Autoencoder(Sampled):
     modality: str = "image"  # kind of data of the example
     batch_size: int = 128  # number of samples that are drawn at once
     latent_scale: float = 0.0
+    normalize: str = "channels"
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_choice("normalize", self.normalize, NORMALIZATIONS)
 
     @property
     def batch(self) -> dict[str, Spec]:
@@ -153,22 +160,31 @@ class Autoencoder(Sampled):
     def latents(
         self, params: Params, keys: Key[Array, "batch"] | None, h: Float[Array, "batch h w c"]
     ) -> Float[Array, "batch h w z"]:
-        """Standardised latents (z - shift) / scale, z ~ q(z | x), of the encoder output h; without `keys`, the mean."""
+        """Normalised latents (z - shift) / scale, z ~ q(z | x), of the encoder output h; without `keys`, the mean."""
         shift, scale = self.shift_and_scale(params)
         return (self.bottleneck.latent(keys, h) - shift) / scale
 
     def decode_latents(self, params: Params, z: Float[Array, "batch h w z"]) -> Float[Array, "batch h2 w2 c"]:
-        """Decode standardised latents to images."""
+        """Decode normalised latents to images."""
         shift, scale = self.shift_and_scale(params)
         return self.decode(params["network"], shift + scale * z)
 
     def shift_and_scale(self, params: Params) -> tuple[Float[Array, "z"], Float[Array, "z"]]:
-        """Mean and standard deviation of each channel of the latents, or 0 and 1 / `latent_scale` if that is not 0."""
+        """The numbers that `latents` normalises with, per channel.
+
+        With a `latent_scale` 0 and 1 / `latent_scale`. Otherwise by `normalize`: "channels", mean and standard
+        deviation of each channel; "scale", 0 and one standard deviation, that of all entries (`scale_by_std` of latent
+        diffusion, arXiv:2112.10752, appendix G); "none", 0 and 1.
+        """
         moments = params["frozen"]["latents"]
         if self.latent_scale:
             return jnp.zeros_like(moments["mean"]), jnp.full_like(moments["mean"], 1 / self.latent_scale)
-        variance = moments["square"] - jnp.square(moments["mean"])
-        return moments["mean"], jnp.sqrt(jnp.maximum(variance, 1e-12))
+        if self.normalize == "none":
+            return jnp.zeros_like(moments["mean"]), jnp.ones_like(moments["mean"])
+        if self.normalize == "scale":
+            variance = moments["square"].mean() - jnp.square(moments["mean"].mean())
+            return jnp.zeros_like(moments["mean"]), jnp.full_like(moments["mean"], _root(variance))
+        return moments["mean"], _root(moments["square"] - jnp.square(moments["mean"]))
 
     def reconstruct(self, params: Params, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         """Returns decode(encode(x)), with the mean of the latents."""
@@ -221,6 +237,10 @@ class Autoencoder(Sampled):
         loss = jnp.where(active, adversary.weight * weight * on_generator + on_discriminator, 0.0)
         parts = {"generator_loss": on_generator, "discriminator_loss": on_discriminator, "adaptive_weight": weight}
         return loss, parts | {"logits_real": real.mean(), "logits_fake": fake.mean()}
+
+
+def _root(variance: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    return jnp.sqrt(jnp.maximum(variance, 1e-12))
 
 
 def _with_last(network: Params, kernel: Array) -> Params:

@@ -31,15 +31,19 @@ def update(
     step: Int[Array, ""] | int,
     rates: Sequence[float],
     warmup: bool = False,
+    rampup: float = 0.0,
 ) -> dict[str, Params]:
     """Update the averages: e <- d e + (1 - d) p, with the decay d = rate per step.
 
     With `warmup`, d = min(rate, (1 + step) / (10 + step)), where `step` is the number of past updates, so that the
-    initial weights are forgotten in the first steps.
+    initial weights are forgotten in the first steps. With `rampup` r > 0 the half-life is at most r times the number of
+    past updates, d = min(rate, 2^(-1 / (r step))), as in EDM (arXiv:2206.00364), whose r is 0.05.
     """
 
     def average(rate: float) -> Params:
         decay = jnp.minimum(rate, (1 + step) / (10 + step)) if warmup else rate
+        if rampup:
+            decay = jnp.minimum(decay, jnp.exp2(-1 / (rampup * jnp.maximum(step, 1e-6))))
         old = ema[str(rate)]
         new = {group: params[group] for group in old}
         # 1 - d is formed before float32 rounds d: 1 - float32(0.9999) is off by 5e-5 of itself.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import PyTree
 
 from diffusion_jax.types import Params, check, check_choice
 
@@ -23,6 +26,9 @@ DIRECTIONS: dict[str, Callable[[float, float, float], optax.GradientTransformati
 }
 DECOUPLED = ("adamw", "lion")  # decoupled weight decay; for others it is an L2 term of the gradient
 SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
+DECAYS = ("kernels", "no_biases", "all")
+_FIXED = ("time_proj", "map_noise")  # modules of random Fourier frequencies, which are not trained
+_TABLE = "embedding"  # end of the name of a codebook, or of a table of tokens, classes or positions
 
 
 def make_schedule(
@@ -76,6 +82,7 @@ def make_optimizer(
     b2: float = 0.999,
     eps: float = 1e-8,
     weight_decay: float = 0.0,
+    decay: str = "kernels",
     clip_norm: float = 0.0,
     skip_non_finite: int = 0,
     groups: Mapping[str, Mapping[str, Any]] | None = None,
@@ -84,7 +91,8 @@ def make_optimizer(
 
     The gradient is clipped to a global L2 norm of `clip_norm` (0: not clipped), transformed by the method `name`, and
     scaled by minus the learning rate of `make_schedule`. `b1` is the momentum of sgd, `b2` the decay of rmsprop.
-    `weight_decay` is decoupled for adamw and lion (arXiv:1711.05101), an L2 term of the gradient otherwise.
+    `weight_decay` is decoupled for adamw and lion (arXiv:1711.05101), an L2 term of the gradient otherwise. It applies
+    to the parameters that `decay` names, see `decay_mask`.
 
     `groups` maps a group of parameters (a top-level key) to other keywords of this function for this group, for example
     `{"discriminator": {"learning_rate": 1e-4, "b1": 0.5}}`. Each of these groups is clipped by its own norm; all other
@@ -101,6 +109,7 @@ def make_optimizer(
     check(0 <= b2 < 1, "optimizer b2", b2, "in [0, 1)")
     check(eps > 0, "optimizer eps", eps, "positive")
     check(0 <= weight_decay < math.inf, "optimizer weight_decay", weight_decay, "at least 0 and finite")
+    check_choice("optimizer decay", decay, DECAYS)
     check(0 <= clip_norm < math.inf, "optimizer clip_norm", clip_norm, "at least 0 and finite")
     check(skip_non_finite >= 0, "optimizer skip_non_finite", skip_non_finite, "at least 0")
     rate = make_schedule(
@@ -110,11 +119,12 @@ def make_optimizer(
         schedule=schedule,
         final_factor=final_factor,
     )
-    decay = optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity()
+    masked = functools.partial(decay_mask, decay=decay)
+    decayed = optax.add_decayed_weights(weight_decay, mask=masked) if weight_decay else optax.identity()
     direction = DIRECTIONS[name](b1, b2, eps)
     optimizer = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        *((direction, decay) if name in DECOUPLED else (decay, direction)),
+        *((direction, decayed) if name in DECOUPLED else (decayed, direction)),
         optax.scale_by_learning_rate(rate),
     )
     if not groups:
@@ -131,12 +141,35 @@ def make_optimizer(
         b2=b2,
         eps=eps,
         weight_decay=weight_decay,
+        decay=decay,
         clip_norm=clip_norm,
     )
     transforms = {_label(group): _group_optimizer(group, shared, groups[group]) for group in groups}
     transforms[_label(None)] = optimizer
     optimizer = optax.multi_transform(transforms, lambda params: _labels(params, groups))
     return _skipping(optimizer, skip_non_finite), rate
+
+
+def decay_mask(params: Params, decay: str = "kernels") -> PyTree[bool]:
+    """Which parameters weight decay applies to, as a tree of booleans.
+
+    - kernels: matrices and convolution kernels; no biases, norm scales, codebooks, tables of embeddings or positions.
+    - no_biases: all except biases, as in the code of VDM (arXiv:2107.00630), where norms are decayed.
+    - all: all trained parameters, as torch.optim.AdamW does without parameter groups (latent diffusion, ADM).
+
+    Random Fourier frequencies are never decayed, as they are not trained. Raises ValueError for another `decay`.
+    """
+    check_choice("optimizer decay", decay, DECAYS)
+
+    def decays(path: tuple[Any, ...], leaf: Any) -> bool:
+        *modules, name = ["", *(str(entry.key) for entry in path)]
+        if modules and modules[-1] in _FIXED:
+            return False
+        if decay == "kernels":
+            return leaf.ndim >= 2 and not name.endswith(_TABLE)
+        return decay == "all" or name != "bias"
+
+    return jax.tree_util.tree_map_with_path(decays, params)
 
 
 def _skipping(optimizer: optax.GradientTransformation, most: int) -> optax.GradientTransformation:

@@ -69,6 +69,7 @@ def make_train_step(
     num_steps: int,
     ema_rates: Sequence[float],
     ema_warmup: bool = True,
+    ema_rampup: float = 0.0,
     accumulate: int = 1,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, dict[str, Float[Array, ""]]]]:
     """Build `step(state, batch) -> (state, metrics)`: gradient of the mean loss, optimizer, `advance`, EMA.
@@ -107,7 +108,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(grads, state.opt_state, trained(state.params))
         params = {**state.params, **optax.apply_updates(trained(state.params), updates)}
         params = system.advance(params, train, metrics)
-        averages = ema.update(state.ema, params, state.step, ema_rates, ema_warmup)
+        averages = ema.update(state.ema, params, state.step, ema_rates, ema_warmup, ema_rampup)
         if isinstance(opt_state, optax.ApplyIfFiniteState):
             # A skipped step changes nothing: neither what `advance` follows the batch with, nor the averages.
             skipped = ~opt_state.last_finite & (optax.global_norm(updates) == 0)

@@ -124,7 +124,8 @@ def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     ours = with_defaults(UNet, arguments)
     theirs = "UNet2DModel of diffusers"
-    refuse_changed(ours, dict(vector_dim=0, token_dim=0, image_channels=0, resample_with_conv=True), theirs)
+    kept = dict(vector_dim=0, token_dim=0, image_channels=0, resample_with_conv=True)
+    refuse_changed(ours, kept | dict(residual_input=False, zero_emb=False), theirs)
     head_dim = ours["head_dim"]
     if head_dim is None and ours["num_heads"] > 1:
         raise ValueError(f"num_heads={ours['num_heads']} must be 1, or head_dim given: {theirs} has no such option")

@@ -190,12 +190,34 @@ def test_docstring_gives_the_command_and_the_variants(path):
         # The same network, less the 9 x 128 weights that read the augmentation; attention sits at another level.
         case("flow:cifar10", 61_805_571 - 9 * 128),
         case("score_sde:cifar10_vp_ddpmpp", 61_805_571 - 9 * 128),
-        # As printed by the authors' training script, less its fixed position table and the channels of the variance.
-        case("dit:imagenet256_xl2", 675_129_632 - 256 * 1152 - (2 * 2 * 4) * (1152 + 1)),
+        # As printed by the authors' training script, less its fixed position table.
+        case("dit:imagenet256_xl2", 675_129_632 - 256 * 1152),
+        # The same, less the channels of the variance.
+        case("dit:imagenet256_xl2_simple", 675_129_632 - 256 * 1152 - (2 * 2 * 4) * (1152 + 1)),
+        case("latent_diffusion:imagenet_dit_xl2", 675_129_632 - 256 * 1152),
     ],
 )
 def test_published_parameter_counts(name, count):
-    assert count_parameters(built(name)[-1].params) == count
+    assert count_parameters(built(name)[-1].params["network"]) == count
+
+
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [
+        # arXiv:2102.09672 and the README of openai/improved-diffusion.
+        case("iddpm:imagenet64_cond", 270),
+        case("iddpm:upsampler_64_256", 280),
+        # arXiv:2105.05233, table 12, and arXiv:2112.10752, tables 12 and 13.
+        case("adm:imagenet64", 296),
+        case("adm:imagenet256", 554),
+        case("latent_diffusion:celebahq_ldm4", 274),
+        case("latent_diffusion:lsun_church_ldm8", 294),
+        case("latent_diffusion:imagenet_ldm4", 395),
+    ],
+)
+def test_published_sizes(name, millions):
+    """Numbers of parameters that are published rounded; latent diffusion's are those of the network alone."""
+    assert count_parameters(built(name)[-1].params["network"]) == pytest.approx(1e6 * millions, rel=0.02)
 
 
 @pytest.mark.parametrize(("variant", "epsilon"), [("cifar10", 6.2e-6), ("celeba", 3.3e-6), ("bedroom", 1.8e-6)])
@@ -209,7 +231,8 @@ def test_ncsnv2_step_size_is_the_papers(variant, epsilon):
 )
 def test_edm_takes_the_papers_number_of_network_evaluations(name, num_evaluations):
     config = read(name)
-    assert 2 * config.sampling.steps + config.sampling.denoise == num_evaluations
+    assert config.sampling.denoise and config.sampling.grid.denoising
+    assert 2 * config.sampling.steps - 1 == num_evaluations
 
 
 def test_edm_average_forgets_half_in_half_a_million_images():

@@ -36,6 +36,26 @@ def test_the_network_is_told_the_shape_of_the_data():
     assert network.apply(params, jnp.zeros((2, 8, 8, 1)), jnp.zeros(2)).shape == (2, 8, 8, 1)
 
 
+def test_churn_is_shared_among_the_papers_number_of_steps(monkeypatch):
+    """EDM's gamma is churn / N, where N counts the last step to sigma = 0, which is the final denoising here."""
+    seen = {}
+
+    def heun(churn=0.0, num_steps=None):
+        seen.update(churn=churn, num_steps=num_steps)
+        return solvers.ddim()
+
+    monkeypatch.setitem(names.SOLVERS, "heun", heun)
+    config = toy(sampling__steps=6, sampling__denoise=True)
+    config.process = ConfigDict(dict(name="edm"))
+    config.solver = ConfigDict(dict(name="heun", churn=3.0))
+    config.sampling.grid = ConfigDict(dict(name="karras", denoising=True))
+    parts = parts_of(config)
+    assert parts.solver and seen == {"churn": 3.0, "num_steps": 6}
+    sigma = parts.process.sigma(parts.grid(parts.process, config.sampling.steps))
+    expected = (80 ** (1 / 7) + np.arange(6) / 5 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(sigma, expected, rtol=1e-3)
+
+
 def test_langevin_steps_at_each_level_are_not_the_steps_of_the_run(monkeypatch):
     """Both are called num_steps: without one in the config, annealed_langevin keeps its own default."""
     seen = {}

@@ -97,7 +97,7 @@ def test_facts():
 def test_keys():
     assert keys("toy") == ("kind", "num_examples", "seed")
     assert {"caption_key", "balance"} <= {*keys("folder")} - {*keys("digits")}
-    assert keys("mnist") == ("path", *keys("digits"))
+    assert {*keys("mnist")} == {"path", "resize", *keys("digits")}
     for name in (*SOURCES, "mnist"):
         assert not {*keys(name)} & {"split", "wanted", "tokenize", "derive", *COMMON}
     with pytest.raises(ValueError, match=r"data\.flips=True: 'digits' takes no 'flips'; it takes image_size, "):

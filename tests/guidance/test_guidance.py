@@ -86,6 +86,16 @@ def test_scale_one_is_the_conditional_model_and_zero_the_unconditional():
     np.testing.assert_allclose(weak, classifier_free(D, 2.5, NULL)(X, t, LABEL), atol=1e-5)
 
 
+def test_channels_that_are_not_guided_are_those_of_the_condition():
+    D = conditional_denoiser(PROCESSES["vp"])
+    t = jnp.float32(0.4)
+    first = classifier_free(D, 3.0, NULL, channels=1)(X, t, LABEL)
+    np.testing.assert_allclose(first[:, :1], classifier_free(D, 3.0, NULL)(X, t, LABEL)[:, :1], atol=1e-6)
+    np.testing.assert_allclose(first[:, 1:], D(X, t, LABEL)[:, 1:], atol=1e-6)
+    with pytest.raises(ValueError, match=r"channels is 3\b"):
+        classifier_free(D, 3.0, NULL, channels=3)(X, t, LABEL)
+
+
 def test_both_branches_are_one_call():
     calls = []
 
@@ -155,6 +165,7 @@ def test_the_scale_may_be_a_schedule():
         (dict(null_cond=None), "null_cond is None"),
         (dict(null_cond=NULL, interval=(0.5, 0.2)), "interval is"),
         (dict(null_cond=NULL, rescale=1.5), "rescale is 1.5"),
+        (dict(null_cond=NULL, channels=-1), "channels is -1"),
     ],
 )
 def test_what_does_not_fit_is_refused(arguments, message):

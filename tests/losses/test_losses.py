@@ -48,6 +48,37 @@ def test_expected_loss_of_the_exact_denoiser_is_the_posterior_variance(name):
     assert loss(0.2)[0] > value and loss(-0.2)[0] > value
 
 
+def test_norm_and_reduction():
+    """For a network that returns 0, eps-prediction and the simple weighting, the error is the noise itself."""
+    apply = lambda params, x, c_noise, cond, key: jnp.zeros_like(x)
+    x_0, key = jnp.zeros((4000, 4)), jax.random.key(0)
+
+    def mean(**options):
+        loss = denoising_loss(apply, parameterizations.eps_prediction(), VP(), weightings.simple(), at(0.5), **options)
+        value, aux = loss({}, key, x_0)
+        assert set(aux) == {"t", "mae" if options.get("norm") == "l1" else "mse"}
+        return float(value.mean())
+
+    assert mean() == pytest.approx(1.0, abs=0.05)
+    assert mean(norm="l1") == pytest.approx((2 / np.pi) ** 0.5, abs=0.02)
+    assert mean(reduce="half_sum") == pytest.approx(2 * mean(), rel=1e-5)
+    loss = denoising_loss(apply, parameterizations.eps_prediction(), VP(), weightings.simple(), at(0.5))
+    half = denoising_loss(
+        apply, parameterizations.eps_prediction(), VP(), weightings.simple(), at(0.5), reduce="half_sum"
+    )
+    where = jnp.arange(4) < jnp.arange(4000)[:, None] % 5
+    np.testing.assert_allclose(
+        half({}, key, x_0, None, where)[0], loss({}, key, x_0, None, where)[0] * where.sum(1) / 2, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("options", [dict(norm="l3"), dict(reduce="sum")])
+def test_unknown_norm_or_reduction(options):
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"{name} .*'{value}'"):
+        denoising_loss(None, parameterizations.eps_prediction(), VP(), weightings.simple(), at(0.5), **options)
+
+
 def test_likelihood_weighted_loss_is_an_integral_over_time():
     """The mean over times of w(t) E|x_0 - D|^2 / d, with uniform and with importance-drawn times."""
     process, t_min, n = VP(), 1e-2, 20_000

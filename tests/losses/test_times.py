@@ -93,6 +93,15 @@ def test_importance_times_are_unbiased_and_of_lower_variance():
     assert estimates.std() < 0.5 * np.std(np.asarray(value(uniform)))
 
 
+def test_importance_times_are_unbiased_for_any_table():
+    """A table of 5 entries is far from the density, whose inverse as a weight would give 1.37 instead of 1."""
+    t, weight = times.importance(weightings.likelihood(), 1e-3, 1.0, num_points=5)(VP(), KEY, N)
+    for moment in (0, 1, 2):
+        estimates = np.asarray(weight * t**moment, np.float64)
+        exact = (1 - 1e-3 ** (moment + 1)) / (moment + 1) / 0.999
+        assert estimates.mean() == pytest.approx(exact, abs=4 * estimates.std() / N**0.5)
+
+
 def test_importance_times_have_the_density_of_the_weight():
     """For the likelihood weight of VE, w / SNR = d log sigma^2 / dt is constant, so that t is uniform."""
     t, weight = times.importance(weightings.likelihood(), 1e-3, 1.0)(VE(), KEY, N)

@@ -55,6 +55,22 @@ def test_variants_start_at_zero_and_keep_the_shape(inputs, kwargs):
     assert np.abs(apply(random_params(init), x, c_noise)).max() > 0.01
 
 
+def test_the_options_of_vdm(inputs):
+    """At step 0 the network returns its input, and noise does not depend on the embedding of the time."""
+    init, apply = build(residual_input=True, zero_emb=True, kernel_init="fan_in", channels=32, num_groups=32)
+    params, (x, c_noise) = init(jax.random.key(0)), inputs
+    block = params["up_blocks"]["1"]["resnets"]["0"]  # reads 96 channels and returns 32
+    for name, fan_in in (("conv1", 9 * 96), ("conv_shortcut", 96)):
+        assert float(block[name]["kernel"].std()) == pytest.approx(fan_in**-0.5, rel=0.05)
+    np.testing.assert_array_equal(apply(params, x, c_noise), x)
+    projections = [block["time_emb_proj"] for block in params["mid_block"]["resnets"].values()]
+    assert all(set(layer) == {"kernel"} and not layer["kernel"].any() for layer in projections)
+    with pytest.raises(ValueError, match=r"kernel_init .*'lecun'.* fan_in"):
+        build(kernel_init="lecun")[0](jax.random.key(0))
+    with pytest.raises(ValueError, match="residual_input"):
+        build(residual_input=True, out_channels=3)[0](jax.random.key(0))
+
+
 def test_rows_do_not_see_each_other(inputs):
     init, apply = build()
     params, (x, c_noise) = random_params(init), inputs

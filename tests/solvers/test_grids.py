@@ -40,6 +40,13 @@ def test_karras_grid_is_the_formula_of_the_paper():
     np.testing.assert_allclose(sigma, expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize("grid", [grids.karras, grids.uniform])
+def test_denoising_may_count_as_a_step(grid):
+    np.testing.assert_array_equal(grid(denoising=True)(EDM(), 18), grid()(EDM(), 17))
+    with pytest.raises(ValueError, match=r"steps is 1\b"):
+        grid(denoising=True)(EDM(), 1)
+
+
 @pytest.mark.parametrize("process", [VP(), VE(), Cosine(), RectifiedFlow()], ids=["vp", "ve", "cosine", "flow"])
 def test_karras_grid_spaces_the_root_of_sigma_for_every_process(process):
     t = grids.karras(rho=3.0, t_min=0.05, t_max=0.95)(process, 20)

@@ -149,6 +149,14 @@ def test_latents_are_standardised_by_what_was_seen():
     np.testing.assert_allclose(system.decode_latents(params, still), system.reconstruct(params, x[0]), atol=1e-5)
     fixed = linear_autoencoder(latent_scale=0.5)
     np.testing.assert_allclose(fixed.latents(params, None, h[:8]), 0.5 * h[:8, ..., :CHANNELS], rtol=1e-6)
+    raw = linear_autoencoder(normalize="none").latents(params, jax.random.split(jax.random.key(0), len(h)), h)
+    one = linear_autoencoder(normalize="scale").latents(params, jax.random.split(jax.random.key(0), len(h)), h)
+    np.testing.assert_allclose(
+        raw, linear_autoencoder().bottleneck.latent(jax.random.split(jax.random.key(0), len(h)), h)
+    )
+    np.testing.assert_allclose(one * raw.std(), raw, rtol=0.05, atol=1e-6)
+    with pytest.raises(ValueError, match=r"normalize .*'std'"):
+        linear_autoencoder(normalize="std")
 
 
 def test_samples_are_reconstructions_of_given_images_or_draws_from_the_prior():

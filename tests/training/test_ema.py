@@ -81,3 +81,10 @@ def test_half_life():
 def test_refuses_bad_rates(rates):
     with pytest.raises(ValueError, match="ema rates="):
         ema.init(_params(0.0), rates)
+
+
+@pytest.mark.parametrize(("step", "decay"), [(0, 0.0), (20, 0.5), (200, 0.9330330), (10**7, 0.9999)])
+def test_rampup_bounds_the_half_life_by_a_fraction_of_the_steps(step, decay):
+    """EDM's average forgets half in a twentieth of the steps so far, and at most as its rate says."""
+    average = ema.update(ema.init(_params(1.0), (0.9999,)), _params(0.0), jnp.int32(step), (0.9999,), rampup=0.05)
+    np.testing.assert_allclose(average["0.9999"]["net"]["w"], decay, rtol=1e-6)

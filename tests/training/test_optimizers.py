@@ -1,11 +1,18 @@
 """Learning-rate schedules at known points, clipping, and groups against separate optimizers."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from diffusion_jax.networks.edm import SongUNet
+from diffusion_jax.networks.encoder_unet import EncoderUNet
+from diffusion_jax.networks.functional import init_apply
+from diffusion_jax.networks.ncsnpp import NCSNpp
+from diffusion_jax.networks.vq_model import VQModel
 from diffusion_jax.training import optimizers
 
 
@@ -64,19 +71,104 @@ def test_first_adam_step_has_the_size_of_the_learning_rate():
 
 @pytest.mark.parametrize("name", ["adamw", "lion"])
 def test_decoupled_decay_shrinks_parameters_without_gradient(name):
-    params = {"net": jnp.array([1.0, -2.0])}
+    params = {"net": jnp.array([[1.0, -2.0]])}
     optimizer, _ = optimizers.make_optimizer(name=name, learning_rate=0.1, num_steps=10, weight_decay=0.5)
-    moved = _run(optimizer, params, [{"net": jnp.zeros(2)}])
+    moved = _run(optimizer, params, [{"net": jnp.zeros((1, 2))}])
     np.testing.assert_allclose(moved["net"], 0.95 * params["net"], rtol=1e-6)
 
 
 def test_l2_decay_is_part_of_the_gradient():
-    params = {"net": jnp.array([1.0, -2.0])}
+    params = {"net": jnp.array([[1.0, -2.0]])}
     plain, _ = optimizers.make_optimizer(name="adam", learning_rate=0.1, num_steps=10)
     decayed, _ = optimizers.make_optimizer(name="adam", learning_rate=0.1, num_steps=10, weight_decay=0.5)
-    gradient = jnp.array([0.3, 0.4])
+    gradient = jnp.array([[0.3, 0.4]])
     expected = _run(plain, params, [{"net": gradient + 0.5 * params["net"]}])
     np.testing.assert_allclose(_run(decayed, params, [{"net": gradient}])["net"], expected["net"], rtol=1e-6)
+
+
+def _network() -> dict:
+    """Parameters of a network of each kind that has parameters other than kernels, biases and norms."""
+    makes = {
+        "song": lambda rngs: SongUNet(
+            image_size=8,
+            in_channels=3,
+            embedding_type="fourier",
+            model_channels=16,
+            channel_mult=(1,),
+            num_blocks=1,
+            attn_resolutions=(),
+            num_classes=3,
+            rngs=rngs,
+        ),
+        "ncsnpp": lambda rngs: NCSNpp(
+            image_size=8, in_channels=3, nf=8, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(), rngs=rngs
+        ),
+        "encoder": lambda rngs: EncoderUNet(
+            image_size=8,
+            in_channels=3,
+            num_classes=3,
+            model_channels=16,
+            channel_mult=(1,),
+            num_res_blocks=1,
+            attention_resolutions=(8,),
+            num_head_channels=16,
+            num_groups=8,
+            rngs=rngs,
+        ),
+        "vq": lambda rngs: VQModel(
+            in_channels=3,
+            block_out_channels=(8,),
+            layers_per_block=1,
+            latent_channels=2,
+            num_vq_embeddings=4,
+            norm_num_groups=4,
+            rngs=rngs,
+        ),
+    }
+    return {name: jax.jit(init_apply(make)[0])(jax.random.key(0)) for name, make in makes.items()}
+
+
+def _paths(tree) -> dict[str, jax.Array]:
+    return {
+        "/".join(str(entry.key) for entry in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def _decayed(params, decay: str, num: int = 1000):
+    """The parameters after `num` steps of AdamW without a gradient."""
+    optimizer, _ = optimizers.make_optimizer(
+        name="adamw", learning_rate=1e-3, weight_decay=0.1, num_steps=num, decay=decay
+    )
+    zeros = jax.tree.map(jnp.zeros_like, params)
+
+    @jax.jit
+    def steps(params):
+        def step(carry, _):
+            updates, opt_state = optimizer.update(zeros, carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), opt_state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=num)[0][0]
+
+    return _paths(steps(params))
+
+
+@pytest.mark.parametrize(
+    ("decay", "kept"),
+    [
+        ("kernels", r"(bias|scale|embedding)$|(time_proj|map_noise)/weight$"),
+        ("no_biases", r"bias$|(time_proj|map_noise)/weight$"),
+        ("all", r"(time_proj|map_noise)/weight$"),
+    ],
+)
+def test_weight_decay_reaches_what_the_option_says(decay, kept):
+    params = _network()
+    before, after = _paths(params), _decayed(params, decay)
+    names = ("quantize/embedding/embedding", "positional_embedding", "map_noise/weight", "time_proj/weight")
+    for name in names:
+        assert any(path.endswith(name) for path in before), name
+    for path, leaf in before.items():
+        factor = 1.0 if re.search(kept, path) else (1 - 1e-4) ** 1000
+        np.testing.assert_allclose(after[path], factor * leaf, rtol=2e-4, atol=1e-7, err_msg=path)
 
 
 @pytest.mark.parametrize("name", sorted(optimizers.DIRECTIONS))
@@ -128,6 +220,7 @@ def test_groups_equal_separate_optimizers():
         (dict(eps=0.0), "eps .*0.0"),
         (dict(clip_norm=-1.0), "clip_norm .*-1.0"),
         (dict(weight_decay=-1.0), "weight_decay .*-1.0"),
+        (dict(decay="weights"), "decay .*'weights'.* kernels"),
         (dict(warmup_steps=-1), "warmup_steps .*-1"),
         (dict(num_steps=0), "num_steps .*0"),
         (dict(final_factor=2.0), "final_factor .*2.0"),

@@ -113,6 +113,7 @@ def test_a_pipeline_and_a_single_file(tmp_path, monkeypatch, folder):
     [
         (dict(name="unet", **SMALL | dict(num_res_blocks=3)), "layers_per_block is 1 there and 3 here"),
         (dict(name="unet", vector_dim=4, **SMALL), "vector_dim=4 must be 0: UNet2DModel of diffusers has no such"),
+        (dict(name="unet", residual_input=True, **SMALL), "residual_input=True must be False: UNet2DModel"),
         (dict(name="unet", fourier=(7, 8), **SMALL), r"config\.network\.fourier must be empty"),
         (dict(name="mlp"), "no layout of files for the network 'mlp'"),
         (dict(name="dit"), r"is a UNet2DModel, our 'unet'; config\.network\.name is 'dit'"),

@@ -64,8 +64,8 @@ def diffusion(
         {"solver": parts.solver, "evaluation.likelihood": likelihood, "times": parts.resampler},
         learned_variance=learned,
     )
-    fits.check_guidance(config, parts.guidance, network.conditions, cond_dropout, cond_dropouts)
-    fits.check_editing(config, parts.editing, parts.spec, network.conditions)
+    fits.check_guidance(config, parts.guidance, network.conditions, cond_dropout, cond_dropouts, parts.spec.shape)
+    fits.check_editing(config, parts.editing, parts.spec, network.conditions, len(times) - 1)
     fits.check_augmentation(config, augment)
     return systems.Diffusion(
         init_network=network.init,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from diffusion_jax import systems
-from diffusion_jax.config.parts import Parts, no_likelihood
+from diffusion_jax.config.parts import Parts, no_likelihood, positive
 from diffusion_jax.config.recipes.diffusion import diffusion
+from diffusion_jax.config.recipes.first_stage import scaling_factor
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe
 from diffusion_jax.config.sections import ConfigError, construct, refusal
 from diffusion_jax.config.trained import Trained
@@ -21,21 +24,50 @@ from diffusion_jax.types import Params, Spec
 from diffusion_jax.weights import public
 
 _OWN = ("name", "decode_batch_size")  # keys of config.system that a diffusion model does not have
+_LATENTS = ("normalize", "latent_scale")  # those that say how latents are normalised
 
 
 def build(parts: Parts) -> systems.LatentDiffusion:
     """The latent diffusion model of a config. Raises ConfigError."""
-    run = first_stage_of(parts)
-    stage, section = run.system, parts.section("system")
+    section = parts.section("system")
+    stage = _normalised(first_stage_of(parts).system, section)
     no_likelihood(parts.config, "the density of latents is not that of images")
     own = {key: section[key] for key in _OWN if key in section}
-    options = {key: value for key, value in section.items() if key not in (*_OWN, "first_stage")}
+    options = {key: value for key, value in section.items() if key not in (*_OWN, *_LATENTS, "first_stage")}
     latents = parts.at(Spec(stage.latent_shape, modality="latents"))
     model = construct({own["name"]: functools.partial(diffusion, latents)}, "system", {**options, "name": own["name"]})
     networks = {**model.networks, **public.within(stage.networks, ("frozen", "first_stage"))}
     precomputed = parts.spec.modality == "latents"
     fields = dict(diffusion=model, first_stage=stage, precomputed=precomputed, networks=networks)
     return construct({own["name"]: systems.LatentDiffusion}, "system", own, **fields)
+
+
+def _normalised(stage: systems.Autoencoder, section: Mapping[str, Any]) -> systems.Autoencoder:
+    """The first stage with `normalize` and `latent_scale` of config.system instead of its own. Raises ConfigError."""
+    options = {}
+    if "latent_scale" in section:
+        options["latent_scale"] = positive("system.latent_scale", section["latent_scale"])
+    if "normalize" in section:
+        options["normalize"] = section["normalize"]
+        if "latent_scale" in section:
+            raise ConfigError(
+                f"config.system.normalize={section['normalize']!r} has no effect with config.system.latent_scale="
+                f"{section['latent_scale']!r}; leave one of them out"
+            )
+        options["latent_scale"] = 0.0
+    if not options:
+        return stage
+    with refusal("config.system"):
+        made = dataclasses.replace(stage, **options)
+
+    def factor(params: Params) -> dict[str, float]:
+        """The scaling factor of diffusers, for exports."""
+        if made.latent_scale or made.normalize != "channels":
+            return {"scaling_factor": 1 / float(made.shift_and_scale(params)[1][0])}
+        return {"scaling_factor": scaling_factor(params["frozen"]["latents"], 0.0)}
+
+    networks = {name: placed._replace(extra=factor) for name, placed in stage.networks.items()}
+    return dataclasses.replace(made, networks=networks)
 
 
 def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:

@@ -13,7 +13,7 @@ from jaxtyping import Int64
 from diffusion_jax.data import images
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Source, Tokenize
-from diffusion_jax.data.sources import classes, metadata, trees
+from diffusion_jax.data.sources import classes, crops, metadata, trees
 from diffusion_jax.data.sources import images as sources
 from diffusion_jax.data.sources.classes import Classes
 from diffusion_jax.data.sources.trees import Root
@@ -251,7 +251,8 @@ def open_folder(
     path: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
-    crop: int | None = None,
+    crop: int | str | None = None,
+    resize: tuple = (),
     flip: bool = False,
     dequantize: bool = False,
     levels: int = 256,
@@ -268,7 +269,9 @@ def open_folder(
     """One split of a folder or zip archive of image files, see `folder_images`. Other arguments as in `data.load`."""
     if not path:
         raise ValueError("data.path must be set for data.name = 'folder'.")
-    sources.check(image_size=image_size, channels=channels, crop=crop, levels=levels)
+    smaller_side = crops.check(crop, image_size, resize)
+    centre = None if crop == crops.RANDOM else crop
+    sources.check(image_size=image_size, channels=channels, crop=centre, levels=levels)
     keys = {"caption": caption_key, "label": label_key, "image": image_key, "control": control_key}
     examples = folder_images(pathlib.Path(path), split, {kind: key for kind, key in keys.items() if key}, training)
     examples = examples._replace(files={kind: file for kind, file in examples.files.items() if kind in wanted})
@@ -276,13 +279,13 @@ def open_folder(
         raise ValueError(
             f"{flip=}, {crop=}: {path} holds images as conditions, which are not changed with the examples."
         )
-    source = sources.decoded(
+    centred = dict(crop=crop, cache_bytes=cache_bytes, wanted=wanted)
+    cut = dict(resize=smaller_side) if crop == crops.RANDOM else centred
+    source = (crops if crop == crops.RANDOM else sources).decoded(
         examples,
         image_size=image_size,
         channels=channels,
-        crop=crop,
-        cache_bytes=cache_bytes,
-        wanted=wanted,
+        **cut,
         flip=flip,
         dequantize=dequantize,
         levels=levels,

@@ -233,7 +233,7 @@ def decoded(
     are those of `source`. With `skip_damaged` the first one that can be read does. With `mixed` images may have
     different sizes; those of one read are then an array of arrays.
     """
-    start = _first_readable(files) if skip_damaged else 0
+    start = first_readable(files) if skip_damaged else 0
     channels = channels or images.native_channels(files.get(start)[0])
 
     def decode(i: int) -> tuple[np.ndarray, int]:
@@ -293,7 +293,8 @@ def with_facts(source: Source, **facts: Any) -> Source:
     return dataclasses.replace(source, facts={**source.facts, **known})
 
 
-def _first_readable(files: images.Images) -> int:
+def first_readable(files: images.Images) -> int:
+    """The first image that is not damaged. Raises ValueError if all are."""
     for i in range(files.size):
         try:
             files.get(i)

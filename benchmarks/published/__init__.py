@@ -1,0 +1,11 @@
+"""Values that papers and their authors' code publish for the full-size variants of configs/, each with its source.
+
+`benchmarks.papers` writes docs/papers.md from this table, and tests/config/test_papers.py compares it with the configs.
+Every value was read in the repository that its source names, "owner/name file:line"; without a line it is a paper.
+Values are in the units of the configs: data in [-1, 1], numbers of steps, rates per step.
+"""
+
+from benchmarks.published import ddpm, latents, sde
+from benchmarks.published.entry import Published
+
+TABLE: tuple[Published, ...] = (*ddpm.TABLE, *sde.TABLE, *latents.TABLE)
