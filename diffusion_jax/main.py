@@ -10,12 +10,15 @@ A config file is Python, with `get_config(variant=None)`; everything in it can b
   metrics of a trained model   --mode=evaluate
   size, memory and FLOPs only  --mode=plan --devices=256 --config.mesh.fsdp=16
 
-The same command resumes training from the newest checkpoint. SIGTERM and Ctrl-C save a checkpoint first. On a cluster
+The same command resumes training from the newest checkpoint. SIGTERM, SIGHUP and Ctrl-C save a checkpoint
+first. On a cluster
 every process runs this command: SLURM and Open MPI are recognised; elsewhere set --coordinator=HOST:PORT,
 --num_processes and --process_id, or --coordinator=auto on TPU pods (docs/launch.md). Exit codes: 0 done, or stopped and
-saved; 2 an invalid config or command; 1 a fault during the run (docs/faults.md).
+saved; 2 an invalid config or command; 1 a fault during the run; 130 interrupted by Ctrl-C, nothing saved
+(docs/faults.md).
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -78,11 +81,26 @@ def main(argv: list[str]) -> None:
         if bool(flag.value) != (_MODE.value in modes):
             _refuse(f"--mode={_MODE.value} {'needs' if _MODE.value in modes else 'takes no'} --{flag.name}=PATH")
     logging.set_verbosity(logging.WARNING)
+    from diffusion_jax.training import faults
+
+    with faults.output_kept():
+        try:
+            _run_mode()
+        except KeyboardInterrupt as interrupt:
+            _refuse(f"interrupted. {interrupt}".strip(), code=130)
+
+
+def _run_mode() -> None:
     from diffusion_jax.config import data, from_file, sections
     from diffusion_jax.run import distributed, encode, evaluate, plan, sample, train
     from diffusion_jax.training import faults
     from diffusion_jax.training.loop import NotFinite
 
+    try:
+        for flag in (_WORKDIR, _TO, _FROM):
+            faults.check_local(f"--{flag.name}", flag.value or "")
+    except ValueError as error:
+        _refuse(str(error))
     try:
         distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     except sections.ConfigError as error:
@@ -133,11 +151,15 @@ def _run() -> None:
         app.run(main, flags_parser=parse)
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        code = 130
     except BaseException:
         traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a closed pipe
+            stream.flush()
     if code:
         os._exit(code)
 

@@ -129,11 +129,11 @@ def suggest(name: str, names: list[str]) -> str:
 
 
 @contextlib.contextmanager
-def refusal(field: str) -> Iterator[None]:
-    """Context manager that turns errors about the user's input into ConfigErrors that begin with `field`."""
+def refusal(field: str = "") -> Iterator[None]:
+    """Context manager that turns errors about the user's input into ConfigErrors that begin with `field`, if any."""
     try:
         yield
     except ConfigError:
         raise
     except (ValueError, FileNotFoundError, ImportError) as error:
-        raise ConfigError(f"{field}: {error}") from error
+        raise ConfigError(f"{field}: {error}" if field else str(error)) from error

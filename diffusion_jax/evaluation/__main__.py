@@ -48,7 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--samples=PATH, --save_statistics=PATH or both are needed; --help explains")
     if flags.reference is None and (flags.save_statistics or not flags.inception):
         parser.error("--reference=PATH is missing")
+    from diffusion_jax.training.faults import check_local_options
+
     try:
+        check_local_options(vars(flags))
         run(flags)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

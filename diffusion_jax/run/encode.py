@@ -39,6 +39,7 @@ from diffusion_jax.processes import row_keys
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import say
+from diffusion_jax.training.faults import check_local_options
 from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Params, Spec
 
@@ -173,6 +174,8 @@ def main(arguments: list[str] | None = None) -> None:
     commands.choices["decode"].add_argument("--num", type=int, default=64)
     options = parser.parse_args(arguments)
     try:
+        with refusal():
+            check_local_options(vars(options))
         config = build.reset_unread(build.trained(options.first_stage, "--first_stage", role="first_stage").config)
         config.data.split = options.split
         config.training.batch_size = config.sampling.batch_size = options.batch_size

@@ -35,8 +35,10 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     from diffusion_jax.config import from_file
     from diffusion_jax.run import convert
+    from diffusion_jax.training.faults import check_local_options
 
     try:
+        check_local_options({"from": flags.source, "to": flags.target, "config": flags.config})
         config = from_file(flags.config) if flags.config else None
         source = convert.fetch(flags.source)
         if flags.format == "orbax":
