@@ -42,7 +42,8 @@ class Parts:
 
     Each raises ConfigError if its section is invalid. `Parts` has no branches on systems: recipes combine the parts.
     `system_of` builds the system of another config and its role, for parts that depend on another run. `levels` is the
-    number of grey levels of the data, by default config.data.levels.
+    number of grey levels of the data, by default config.data.levels. With `planning` a run that was not trained yet is
+    replaced by its config file, which is enough to build its system.
     """
 
     def __init__(
@@ -51,26 +52,37 @@ class Parts:
         spec: Spec,
         system_of: Callable[[ConfigDict], tuple[System, str]],
         levels: int | None = None,
+        planning: bool = False,
     ) -> None:
         self.config = config
         self.spec = spec
         self.levels = config.data.get("levels", 256) if levels is None else levels
         self._system_of = system_of
+        self._planning = planning
         self._runs: dict[str, trained.Trained] = {}
 
     def at(self, spec: Spec) -> Parts:
         """The parts of the same config for other examples, such as the latents of a first stage."""
-        return Parts(self.config, spec, self._system_of, levels=256)
+        return Parts(self.config, spec, self._system_of, levels=256, planning=self._planning)
 
     def section(self, name: str) -> dict[str, Any]:
         """A section of the config, as a plain dict."""
         return self.config[name].to_dict()
 
-    def trained(self, path: str, field: str, role: str) -> trained.Trained:
-        """The trained run in the work directory `path`, opened once; see `trained.open_run`, also for errors."""
+    def trained(self, path: str, field: str, role: str, config_file: str = "") -> trained.Trained:
+        """The trained run in the work directory `path`, opened once; see `trained.open_run`, also for errors.
+
+        `config_file`, "FILE.py:VARIANT", is the config to train it with.
+        """
         if path not in self._runs:
-            self._runs[path] = trained.open_run(path, field, self._system_of, role)
+            options = dict(config_file=config_file, planning=self._planning)
+            self._runs[path] = trained.open_run(path, field, self._system_of, role, **options)
         return self._runs[path]
+
+    @property
+    def configs_of_runs(self) -> dict[str, ConfigDict]:
+        """The configs of the trained runs that the system is built on, by the key that names them."""
+        return {run.field: run.config for run in self._runs.values() if run.field.startswith("config.system.")}
 
     @functools.cached_property
     def process(self) -> Process:

@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import data
+from diffusion_jax.config import data, saved
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data import vocabulary
 from diffusion_jax.run import evaluate, sample, train
@@ -54,6 +54,18 @@ def test_train_says_where_things_are(points, capsys):
     assert "resuming from step 4" in output and "trained to step 4" in output
     for part in ("checkpoints", "metrics.jsonl", "samples"):
         assert str(points / part) in output
+
+
+@pytest.mark.parametrize("config", [toy(), digits(**CLASSES)], ids=["points", "images"])
+@pytest.mark.parametrize("mode", [sample.sample, evaluate.evaluate], ids=["sample", "evaluate"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_before_the_first_checkpoint(tmp_path, config, mode, begun):
+    """The folder of a run that has just started is not taken for a folder of diffusers."""
+    saved.write_config(tmp_path, config)
+    if begun:
+        (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match=f"^{tmp_path} holds no checkpoint; train first"):
+        mode(config, tmp_path)
 
 
 def test_train_for_longer(points, tmp_path):

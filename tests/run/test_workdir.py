@@ -29,7 +29,7 @@ def test_a_file_is_not_writable(tmp_path):
 @pytest.mark.parametrize("path", ["gs://bucket/run", "s3:/bucket/run"])
 def test_a_bucket_is_no_folder_of_this_machine(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="--workdir='(gs|s3):/.*must be a path"):
+    with pytest.raises(ConfigError, match=r"--workdir='(gs|s3):/.*must be a path"):
         workdir.check_writable(pathlib.Path(path))
     assert not list(tmp_path.iterdir())
 
