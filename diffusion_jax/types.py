@@ -264,7 +264,15 @@ class System(Protocol):
     ) -> dict[str, Array]:
         """Draw {"samples": ...}: row r depends on ids[r] and cond[r] only. A pure function, for use under `jit`."""
 
-    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
+    def sample(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        num: int,
+        cond: Cond = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, np.ndarray]:
         """Draw `num` samples with `draw`; returns them with their conditions, see `systems.base.Sampled.sample`."""
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:

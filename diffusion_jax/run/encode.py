@@ -39,6 +39,7 @@ from diffusion_jax.processes import row_keys
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import say
+from diffusion_jax.run.sample import keep_earlier
 from diffusion_jax.training.faults import check_local_options
 from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Params, Spec
@@ -111,9 +112,12 @@ def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: 
     images = decoded(job, params, path)
     if jax.process_index() == 0:
         to.parent.mkdir(parents=True, exist_ok=True)
+        kept = keep_earlier(to)
         np.savez(to, samples=sheets.to_uint8(images))
         sheets.write_png(sheets.image_sheet(images), to.with_suffix(".png"))
-    say(f"{len(images)} images in {to} and {to.with_suffix('.png')}")
+        say(f"{len(images)} images in {to} and {to.with_suffix('.png')}")
+        if kept:
+            say(f"earlier images of this name are now {kept}")
 
 
 def decoded(job: Job, params: Params, path: pathlib.Path) -> np.ndarray:

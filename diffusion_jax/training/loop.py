@@ -143,7 +143,7 @@ def train_loop(
                 writer.scalars(step, {**values, "learning_rate": rate, "examples_per_second": speed})
             if save:
                 checkpoints.save(step, state, data)
-            progress.update(step, loss=loss, examples_per_second=speed)
+            progress.update(step, "" if loss is None or speed is None else f"loss {loss:.4g}  {speed:.0f} examples/s")
             if step == num_steps or (sample_every and step % sample_every == 0 and not stopping):
                 progress.message(f"step {step}: {draw(state, step)}")
                 timer, timed_from = time.monotonic(), step
