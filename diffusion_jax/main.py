@@ -19,11 +19,13 @@ saved; 2 an invalid config or command; 1 a fault during the run; 130 interrupted
 """
 
 import contextlib
+import itertools
 import os
 import pathlib
+import re
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -54,7 +56,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Index of this process, fro
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags. Exits with one line of text and code 2 for an invalid flag."""
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(_as_literals(argv))
     except KeyError as error:  # from ml_collections, for an unknown section
         name, *hint = error.args[0].splitlines()
         _refuse(". ".join([f"config has no section {name}", *hint]))
@@ -66,6 +68,42 @@ def parse(argv: list[str]) -> list[str]:
         _refuse(str(error).splitlines()[-1].removeprefix("ValueError: "))
     except (TypeError, ValueError, AttributeError) as error:  # from ml_collections, for invalid keys
         _refuse(f"a --config.KEY=VALUE among the flags cannot be read: {(str(error) or repr(error)).splitlines()[0]}")
+
+
+def _as_literals(argv: list[str]) -> list[str]:
+    """`argv` with values of config keys as ml_collections reads them, where the config has a value of such a type.
+
+    names for a tuple of texts: jsonl,wandb becomes ("jsonl", "wandb"); an integer as a float: 1e3 becomes 1000.
+    """
+    pairs = itertools.pairwise([*argv, ""])  # --config=FILE or --config FILE
+    files = [text.partition("=")[2] or following for text, following in pairs if _IS_CONFIG(text)]
+    if not files:
+        return argv
+    from diffusion_jax.config import defaults, from_file
+    from diffusion_jax.config.sections import flatten
+
+    try:
+        known = [flatten(defaults()), flatten(from_file(files[-1]))]
+    except Exception:  # the parsing of the flag says what is wrong
+        return argv
+    return [_as_literal(text, known) for text in argv]
+
+
+_IS_CONFIG = re.compile(r"--?config(=|$)").match
+
+
+def _as_literal(argument: str, known: list[dict[str, Any]]) -> str:
+    key, equals, value = argument.partition("=")
+    present = [values[name] for values in known if (name := key.lstrip("-").removeprefix("config.")) in values]
+    if not equals or not present or not key.lstrip("-").startswith("config."):
+        return argument
+    names = any(isinstance(v, list) and v and all(isinstance(entry, str) for entry in v) for v in present)
+    if names and not value.startswith(("(", "[", "'", '"')):
+        return f"{key}={tuple(part.strip() for part in value.split(',') if part.strip())}"
+    if type(present[-1]) is int and re.fullmatch(r"[0-9]+\.?[0-9]*e\+?[0-9]+", value, re.IGNORECASE):
+        number = float(value)
+        return f"{key}={int(number)}" if number.is_integer() else argument
+    return argument
 
 
 def main(argv: list[str]) -> None:

@@ -83,8 +83,8 @@ def check_keys(config: ConfigDict) -> None:
         raise ConfigError(f"config.training.data_timeout={config.training.data_timeout} must be at least 0, in seconds")
     if not _FILE_NAME.fullmatch(config.sampling.file):
         raise ConfigError(
-            f"config.sampling.file={config.sampling.file!r} must be the name of a file in WORKDIR/samples without its "
-            "suffix: letters, digits, and . _ - = + after the first one"
+            f"config.sampling.file={config.sampling.file!r} must be the name of a file in WORKDIR/samples, with or "
+            "without .npz: letters, digits, and . _ - = + after the first one"
         )
     if config.training.batch_size % config.training.accumulate:
         raise ConfigError(

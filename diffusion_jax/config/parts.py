@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import names, trained
-from diffusion_jax.config.sections import ConfigError, check_type, construct, lookup, refusal
+from diffusion_jax.config.sections import ConfigError, check_sizes, check_type, construct, lookup, refusal
 from diffusion_jax.guidance import steering
 from diffusion_jax.guidance.editing import Editing
 from diffusion_jax.guidance.steering import Guidance
@@ -86,7 +87,9 @@ class Parts:
 
     @functools.cached_property
     def process(self) -> Process:
-        return construct(names.PROCESSES, "process", self.config.process)
+        process = construct(names.PROCESSES, "process", self.config.process)
+        check_noise_grows(self.config, process)
+        return process
 
     @functools.cached_property
     def parameterization(self) -> Parameterization:
@@ -190,6 +193,9 @@ class Parts:
         if len(shape) == 3:
             sizes |= {"image_size": shape[0], "in_channels": features[-1]}
 
+        if section.get("name") in names.NETWORKS:
+            check_sizes(names.NETWORKS[section["name"]], "network", section)
+
         def make(rngs):
             return construct(names.NETWORKS, "network", section, rngs=rngs, **sizes)
 
@@ -217,6 +223,23 @@ class Parts:
         lookup(optimizers.DIRECTIONS, "optimizer.name", name)
         make = functools.partial(optimizers.make_optimizer, name=name)
         return construct({name: make}, "optimizer", section | {"name": name})
+
+
+def check_noise_grows(config: ConfigDict, process: Process) -> None:
+    """Raises ConfigError unless alpha and sigma are finite, at least 0, and sigma / alpha grows with t."""
+    t = jnp.asarray(np.append(0, np.geomspace(1e-3, 1, 16)), jnp.float32)
+    try:
+        alpha, sigma = (np.asarray(f(t), np.float64) for f in (process.alpha, process.sigma))
+    except ArithmeticError:  # of plain numbers, such as a division by 0
+        alpha, sigma = np.full((2, len(t)), np.nan)
+    finite = np.isfinite([alpha, sigma]).all() and min(alpha.min(), sigma.min()) >= 0
+    growing = sigma[1:] * alpha[:-1] - sigma[:-1] * alpha[1:]
+    if not finite or growing.min() < -1e-6 or not growing.max() > 0:
+        values = ", ".join(f"config.process.{key}={value!r}" for key, value in config.process.items())
+        raise ConfigError(
+            f"{values}: the noise must grow with t, with alpha and sigma finite and at least 0; here sigma runs from "
+            f"{sigma[0]:.4g} to {sigma[-1]:.4g} and alpha from {alpha[0]:.4g} to {alpha[-1]:.4g}"
+        )
 
 
 def no_likelihood(config: ConfigDict, reason: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ def construct(
                 f"{suggest(key, choices)}; it takes {', '.join(choices) or 'nothing'}"
             )
         check_type(f"{field}.{key}", value, _declared_type(signature.parameters[key]))
+        if isinstance(value, float) and not math.isfinite(value) and value != signature.parameters[key].default:
+            raise ConfigError(f"config.{field}.{key}={value!r} must be a finite number")
     context = {key: value for key, value in context.items() if key in allowed}
     try:
         return constructor(**{**context, **{k: _plain(v) for k, v in arguments.items()}})
@@ -126,6 +129,26 @@ def suggest(name: str, names: list[str]) -> str:
     """Returns " (did you mean '...'?)" with the most similar of `names`; "" if none is similar."""
     close = difflib.get_close_matches(name, names, 1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_sizes(constructor: Callable[..., Any], field: str, section: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless the arguments of a network in `section` are in range.
+
+    Integers, and those in tuples, must be positive, or at least 0 if their default is or has 0. A dropout must be in
+    [0, 1).
+    """
+    parameters = inspect.signature(constructor.__init__).parameters
+    for key, value in section.items():
+        if key not in parameters:
+            continue
+        default = parameters[key].default
+        if key == "dropout" and isinstance(value, int | float) and not 0 <= value < 1:
+            raise ConfigError(f"config.{field}.dropout={value!r} must be in [0, 1)")
+        numbers = [n for n in (value if isinstance(value, tuple | list) else (value,)) if type(n) is int]
+        defaults = default if isinstance(default, tuple | list) else (default,)
+        least = 0 if any(type(n) is int and n <= 0 for n in defaults) else 1
+        if numbers and min(numbers) < least:
+            raise ConfigError(f"config.{field}.{key}={value!r} must be at least {least}")
 
 
 @contextlib.contextmanager

@@ -74,11 +74,11 @@ def open_run(
             f"{field}={path!r} must be the work directory of a trained run, with config.json in it"
             f"{hint if config_file else ''}"
         )
+    if exists and not (directory / "config.json").exists():
+        raise ConfigError(f"{field}={path!r} has no config.json, which describes the model of its checkpoints")
     origin = "its config.json" if exists else f"{field}_config={config_file!r}"
     try:
         config = _saved_config(directory) if exists else from_file(config_file)
-        if config is None:
-            raise ConfigError("it does not exist")
         checks.check_keys(config)
         system, own_role = build(config)
     except Exception as error:  # the file may hold anything
@@ -110,10 +110,9 @@ def restore_averaged(
     return {**restored.get("params", {}), **(restored["ema"][rate] if ema else {})}, step
 
 
-def _saved_config(directory: pathlib.Path) -> ConfigDict | None:
-    sections = saved.read_config(directory)
+def _saved_config(directory: pathlib.Path) -> ConfigDict:
     # The file may be older than a key of the defaults.
-    return None if sections is None else replace(defaults(), **_with_tuples(sections))
+    return replace(defaults(), **_with_tuples(saved.read_config(directory)))
 
 
 def _with_tuples(value: Any) -> Any:

@@ -46,7 +46,8 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
                 "and config.guidance of a diffusion model can use it"
             )
         seconds = time.monotonic() - start
-        path, modality = directory / "samples" / f"{config.sampling.file}.npz", modalities.of(job.system.makes)
+        path = directory / "samples" / f"{config.sampling.file.removesuffix('.npz')}.npz"
+        modality = modalities.of(job.system.makes)
         kept = None
         if jax.process_index() == 0:
             with refusal("samples"):

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.solvers.values import warn_not_finite
 from diffusion_jax.training.rows import in_batches
-from diffusion_jax.types import Cond, Params, Placed, Spec, Train
+from diffusion_jax.types import Cond, Params, Placed, Spec, Train, check_key
 
 NO_NETWORKS: Mapping[str, Placed] = {}
 
@@ -68,11 +68,12 @@ class Sampled:
         samples are drawn, after each batch.
 
         Raises ValueError for a missing condition, a wrong shape, ids out of range, or a number of rows that is not
-        `num`.
+        `num`; TypeError for a key that is not typed.
         Warns of samples that are not finite.
         """
         if self.makes is None:
             return {}
+        check_key(key)
         cond = checked(self.conditions, cond, num)
         draw = functools.partial(self._draw, params, key, self.numbers())
         drawn = in_batches(draw, num, self.batch_size, cond, progress)

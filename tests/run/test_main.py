@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 
-from diffusion_jax import systems
+from diffusion_jax import main, systems
 from diffusion_jax.config import saved
 from diffusion_jax.run import evaluate, train
-from tests.runs import ROOT, TOY, command, flag, listing, logged_rows
+from tests.runs import ROOT, TOY, command, flag, forget_flags, given_config, listing, logged_rows
 
 DDPM = str(ROOT / "configs" / "ddpm.py")
 
@@ -302,6 +302,35 @@ def test_a_flag_adds_a_keyword(monkeypatch, trained):
         drawn[name] = np.load(trained / "samples" / f"{name}.npz")["samples"]
     np.testing.assert_array_equal(drawn["none"], drawn["zero"])
     assert np.abs(drawn["half"] - drawn["none"]).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("training.loggers=jsonl,wandb", ("jsonl", "wandb")),
+        ("training.loggers=wandb", ("wandb",)),
+        ('training.loggers=("jsonl",)', ("jsonl",)),
+        ("evaluation.metrics=", ()),
+        ("training.num_steps=1e3", 1000),
+        ("training.num_steps=1.5E3", 1500),
+        ("network.hidden=2e1", 20),
+        ("ema.rates=0.9,0.99", (0.9, 0.99)),
+        ("optimizer.learning_rate=1e-3", 1e-3),
+        ("sampling.cond=1e3", "1e3"),
+        ("sampling.file=a,b", "a,b"),
+    ],
+)
+def test_values_as_one_writes_them(monkeypatch, argument, value):
+    forget_flags()
+    monkeypatch.setattr(sys, "argv", ["main", f"--config={TOY}", f"--config.{argument}"])
+    main.parse(sys.argv)
+    section, _, key = argument.partition("=")[0].partition(".")
+    assert given_config()[section][key] == value
+
+
+def test_half_a_step_is_refused(monkeypatch, capsys, trained):
+    message = _refused(monkeypatch, capsys, trained, [*flag(TOY, training__num_steps="2.5e0"), f"--workdir={trained}"])
+    assert "config.training.num_steps=2.5e0" in message
 
 
 def test_another_data_set_keeps_its_settings(monkeypatch, capsys):

@@ -168,6 +168,12 @@ def test_single_pictures_of_what_has_none(points):
         sample.sample(digits(sampling__format="jpg"), points)
 
 
+def test_the_file_may_be_named_with_its_suffix(points):
+    sample.sample(toy(sampling__file="out.npz"), points)
+    assert (points / "samples" / "out.npz").exists() and not (points / "samples" / "out.npz.npz").exists()
+    assert (points / "samples" / "out.png").exists()
+
+
 def test_earlier_samples_are_kept(images, capsys):
     def drawn(seed):
         sample.sample(digits(**CLASSES, sampling__file="a.b", sampling__seed=seed, sampling__format="png"), images)
