@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.solvers.values import warn_not_finite
 from diffusion_jax.training.rows import in_batches
-from diffusion_jax.types import Cond, Params, Placed, Spec, Train, check_key
+from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train, check_key
 
 NO_NETWORKS: Mapping[str, Placed] = {}
 
@@ -79,6 +79,10 @@ class Sampled:
         drawn = in_batches(draw, num, self.batch_size, cond, progress)
         warn_not_finite("samples", drawn["samples"])
         return {**drawn, **{name: value for name, value in (cond or {}).items() if name != "x"}}
+
+    def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
+        """The denoiser D(x, t) that solvers call, under `cond`. Raises NotImplementedError: this system has none."""
+        raise NotImplementedError(f"{type(self).__name__} has no denoiser")
 
     @functools.cached_property
     def _draw(self) -> Callable[..., dict[str, Array]]:
