@@ -76,6 +76,7 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
     name = config.data.split.partition("[")[0]
     facts = dict(image_shape=source.shape, num_classes=source.num_classes, first_stage=fingerprint(params))
     facts["classes"] = source.facts.get("classes", ())
+    replaced = (to / f"{name}.json").exists()
     with jax.set_mesh(job.mesh), refusal("--to"):
         header = latents.write(to, name, batches(), **facts)
     mean = sums[1] / sums[0]
@@ -83,6 +84,7 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
     say(
         f"{header.num} latents of {header.shape} in {to}",
         f"standardised: mean {np.round(mean, 3)}, standard deviation {np.round(std, 3)}",
+        *([f"they replace the earlier latents of {name!r} there"] if replaced else []),
     )
 
 
