@@ -134,19 +134,21 @@ def suggest(name: str, names: list[str]) -> str:
 def check_sizes(constructor: Callable[..., Any], field: str, section: Mapping[str, Any]) -> None:
     """Raises ConfigError unless the arguments of a network in `section` are in range.
 
-    Integers, and those in tuples, must be positive, or at least 0 if their default is or has 0. A dropout must be in
-    [0, 1).
+    Integers, and those in tuples, must be positive if their defaults are or there is no default, else at least 0;
+    those named NAME_id are not checked. A dropout must be in [0, 1).
     """
     parameters = inspect.signature(constructor.__init__).parameters
     for key, value in section.items():
-        if key not in parameters:
+        if key not in parameters or key.endswith("_id"):
             continue
         default = parameters[key].default
         if key == "dropout" and isinstance(value, int | float) and not 0 <= value < 1:
             raise ConfigError(f"config.{field}.dropout={value!r} must be in [0, 1)")
-        numbers = [n for n in (value if isinstance(value, tuple | list) else (value,)) if type(n) is int]
-        defaults = default if isinstance(default, tuple | list) else (default,)
-        least = 0 if any(type(n) is int and n <= 0 for n in defaults) else 1
+        numbers, defaults = (
+            [n for n in (entry if isinstance(entry, tuple | list) else (entry,)) if type(n) is int]
+            for entry in (value, default)
+        )
+        least = int(default is inspect.Parameter.empty or min(defaults, default=0) > 0)
         if numbers and min(numbers) < least:
             raise ConfigError(f"config.{field}.{key}={value!r} must be at least {least}")
 

@@ -27,6 +27,7 @@ AXES = ("system", "network", "loss", "parameterization", "process", "solver")
 
 # Public networks of up to 2.6 billion parameters, which `tests/parity` compares with diffusers' at full size.
 PUBLIC = re.compile("stable_diffusion:(?!digits)")
+SLOW = pytest.mark.slow
 
 
 def variants(path: pathlib.Path) -> list[str]:
@@ -157,7 +158,13 @@ def test_a_missing_run_is_refused_with_the_command_that_trains_it(name):
         build.build(config)
 
 
-@pytest.mark.parametrize("name", [case(name) for name in STANDS_ON])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("dequantization:digits", "latent_diffusion:digits_dit") else SLOW)
+        for name in STANDS_ON
+    ],
+)
 def test_a_plan_needs_no_trained_run(name):
     job = prepare(read(name), 2, planning=True)
     assert count_parameters(job.state.params["network"]) > 0 and count_parameters(job.state.params["frozen"]) > 0
