@@ -21,7 +21,7 @@ from jaxtyping import UInt8
 
 from diffusion_jax.data import images
 from diffusion_jax.data.sources import archives, tfds
-from diffusion_jax.training.faults import check_local_options
+from diffusion_jax.training.faults import check_local_options, one_line_if_interrupted
 
 # The file that differs between mnist and fashion_mnist, and its published MD5 sums.
 _DISTINCTIVE = "train-images-idx3-ubyte.gz"
@@ -160,4 +160,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted():
+        main()

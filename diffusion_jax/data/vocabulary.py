@@ -21,7 +21,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from diffusion_jax.data import tokenization
 from diffusion_jax.data.sources import arrays, files
-from diffusion_jax.training.faults import check_local_options
+from diffusion_jax.training.faults import check_local_options, one_line_if_interrupted
 
 PAD = "[PAD]"
 _BYTES = 256
@@ -97,4 +97,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted():
+        main()

@@ -23,6 +23,7 @@ from typing import Any
 
 from diffusion_jax.data.images import RANGES
 from diffusion_jax.evaluation.features import RESIZE
+from diffusion_jax.training.faults import check_local_options, one_line_if_interrupted
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -48,8 +49,6 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--samples=PATH, --save_statistics=PATH or both are needed; --help explains")
     if flags.reference is None and (flags.save_statistics or not flags.inception):
         parser.error("--reference=PATH is missing")
-    from diffusion_jax.training.faults import check_local_options
-
     try:
         check_local_options(vars(flags))
         run(flags)
@@ -164,4 +163,5 @@ def _save_statistics(flags: argparse.Namespace, features) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted():
+        main()

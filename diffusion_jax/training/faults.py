@@ -107,6 +107,16 @@ class _Kept:
 
 
 @contextlib.contextmanager
+def one_line_if_interrupted() -> Iterator[None]:
+    """Context manager of a command: Ctrl-C ends it with one line and code 130, without a traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+@contextlib.contextmanager
 def output_kept() -> Iterator[None]:
     """Context manager in which a closed standard output or error (a pipe, a terminal) raises nothing: it is silent."""
     streams = sys.stdout, sys.stderr

@@ -17,6 +17,7 @@ import argparse
 import pathlib
 import sys
 
+from diffusion_jax.training.faults import check_local_options, one_line_if_interrupted
 from diffusion_jax.weights.files import MAX_SHARD_BYTES
 
 
@@ -35,7 +36,6 @@ def main(argv: list[str] | None = None) -> None:
     flags = parser.parse_args(argv)
     from diffusion_jax.config import from_file
     from diffusion_jax.run import convert
-    from diffusion_jax.training.faults import check_local_options
 
     try:
         check_local_options({"from": flags.source, "to": flags.target, "config": flags.config})
@@ -55,4 +55,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted():
+        main()
