@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import time
 from typing import Any
 
 import jax
 import tqdm
+
+
+def _has_size(stream: io.TextIOBase) -> bool:
+    """Whether the terminal says how large it is; tqdm shows no bar on one of 0 columns or lines."""
+    try:
+        return min(os.get_terminal_size(stream.fileno())) > 0
+    except (OSError, ValueError):
+        return False
 
 
 class _Nowhere(io.StringIO):
@@ -47,7 +56,7 @@ class Progress:
             desc=label,
             file=self._stream if terminal else _Nowhere(),
             disable=silent,
-            dynamic_ncols=True,
+            **({"dynamic_ncols": True} if _has_size(self._stream) else {"ncols": 80, "nrows": 24}),
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}  {remaining} left",
         )
         self._interval = line_interval

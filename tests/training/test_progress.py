@@ -1,6 +1,7 @@
 """What the progress display writes on a terminal and elsewhere."""
 
 import io
+import os
 
 import jax
 import pytest
@@ -38,6 +39,17 @@ def test_terminal_redraws_one_line_and_ends_it(clock):
     last = text.split("\r")[-1]
     for words in ("train", "100%", "100/100", "loss 0.01", "00:00 left"):
         assert words in last
+
+
+def test_a_terminal_that_does_not_say_its_size_has_a_bar():
+    """As containers and expect make them: 0 columns and 0 lines."""
+    reading, writing = os.openpty()
+    with open(writing, "w") as stream, progress.Progress(3, stream=stream) as bar:
+        for step in (1, 2, 3):
+            bar.update(step)
+    text = os.read(reading, 10_000).decode()
+    os.close(reading)
+    assert "3/3" in text
 
 
 def test_elsewhere_lines_are_rare_plain_and_include_the_last_step(clock):
