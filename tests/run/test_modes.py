@@ -196,7 +196,7 @@ def test_held_out_values_do_not_depend_on_the_batch_size(points):
     def values(size, likelihood="ode"):
         config = toy(training__batch_size=size, evaluation__num_samples=9, evaluation__metrics=())
         if likelihood == "ode":
-            config.evaluation.likelihood = ConfigDict(dict(name="ode", dequantization="none", t_min=1e-2, rtol=1e-3))
+            config.evaluation.likelihood = ConfigDict(dict(name="ode", dequantization="none", t_min=1e-2))
         evaluate.evaluate(config, points)
         return json.loads((points / "evaluation.json").read_text())
 
