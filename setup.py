@@ -34,6 +34,7 @@ setuptools.setup(
         "numpy>=2.0",
         "ml_dtypes",  # bfloat16 in weights of PyTorch
         "safetensors>=0.8",  # reads bfloat16 into NumPy
+        "tqdm>=4.60",  # progress on a terminal
         "tokenizers>=0.20",  # prompts of public text encoders
         "pillow>=10",
         "scikit-learn>=1.5",  # its digits are the embedded data set of every default config

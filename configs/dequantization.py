@@ -19,10 +19,16 @@ from ml_collections import ConfigDict
 from diffusion_jax.config import choose, defaults, presets, replace
 
 
-def dequantization(*, t_min: float, **sections: Any) -> ConfigDict:
+def dequantization(*, model: str, t_min: float, **sections: Any) -> ConfigDict:
     config = replace(
         defaults(),
-        system=dict(name="variational_dequantization", model="runs/likelihood", num_layers=4, t_min=t_min),
+        system=dict(
+            name="variational_dequantization",
+            model="runs/likelihood",
+            model_config=f"configs/score_sde.py:{model}",
+            num_layers=4,
+            t_min=t_min,
+        ),
         evaluation=dict(metrics=("density_baseline",), likelihood=dict(name="ode", t_min=t_min)),
     )
     return replace(config, **sections)
@@ -30,6 +36,7 @@ def dequantization(*, t_min: float, **sections: Any) -> ConfigDict:
 
 def digits() -> ConfigDict:
     return dequantization(
+        model="digits_vp_likelihood",
         t_min=1e-4,  # the t_min of the model
         network=dict(name="mlp", hidden=256, num_layers=2),
         data=dict(levels=17),
@@ -39,6 +46,7 @@ def digits() -> ConfigDict:
 
 def mnist() -> ConfigDict:
     return dequantization(
+        model="mnist_vp_likelihood",
         t_min=1e-5,
         network=dict(
             name="unet", channels=8, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(), num_groups=4
@@ -49,6 +57,7 @@ def mnist() -> ConfigDict:
 
 def cifar10() -> ConfigDict:
     return dequantization(
+        model="cifar10_vp_ddpmpp_deep_likelihood",
         t_min=1e-5,
         network=dict(name="unet", channels=64, channel_mult=(1, 2), num_res_blocks=2, attention_resolutions=()),
         data=presets.cifar10_data(),

@@ -32,12 +32,29 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import choose, defaults, presets, replace
 
+# The config of each first stage that the variants use.
+FIRST_STAGES = {
+    "runs/autoencoder_kl": "autoencoder_kl.py:digits",
+    "runs/kl_mnist": "autoencoder_kl.py:mnist",
+    "runs/kl_f2": "autoencoder_kl.py:cifar10_f2",
+    "runs/kl_f4": "autoencoder_kl.py:cifar10_f4",
+    "runs/kl_tiles": "autoencoder_kl.py:crawl_tiles_f4",
+    "runs/kl_emoji": "autoencoder_kl.py:emoji_f4",
+    "runs/kl_f8": "autoencoder_kl.py:openimages_f8",
+    "runs/vq_f4": "vqgan.py:openimages_f4",
+}
+
 
 def latent_diffusion(*, first_stage: str, cond_dropout: float = 0.0, **sections: Any) -> ConfigDict:
     """The sections that all variants share: eps-prediction, the scaled linear noise schedule of 1000 steps, DDIM."""
     config = replace(
         defaults(),
-        system=dict(name="latent_diffusion", first_stage=first_stage, cond_dropout=cond_dropout),
+        system=dict(
+            name="latent_diffusion",
+            first_stage=first_stage,
+            first_stage_config=f"configs/{FIRST_STAGES[first_stage]}",
+            cond_dropout=cond_dropout,
+        ),
         **presets.ddpm("scaled_linear", beta_start=0.0015, beta_end=0.0195),
         solver=dict(name="ddim", eta=1.0),
         sampling=dict(steps=200, grid=dict(name="discrete", spacing="linspace")),

@@ -1,7 +1,7 @@
 """Train, sample and evaluate diffusion models in JAX. The axes of the algebra are the folders of this package."""
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -24,7 +24,9 @@ _FORWARDED = {
 }
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
+    if name == "load":  # imported when it is used: it needs every folder of the package
+        return importlib.import_module("diffusion_jax.run.pretrained").load
     if name in _FORWARDED:
         return importlib.import_module(f"diffusion_jax.{_FORWARDED[name]}")
     raise AttributeError(f"module 'diffusion_jax' has no attribute {name!r}")

@@ -10,17 +10,22 @@ A config file is Python, with `get_config(variant=None)`; everything in it can b
   metrics of a trained model   --mode=evaluate
   size, memory and FLOPs only  --mode=plan --devices=256 --config.mesh.fsdp=16
 
-The same command resumes training from the newest checkpoint. SIGTERM and Ctrl-C save a checkpoint first. On a cluster
+The same command resumes training from the newest checkpoint. SIGTERM, SIGHUP and Ctrl-C save a checkpoint
+first. On a cluster
 every process runs this command: SLURM and Open MPI are recognised; elsewhere set --coordinator=HOST:PORT,
 --num_processes and --process_id, or --coordinator=auto on TPU pods (docs/launch.md). Exit codes: 0 done, or stopped and
-saved; 2 an invalid config or command; 1 a fault during the run (docs/faults.md).
+saved; 2 an invalid config or command; 1 a fault during the run; 130 interrupted by Ctrl-C, nothing saved
+(docs/faults.md).
 """
 
+import contextlib
+import itertools
 import os
 import pathlib
+import re
 import sys
 import traceback
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -51,7 +56,7 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Index of this process, fro
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags. Exits with one line of text and code 2 for an invalid flag."""
     try:
-        return flags.FLAGS(argv)
+        return flags.FLAGS(_as_literals(argv))
     except KeyError as error:  # from ml_collections, for an unknown section
         name, *hint = error.args[0].splitlines()
         _refuse(". ".join([f"config has no section {name}", *hint]))
@@ -63,6 +68,42 @@ def parse(argv: list[str]) -> list[str]:
         _refuse(str(error).splitlines()[-1].removeprefix("ValueError: "))
     except (TypeError, ValueError, AttributeError) as error:  # from ml_collections, for invalid keys
         _refuse(f"a --config.KEY=VALUE among the flags cannot be read: {(str(error) or repr(error)).splitlines()[0]}")
+
+
+def _as_literals(argv: list[str]) -> list[str]:
+    """`argv` with values of config keys as ml_collections reads them, where the config has a value of such a type.
+
+    names for a tuple of texts: jsonl,wandb becomes ("jsonl", "wandb"); an integer as a float: 1e3 becomes 1000.
+    """
+    pairs = itertools.pairwise([*argv, ""])  # --config=FILE or --config FILE
+    files = [text.partition("=")[2] or following for text, following in pairs if _IS_CONFIG(text)]
+    if not files:
+        return argv
+    from diffusion_jax.config import defaults, from_file
+    from diffusion_jax.config.sections import flatten
+
+    try:
+        known = [flatten(defaults()), flatten(from_file(files[-1]))]
+    except Exception:  # the parsing of the flag says what is wrong
+        return argv
+    return [_as_literal(text, known) for text in argv]
+
+
+_IS_CONFIG = re.compile(r"--?config(=|$)").match
+
+
+def _as_literal(argument: str, known: list[dict[str, Any]]) -> str:
+    key, equals, value = argument.partition("=")
+    present = [values[name] for values in known if (name := key.lstrip("-").removeprefix("config.")) in values]
+    if not equals or not present or not key.lstrip("-").startswith("config."):
+        return argument
+    names = any(isinstance(v, list) and v and all(isinstance(entry, str) for entry in v) for v in present)
+    if names and not value.startswith(("(", "[", "'", '"')):
+        return f"{key}={tuple(part.strip() for part in value.split(',') if part.strip())}"
+    if type(present[-1]) is int and re.fullmatch(r"[0-9]+\.?[0-9]*e\+?[0-9]+", value, re.IGNORECASE):
+        number = float(value)
+        return f"{key}={int(number)}" if number.is_integer() else argument
+    return argument
 
 
 def main(argv: list[str]) -> None:
@@ -78,11 +119,26 @@ def main(argv: list[str]) -> None:
         if bool(flag.value) != (_MODE.value in modes):
             _refuse(f"--mode={_MODE.value} {'needs' if _MODE.value in modes else 'takes no'} --{flag.name}=PATH")
     logging.set_verbosity(logging.WARNING)
+    from diffusion_jax.training import faults
+
+    with faults.output_kept():
+        try:
+            _run_mode()
+        except KeyboardInterrupt as interrupt:
+            _refuse(f"interrupted. {interrupt}".strip(), code=130)
+
+
+def _run_mode() -> None:
     from diffusion_jax.config import data, from_file, sections
     from diffusion_jax.run import distributed, encode, evaluate, plan, sample, train
     from diffusion_jax.training import faults
     from diffusion_jax.training.loop import NotFinite
 
+    try:
+        for flag in (_WORKDIR, _TO, _FROM):
+            faults.check_local(f"--{flag.name}", flag.value or "")
+    except ValueError as error:
+        _refuse(str(error))
     try:
         distributed.initialize(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
     except sections.ConfigError as error:
@@ -133,11 +189,15 @@ def _run() -> None:
         app.run(main, flags_parser=parse)
     except SystemExit as exit:
         code = exit.code if isinstance(exit.code, int) else int(exit.code is not None)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        code = 130
     except BaseException:
         traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a closed pipe
+            stream.flush()
     if code:
         os._exit(code)
 

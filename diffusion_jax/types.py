@@ -139,6 +139,22 @@ def check(allowed: bool, field: str, value: Any, words: str) -> None:
         raise ValueError(f"{field} is {value!r}; it must be {words}")
 
 
+def check_key(key: Any) -> None:
+    """Raises TypeError unless `key` is a typed key of JAX."""
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        legacy = dtype == np.uint32 and np.shape(key)[-1:] == (2,)
+        described = "made by jax.random.PRNGKey" if legacy else f"{key!r}"[:80]
+        raise TypeError(f"key is {described}; it must be a typed key, such as jax.random.key(0)")
+
+
+def check_made(field: str, value: Any, kind: str) -> None:
+    """Raises TypeError if `value` is the class or function that makes a `kind`, and was not called."""
+    if isinstance(value, type) or (inspect.isroutine(value) and not inspect.ismethod(value)):
+        name = getattr(value, "__name__", repr(value))
+        raise TypeError(f"{field} is {name}, which makes a {kind}; call it, as in {name}()")
+
+
 def check_choice(field: str, value: Any, choices: Collection[str]) -> None:
     """Raises ValueError, which lists the `choices`, unless `value` is one of them."""
     if value not in choices:
@@ -266,7 +282,15 @@ class System(Protocol):
     ) -> dict[str, Array]:
         """Draw {"samples": ...}: row r depends on ids[r] and cond[r] only. A pure function, for use under `jit`."""
 
-    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
+    def sample(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        num: int,
+        cond: Cond = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, np.ndarray]:
         """Draw `num` samples with `draw`; returns them with their conditions, see `systems.base.Sampled.sample`."""
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:

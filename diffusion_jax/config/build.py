@@ -60,12 +60,16 @@ class Built(NamedTuple):
         return source
 
 
-def build(config: ConfigDict) -> Built:
-    """Build and check the system of a config, without opening data or allocating arrays. Raises ConfigError."""
+def build(config: ConfigDict, *, planning: bool = False) -> Built:
+    """Build and check the system of a config, without opening data or allocating arrays. Raises ConfigError.
+
+    With `planning` the runs that it depends on need not be trained yet, see `config.trained.open_run`.
+    """
     recipe = lookup(RECIPES, "system.name", config.system.name)
-    parts = Parts(config, data.spec(config), _of_run)
+    parts = Parts(config, data.spec(config), _of_run, planning=planning)
     system = recipe.build(parts)
-    return Built(parts, recipe, system, recipe.reading(parts, system))
+    # A plan reads no data, and the tokenizer may not be made yet.
+    return Built(parts, recipe, system, Reading() if planning else recipe.reading(parts, system))
 
 
 def system(config: ConfigDict) -> System:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import pathlib
 import re
 
 from ml_collections import ConfigDict
@@ -11,9 +12,11 @@ from ml_collections import ConfigDict
 from diffusion_jax.config.defaults import defaults
 from diffusion_jax.config.sections import ConfigError, check_type, flatten, lookup, refusal, suggest
 from diffusion_jax.networks.functional import check_dtype
+from diffusion_jax.training.faults import check_local
 
 _SECRET = re.compile(r"(.*[._])?(api_?key|secret|password|passwd|credentials?|token)", re.IGNORECASE)
 _FILE_NAME = re.compile(r"\w[\w.=+-]{0,199}")
+_CONDITIONS = (".npz", ".json", ".txt")  # suffixes of files of conditions
 LOGGERS = {"jsonl": "json", "tensorboard": "tensorboardX", "wandb": "wandb"}  # logger -> module that it needs
 
 
@@ -28,6 +31,11 @@ def check_keys(config: ConfigDict) -> None:
                 f"config.{key} looks like a secret; a config must have none, as it is written to config.json. Loggers "
                 "read secrets from the environment, such as WANDB_API_KEY"
             )
+    for key, value in flatten(config).items():
+        # The conditions of samples may be a text that looks like a URL.
+        if isinstance(value, str) and (key != "sampling.cond" or pathlib.PurePath(value).suffix in _CONDITIONS):
+            with refusal():
+                check_local(f"config.{key}", value)
     known = defaults()
     for key in config:
         if key not in known:
@@ -76,8 +84,8 @@ def check_keys(config: ConfigDict) -> None:
         raise ConfigError(f"config.training.data_timeout={config.training.data_timeout} must be at least 0, in seconds")
     if not _FILE_NAME.fullmatch(config.sampling.file):
         raise ConfigError(
-            f"config.sampling.file={config.sampling.file!r} must be the name of a file in WORKDIR/samples without its "
-            "suffix: letters, digits, and . _ - = + after the first one"
+            f"config.sampling.file={config.sampling.file!r} must be the name of a file in WORKDIR/samples, with or "
+            "without .npz: letters, digits, and . _ - = + after the first one"
         )
     with refusal("config.training.dtype"):
         check_dtype(config.training.dtype)

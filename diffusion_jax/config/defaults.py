@@ -49,6 +49,7 @@ def defaults() -> ConfigDict:
                 denoise=False,
                 seed=0,
                 file="samples",
+                format="",  # png: also each sample as a file of its own
                 ema_rate=0.0,
             ),
             evaluation=dict(

@@ -140,7 +140,7 @@ def check_drawn(
 
 def check_likelihood(config: ConfigDict, *, process: Process, param: Callable, likelihood: Callable | None) -> None:
     """Raises ConfigError if a likelihood needs the steps of a discrete process and this one is continuous, or if the
-    parameterization is not finite at its times."""
+    parameterization is not finite at its times, or if sigma(t_min) = 0."""
     field = "evaluation.likelihood"
     section = config.evaluation.likelihood
     if needs_of(likelihood).num_steps and process.num_steps is None:
@@ -151,6 +151,7 @@ def check_likelihood(config: ConfigDict, *, process: Process, param: Callable, l
     if section.name == "ode":
         ends = np.float32([section.get("t_min", 1e-5), section.get("t_max", 1.0)])
         check_parameterization(config, process, param, ends, bounded_by=field)
+        check_process(config, (field,), Needs(sigma=True), process, ends, bounded_by=field)
 
 
 def check_parameterization(

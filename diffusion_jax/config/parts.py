@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import names, trained
-from diffusion_jax.config.sections import ConfigError, check_type, construct, lookup, refusal
+from diffusion_jax.config.sections import ConfigError, check_sizes, check_type, construct, lookup, refusal
 from diffusion_jax.guidance import steering
 from diffusion_jax.guidance.editing import Editing
 from diffusion_jax.guidance.steering import Guidance
@@ -42,7 +43,8 @@ class Parts:
 
     Each raises ConfigError if its section is invalid. `Parts` has no branches on systems: recipes combine the parts.
     `system_of` builds the system of another config and its role, for parts that depend on another run. `levels` is the
-    number of grey levels of the data, by default config.data.levels.
+    number of grey levels of the data, by default config.data.levels. With `planning` a run that was not trained yet is
+    replaced by its config file, which is enough to build its system.
     """
 
     def __init__(
@@ -51,30 +53,43 @@ class Parts:
         spec: Spec,
         system_of: Callable[[ConfigDict], tuple[System, str]],
         levels: int | None = None,
+        planning: bool = False,
     ) -> None:
         self.config = config
         self.spec = spec
         self.levels = config.data.get("levels", 256) if levels is None else levels
         self._system_of = system_of
+        self._planning = planning
         self._runs: dict[str, trained.Trained] = {}
 
     def at(self, spec: Spec) -> Parts:
         """The parts of the same config for other examples, such as the latents of a first stage."""
-        return Parts(self.config, spec, self._system_of, levels=256)
+        return Parts(self.config, spec, self._system_of, levels=256, planning=self._planning)
 
     def section(self, name: str) -> dict[str, Any]:
         """A section of the config, as a plain dict."""
         return self.config[name].to_dict()
 
-    def trained(self, path: str, field: str, role: str) -> trained.Trained:
-        """The trained run in the work directory `path`, opened once; see `trained.open_run`, also for errors."""
+    def trained(self, path: str, field: str, role: str, config_file: str = "") -> trained.Trained:
+        """The trained run in the work directory `path`, opened once; see `trained.open_run`, also for errors.
+
+        `config_file`, "FILE.py:VARIANT", is the config to train it with.
+        """
         if path not in self._runs:
-            self._runs[path] = trained.open_run(path, field, self._system_of, role)
+            options = dict(config_file=config_file, planning=self._planning)
+            self._runs[path] = trained.open_run(path, field, self._system_of, role, **options)
         return self._runs[path]
+
+    @property
+    def configs_of_runs(self) -> dict[str, ConfigDict]:
+        """The configs of the trained runs that the system is built on, by the key that names them."""
+        return {run.field: run.config for run in self._runs.values() if run.field.startswith("config.system.")}
 
     @functools.cached_property
     def process(self) -> Process:
-        return construct(names.PROCESSES, "process", self.config.process)
+        process = construct(names.PROCESSES, "process", self.config.process)
+        check_noise_grows(self.config, process)
+        return process
 
     @functools.cached_property
     def parameterization(self) -> Parameterization:
@@ -178,6 +193,9 @@ class Parts:
         if len(shape) == 3:
             sizes |= {"image_size": shape[0], "in_channels": features[-1]}
 
+        if section.get("name") in names.NETWORKS:
+            check_sizes(names.NETWORKS[section["name"]], "network", section)
+
         def make(rngs):
             return construct(names.NETWORKS, "network", section, rngs=rngs, **sizes)
 
@@ -205,6 +223,23 @@ class Parts:
         lookup(optimizers.DIRECTIONS, "optimizer.name", name)
         make = functools.partial(optimizers.make_optimizer, name=name)
         return construct({name: make}, "optimizer", section | {"name": name})
+
+
+def check_noise_grows(config: ConfigDict, process: Process) -> None:
+    """Raises ConfigError unless alpha and sigma are finite, at least 0, and sigma / alpha grows with t."""
+    t = jnp.asarray(np.append(0, np.geomspace(1e-3, 1, 16)), jnp.float32)
+    try:
+        alpha, sigma = (np.asarray(f(t), np.float64) for f in (process.alpha, process.sigma))
+    except ArithmeticError:  # of plain numbers, such as a division by 0
+        alpha, sigma = np.full((2, len(t)), np.nan)
+    finite = np.isfinite([alpha, sigma]).all() and min(alpha.min(), sigma.min()) >= 0
+    growing = sigma[1:] * alpha[:-1] - sigma[:-1] * alpha[1:]
+    if not finite or growing.min() < -1e-6 or not growing.max() > 0:
+        values = ", ".join(f"config.process.{key}={value!r}" for key, value in config.process.items())
+        raise ConfigError(
+            f"{values}: the noise must grow with t, with alpha and sigma finite and at least 0; here sigma runs from "
+            f"{sigma[0]:.4g} to {sigma[-1]:.4g} and alpha from {alpha[0]:.4g} to {alpha[-1]:.4g}"
+        )
 
 
 def no_likelihood(config: ConfigDict, reason: str) -> None:

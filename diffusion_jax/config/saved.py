@@ -1,10 +1,14 @@
-"""config.json of a work directory: read, write, and check that a config fits its checkpoints."""
+"""config.json of a work directory: read, write, and check that a config fits its checkpoints.
+
+runs.json next to it has the configs of the runs that the model was built on, such as its first stage, by the key that
+names their work directories. Those may be moved, but not replaced by runs of other models.
+"""
 
 from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,13 +21,19 @@ from diffusion_jax.training.faults import replacing
 MODEL = ("process", "parameterization", "network")
 # Keys that also determine the structure of the train state.
 STATE = ("optimizer.name", "optimizer.groups", "ema.rates", "lora")
-# Paths of files of the frozen parts. They may be moved, but the tokenizer "bytes" is not a path.
-_PATHS = ("system.pipeline", "system.tokenizer")
+_DATA = ("data.image_size", "data.channels")
+# Paths of files and runs of the frozen parts. They may be moved, but the tokenizer "bytes" is not a path.
+_PATHS = tuple(
+    f"system.{key}" for key in ("pipeline", "tokenizer", "first_stage", "first_stage_config", "model", "model_config")
+)
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     """Reads config.json of `workdir`; None if there is none. Raises ConfigError if it is not a JSON object."""
-    path = workdir / "config.json"
+    return _read(workdir / "config.json")
+
+
+def _read(path: pathlib.Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
@@ -35,38 +45,56 @@ def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
     return saved
 
 
-def write_config(workdir: pathlib.Path, config: ConfigDict) -> None:
-    """Write the resolved config as config.json, atomically."""
-    with replacing(workdir / "config.json", "w") as file:
-        file.write(json.dumps(config.to_dict(), indent=2) + "\n")
+def write_config(workdir: pathlib.Path, config: ConfigDict, runs: Mapping[str, ConfigDict] | None = None) -> None:
+    """Write the resolved config as config.json, and the configs of other `runs`, by key, as runs.json, atomically."""
+    for name, value in (("config", config), ("runs", runs and {key: run.to_dict() for key, run in runs.items()})):
+        if value:
+            with replacing(workdir / f"{name}.json", "w") as file:
+                file.write(json.dumps(value.to_dict() if isinstance(value, ConfigDict) else value, indent=2) + "\n")
 
 
 def check_same_model(
-    config: ConfigDict, workdir: pathlib.Path, *, resume: bool, reads: Collection[str] = MODEL
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    *,
+    resume: bool,
+    reads: Collection[str] = MODEL,
+    runs: Mapping[str, ConfigDict] | None = None,
 ) -> list[str]:
     """Check that a config describes the model, and with `resume` the train state, of the checkpoints in `workdir`.
 
-    `reads` are the sections that the system reads; others are ignored. Returns the allowed differences as lines. Raises
-    ConfigError, which lists the others.
+    `reads` are the sections that the system reads; others are ignored. `runs` are the configs of the runs that the
+    model is built on, by key; their models must be those of runs.json, if there is one. Returns the allowed differences
+    as lines. Raises ConfigError, which lists the others.
     """
     saved = read_config(workdir)
     if saved is None:
         return []
-    model = ("system", *(section for section in MODEL if section in reads), "data.image_size", "data.channels")
-    fixed = (*model, *(STATE if resume else ()))
+    model = ("system", *(section for section in MODEL if section in reads), *_DATA)
     differences = changes(config, {**defaults().to_dict(), **saved})  # the file may be older than a section
-    refused = [
-        line
-        for line in differences
-        if any(_key(line) == f or _key(line).startswith(f + ".") for f in fixed)
-        and not (_key(line) in _PATHS and "'bytes'" not in line)
-    ]
+    refused = _among(differences, (*model, *(STATE if resume else ())))
+    runs_before = _read(workdir / "runs.json") or {}
+    for key, run in (runs or {}).items():
+        before = runs_before.get(key)
+        if isinstance(before, dict):
+            other = _among(changes(run, {**defaults().to_dict(), **before}), ("system", *MODEL, *_DATA))
+            refused += [f"{key} is another model, whose {line}" for line in other]
     if refused:
         raise ConfigError(
             f"{workdir} holds a run of another model: {'; '.join(refused)}. "
             "Use the config that it was trained with, or another --workdir"
         )
     return differences
+
+
+def _among(differences: list[str], fixed: Collection[str]) -> list[str]:
+    """Those lines of `sections.changes` that are about one of the sections or keys `fixed`, and not about a path."""
+    return [
+        line
+        for line in differences
+        if any(_key(line) == name or _key(line).startswith(name + ".") for name in fixed)
+        and not (_key(line) in _PATHS and "'bytes'" not in line)
+    ]
 
 
 def _key(line: str) -> str:

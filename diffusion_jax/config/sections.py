@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -46,6 +47,8 @@ def construct(
                 f"{suggest(key, choices)}; it takes {', '.join(choices) or 'nothing'}"
             )
         check_type(f"{field}.{key}", value, _declared_type(signature.parameters[key]))
+        if isinstance(value, float) and not math.isfinite(value) and value != signature.parameters[key].default:
+            raise ConfigError(f"config.{field}.{key}={value!r} must be a finite number")
     context = {key: value for key, value in context.items() if key in allowed}
     try:
         return constructor(**{**context, **{k: _plain(v) for k, v in arguments.items()}})
@@ -128,12 +131,34 @@ def suggest(name: str, names: list[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
+def check_sizes(constructor: Callable[..., Any], field: str, section: Mapping[str, Any]) -> None:
+    """Raises ConfigError unless the arguments of a network in `section` are in range.
+
+    Integers, and those in tuples, must be positive if their defaults are or there is no default, else at least 0;
+    those named NAME_id are not checked. A dropout must be in [0, 1).
+    """
+    parameters = inspect.signature(constructor.__init__).parameters
+    for key, value in section.items():
+        if key not in parameters or key.endswith("_id"):
+            continue
+        default = parameters[key].default
+        if key == "dropout" and isinstance(value, int | float) and not 0 <= value < 1:
+            raise ConfigError(f"config.{field}.dropout={value!r} must be in [0, 1)")
+        numbers, defaults = (
+            [n for n in (entry if isinstance(entry, tuple | list) else (entry,)) if type(n) is int]
+            for entry in (value, default)
+        )
+        least = int(default is inspect.Parameter.empty or min(defaults, default=0) > 0)
+        if numbers and min(numbers) < least:
+            raise ConfigError(f"config.{field}.{key}={value!r} must be at least {least}")
+
+
 @contextlib.contextmanager
-def refusal(field: str) -> Iterator[None]:
-    """Context manager that turns errors about the user's input into ConfigErrors that begin with `field`."""
+def refusal(field: str = "") -> Iterator[None]:
+    """Context manager that turns errors about the user's input into ConfigErrors that begin with `field`, if any."""
     try:
         yield
     except ConfigError:
         raise
     except (ValueError, FileNotFoundError, ImportError) as error:
-        raise ConfigError(f"{field}: {error}") from error
+        raise ConfigError(f"{field}: {error}" if field else str(error)) from error

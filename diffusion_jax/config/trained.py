@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import checks, saved
-from diffusion_jax.config.defaults import defaults, replace
+from diffusion_jax.config.defaults import defaults, from_file, replace
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.systems.low_rank import learner, plain
 from diffusion_jax.training import ema as averages
@@ -50,25 +50,40 @@ class Trained:
             return plain(trained, self.system, params)
 
 
-def open_run(path: str, field: str, build: Callable[[ConfigDict], tuple[System, str]], role: str = "") -> Trained:
+def open_run(
+    path: str,
+    field: str,
+    build: Callable[[ConfigDict], tuple[System, str]],
+    role: str = "",
+    *,
+    config_file: str = "",
+    planning: bool = False,
+) -> Trained:
     """Open the run in the work directory `path`, the value of the key `field` of a config.
 
-    `build` returns the system of a config and its role, see `recipes.recipe.Recipe`. Raises ConfigError if there is no
-    run, if its config is invalid, or if its role is not `role` ("": any).
+    `build` returns the system of a config and its role, see `recipes.recipe.Recipe`. `config_file`, "FILE.py:VARIANT",
+    is the config that trains such a run; with `planning` it describes a run that does not exist yet, whose parameters
+    cannot be loaded. Raises ConfigError if there is no run, if its config is invalid, or if its role is not `role` ("":
+    any).
     """
     directory = pathlib.Path(path)
-    if not path or not (directory / "checkpoints").is_dir():
-        raise ConfigError(f"{field}={path!r} must be the work directory of a trained run, with config.json in it")
-    sections = saved.read_config(directory)
-    if sections is None:
+    exists = bool(path) and (directory / "checkpoints").is_dir()
+    if not exists and not (planning and config_file):
+        hint = f". Train it with python -m diffusion_jax.main --config={config_file} --workdir={path or 'DIR'}"
+        raise ConfigError(
+            f"{field}={path!r} must be the work directory of a trained run, with config.json in it"
+            f"{hint if config_file else ''}"
+        )
+    if exists and not (directory / "config.json").exists():
         raise ConfigError(f"{field}={path!r} has no config.json, which describes the model of its checkpoints")
+    origin = "its config.json" if exists else f"{field}_config={config_file!r}"
     try:
-        config = replace(defaults(), **_with_tuples(sections))  # the file may be older than a key of the defaults
+        config = _saved_config(directory) if exists else from_file(config_file)
         checks.check_keys(config)
         system, own_role = build(config)
-    except Exception as error:  # the file may hold any JSON
+    except Exception as error:  # the file may hold anything
         cause = str(error) if isinstance(error, ConfigError) else f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{field}={path!r}: its config.json describes no model: {cause[:1000]}") from error
+        raise ConfigError(f"{field}={path!r}: {origin} describes no model: {cause[:1000]}") from error
     if role and own_role != role:
         raise ConfigError(
             f"{field}={path!r} must be the run of a {role.replace('_', ' ')}; it is a run of "
@@ -93,6 +108,11 @@ def restore_averaged(
     with Checkpoints(directory / "checkpoints") as checkpoints, refusal("checkpoint"):
         restored, step = checkpoints.restore_state(state)
     return {**restored.get("params", {}), **(restored["ema"][rate] if ema else {})}, step
+
+
+def _saved_config(directory: pathlib.Path) -> ConfigDict:
+    # The file may be older than a key of the defaults.
+    return replace(defaults(), **_with_tuples(saved.read_config(directory)))
 
 
 def _with_tuples(value: Any) -> Any:

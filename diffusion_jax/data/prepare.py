@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 
 from diffusion_jax.data import images
 from diffusion_jax.data.sources import archives, tfds
+from diffusion_jax.training.faults import check_local_options, one_line_if_interrupted
 
 # The file that differs between mnist and fashion_mnist, and its published MD5 sums.
 _DISTINCTIVE = "train-images-idx3-ubyte.gz"
@@ -149,6 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data_dir", help="TFDS data directory (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)")
     options = parser.parse_args(arguments)
     try:
+        check_local_options({"from": options.folder, "data_dir": options.data_dir})
         print(
             f"{options.name} is ready in",
             prepare(options.name, options.folder, tfds.data_directory(options.data_dir)),
@@ -158,4 +160,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted():
+        main()

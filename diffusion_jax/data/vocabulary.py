@@ -21,6 +21,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from diffusion_jax.data import tokenization
 from diffusion_jax.data.sources import arrays, files
+from diffusion_jax.training.faults import check_local_options, one_line_if_interrupted
 
 PAD = "[PAD]"
 _BYTES = 256
@@ -83,6 +84,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", required=True, type=pathlib.Path, help="folder for tokenizer.json")
     options = parser.parse_args(arguments)
     try:
+        check_local_options(vars(options))
         texts = captions(options.path, options.split, options.caption_key, options.image_key)
         backend = learn(texts, options.size)
         options.to.mkdir(parents=True, exist_ok=True)
@@ -95,4 +97,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted():
+        main()

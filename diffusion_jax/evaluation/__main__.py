@@ -23,6 +23,7 @@ from typing import Any
 
 from diffusion_jax.data.images import RANGES
 from diffusion_jax.evaluation.features import RESIZE
+from diffusion_jax.training.faults import check_local_options, one_line_if_interrupted
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     if flags.reference is None and (flags.save_statistics or not flags.inception):
         parser.error("--reference=PATH is missing")
     try:
+        check_local_options(vars(flags))
         run(flags)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -161,4 +163,5 @@ def _save_statistics(flags: argparse.Namespace, features) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted():
+        main()

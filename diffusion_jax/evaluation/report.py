@@ -1,10 +1,13 @@
-"""An evaluation as a table for the terminal and as `evaluation.json`."""
+"""An evaluation as a table for the terminal, as `evaluation.json`, and as a line of `evaluations.jsonl`."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import json
 import math
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +49,26 @@ def write_evaluation(path: str | os.PathLike, results: Mapping[str, Any]) -> Non
     text = json.dumps(_plain(results), indent=2, allow_nan=False) + "\n"
     with replacing(path, "w") as file:
         file.write(text)
+
+
+def append_evaluation(path: str | os.PathLike, results: Mapping[str, Any]) -> pathlib.Path:
+    """Append `results`, with the time, as a line of JSON to `evaluations.jsonl` next to `path`; the path of this file.
+
+    `path` is the file of the newest evaluation. If there is no history yet, its results are the first line.
+    """
+    path = pathlib.Path(path)
+    history = path.with_name("evaluations.jsonl")
+    lines = [{"time": datetime.datetime.now().astimezone().isoformat(timespec="seconds"), **_plain(results)}]
+    if path.exists() and not history.exists():
+        with contextlib.suppress(OSError, ValueError):  # not a file of ours
+            lines.insert(0, json.loads(path.read_text()))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with history.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    except OSError as error:
+        raise OSError(f"{history} cannot be written: {error.strerror or error}") from error
+    return history
 
 
 def _plain(value: Any) -> Any:

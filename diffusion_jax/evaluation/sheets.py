@@ -208,8 +208,8 @@ def _captioned(sheet: np.ndarray, corners: list[tuple[int, int]], captions: list
     return np.asarray(image)
 
 
-def write_png(sheet: UInt8[np.ndarray, "height width 3"], path: str | os.PathLike) -> None:
-    """Write a picture as PNG, in one piece; its folder is created."""
+def write_png(sheet: UInt8[np.ndarray, "height width *channels"], path: str | os.PathLike) -> None:
+    """Write a picture, RGB or grey [height, width], as PNG, in one piece; its folder is created."""
     from PIL import Image
 
     with replacing(path) as file:

@@ -15,7 +15,7 @@ from diffusion_jax.likelihood import dequantization as dequantizations
 from diffusion_jax.processes.base import row_dot, row_keys, row_sum
 from diffusion_jax.solvers.odes import check_adaptive, integrate, rectified
 from diffusion_jax.solvers.values import check_finite
-from diffusion_jax.types import Denoiser, Process, check, check_choice, spread
+from diffusion_jax.types import Denoiser, Process, check, check_choice, check_made, spread
 
 # (process, D, key, x_0) -> metrics of every example, each [batch]; among them "bits_per_dim"
 Likelihood = Callable[..., dict[str, Float[Array, "batch"]]]
@@ -100,7 +100,8 @@ def log_prob(
     Raises:
       ValueError: options out of range, a batch without examples, and, outside of `jit`, one that is not finite.
     """
-    if x_0.shape[0] == 0 or x_0.size == 0:
+    check_made("process", process, "process")
+    if not jnp.shape(x_0) or x_0.size == 0:
         raise ValueError(f"x_0 must hold examples, got shape {x_0.shape}")
     check_finite("x_0", x_0)
     ids = jnp.arange(x_0.shape[0]) if ids is None else ids

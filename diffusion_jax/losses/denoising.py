@@ -22,7 +22,7 @@ from diffusion_jax.losses.times import Times
 from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import bcast, perturb
-from diffusion_jax.types import Apply, Cond, Params, Process, check_choice, needing
+from diffusion_jax.types import Apply, Cond, Params, Process, check_choice, check_key, needing
 
 NORMS: dict[str, Callable[[Array], Array]] = {"l2": jnp.square, "l1": jnp.abs}
 REDUCTIONS = ("mean", "half_sum")
@@ -99,6 +99,7 @@ def denoising_loss(
     def loss(
         params: Params, key: Key[Array, ""], x_0: Array, cond: Cond = None, where: Where = None, *, train: bool = True
     ) -> tuple[Array, dict[str, Array]]:
+        check_key(key)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t, density_weight = times(process, time_key, x_0.shape[0])
         x_t, eps = perturb(process, noise_key, x_0, t)

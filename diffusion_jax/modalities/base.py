@@ -83,7 +83,10 @@ class Modality:
     Attributes:
         stored: samples -> the array "samples" of a file of them. Raises ValueError for samples that it cannot hold.
         picture: (drawn, words, views) -> a picture of the samples [height, width, 3], or None where there is none.
-        files: (path without suffix, drawn, words, views) -> the paths of further files that it wrote, such as .wav.
+        files: (path without suffix, drawn, words, views) -> the paths of further files or folders that it wrote, such
+            as .wav. views["format"] is one of `formats`, or "".
+        formats: formats in which `files` writes every sample as a file of its own, if asked to.
+        shown: number of samples in a picture, at most; 0: all.
         views: names of functions of the model that `picture` and `files` show, such as the "score" of points.
         metrics: makers of metrics by name.
         usual: the metrics that "auto" means, as far as the data and the options can give them.
@@ -92,6 +95,8 @@ class Modality:
     stored: Callable[[np.ndarray | Array], np.ndarray] = as_it_is
     picture: Callable[[Drawn, Words, Views], UInt8[np.ndarray, "height width 3"] | None] = no_picture
     files: Callable[[pathlib.Path, Drawn, Words, Views], list[pathlib.Path]] = no_files
+    formats: tuple[str, ...] = ()
+    shown: int = 0
     views: tuple[str, ...] = ()
     metrics: Mapping[str, MetricMaker] = dataclasses.field(default_factory=dict)
     usual: tuple[str, ...] = ()

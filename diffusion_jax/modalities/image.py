@@ -34,6 +34,18 @@ def picture(drawn: Drawn, words: Words, views: Views) -> UInt8[np.ndarray, "heig
     return sheets.image_sheet(samples[:_SHOWN], columns=columns, labels=words and words[:_SHOWN])
 
 
+def files(path: pathlib.Path, drawn: Drawn, words: Words, views: Views) -> list[pathlib.Path]:
+    """With the format "png" every sample as a file of its own in the folder `path`: 00000.png, 00001.png, ..."""
+    if views.get("format") != "png":
+        return []
+    path.mkdir(parents=True, exist_ok=True)
+    images = sheets.to_uint8(drawn["samples"])
+    digits = max(5, len(str(len(images) - 1)))
+    for i, image in enumerate(images):
+        sheets.write_png(image[..., 0] if image.shape[-1] == 1 else image, path / f"{i:0{digits}}.png")
+    return [path]
+
+
 def _clipped(drawn: Drawn) -> np.ndarray:
     """Samples as they are when saved."""
     return np.clip(drawn["samples"], -1, 1)
@@ -141,6 +153,9 @@ def _suite(evaluation: Evaluation, inception: str, reference: str) -> Metric:
 IMAGE = Modality(
     stored=sheets.to_uint8,
     picture=picture,
+    files=files,
+    formats=("png",),
+    shown=_SHOWN,
     metrics={
         "classifier": _classifier,
         "retrieval": _retrieval,

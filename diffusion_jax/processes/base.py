@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from diffusion_jax.types import Process
+from diffusion_jax.types import Process, check_key, check_made
 
 
 def bcast(a: Float[Array, "*n"], x: Array) -> Array:
@@ -40,7 +40,11 @@ def row_dot(a: Float[Array, "batch *shape"], b: Float[Array, "batch *shape"]) ->
 
 
 def row_keys(keys: Key[Array, "batch"] | Key[Array, ""], data: int | Int[Array, "*n"]) -> Key[Array, "batch"]:
-    """`fold_in` over rows: one key and [batch] integers, or [batch] keys and one integer."""
+    """`fold_in` over rows: one key and [batch] integers, or [batch] keys and one integer.
+
+    Raises TypeError for a key that is not typed.
+    """
+    check_key(keys)
     axes = (0, None) if keys.shape else (None, 0)
     return jax.vmap(jax.random.fold_in, axes)(keys, data)
 
@@ -53,7 +57,12 @@ def row_normal(keys: Key[Array, "batch"], x: Float[Array, "batch *shape"]) -> Fl
 def perturb(
     process: Process, key: Key[Array, ""], x_0: Float[Array, "batch *shape"], t: Float[Array, "*n"]
 ) -> tuple[Float[Array, "batch *shape"], Float[Array, "batch *shape"]]:
-    """Sample q(x_t | x_0): x_t = alpha(t) x_0 + sigma(t) eps. `t` is a scalar or [batch]. Returns (x_t, eps)."""
+    """Sample q(x_t | x_0): x_t = alpha(t) x_0 + sigma(t) eps. `t` is a scalar or [batch]. Returns (x_t, eps).
+
+    Raises TypeError for a process that was not constructed, or a key that is not typed.
+    """
+    check_made("process", process, "process")
+    check_key(key)
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
     return bcast(process.alpha(t), x_0) * x_0 + bcast(process.sigma(t), x_0) * eps, eps
 
@@ -94,8 +103,10 @@ def prior(
 ) -> Float[Array, "batch *shape"]:
     """Draw x_t ~ N(0, sigma(t)^2 I) of `shape` [batch, ...]; row r comes from fold_in(key, ids[r]) (default: r).
 
-    `t` is the time at which sampling starts.
+    `t` is the time at which sampling starts. Raises TypeError for a process that was not constructed, or a key that is
+    not typed.
     """
+    check_made("process", process, "process")
     ids = jnp.arange(shape[0]) if ids is None else ids
     return process.sigma(jnp.float32(t)) * row_normal(row_keys(key, ids), jnp.zeros(shape, jnp.float32))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from diffusion_jax.types import pytree
+from diffusion_jax.types import check, pytree
 
 Time = Float[Array, "*n"]
 Table = Any  # float[T + 1]; JAX's transformations rebuild a pytree with tracers or placeholders in its place
@@ -108,6 +108,11 @@ def discrete_vp(
     beta_end: float = 0.02,
     zero_terminal_snr: bool = False,
 ) -> DiscreteVP:
-    """The process of a named table of betas (see `beta_table`), optionally rescaled to zero terminal SNR."""
+    """The process of a named table of betas (see `beta_table`), optionally rescaled to zero terminal SNR.
+
+    Raises ValueError unless 0 < beta_start <= beta_end < 1.
+    """
+    ends = (beta_start, beta_end)
+    check(0 < beta_start <= beta_end < 1, "(beta_start, beta_end)", ends, "0 < beta_start <= beta_end < 1")
     table = beta_table(betas, num_steps, beta_start=beta_start, beta_end=beta_end)
     return DiscreteVP.from_betas(rescale_zero_terminal_snr(table) if zero_terminal_snr else table)

@@ -39,6 +39,8 @@ from diffusion_jax.processes import row_keys
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import say
+from diffusion_jax.run.sample import keep_earlier
+from diffusion_jax.training.faults import check_local_options
 from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Params, Spec
 
@@ -74,6 +76,7 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
     name = config.data.split.partition("[")[0]
     facts = dict(image_shape=source.shape, num_classes=source.num_classes, first_stage=fingerprint(params))
     facts["classes"] = source.facts.get("classes", ())
+    replaced = (to / f"{name}.json").exists()
     with jax.set_mesh(job.mesh), refusal("--to"):
         header = latents.write(to, name, batches(), **facts)
     mean = sums[1] / sums[0]
@@ -81,6 +84,7 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
     say(
         f"{header.num} latents of {header.shape} in {to}",
         f"standardised: mean {np.round(mean, 3)}, standard deviation {np.round(std, 3)}",
+        *([f"they replace the earlier latents of {name!r} there"] if replaced else []),
     )
 
 
@@ -110,9 +114,12 @@ def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: 
     images = decoded(job, params, path)
     if jax.process_index() == 0:
         to.parent.mkdir(parents=True, exist_ok=True)
+        kept = keep_earlier(to)
         np.savez(to, samples=sheets.to_uint8(images))
         sheets.write_png(sheets.image_sheet(images), to.with_suffix(".png"))
-    say(f"{len(images)} images in {to} and {to.with_suffix('.png')}")
+        say(f"{len(images)} images in {to} and {to.with_suffix('.png')}")
+        if kept:
+            say(f"earlier images of this name are now {kept}")
 
 
 def decoded(job: Job, params: Params, path: pathlib.Path) -> np.ndarray:
@@ -173,6 +180,8 @@ def main(arguments: list[str] | None = None) -> None:
     commands.choices["decode"].add_argument("--num", type=int, default=64)
     options = parser.parse_args(arguments)
     try:
+        with refusal():
+            check_local_options(vars(options))
         config = build.reset_unread(build.trained(options.first_stage, "--first_stage", role="first_stage").config)
         config.data.split = options.split
         config.training.batch_size = config.sampling.batch_size = options.batch_size

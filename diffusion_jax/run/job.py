@@ -59,11 +59,11 @@ class Job:
         return self.built.source(evaluation=True)
 
 
-def prepare(config: ConfigDict, devices: int | None = None) -> Job:
+def prepare(config: ConfigDict, devices: int | None = None, *, planning: bool = False) -> Job:
     """Build and check the job of a config.
 
-    The mesh has the devices of this machine or cluster, or for a plan `devices` abstract ones. Raises ConfigError,
-    which names the key, its value and what is allowed.
+    The mesh has the devices of this machine or cluster, or for a plan `devices` abstract ones. With `planning` the runs
+    that it depends on need not be trained yet. Raises ConfigError, which names the key, its value and what is allowed.
     """
     checks.check_keys(config)
     build.check_read(config)
@@ -71,7 +71,7 @@ def prepare(config: ConfigDict, devices: int | None = None) -> Job:
         mesh = meshes.make_mesh(**config.mesh, devices=devices)
     with refusal("config.training"):
         meshes.check_batch(mesh, config.training.batch_size // config.training.accumulate)
-    built = build.build(config)
+    built = build.build(config, planning=planning)
     system = built.system
     optimizer, learning_rate = built.parts.optimizer()
     rows = config.training.batch_size

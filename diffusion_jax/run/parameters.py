@@ -16,6 +16,7 @@ from diffusion_jax.run.job import Job, laid_out
 from diffusion_jax.run.schedules import check_schedule
 from diffusion_jax.systems.base import at, replaced_at
 from diffusion_jax.systems.low_rank import learner, merge, plain
+from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.ema import init as averages_of
 from diffusion_jax.training.mesh import path_name
 from diffusion_jax.training.step import TrainState, init_state
@@ -72,8 +73,15 @@ def averaged(job: Job, params: Params, ema: dict[str, Params]) -> Params:
 
 def params_of(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
     """Loads parameters and step of the run in `directory`, or of config.weights if it has no checkpoints."""
-    untrained = not (directory / "checkpoints").is_dir()
-    return load_params(job, pathlib.Path(job.config.weights) if untrained and job.config.weights else directory)
+    untrained = job.config.weights and not _has_checkpoint(directory)
+    return load_params(job, pathlib.Path(job.config.weights) if untrained else directory)
+
+
+def _has_checkpoint(directory: pathlib.Path) -> bool:
+    if not (directory / "checkpoints").is_dir():
+        return False
+    with Checkpoints(directory / "checkpoints") as checkpoints:
+        return checkpoints.latest_step() is not None
 
 
 def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
@@ -99,12 +107,14 @@ def load_params(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
 
 
 def _of_run(job: Job, directory: pathlib.Path) -> tuple[Params, int]:
-    if not (directory / "checkpoints").is_dir():
+    if not _has_checkpoint(directory):
         raise ConfigError(
             f"{directory} holds no checkpoint; train first, or give the folder of a trained run as --workdir, or a "
             "run, a folder of diffusers or a file of weights as config.weights"
         )
-    saved.check_same_model(job.config, directory, resume=False, reads=job.recipe.reads)
+    saved.check_same_model(
+        job.config, directory, resume=False, reads=job.recipe.reads, runs=job.built.parts.configs_of_runs
+    )
     section = dict(rank=0, alpha=0.0, modules="") | _saved_lora(job, directory)
     with refusal(f"{directory}: config.lora"):
         trained = learner(section, job.system)

@@ -20,7 +20,7 @@ SMALL = 2**14  # arrays with fewer elements are not listed one by one
 
 def plan(config: ConfigDict, devices: int | None = None) -> None:
     """Print the plan of a config for the devices of this machine, or for `devices` of them. Raises ConfigError."""
-    say(*lines(prepare(config, devices)))
+    say(*lines(prepare(config, devices, planning=True)))
 
 
 def lines(job: Job) -> list[str]:

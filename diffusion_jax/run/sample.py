@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import time
 
@@ -19,50 +20,96 @@ from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import how, say
 from diffusion_jax.training.faults import replacing
-from diffusion_jax.types import Params
+from diffusion_jax.training.progress import Progress
+from diffusion_jax.types import Cond, Params
 
 
 def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz.
 
-    A picture samples/<file>.png and the files of their modality are written next to it. Raises ConfigError.
+    A picture samples/<file>.png and the files of their modality are written next to it; with config.sampling.format
+    also each sample as a file of its own, in the folder samples/<file>. Earlier samples of the same name are renamed.
+    Raises ConfigError.
     """
     job = prepare(config)
+    _check_format(job)
     workdir.check_writable(directory)
     num = config.sampling.num_samples
     cond = requests.conditions(job, num, directory)
     params, step = params_of(job, directory)
     with jax.set_mesh(job.mesh):
         start = time.monotonic()
-        drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, cond)
+        drawn = draw(job, params, num, cond)
         if not drawn:
             raise ConfigError(
                 f"config.system.name={config.system.name!r} draws no samples; --mode=evaluate computes its metrics, "
                 "and config.guidance of a diffusion model can use it"
             )
         seconds = time.monotonic() - start
-        path = directory / "samples" / f"{config.sampling.file}.npz"
+        path = directory / "samples" / f"{config.sampling.file.removesuffix('.npz')}.npz"
+        modality = modalities.of(job.system.makes)
+        kept = None
         if jax.process_index() == 0:
             with refusal("samples"):
-                arrays = {"samples": modalities.of(job.system.makes).stored(drawn["samples"])}
+                arrays = {"samples": modality.stored(drawn["samples"])}
+            kept = keep_earlier(path)
             with replacing(path) as file:
                 recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
                 np.savez(file, **arrays, **recorded)
-        shown = show(job, params, drawn, path.with_suffix(".png"))
+        shown = show(job, params, drawn, path.with_name(f"{path.stem}.png"), format=config.sampling.format)
+    part = f", the first {modality.shown} of {num} in the picture" if 0 < modality.shown < num else ""
     say(
         f"{num} samples of step {step} ({how(job)}) in {seconds:.1f} s with compilation",
         f"  arrays   {path}",
-        f"  shown in {', '.join(map(str, shown)) or 'no picture: the samples are latents, or not finite'}",
+        f"  shown in {', '.join(map(str, shown)) or 'no picture: the samples are latents, or not finite'}{part}",
+        *([f"  earlier samples of this name are now {kept}"] if kept else []),
     )
 
 
-def show(job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path) -> list[pathlib.Path]:
+def draw(job: Job, params: Params, num: int, cond: Cond) -> dict[str, np.ndarray]:
+    """Draw `num` samples with config.sampling.seed and show the progress; {} for a system that draws no samples."""
+    if job.system.makes is None:
+        return {}
+    with Progress(num, label="sample") as progress:
+        key = jax.random.key(job.config.sampling.seed)
+        return job.system.sample(params, key, num, cond, progress=progress.update)
+
+
+def keep_earlier(path: pathlib.Path) -> pathlib.Path | None:
+    """Rename the file `path`, and the files and the folder of the same name next to it, as NAME.1, or the next free
+    number, with the same suffix. The new path, None if there is no such file."""
+    if not path.exists():
+        return None
+    names = {other: other.name if other.is_dir() else other.stem for other in path.parent.iterdir()}
+    new = next(name for n in itertools.count(1) if (name := f"{path.stem}.{n}") not in names.values())
+    for other, name in names.items():
+        if name == path.stem:
+            other.rename(other.with_name(new + other.name.removeprefix(name)))
+    return path.with_name(new + path.suffix)
+
+
+def _check_format(job: Job) -> None:
+    name, makes = job.config.sampling.format, job.system.makes
+    allowed = modalities.of(makes).formats if makes else ()
+    if name and name not in allowed:
+        raise ConfigError(
+            f"config.sampling.format={name!r} must be '' (one array and one picture)"
+            f"{''.join(f' or {choice!r}' for choice in allowed)} for samples of modality "
+            f"{makes.modality if makes else 'none'!r}"
+        )
+
+
+def show(
+    job: Job, params: Params, drawn: dict[str, np.ndarray], path: pathlib.Path, format: str = ""
+) -> list[pathlib.Path]:
     """Write the picture `path` of the samples, and next to it the files of their modality; the paths of those written.
+
+    `format` is one of `Modality.formats`, for a file of each sample.
 
     Some kinds of data have no picture, nor have samples that are not finite. Process 0 alone writes.
     """
     modality = modalities.of(job.system.makes)
-    views = dict(data.facts(job.config))
+    views = {**data.facts(job.config), "format": format}
     shown = [name for name in modality.views if name in job.recipe.views]
     if shown and jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)  # process 0 draws with them alone

@@ -40,7 +40,8 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
     workdir.check_writable(directory)
     names = source.facts.get("classes", ())
     workdir.check_classes(directory, names)
-    differences = saved.check_same_model(config, directory, resume=True, reads=job.recipe.reads)
+    runs = job.built.parts.configs_of_runs
+    differences = saved.check_same_model(config, directory, resume=True, reads=job.recipe.reads, runs=runs)
     with contextlib.ExitStack() as stack:
         stack.enter_context(jax.set_mesh(job.mesh))
         checkpoints = stack.enter_context(
@@ -64,7 +65,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
             stack.enter_context(workdir.only_trainer(directory))
             checkpoints.remove_unfinished()
             if jax.process_index() == 0:
-                saved.write_config(directory, config)
+                saved.write_config(directory, config, runs)
                 workdir.write_classes(directory, names)
             writer = stack.enter_context(
                 contextlib.closing(make_writers(settings.loggers, directory, start, config.to_dict()))

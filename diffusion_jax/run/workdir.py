@@ -15,14 +15,16 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.training.faults import replacing
+from diffusion_jax.config.sections import ConfigError, refusal
+from diffusion_jax.training.faults import check_local, replacing
 
 CLASSES = "classes.json"  # name of each class -> its number
 
 
 def check_writable(workdir: pathlib.Path) -> None:
     """Raises ConfigError unless `workdir`, or the folder in which it would be created, is writable. Creates nothing."""
+    with refusal():
+        check_local("--workdir", workdir)
     existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"--workdir={workdir} cannot be written: {existing} is not a writable folder")

@@ -5,7 +5,7 @@ from jaxtyping import Array
 
 from diffusion_jax.processes.base import row_normal
 from diffusion_jax.solvers.base import check_variance, posterior, stateless, step_variance, transition
-from diffusion_jax.types import Denoiser, Process, Solver
+from diffusion_jax.types import Denoiser, Process, Solver, check
 
 
 def ancestral(variance: str = "beta_tilde") -> Solver:
@@ -35,8 +35,10 @@ def ddim(eta: float = 0.0) -> Solver:
     """DDIM: x_s = alpha_s D + sqrt(sigma_s^2 - v) eps + sqrt(v) z with eps = (x_t - alpha_t D) / sigma_t.
 
     v = eta^2 sigma_s^2 (1 - SNR_t / SNR_s): eta = 0 is the first-order exponential integrator of the
-    probability-flow ODE, which also inverts (s > t); eta = 1 is `ancestral`. arXiv:2010.02502, eq. 12 and 16.
+    probability-flow ODE, which also inverts (s > t); eta = 1 is `ancestral`. arXiv:2010.02502, eq. 12 and 16. Raises
+    ValueError unless eta is in [0, 1].
     """
+    check(0 <= eta <= 1, "eta", eta, "in [0, 1]")
 
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
         x_0 = D(x, t)

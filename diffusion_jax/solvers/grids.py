@@ -1,5 +1,9 @@
-"""At which times a solver steps: functions grid(process, num_steps) -> decreasing times [num_steps + 1]."""
+"""At which times a solver steps: functions grid(process, num_steps) -> decreasing times [num_steps + 1].
 
+Every grid raises ValueError for fewer than one step.
+"""
+
+import functools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -7,9 +11,20 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.processes.base import log_snr, time_of_log_snr
-from diffusion_jax.types import Process, needing
+from diffusion_jax.types import Process, check, needing
 
 Grid = Callable[[Process, int], Float[Array, "num_times"]]
+
+
+def _stepping(grid: Grid) -> Grid:
+    """`grid` that raises ValueError for fewer than one step."""
+
+    @functools.wraps(grid)
+    def checked(process: Process, num_steps: int) -> Array:
+        check(num_steps >= 1, "num_steps", num_steps, "at least 1")
+        return grid(process, num_steps)
+
+    return checked
 
 
 def uniform(t_min: float = 1e-3, t_max: float = 1.0, denoising: bool = False) -> Grid:
@@ -18,19 +33,21 @@ def uniform(t_min: float = 1e-3, t_max: float = 1.0, denoising: bool = False) ->
     With `denoising` the denoising that follows at t_min is the last of the `num_steps` steps, as score SDEs
     (arXiv:2011.13456) and EDM count: the grid has one time less.
     """
-    return lambda process, num_steps: jnp.linspace(t_max, t_min, _before(num_steps, denoising) + 1)
+    return _stepping(lambda process, num_steps: jnp.linspace(t_max, t_min, _before(num_steps, denoising) + 1))
 
 
 def quadratic(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
     """Evenly spaced in sqrt(t), dense near the data (arXiv:2010.02502, appendix D.2)."""
-    return lambda process, num_steps: jnp.linspace(t_max**0.5, t_min**0.5, num_steps + 1) ** 2
+    return _stepping(lambda process, num_steps: jnp.linspace(t_max**0.5, t_min**0.5, num_steps + 1) ** 2)
 
 
 def karras(rho: float = 7.0, t_min: float = 0.0, t_max: float = 1.0, denoising: bool = False) -> Grid:
     """(sigma / alpha)^(1 / rho) evenly spaced between the times' noise levels (arXiv:2206.00364, eq. 5).
 
     sigma must be positive at t_min and alpha at t_max. `denoising` as in `uniform`: `num_steps` is the paper's N then.
+    Raises ValueError unless rho is positive.
     """
+    check(rho > 0, "rho", rho, "positive")
 
     @needing(alpha=True, sigma=True)
     def grid(process: Process, num_steps: int) -> Array:
@@ -38,7 +55,7 @@ def karras(rho: float = 7.0, t_min: float = 0.0, t_max: float = 1.0, denoising: 
         sigma = jnp.linspace(high, low, _before(num_steps, denoising) + 1)[1:-1] ** rho
         return _with_ends(t_max, time_of_log_snr(process, -2 * jnp.log(sigma)), t_min)
 
-    return grid
+    return _stepping(grid)
 
 
 def uniform_log_snr(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
@@ -50,7 +67,7 @@ def uniform_log_snr(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
         inner = time_of_log_snr(process, jnp.linspace(low, high, num_steps + 1)[1:-1])
         return _with_ends(t_max, inner, t_min)
 
-    return grid
+    return _stepping(grid)
 
 
 def discrete(spacing: str = "leading", offset: int = 0, end: int = 0) -> Grid:
@@ -92,7 +109,7 @@ def discrete(spacing: str = "leading", offset: int = 0, end: int = 0) -> Grid:
 
 def levels() -> Grid:
     """t = 1, then all `num_steps` noise levels from 1 to 0, evenly spaced: what annealed Langevin visits."""
-    return lambda process, num_steps: jnp.append(1.0, jnp.linspace(1.0, 0.0, num_steps))
+    return _stepping(lambda process, num_steps: jnp.append(1.0, jnp.linspace(1.0, 0.0, num_steps)))
 
 
 def _before(num_steps: int, denoising: bool) -> int:

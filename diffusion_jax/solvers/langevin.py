@@ -11,7 +11,7 @@ from jaxtyping import Array
 from diffusion_jax.parameterizations import score
 from diffusion_jax.processes.base import row_keys, row_normal
 from diffusion_jax.solvers.base import stateless
-from diffusion_jax.types import Denoiser, Process, Solver
+from diffusion_jax.types import Denoiser, Process, Solver, check
 
 Corrector = Callable[[Process, Denoiser, Array, Array, Array], Array]  # (process, D, keys, x, t) -> x
 
@@ -20,8 +20,10 @@ def annealed_langevin(step_size: float = 2e-5, num_steps: int = 100) -> Solver:
     """NCSN's sampler: `num_steps` Langevin steps at each noise level it arrives at (arXiv:1907.05600, algorithm 1).
 
     x <- x + a/2 score(x, s) + sqrt(a) z with a = step_size sigma(s)^2 / sigma(0)^2. For processes with alpha = 1 and
-    sigma(0) > 0. The grid `levels` visits each level once.
+    sigma(0) > 0. The grid `levels` visits each level once. Raises ValueError unless both numbers are positive.
     """
+    check(step_size > 0, "step_size", step_size, "positive")
+    check(num_steps >= 1, "num_steps", num_steps, "at least 1")
 
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
         a = step_size * (process.sigma(s) / process.sigma(jnp.zeros_like(s))) ** 2
@@ -63,8 +65,10 @@ def langevin_corrector(snr: float = 0.16, num_steps: int = 1) -> Corrector:
     norms averaged over the batch. Here they are those that they have in many dimensions, |z|^2 = d and
     |score|^2 = d / sigma^2 for the score -eps / sigma: a sample does not depend on its neighbours, the step does not
     depend on x, which would change the stationary law, and it is bounded. alpha is the process's last transition
-    coefficient in the paper, which is 1 up to O(1 / steps) and left out.
+    coefficient in the paper, which is 1 up to O(1 / steps) and left out. Raises ValueError for a negative number.
     """
+    check(snr >= 0, "snr", snr, "at least 0")
+    check(num_steps >= 0, "num_steps", num_steps, "at least 0")
 
     def correct(process: Process, D: Denoiser, keys: Array, x: Array, t: Array) -> Array:
         step_size = 2 * (snr * process.sigma(t)) ** 2

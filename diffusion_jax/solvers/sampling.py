@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int, Key, Shaped
 
 from diffusion_jax.processes.base import row_keys
 from diffusion_jax.solvers.values import check_finite, check_solver, check_times
-from diffusion_jax.types import Denoiser, Process, Solver
+from diffusion_jax.types import Denoiser, Process, Solver, check_made
 
 
 def sample(
@@ -28,9 +28,18 @@ def sample(
     time to itself leaves x as it is, except by a solver whose needs allow it: Langevin steps stay at a noise level.
     x keeps its dtype, which may be that of integers, and so do the times.
 
-    Raises ValueError, outside of `jit`, for times outside [0, 1] or not two of them, for x_T that is not finite, and
-    for times or a process that do not meet the needs of the solver.
+    Raises ValueError for x_T without a batch axis, for not two times and, outside of `jit`, for times outside [0, 1],
+    for x_T that is not finite, and for times or a process that do not meet the needs of the solver; TypeError for a
+    solver, process or grid that was not called, or a key that is not typed.
     """
+    for field, value in (("solver", solver), ("process", process)):
+        check_made(field, value, field)
+    if callable(times):
+        raise TypeError("times is a function; call the grid, as in grids.uniform()(process, num_steps)")
+    if not jnp.shape(x_T):
+        raise ValueError("x_T has the shape (); it must be [batch, ...]")
+    if not jnp.shape(times):
+        raise ValueError("times has the shape (); it must be [num_times]")
     if len(times) < 2:
         raise ValueError(f"times has {len(times)} entries; a solver goes from one to the next and needs at least 2")
     check_times("times", times)

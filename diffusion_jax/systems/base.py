@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.solvers.values import warn_not_finite
 from diffusion_jax.training.rows import in_batches
-from diffusion_jax.types import Cond, Params, Placed, Spec, Train
+from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train, check_key
 
 NO_NETWORKS: Mapping[str, Placed] = {}
 
@@ -51,23 +51,38 @@ class Sampled:
         """Raises NotImplementedError: this system draws no samples."""
         raise NotImplementedError(f"{type(self).__name__} draws no samples")
 
-    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, np.ndarray]:
+    def sample(
+        self,
+        params: Params,
+        key: Key[Array, ""],
+        num: int,
+        cond: Cond = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> dict[str, np.ndarray]:
         """Draw `num` samples.
 
         Returns {"samples": [num, *shape], ...} with the conditions of the samples by name, {} for a system that draws
         no samples. Sample i depends on fold_in(key, i) and cond[i] only, not on the batch size or the mesh. Without
-        `cond`, a system whose only condition is the class cycles through the classes.
+        `cond`, a system whose only condition is the class cycles through the classes. `progress(n)` is called when n
+        samples are drawn, after each batch.
 
         Raises ValueError for a missing condition, a wrong shape, ids out of range, or a number of rows that is not
-        `num`.
+        `num`; TypeError for a key that is not typed.
         Warns of samples that are not finite.
         """
         if self.makes is None:
             return {}
+        check_key(key)
         cond = checked(self.conditions, cond, num)
-        drawn = in_batches(functools.partial(self._draw, params, key, self.numbers()), num, self.batch_size, cond)
+        draw = functools.partial(self._draw, params, key, self.numbers())
+        drawn = in_batches(draw, num, self.batch_size, cond, progress)
         warn_not_finite("samples", drawn["samples"])
         return {**drawn, **{name: value for name, value in (cond or {}).items() if name != "x"}}
+
+    def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
+        """The denoiser D(x, t) that solvers call, under `cond`. Raises NotImplementedError: this system has none."""
+        raise NotImplementedError(f"{type(self).__name__} has no denoiser")
 
     @functools.cached_property
     def _draw(self) -> Callable[..., dict[str, Array]]:

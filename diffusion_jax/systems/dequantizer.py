@@ -13,7 +13,7 @@ from diffusion_jax.likelihood import bounds, dequantization
 from diffusion_jax.likelihood.ode import Likelihood
 from diffusion_jax.processes import row_keys
 from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
-from diffusion_jax.types import Apply, Cond, Params, Placed, Train
+from diffusion_jax.types import Apply, Cond, Denoiser, Params, Placed, Train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,10 @@ class VariationalDequantization(OnDiffusion):
             metrics |= self.likelihood(*arguments, dequantize=self.dequantize(params))
             metrics |= {f"uniform_{name}": value for name, value in self.likelihood(*arguments).items()}
         return metrics
+
+    def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
+        """The denoiser D(x, t) of the diffusion model, see `Diffusion.denoiser`."""
+        return self.diffusion.denoiser(params["frozen"]["diffusion"], cond, numbers)
 
     def _denoiser(self, params: Params, batch: dict[str, Array]):
         return self.diffusion.denoiser(params["frozen"]["diffusion"], self.diffusion.network_conditions.of(batch))

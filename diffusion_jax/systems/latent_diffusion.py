@@ -15,7 +15,7 @@ from diffusion_jax.processes import row_keys
 from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.base import entries
 from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
-from diffusion_jax.types import Cond, Params, Placed, Spec, Train
+from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,9 +85,17 @@ class LatentDiffusion(OnDiffusion):
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> dict[str, Float[Array, "batch *shape"]]:
         """Draw latents and decode them to images. A pure function, for use under `jit`."""
-        cond = self._encoded(params, cond) if self.diffusion.editing.reads_image else self._at_latents(cond)
+        cond = self._conditions(params, cond)
         z = self.diffusion.draw(params, key, ids, cond, numbers)["samples"]
         return {"samples": decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)}
+
+    def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
+        """The denoiser D(z, t) of latents that solvers call, see `Diffusion.denoiser`."""
+        return self.diffusion.denoiser(params, self._conditions(params, cond), numbers)
+
+    def _conditions(self, params: Params, cond: Cond) -> Cond:
+        """The conditions of the diffusion model of latents."""
+        return self._encoded(params, cond) if self.diffusion.editing.reads_image else self._at_latents(cond)
 
     def _latents(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """Returns the batch with standardised latents instead of images."""

@@ -134,8 +134,10 @@ class LowRank:
     ) -> dict[str, Array]:
         return self.system.draw(self.merged(params), key, ids, cond, numbers)
 
-    def sample(self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None) -> dict[str, Any]:
-        return self.system.sample(self.merged(params), key, num, cond)
+    def sample(
+        self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None, **options: Any
+    ) -> dict[str, Any]:
+        return self.system.sample(self.merged(params), key, num, cond, **options)
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Any]:
         return self.system.evaluate(self.merged(params), key, batch)

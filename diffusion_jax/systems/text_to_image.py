@@ -147,14 +147,18 @@ class TextToImage(OnDiffusion):
         prior_key, noise_key, cond_key = jax.random.split(key, 3)
         if self.diffusion.editing.reads_image:
             cond = {**cond, "image": self.latent_mean(params, cond["image"])}
-        D = self.denoiser(params, row_keys(cond_key, ids), cond, numbers)
+        D = self.denoiser(params, cond, numbers, keys=row_keys(cond_key, ids))
         z = self.diffusion.solve(D, prior_key, noise_key, ids, cond)
         return {"samples": decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)}
 
     def denoiser(
-        self, params: Params, keys: Key[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
+        self, params: Params, cond: Cond, numbers: PyTree[Array] = None, *, keys: Key[Array, "batch"] | None = None
     ) -> Denoiser:
-        """The denoiser D(z, t) of latents that solvers call: texts and images encoded once, guided."""
+        """The denoiser D(z, t) of latents that solvers call: texts and images encoded once, guided.
+
+        `keys` are those of the noise in conditions, by default fold_in(key(0), row).
+        """
+        keys = row_keys(jax.random.key(0), jnp.arange(len(cond["tokens"]))) if keys is None else keys
         guidance, network = self.diffusion.guidance, {"network": self._network(params)}
         numbers = guidance.load() if numbers is None else numbers
         conditions = self.encode_conditions(params, keys, cond)

@@ -16,7 +16,7 @@ from diffusion_jax.likelihood.dequantization import to_levels
 from diffusion_jax.losses import times, vdm
 from diffusion_jax.processes import LearnedVP, row_keys, row_normal
 from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
-from diffusion_jax.types import Cond, Params, Placed, Train
+from diffusion_jax.types import Cond, Denoiser, Params, Placed, Train
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,10 @@ class VDM(OnDiffusion):
     def at(self, params: Params) -> Diffusion:
         """The diffusion system with the learned process."""
         return dataclasses.replace(self.diffusion, process=self.process(params))
+
+    def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
+        """The denoiser D(x, t) under the learned process, see `Diffusion.denoiser`."""
+        return self.at(params).denoiser(params, cond, numbers)
 
     @property
     def networks(self) -> Mapping[str, Placed]:

@@ -56,7 +56,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, *exception: Any) -> None:
         if kind is None:
             self.close()
-        elif jax.process_count() == 1:
+        elif jax.process_count() == 1 and not issubclass(kind, KeyboardInterrupt):  # which asks not to save
             with contextlib.suppress(OSError):  # the exception that is being raised says more
                 self.close()
         # With several processes a save would wait for all of them, and some may have ended.

@@ -1,4 +1,8 @@
-"""Checksums of arrays, with which checkpoints detect bytes that have changed on disk."""
+"""Checksums of arrays, with which checkpoints detect bytes that have changed on disk.
+
+Orbax does not: a flipped bit in a file of arrays is read as another number, without an error
+(`tests/training/test_checkpoints.py`).
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,13 @@
-"""The training loop: read a batch, take a step, log, save a checkpoint, draw samples; stop on SIGTERM."""
+"""The training loop: read a batch, take a step, log, save a checkpoint, draw samples; stop on a signal."""
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import math
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
@@ -29,14 +31,18 @@ class NotFinite(RuntimeError):
 
 
 class Interrupt:
-    """Context manager in which SIGTERM and the first Ctrl-C only set `requested`, so that training can save and stop.
+    """Context manager in which SIGTERM, SIGHUP and the first Ctrl-C set `requested`: training saves and stops.
+
+    The signal is answered at once by a line on standard error. A second Ctrl-C raises KeyboardInterrupt. A SIGHUP that
+    is ignored, as under nohup, stays ignored.
 
     With several processes SIGTERM is handled by JAX's runtime: a signal to one process reaches all, and they agree on
-    the step after which they stop. Ctrl-C is converted to SIGTERM there.
+    the step after which they stop. Ctrl-C and SIGHUP are converted to SIGTERM there.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._signalled = False
 
     def after(self, step: int) -> bool:
         """Whether to stop after this step. All processes must call it at every step; all get the same answer."""
@@ -45,7 +51,11 @@ class Interrupt:
         return self.requested
 
     def __enter__(self) -> Interrupt:
-        numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+        numbers = [signal.SIGINT]
+        if jax.process_count() == 1:
+            numbers.append(signal.SIGTERM)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         self._previous = {number: signal.signal(number, self._handle) for number in numbers}
         return self
 
@@ -54,11 +64,20 @@ class Interrupt:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
+        if self._signalled and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.requested = True
+        if not self._signalled:
+            name = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+            _notify(f"{name}: stopping after this step and saving it; Ctrl-C (again) quits without saving")
+        self._signalled = self.requested = True
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _notify(text: str) -> None:
+    """Writes a line to standard error from a signal handler, which may have interrupted a write to `sys.stderr`."""
+    with contextlib.suppress(OSError, ValueError):  # closed, or without a file descriptor
+        os.write(sys.stderr.fileno(), f"\n{text}\n".encode())
 
 
 def train_loop(
@@ -124,7 +143,7 @@ def train_loop(
                 writer.scalars(step, {**values, "learning_rate": rate, "examples_per_second": speed})
             if save:
                 checkpoints.save(step, state, data)
-            progress.update(step, loss=loss, examples_per_second=speed)
+            progress.update(step, "" if loss is None or speed is None else f"loss {loss:.4g}  {speed:.0f} examples/s")
             if step == num_steps or (sample_every and step % sample_every == 0 and not stopping):
                 progress.message(f"step {step}: {draw(state, step)}")
                 timer, timed_from = time.monotonic(), step

@@ -17,11 +17,13 @@ def in_batches(
     num: int,
     batch_size: int,
     cond: dict[str, Array | np.ndarray] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> PyTree[np.ndarray]:
     """Returns rows 0..num-1 of `draw(ids, cond)` as NumPy arrays. Row r must depend on ids[r] and cond[r] only.
 
     All calls have the same shape: `batch_size`, rounded up to a multiple of the number of devices over which the
-    current mesh (see `jax.set_mesh`) splits a batch. The last batch is padded.
+    current mesh (see `jax.set_mesh`) splits a batch. The last batch is padded. `progress(n)` is called when n rows are
+    done, after each batch.
     """
     mesh = jax.sharding.get_mesh()
     shards = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
@@ -34,6 +36,8 @@ def in_batches(
         if not mesh.empty:
             inputs = jax.tree.map(lambda x: _put(x, batch_sharding(mesh)), inputs)
         parts.append(jax.tree.map(_fetch, draw(*inputs)))
+        if progress is not None:
+            progress(min(start + size, num))
     return jax.tree.map(lambda *p: np.concatenate(p)[:num], *parts)
 
 

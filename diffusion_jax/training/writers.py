@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from diffusion_jax.training.faults import replacing
+from diffusion_jax.training.faults import Fault, replacing
 
 Image = str | pathlib.Path | np.ndarray  # a PNG file, or uint8 [height, width, channels] with 1, 3 or 4 channels
 
@@ -115,7 +115,7 @@ class TensorBoardWriter:
 class WandbWriter:
     """Logs to Weights & Biases. The id of the run is saved in `directory`, so that a resumed run continues its curves.
 
-    Raises ImportError, naming the extra to install, without wandb.
+    Raises ImportError, naming the extra to install, without wandb, and Fault if it cannot start.
     """
 
     def __init__(
@@ -136,14 +136,21 @@ class WandbWriter:
         if not id_file.exists():
             id_file.write_text(uuid.uuid4().hex)
         self._wandb = wandb
-        self._run = wandb.init(
-            project=project,
-            name=name,
-            config=dict(config or {}),
-            dir=str(directory),
-            id=id_file.read_text().strip(),
-            resume="allow",
-        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                config=dict(config or {}),
+                dir=str(directory),
+                id=id_file.read_text().strip(),
+                resume="allow",
+            )
+        except Exception as error:  # of its own types, such as that there is no key
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            raise Fault(
+                f"config.training.loggers: wandb cannot start: {reason}. Set WANDB_API_KEY in the environment, or "
+                "WANDB_MODE=offline, or leave wandb out"
+            ) from error
 
     def scalars(self, step: int, values: Mapping[str, Any]) -> None:
         self._run.log({name: float(value) for name, value in values.items()}, step=int(step))

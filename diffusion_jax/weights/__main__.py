@@ -17,6 +17,7 @@ import argparse
 import pathlib
 import sys
 
+from diffusion_jax.training.faults import check_local_options, one_line_if_interrupted
 from diffusion_jax.weights.files import MAX_SHARD_BYTES
 
 
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     from diffusion_jax.run import convert
 
     try:
+        check_local_options({"from": flags.source, "to": flags.target, "config": flags.config})
         config = from_file(flags.config) if flags.config else None
         source = convert.fetch(flags.source)
         if flags.format == "orbax":
@@ -53,4 +55,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_if_interrupted():
+        main()

@@ -125,8 +125,16 @@ def is_pipeline(path: pathlib.Path) -> bool:
 
 
 def is_component(path: pathlib.Path) -> bool:
-    """Whether `path` is a folder with a config.json of diffusers or transformers, and not a work directory of ours."""
-    return (path / "config.json").is_file() and not (path / "checkpoints").is_dir()
+    """Whether `path` is a folder with a config.json of diffusers or transformers, and not a work directory of ours.
+
+    The config.json of a work directory has the sections of a config, also before the first checkpoint.
+    """
+    if not (path / "config.json").is_file() or (path / "checkpoints").is_dir():
+        return False
+    try:
+        return not {"system", "training"} <= read_json(path / "config.json").keys()
+    except ValueError:  # whoever opens it says what is wrong with it
+        return True
 
 
 def write_component(

@@ -34,6 +34,22 @@ def test_values_of_the_wrong_type_in_a_config_file(key, value, words):
         data.spec(config)
 
 
+@pytest.mark.parametrize(
+    "key", ["weights", "data.path", "system.first_stage", "guidance.path", "lora.weights", "sampling.cond"]
+)
+@pytest.mark.parametrize("url", ["gs://bucket/run.npz", "s3://b/c.npz", "hdfs:///d.npz", "file:/e.npz"])
+def test_urls_are_refused(key, url):
+    config = toy()
+    section, _, last = key.rpartition(".")
+    (config[section] if section else config)[last] = url
+    with pytest.raises(ConfigError, match=rf"config\.{key}='{url}' must be a path .*{url.partition(':')[0]}.*docs/"):
+        checks.check_keys(config)
+
+
+def test_texts_that_are_no_urls():
+    checks.check_keys(toy(weights="C:/runs/a", sampling__cond="https://example.com on a screen"))
+
+
 @pytest.mark.parametrize("key", ["guidance", "sampling.steps"])
 def test_missing_keys(key):
     config = defaults()

@@ -11,8 +11,10 @@ import pytest
 
 from diffusion_jax import modalities
 from diffusion_jax.config import build, checks, data, from_file, saved
+from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data.load import COMMON, keys
 from diffusion_jax.networks.functional import count_parameters
+from diffusion_jax.run.job import prepare
 from diffusion_jax.training import mesh as meshes
 from diffusion_jax.training import summary
 from diffusion_jax.training.step import init_state, make_train_step
@@ -24,6 +26,7 @@ AXES = ("system", "network", "loss", "parameterization", "process", "solver")
 
 # Public networks of up to 2.6 billion parameters, which `tests/parity` compares with diffusers' at full size.
 PUBLIC = re.compile("stable_diffusion:(?!digits)")
+SLOW = pytest.mark.slow
 
 
 def variants(path: pathlib.Path) -> list[str]:
@@ -147,6 +150,27 @@ def test_builds_and_traces_a_train_and_a_sample_step(name):
         return
     drawn = jax.eval_shape(system.draw, state.params, jax.random.key(0), jnp.arange(2), system.conditions.null(2))
     assert drawn["samples"].shape == (2, *system.makes.shape)
+
+
+@pytest.mark.parametrize("name", STANDS_ON)
+def test_a_missing_run_is_refused_with_the_command_that_trains_it(name):
+    config = read(name)
+    field, _ = STANDS_ON[name]
+    directory, file = (config.system[key] for key in (field.removeprefix("system."), f"{field}_config"[7:]))
+    with pytest.raises(ConfigError, match=rf"config\.{field}='{directory}'.*--config={file} --workdir={directory}"):
+        build.build(config)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ("dequantization:digits", "latent_diffusion:digits_dit") else SLOW)
+        for name in STANDS_ON
+    ],
+)
+def test_a_plan_needs_no_trained_run(name):
+    job = prepare(read(name), 2, planning=True)
+    assert count_parameters(job.state.params["network"]) > 0 and count_parameters(job.state.params["frozen"]) > 0
 
 
 @pytest.mark.parametrize("name", ALL)

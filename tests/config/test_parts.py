@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import solvers
 from diffusion_jax.config import defaults, names, replace
+from diffusion_jax.config.sections import ConfigError
 from tests.runs import parts_of, toy
 
 
@@ -22,6 +23,46 @@ def test_the_grid_gets_its_keywords(changes, times):
     config = toy(**{"sampling.grid": ConfigDict(dict(name="uniform")), **changes})
     parts = parts_of(config)
     np.testing.assert_allclose(parts.grid(parts.process, config.sampling.steps), times, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "section, values, words",
+    [
+        ("process", dict(name="ve", sigma_min=50.0, sigma_max=0.01), "process.sigma_min=50.0.*noise must grow"),
+        ("process", dict(name="ve", sigma_min=0.0, sigma_max=1.0), "process.sigma_min=0.0.*noise must grow"),
+        ("process", dict(name="edm", sigma_min=80.0, sigma_max=0.002), "process.sigma_max=0.002.*noise must grow"),
+        ("process", dict(name="vp", beta_min=-1.0), "process.beta_min=-1.0.*noise must grow"),
+        ("process", dict(name="subvp", beta_min=0.0, beta_max=0.0), "process.beta_max=0.0.*noise must grow"),
+        ("process", dict(name="cosine", s=-0.5), r"process.s=-0.5.*noise must grow"),
+        (
+            "process",
+            dict(name="discrete_vp", beta_start=0.1, beta_end=0.01),
+            r"process.*\(0.1, 0.01\); it must be 0 < beta_start",
+        ),
+        ("process", dict(name="discrete_vp", beta_start=-1.0), r"process.*\(-1.0, 0.02\); it must be 0 < beta_start"),
+        ("solver", dict(name="ddim", eta=1.5), r"solver \(ddim\): eta is 1.5.*\[0, 1\]"),
+        ("solver", dict(name="ddim", eta=-1.0), r"solver \(ddim\): eta is -1.0.*\[0, 1\]"),
+        ("solver", dict(name="predictor_corrector", snr=-1.0), r"solver.*snr is -1.0.*at least 0"),
+        ("solver", dict(name="annealed_langevin", step_size=0.0), r"solver.*step_size is 0.0.*positive"),
+        ("network", dict(name="mlp", hidden=0), "network.hidden=0 must be at least 1"),
+        ("network", dict(name="mlp", num_layers=-1), "network.num_layers=-1 must be at least 1"),
+        ("network", dict(name="mlp", num_classes=-1), "network.num_classes=-1 must be at least 0"),
+        ("network", dict(name="mlp", dropout=1.5), r"network.dropout=1.5 must be in \[0, 1\)"),
+        ("network", dict(name="unet", channel_mult=(1, 0)), r"network.channel_mult=\(1, 0\) must be at least 1"),
+        ("network", dict(name="dit", num_heads=0), "network.num_heads=0 must be at least 1"),
+    ],
+)
+def test_numbers_out_of_range(section, values, words):
+    config = toy()
+    config[section] = ConfigDict(values)
+    with pytest.raises(ConfigError, match=rf"config\.{words}"):
+        made = parts_of(config)
+        made.network() if section == "network" else getattr(made, section)
+
+
+def test_the_grid_of_karras_needs_a_positive_rho():
+    with pytest.raises(ConfigError, match=r"config\.sampling\.grid \(karras\): rho is 0.*positive"):
+        _ = parts_of(toy(sampling__grid=ConfigDict(dict(name="karras", rho=0.0, t_min=0.01)))).grid
 
 
 def test_optimizer_follows_its_schedule():

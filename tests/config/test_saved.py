@@ -74,6 +74,25 @@ def test_files_of_the_frozen_parts_may_be_moved(tmp_path):
         saved.check_same_model(changed, tmp_path, resume=True)
 
 
+@pytest.mark.parametrize("key", ["first_stage", "model"])
+def test_runs_of_the_frozen_parts_may_be_moved_but_not_exchanged(tmp_path, key):
+    def run(path):
+        config = toy()
+        config.system.update({key: path, f"{key}_config": f"{path}.py"})
+        return config
+
+    field = f"config.system.{key}"
+    other = toy(training__num_steps=9)
+    saved.write_config(tmp_path, run("old"), {field: toy()})
+    for resume in (True, False):
+        options = dict(resume=resume)
+        assert len(saved.check_same_model(run("new"), tmp_path, runs={field: other}, **options)) == 2
+        with pytest.raises(ConfigError, match=rf"config\.system\.{key} is another.*process.beta_max is 3.0 now"):
+            saved.check_same_model(run("new"), tmp_path, runs={field: toy(process__beta_max=3.0)}, **options)
+    (tmp_path / "runs.json").unlink()  # of an older run
+    saved.check_same_model(run("new"), tmp_path, resume=True, runs={field: toy(process__beta_max=3.0)})
+
+
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
 def test_damaged_config(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)

@@ -3,7 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import processes
+from diffusion_jax import processes, solvers
 from diffusion_jax.config import names, sections
 from diffusion_jax.config.sections import ConfigError
 
@@ -27,6 +27,19 @@ def test_keywords_reach_the_constructor():
 def test_values_of_the_wrong_type(section, words):
     with pytest.raises(ConfigError, match=words):
         sections.construct(names.PROCESSES, "process", section)
+
+
+def test_sizes_that_may_be_zero():
+    sections.check_sizes(names.NETWORKS["unet_2d_condition"], "network", {"mid_transformer_layers": 0, "dropout": 0.0})
+    sections.check_sizes(names.AUTOENCODERS["autoencoder_kl"], "network", {"attention_levels": (0,)})
+    sections.check_sizes(names.TEXT_ENCODERS["clip_text"], "system.text_encoder", {"eos_token_id": 0, "skip": 0})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_are_finite(value):
+    with pytest.raises(ConfigError, match=rf"config\.solver\.eta={value} must be a finite number"):
+        sections.construct({"ddim": solvers.ddim}, "solver", {"name": "ddim", "eta": value})
+    sections.construct({"heun": solvers.heun}, "solver", {"name": "heun", "s_max": float("inf")})
 
 
 def test_an_integer_is_a_number():

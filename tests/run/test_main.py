@@ -2,16 +2,17 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from diffusion_jax import systems
+from diffusion_jax import main, systems
 from diffusion_jax.config import saved
 from diffusion_jax.run import evaluate, train
-from tests.runs import ROOT, TOY, command, flag, listing
+from tests.runs import ROOT, TOY, command, flag, forget_flags, given_config, listing, logged_rows
 
 DDPM = str(ROOT / "configs" / "ddpm.py")
 
@@ -147,6 +148,15 @@ def test_refusals(monkeypatch, capsys, trained, arguments, words):
         "variant": ([f"--config={TOY}:point", "--workdir=x"], ["'point'", "points, eta"]),
         "config file": (["--config=gone.py", "--workdir=x"], ["gone.py", "No such file"]),
         "config file to change": (["--config=gone.py", "--config.seed=3", "--workdir=x"], ["gone.py", "No such file"]),
+        "a bucket": ([f"--config={TOY}", "--workdir=gs://bucket/run"], ["--workdir='gs://bucket/run'", "gcsfuse"]),
+        "latents in a bucket": (
+            [f"--config={TOY}", "--workdir=x", "--mode=encode", "--to=s3://b/l"],
+            ["--to='s3://b/l'"],
+        ),
+        "weights in a bucket": (
+            [f"--config={TOY}", "--workdir=x", "--config.weights=gs://b/w"],
+            ["weights='gs://b/w'"],
+        ),
         "no config": (["--workdir=x"], ["--config=FILE.py"]),
         "no workdir": ([f"--config={TOY}"], ["--mode=train needs --workdir"]),
         "no workdir to sample": ([f"--config={TOY}", "--mode=sample"], ["--mode=sample needs --workdir"]),
@@ -294,6 +304,35 @@ def test_a_flag_adds_a_keyword(monkeypatch, trained):
     assert np.abs(drawn["half"] - drawn["none"]).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("training.loggers=jsonl,wandb", ("jsonl", "wandb")),
+        ("training.loggers=wandb", ("wandb",)),
+        ('training.loggers=("jsonl",)', ("jsonl",)),
+        ("evaluation.metrics=", ()),
+        ("training.num_steps=1e3", 1000),
+        ("training.num_steps=1.5E3", 1500),
+        ("network.hidden=2e1", 20),
+        ("ema.rates=0.9,0.99", (0.9, 0.99)),
+        ("optimizer.learning_rate=1e-3", 1e-3),
+        ("sampling.cond=1e3", "1e3"),
+        ("sampling.file=a,b", "a,b"),
+    ],
+)
+def test_values_as_one_writes_them(monkeypatch, argument, value):
+    forget_flags()
+    monkeypatch.setattr(sys, "argv", ["main", f"--config={TOY}", f"--config.{argument}"])
+    main.parse(sys.argv)
+    section, _, key = argument.partition("=")[0].partition(".")
+    assert given_config()[section][key] == value
+
+
+def test_half_a_step_is_refused(monkeypatch, capsys, trained):
+    message = _refused(monkeypatch, capsys, trained, [*flag(TOY, training__num_steps="2.5e0"), f"--workdir={trained}"])
+    assert "config.training.num_steps=2.5e0" in message
+
+
 def test_another_data_set_keeps_its_settings(monkeypatch, capsys):
     """All data sets and optimizers share their keywords, so a new name is all that changes."""
     config = str(ROOT / "configs" / "ddpm.py")
@@ -301,6 +340,43 @@ def test_another_data_set_keeps_its_settings(monkeypatch, capsys):
     assert "(8, 8, 1)" in capsys.readouterr().out
     command(monkeypatch, f"--config={config}", "--mode=plan", "--config.optimizer.name=lion")
     assert "parameters" in capsys.readouterr().out
+
+
+def test_ctrl_c_outside_of_training_is_one_line(monkeypatch, capsys, trained):
+    def interrupted(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(systems.Diffusion, "sample", interrupted)
+    with pytest.raises(SystemExit) as exit:
+        command(monkeypatch, f"--config={TOY}", f"--workdir={trained}", "--mode=sample")
+    assert exit.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted."
+
+
+def test_a_second_ctrl_c_in_training_is_one_line(monkeypatch, capfd, tmp_path):
+    def pressed_twice(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train, "train_loop", pressed_twice)
+    with pytest.raises(SystemExit) as exit:
+        command(monkeypatch, f"--config={TOY}", f"--workdir={tmp_path}")
+    assert exit.value.code == 130
+    first, second = [line for line in capfd.readouterr().err.splitlines() if line]
+    assert "Ctrl-C" in first and "quits without saving" in first
+    assert second.startswith("error: interrupted. No checkpoint has been saved")
+
+
+def test_closed_pipes_do_not_end_training(monkeypatch, tmp_path):
+    """As `2>&1 | head -2` leaves them: nobody reads the pipe."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        monkeypatch.setattr(sys, "stderr", pipe)
+        command(monkeypatch, f"--config={TOY}", f"--workdir={tmp_path}")
+    assert (tmp_path / "checkpoints" / "4").is_dir()
+    assert [row["step"] for row in logged_rows(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_help_teaches():

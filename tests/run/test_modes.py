@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import data
+from diffusion_jax.config import data, saved
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data import vocabulary
 from diffusion_jax.run import evaluate, sample, train
@@ -54,6 +54,18 @@ def test_train_says_where_things_are(points, capsys):
     assert "resuming from step 4" in output and "trained to step 4" in output
     for part in ("checkpoints", "metrics.jsonl", "samples"):
         assert str(points / part) in output
+
+
+@pytest.mark.parametrize("config", [toy(), digits(**CLASSES)], ids=["points", "images"])
+@pytest.mark.parametrize("mode", [sample.sample, evaluate.evaluate], ids=["sample", "evaluate"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_before_the_first_checkpoint(tmp_path, config, mode, begun):
+    """The folder of a run that has just started is not taken for a folder of diffusers."""
+    saved.write_config(tmp_path, config)
+    if begun:
+        (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match=f"^{tmp_path} holds no checkpoint; train first"):
+        mode(config, tmp_path)
 
 
 def test_train_for_longer(points, tmp_path):
@@ -133,6 +145,105 @@ def test_evaluate_images(images):
     figures = json.loads((images / "evaluation.json").read_text())
     assert {"step", "solver", "steps", "seed", "num_samples", "held_out_loss"} <= figures.keys()
     assert figures["num_samples"] == 32
+
+
+def test_single_pictures(images, capsys):
+    """And the sheet, of which the message says how much it shows."""
+    config = digits(**CLASSES, sampling__format="png", sampling__file="single", sampling__num_samples=260)
+    config.sampling.batch_size = 130
+    sample.sample(config, images)
+    paths = sorted((images / "samples" / "single").iterdir())
+    assert [path.name for path in paths] == [f"{i:05}.png" for i in range(260)]
+    drawn = np.load(images / "samples" / "single.npz")["samples"]
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(paths[7])), drawn[7, ..., 0])
+    output, error = capsys.readouterr()
+    assert "the first 256 of 260 in the picture" in output and str(images / "samples" / "single") in output
+    assert "sample   0% 0/260" in error and "sample 100% 260/260" in error
+
+
+def test_single_pictures_of_what_has_none(points):
+    with pytest.raises(ConfigError, match=r"config\.sampling\.format='png' must be ''.*'points'"):
+        sample.sample(toy(sampling__format="png"), points)
+    with pytest.raises(ConfigError, match=r"config\.sampling\.format='jpg' must be.*'png'"):
+        sample.sample(digits(sampling__format="jpg"), points)
+
+
+def test_the_file_may_be_named_with_its_suffix(points):
+    sample.sample(toy(sampling__file="out.npz"), points)
+    assert (points / "samples" / "out.npz").exists() and not (points / "samples" / "out.npz.npz").exists()
+    assert (points / "samples" / "out.png").exists()
+
+
+def test_earlier_samples_are_kept(images, capsys):
+    def drawn(seed):
+        sample.sample(digits(**CLASSES, sampling__file="a.b", sampling__seed=seed, sampling__format="png"), images)
+        return capsys.readouterr().out
+
+    folder = images / "samples"
+    (folder / "a.npz").write_text("of another name")
+    assert "earlier" not in drawn(0)
+    first = (folder / "a.b.npz").read_bytes()
+    assert f"earlier samples of this name are now {folder / 'a.b.1.npz'}" in drawn(1)
+    assert str(folder / "a.b.2.npz") in drawn(2)
+    assert (folder / "a.b.1.npz").read_bytes() == first != (folder / "a.b.npz").read_bytes()
+    assert {path.name for path in folder.glob("a*")} == {
+        "a.npz",
+        *(f"a.b{number}{kind}" for number in ("", ".1", ".2") for kind in (".npz", ".png", "")),
+    }
+
+
+def test_held_out_values_do_not_depend_on_the_batch_size(points):
+    def values(size, likelihood="ode"):
+        config = toy(training__batch_size=size, evaluation__num_samples=9, evaluation__metrics=())
+        if likelihood == "ode":
+            config.evaluation.likelihood = ConfigDict(dict(name="ode", dequantization="none", t_min=1e-2))
+        evaluate.evaluate(config, points)
+        return json.loads((points / "evaluation.json").read_text())
+
+    small, middle, whole = values(4), values(8, "none"), values(32)
+    np.testing.assert_allclose([small["held_out_loss"], middle["held_out_loss"]], whole["held_out_loss"], rtol=1e-5)
+    np.testing.assert_allclose(small["held_out_bits_per_dim"], whole["held_out_bits_per_dim"], rtol=1e-4)
+
+
+def test_likelihoods_that_do_not_arrive_are_counted(points):
+    config = toy(evaluation__num_samples=8, evaluation__metrics=())
+    config.evaluation.likelihood = ConfigDict(dict(name="ode", dequantization="none", t_min=1e-2, max_steps=2))
+    with pytest.warns(UserWarning, match=r"bits_per_dim, nats of 8 of 8 held-out.*0, 1, 2.*likelihood\.max_steps"):
+        evaluate.evaluate(config, points)
+    found = json.loads((points / "evaluation.json").read_text())
+    assert found["held_out_bits_per_dim"] is None and found["held_out_bits_per_dim_num"] == 0
+    assert found["held_out_not_finite"] == 8 and found["held_out_not_finite_examples"] == list(range(8))
+    assert found["held_out_loss"] > 0 and "held_out_loss_num" not in found
+
+
+def test_means_are_over_the_examples_that_arrived():
+    values = {"bits": np.array([1.0, np.nan, 3.0, np.inf]), "loss": np.arange(4.0)}
+    with pytest.warns(UserWarning, match="bits of 2 of 4 held-out examples not finite: examples 1, 3"):
+        assert evaluate.means(values) == {
+            "held_out_bits": 2.0,
+            "held_out_bits_num": 2,
+            "held_out_loss": 1.5,
+            "held_out_not_finite": 2,
+            "held_out_not_finite_examples": [1, 3],
+        }
+
+
+def test_a_likelihood_at_no_noise_is_refused(points):
+    config = toy()
+    config.evaluation.likelihood = ConfigDict(dict(name="ode", dequantization="none", t_min=0.0))
+    with pytest.raises(ConfigError, match=r"sigma > 0.*sigma = 0 at t = 0.*likelihood\.t_min"):
+        evaluate.evaluate(config, points)
+
+
+def test_every_evaluation_is_kept(points):
+    (points / "evaluations.jsonl").unlink(missing_ok=True)
+    (points / "evaluation.json").write_text('{"step": 2, "solver": "of old"}')
+    for seed in (3, 4):
+        evaluate.evaluate(toy(sampling__seed=seed, evaluation__num_samples=4), points)
+    before, *rows = [json.loads(line) for line in (points / "evaluations.jsonl").read_text().splitlines()]
+    assert before == {"step": 2, "solver": "of old"}
+    assert [row["seed"] for row in rows] == [3, 4] and all(row["time"] for row in rows)
+    assert {**json.loads((points / "evaluation.json").read_text()), "time": rows[1]["time"]} == rows[1]
 
 
 def test_evaluate_points(points, capsys):

@@ -32,7 +32,7 @@ def test_killed_and_interrupted_runs_go_on_exactly(tmp_path):
 
     code, _ = _interrupt(broken, signal.SIGKILL, after=47)
     assert code == -signal.SIGKILL
-    for number, after in ((signal.SIGTERM, 150), (signal.SIGINT, 300)):
+    for number, after in ((signal.SIGTERM, 150), (signal.SIGINT, 300), (signal.SIGHUP, 400)):
         code, output = _interrupt(broken, number, after)
         assert code == 0, output
         assert "resuming from step" in output

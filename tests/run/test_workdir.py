@@ -1,6 +1,7 @@
 """The work directory: that it can be written, and that one job at a time trains in it."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -23,6 +24,14 @@ def test_a_file_is_not_writable(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(ConfigError, match="is not a writable folder"):
             workdir.check_writable(path)
+
+
+@pytest.mark.parametrize("path", ["gs://bucket/run", "s3:/bucket/run"])
+def test_a_bucket_is_no_folder_of_this_machine(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"--workdir='(gs|s3):/.*must be a path"):
+        workdir.check_writable(pathlib.Path(path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_one_trainer_at_a_time(tmp_path):

@@ -119,3 +119,10 @@ def test_levels_grid_arrives_at_every_level_once():
     expected = np.geomspace(50.0, 0.01, 10)
     np.testing.assert_allclose(VE().sigma(t[1:]), expected, rtol=1e-5)
     assert jnp.array_equal(grids.levels()(VE(), 1), jnp.ones(2))
+
+
+@pytest.mark.parametrize("name", ["uniform", "quadratic", "karras", "uniform_log_snr", "levels", "discrete"])
+def test_no_step_is_refused(name):
+    process = DISCRETE if name == "discrete" else VE()
+    with pytest.raises(ValueError, match="steps is 0"):
+        getattr(grids, name)()(process, 0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion_jax import solvers
+from diffusion_jax import likelihood, processes, solvers
 from diffusion_jax.processes import VP
 from diffusion_jax.solvers import grids
 from diffusion_jax.solvers.base import stateless
@@ -131,3 +131,50 @@ def test_integers_go_through_with_the_times_as_they_are():
     assert states.dtype == jnp.int32 and seen[0] == (jnp.int32, jnp.float32)
     assert set(np.unique(states[1])) == {0, 7} and set(np.unique(states[2])) == {0, 7, 14}
     assert 0.1 < np.mean(states[1] == 7) < 0.4
+
+
+ARGUMENTS = dict(
+    solver=solvers.ddim(),
+    process=VP(),
+    D=lambda x, t: x,
+    key=jax.random.key(0),
+    x_T=jnp.ones((2, 1)),
+    times=jnp.array([1.0, 0.5]),
+)
+
+
+@pytest.mark.parametrize(
+    "name, value, error, words",
+    [
+        ("solver", solvers.ddim, TypeError, r"solver is ddim.*ddim\(\)"),
+        ("process", VP, TypeError, r"process is VP.*VP\(\)"),
+        ("times", grids.uniform, TypeError, r"times is a function.*grids\.uniform\(\)"),
+        ("times", grids.uniform(), TypeError, "times is a function"),
+        ("times", jnp.float32(1), ValueError, r"times has the shape \(\)"),
+        ("key", 0, TypeError, r"key is 0;.*jax\.random\.key\(0\)"),
+        ("key", jax.random.PRNGKey(0), TypeError, r"PRNGKey.*jax\.random\.key\(0\)"),
+        ("x_T", jnp.float32(1), ValueError, r"x_T has the shape \(\); it must be \[batch, \.\.\.\]"),
+    ],
+)
+def test_mistakes_of_newcomers_are_named(name, value, error, words):
+    with pytest.raises(error, match=words):
+        sample(**{**ARGUMENTS, name: value})
+
+
+def test_such_mistakes_are_named_elsewhere_too():
+    x, t = jnp.ones((2, 1)), jnp.float32(0.5)
+    for call in (
+        lambda key: processes.perturb(VP(), key, x, t),
+        lambda key: processes.prior(VP(), key, (2, 1)),
+        lambda key: likelihood.log_prob(VP(), lambda x, t: x, key, x),
+    ):
+        for key in (0, jax.random.PRNGKey(0)):
+            with pytest.raises(TypeError, match=r"jax\.random\.key\(0\)"):
+                call(key)
+    for call in (
+        lambda process: processes.perturb(process, jax.random.key(0), x, t),
+        lambda process: processes.prior(process, jax.random.key(0), (2, 1)),
+        lambda process: likelihood.log_prob(process, lambda x, t: x, jax.random.key(0), x),
+    ):
+        with pytest.raises(TypeError, match=r"VP\(\)"):
+            call(VP)

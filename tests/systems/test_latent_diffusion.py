@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -138,7 +139,8 @@ def test_the_command_from_first_stage_to_samples(stage, tmp_path, capsys):
     params, _ = parameters.load_params(job.prepare(latent_config(stage)), tmp_path / "run")
     run = build.trained(str(stage), "field")
     jax.tree.map(np.testing.assert_array_equal, params["frozen"]["first_stage"], first_stage_params(run.load()))
-    sample.sample(latent_config(stage), tmp_path / "run")
+    moved = shutil.copytree(stage, tmp_path / "moved")
+    sample.sample(latent_config(moved), tmp_path / "run")
     drawn = np.load(tmp_path / "run" / "samples" / "samples.npz")["samples"]
     assert drawn.shape == (6, 8, 8, 1) and drawn.dtype == np.uint8
 

@@ -312,6 +312,24 @@ def test_flips_anywhere_in_the_files_are_noticed_or_harmless(tmp_path):
         np.testing.assert_array_equal(next(data), _batch(step), err_msg=str(file))
 
 
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
+def test_orbax_alone_misses_a_flipped_bit_in_a_file_of_arrays(tmp_path, part):
+    """Why checkpoints have checksums: Orbax reads other arrays than were saved, without an error."""
+    _save(tmp_path, [2, 4])
+    file = _largest(tmp_path / "4")
+    content = bytearray(file.read_bytes())
+    content[int(part * len(content))] ^= 0x10
+    file.write_bytes(content)
+    abstract = checkpoints_lib._with_sharding(_abstract())
+    read = ocp.load_checkpointables(tmp_path / "4", {"state": abstract})["state"]
+    changed = [_bits(a) != _bits(b) for a, b in zip(*map(jax.tree.leaves, (read, _state(4))), strict=True)]
+    assert any(changed)
+    with Checkpoints(tmp_path) as checkpoints:
+        state, step = checkpoints.restore(_abstract(), _iterator())
+    assert step == 2
+    _assert_same(state, _state(2))
+
+
 def test_training_goes_on_after_a_fall_back(tmp_path):
     _save(tmp_path, [2, 6])
     _truncate(_largest(tmp_path / "6"))

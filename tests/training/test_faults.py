@@ -1,5 +1,6 @@
 """What the machine does to a run: full and read-only disks, files that vanish, reads that hang, clocks that jump."""
 
+import importlib
 import itertools
 import os
 import shutil
@@ -93,6 +94,29 @@ def test_the_command_ends_although_a_read_hangs(tmp_path, folder):
     assert process.returncode == 1, output
     (message,) = (line for line in output.splitlines() if line.startswith("error: "))
     assert "did not come within config.training.data_timeout=2 seconds" in message
+
+
+def test_ctrl_c_ends_a_command_with_one_line(capsys):
+    with pytest.raises(SystemExit) as exit, faults.one_line_if_interrupted():
+        raise KeyboardInterrupt
+    assert exit.value.code == 130 and capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize("command", ["evaluation", "weights", "data.prepare", "data.vocabulary", "latents"])
+def test_urls_are_no_paths_of_any_command(command, monkeypatch, capsys):
+    options = {
+        "evaluation": ["--samples=gs://b/s.npz", "--reference=r.npz"],
+        "weights": ["--from=here", "--to=gs://b/run", "--format=orbax"],
+        "data.prepare": ["mnist", "--from=here", "--data_dir=gs://b/tfds"],
+        "data.vocabulary": ["--path=here", "--to=gs://b/words"],
+        "latents": ["encode", "--first_stage=here", "--to=gs://b/latents"],
+    }[command]
+    name = f"diffusion_jax.{command}.__main__" if command in ("evaluation", "weights") else f"diffusion_jax.{command}"
+    with pytest.raises(SystemExit) as exit:
+        importlib.import_module(name).main(options)
+    message = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert "='gs:/" in message and "must be a path" in message
 
 
 def test_batches_in_time_are_those_of_the_iterator():

@@ -146,7 +146,7 @@ def test_steps_that_the_optimizer_skipped_are_no_reason_to_stop(tmp_path):
         _run(tmp_path, metrics=skipped, skip_non_finite=1)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_the_loop_after_its_step(tmp_path, number):
     with Interrupt() as stop:
         final, events = _run(
@@ -169,8 +169,29 @@ def test_a_second_ctrl_c_raises():
                 pass
 
 
-def test_signals_are_given_back():
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_is_answered_at_once(number, capfd):
     with Interrupt():
-        assert signal.getsignal(signal.SIGTERM) != before[0]
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+        os.kill(os.getpid(), number)
+        assert "stopping after this step" in capfd.readouterr().err
+        if number != signal.SIGINT:
+            os.kill(os.getpid(), number)
+            assert not capfd.readouterr().err, "once"
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupt() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.requested
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_signals_are_given_back():
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+    before = [signal.getsignal(number) for number in numbers]
+    with Interrupt():
+        assert all(signal.getsignal(number) != handler for number, handler in zip(numbers, before, strict=True))
+    assert [signal.getsignal(number) for number in numbers] == before

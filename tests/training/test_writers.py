@@ -10,6 +10,7 @@ import PIL.Image
 import pytest
 
 from diffusion_jax.training import writers
+from diffusion_jax.training.faults import Fault
 
 
 def test_rows_are_readable_at_once_and_survive_a_round_trip(tmp_path):
@@ -114,6 +115,19 @@ def test_tensorboard_writes_events_and_images(tmp_path):
     writer.images(1, {"sheet": tmp_path / "sheet.png", "array": np.zeros((4, 4, 3), np.uint8)})
     writer.close()
     assert sum(file.stat().st_size for file in (tmp_path / "events").iterdir()) > before > 0
+
+
+def test_wandb_that_cannot_start_is_one_line(tmp_path, monkeypatch):
+    class UsageError(Exception):
+        pass
+
+    def init(**keywords):
+        raise UsageError("api_key not configured (no-tty). call wandb.login(key=[your_api_key])\nmore lines")
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    with pytest.raises(Fault, match=r"loggers: wandb .*api_key not configured.*WANDB_API_KEY.*WANDB_MODE") as refusal:
+        writers.WandbWriter(tmp_path)
+    assert "\n" not in str(refusal.value)
 
 
 def test_wandb_continues_the_same_run(tmp_path, monkeypatch):

@@ -38,7 +38,7 @@ def build(parts: Parts) -> systems.VariationalDequantization:
     likelihood = construct(
         names.LIKELIHOODS, "evaluation.likelihood", config.evaluation.likelihood, levels=parts.levels
     )
-    section = {key: value for key, value in config.system.items() if key != "model"}
+    section = {key: value for key, value in config.system.items() if key not in ("model", "model_config")}
     return construct(
         {section["name"]: systems.VariationalDequantization},
         "system",
@@ -53,7 +53,9 @@ def build(parts: Parts) -> systems.VariationalDequantization:
 
 
 def _model(parts: Parts) -> Trained:
-    return parts.trained(parts.config.system.get("model", ""), "config.system.model", role="denoiser")
+    section = parts.config.system
+    config_file = section.get("model_config", "")
+    return parts.trained(section.get("model", ""), "config.system.model", role="denoiser", config_file=config_file)
 
 
 def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:

@@ -15,7 +15,7 @@ from diffusion_jax import systems
 from diffusion_jax.config import names
 from diffusion_jax.config.parts import Parts, positive
 from diffusion_jax.config.recipes.recipe import Recipe
-from diffusion_jax.config.sections import ConfigError, construct, refusal
+from diffusion_jax.config.sections import ConfigError, check_sizes, construct, refusal
 from diffusion_jax.losses import first_stage as losses
 from diffusion_jax.networks.discriminator import NLayerDiscriminator
 from diffusion_jax.networks.functional import init_methods
@@ -61,6 +61,8 @@ def autoencoder(
         raise ConfigError(f"config.{field}.name={name!r} must be {_NETWORKS[kind]!r} for config.system.name={kind!r}")
     perceptual, adversary = (options.pop(key, {"name": "none"}) for key in ("perceptual", "discriminator"))
     latent_scale = positive("system.latent_scale", options.pop("latent_scale", 0.0), zero=True)
+
+    check_sizes(names.AUTOENCODERS[name], field, network)
 
     def make(rngs):
         sizes = dict(image_size=shape[0], in_channels=shape[-1])

@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from diffusion_jax.training.checksums import checksums
 from diffusion_jax.types import Params, Spec
 from diffusion_jax.weights import public
 
+_OTHERS = ("first_stage", "first_stage_config")
 _OWN = ("name", "decode_batch_size")  # keys of config.system that a diffusion model does not have
 _LATENTS = ("normalize", "latent_scale")  # those that say how latents are normalised
 
@@ -33,7 +33,7 @@ def build(parts: Parts) -> systems.LatentDiffusion:
     stage = _normalised(first_stage_of(parts).system, section)
     no_likelihood(parts.config, "the density of latents is not that of images")
     own = {key: section[key] for key in _OWN if key in section}
-    options = {key: value for key, value in section.items() if key not in (*_OWN, *_LATENTS, "first_stage")}
+    options = {key: value for key, value in section.items() if key not in (*_OWN, *_LATENTS, *_OTHERS)}
     latents = parts.at(Spec(stage.latent_shape, modality="latents"))
     model = construct({own["name"]: functools.partial(diffusion, latents)}, "system", {**options, "name": own["name"]})
     networks = {**model.networks, **public.within(stage.networks, ("frozen", "first_stage"))}
@@ -78,15 +78,8 @@ def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
 def first_stage_of(parts: Parts) -> Trained:
     """The run of config.system.first_stage. Raises ConfigError if there is none or it does not fit the data."""
     config, field, path = parts.config, "config.system.first_stage", parts.config.system.get("first_stage", "")
-    try:
-        run = parts.trained(path, field, role="first_stage")
-    except ConfigError as error:
-        if path and (pathlib.Path(path) / "config.json").exists():
-            raise
-        raise ConfigError(
-            f"{error}. Train one with python -m diffusion_jax.main --config=configs/autoencoder_kl.py "
-            f"--workdir={path or 'DIR'}, or with configs/vqgan.py; both have variants for other data"
-        ) from error
+    config_file = config.system.get("first_stage_config", "") or "configs/autoencoder_kl.py"
+    run = parts.trained(path, field, role="first_stage", config_file=config_file)
     shape = (config.data.get("image_size"), config.data.get("image_size"), config.data.get("channels"))
     if run.system.shape != shape:
         raise ConfigError(

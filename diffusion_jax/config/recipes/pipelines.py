@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config.names import AUTOENCODERS, TEXT_ENCODERS
 from diffusion_jax.config.parts import Parts
-from diffusion_jax.config.sections import ConfigError, construct, lookup, refusal
+from diffusion_jax.config.sections import ConfigError, check_sizes, construct, lookup, refusal
 from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
 from diffusion_jax.networks.functional import init_methods
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
@@ -189,6 +189,7 @@ def encoder_sections(config: ConfigDict) -> dict[str, dict[str, Any]]:
         if name == "text_encoder" or section.get("name") != "none":
             lookup(TEXT_ENCODERS, f"system.{name}.name", section.get("name"))
             sections[name] = section.to_dict()
+            check_sizes(TEXT_ENCODERS[section.name], f"system.{name}", sections[name])
     return sections
 
 
