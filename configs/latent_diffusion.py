@@ -324,9 +324,10 @@ def imagenet_dit_xl2() -> ConfigDict:
         learning_rate=1e-4,
         data=dict(name="folder", split="train", eval_split="train", flip=True),
     )
+    del config.system.normalize
     return replace(
         config,
-        system=dict(name="latent_diffusion", first_stage="runs/kl_f8", cond_dropout=0.1, latent_scale=0.18215),
+        system={**config.system.to_dict(), "latent_scale": 0.18215},
         process=dict(name="discrete_vp", betas="linear", num_steps=1000),
         loss=dict(name="hybrid"),
         optimizer=dict(name="adamw", learning_rate=1e-4, weight_decay=0.0, clip_norm=0.0),
