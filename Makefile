@@ -13,7 +13,7 @@ pytest := $(run) -m pytest -n $(WORKERS) --dist worksteal
 interpreter = $(shell $(PYTHON) -c 'import sys; print(sys.executable)' 2>/dev/null \
 	|| ls $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin/$(PYTHON) 2>/dev/null | tail -n 1)
 
-.PHONY: demo setup test test-slow types lint parity audit python clean
+.PHONY: demo setup test test-slow types lint parity docs audit python clean
 
 demo: $(VENV)/.demo
 	$(run) -m diffusion_jax.main --config=configs/ncsn.py --workdir=$(WORKDIR)
@@ -39,6 +39,10 @@ lint: $(VENV)/.lint
 # Comparisons with the PyTorch originals, kept apart so that nobody needs torch for the rest.
 parity: $(VENV)/.parity
 	$(run) -m pytest -m parity tests/parity
+
+# The site of README, docs/ and the API reference, in build/site. Broken links and anchors are errors.
+docs: $(VENV)/.docs
+	$(run) -m mkdocs build --strict
 
 # Known vulnerabilities of the dependencies; says so where the service cannot be reached.
 audit: $(VENV)/.audit
@@ -68,6 +72,10 @@ $(VENV)/.lint: setup.py | $(run)
 
 $(VENV)/.parity: setup.py | $(run)
 	$(pip) -e '.[test,parity]'
+	touch $@
+
+$(VENV)/.docs: setup.py | $(run)
+	$(pip) -e '.[docs]'
 	touch $@
 
 $(VENV)/.audit: setup.py | $(run)

@@ -55,6 +55,7 @@ setuptools.setup(
             "ipykernel",
         ],
         "lint": ["ruff>=0.9"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6", "mkdocstrings[python]>=1", "ruff>=0.9"],
         "audit": ["pip-audit>=2.7"],
         "tensorboard": ["tensorboardX>=2.6"],
         "wandb": ["wandb>=0.17"],

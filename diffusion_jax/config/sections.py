@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 def construct(
     table: Mapping[str, Callable[..., Any]], field: str, section: Mapping[str, Any] | ConfigDict, **context: Any
 ) -> Any:
-    """Returns table[section.name](**other keys of section, **context).
+    """Returns `table[section.name](**other keys of section, **context)`.
 
     Only those entries of `context` are passed that the constructor has parameters for. Raises ConfigError for an
     unknown name, for keys that are no parameters of the constructor, for values of a type that it does not declare, and

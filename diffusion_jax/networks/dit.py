@@ -138,8 +138,8 @@ class DiT(DenoisingNetwork):
 def position_embedding(grid_size: int, dim: int) -> Float[Array, "n {dim}"]:
     """Fixed sine-cosine table of a square grid, rows of tokens first: [grid_size^2, dim] in float32.
 
-    The first half of the channels encodes the column, the second half the row, each as [sin, cos](position w_i) with
-    w_i = 10000^(-4 i / dim), i < dim / 4 (arXiv:2111.06377, and the code of arXiv:2212.09748).
+    The first half of the channels encodes the column, the second half the row, each as sin(position w_i), then
+    cos(position w_i), with w_i = 10000^(-4 i / dim), i < dim / 4 (arXiv:2111.06377, and the code of arXiv:2212.09748).
     """
     table = layers.sinusoidal_embedding(jnp.arange(grid_size, dtype=jnp.float32), dim // 2, downscale_freq_shift=0.0)
     shape = (grid_size, grid_size, dim // 2)
