@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from diffusion_jax import main
 from diffusion_jax.config import build, checks, data, fits, from_file, names, parts, sections
 from diffusion_jax.data.load import COMMON, keys
+from diffusion_jax.weights import schedulers
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -88,6 +89,31 @@ def test_commands_name_modules_and_flags(page):
             if name and text is not None:
                 known = name[1] in own if module == main.__name__ else f'"--{name[1]}"' in text
                 assert known, f"{word} in {' '.join(words)}"
+
+
+def test_the_glossary_names_what_schedulers_become():
+    """Every class that is read is in the table, with what a folder of it gives; every `key=value` is of a config."""
+    page = (ROOT / "docs" / "glossary.md").read_text()
+    table = page.partition("## From a class of diffusers")[2].partition("\n## ")[0]
+    rows = [row.split(" | ") for row in re.findall(r"^\| (`.*) \|$", table, re.MULTILINE)]
+    folders = {name: row[-1] for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    for name, kind in schedulers.SCHEDULERS.items():
+        assert folders.pop(name) == ("yes" if kind.solver else "schedule")
+    assert set(folders.values()) == {"no"}
+    tables = {"solver": names.SOLVERS, "process": names.PROCESSES, "sampling.grid": names.GRIDS}
+    tables["evaluation.likelihood"] = names.LIKELIHOODS
+    chosen = re.findall(r"`((?:[\w.]+=\w+ ?)+)`", page.partition("## From a class")[2].partition("## Conditioning")[0])
+    assert len(chosen) > 40
+    for text in chosen:
+        pairs = dict(pair.split("=") for pair in text.split())
+        for section in {key.rpartition(".")[0] for key in pairs} & tables.keys():
+            given = {key.removeprefix(f"{section}."): number_or_text(value) for key, value in pairs.items()}
+            if "name" in given:
+                sections.construct(tables[section], section, given, grid=None, levels=256, num_steps=20)
+
+
+def number_or_text(value: str) -> int | str:
+    return int(value) if value.isdigit() else value
 
 
 def test_the_site_has_every_page_and_every_folder_of_the_package():
