@@ -7,11 +7,13 @@ link to a module leads to its place in the reference.
 
 from __future__ import annotations
 
+import ast
 import os
 import pathlib
 import posixpath
 import re
 
+import griffe
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -41,7 +43,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to files of the repository as links of the site."""
+    """Links to files of the repository as links of the site, and bars within code of a table as they are read there."""
+    bars = re.compile(r"`[^`\n]*`")
+    rows = [bars.sub(_unescape, line) if line.startswith("|") else line for line in markdown.split("\n")]
+    markdown = "\n".join(rows)
     source = {uri: path for path, uri in OUTSIDE.items()}.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def replace(match: re.Match) -> str:
@@ -88,6 +93,28 @@ def page(title: str, modules: list[str]) -> str:
         f"\n::: {module}" + ("\n    options: { members: false }" if _is_package(module) else "") for module in modules
     ]
     return "\n".join([f"# {title}", *blocks]) + "\n"
+
+
+class Shapes(griffe.Extension):
+    """Annotations as they stand in the source: jaxtyping's shapes are strings, not types in quotation marks."""
+
+    def on_function_instance(self, *, node: ast.AST, func: griffe.Function, **_: object) -> None:
+        arguments = node.args
+        for argument in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs):
+            func.parameters[argument.arg].annotation = _source(argument.annotation)
+        func.returns = _source(node.returns)
+
+    def on_attribute_instance(self, *, node: ast.AST, attr: griffe.Attribute, **_: object) -> None:
+        if isinstance(node, ast.AnnAssign):
+            attr.annotation = _source(node.annotation)
+
+
+def _source(annotation: ast.expr | None) -> str | None:
+    return annotation and ast.unparse(annotation)
+
+
+def _unescape(match: re.Match) -> str:
+    return match[0].replace("\\|", "|")
 
 
 def _is_package(module: str) -> bool:
