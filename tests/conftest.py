@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,10 @@ def environment() -> None:
 
 
 environment()
+# Tests send these to themselves and to programs they start; a process in the background inherits that they are ignored.
+for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.default_int_handler)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 # Traces are long-lived; with the default threshold a tenth of the time goes into looking for garbage among them.
 gc.set_threshold(200_000, 50, 1000)
 

@@ -342,15 +342,7 @@ def test_another_data_set_keeps_its_settings(monkeypatch, capsys):
     assert "parameters" in capsys.readouterr().out
 
 
-@pytest.fixture
-def ctrl_c():
-    """Ctrl-C as a terminal sends it: a process in the background ignores it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def test_ctrl_c_outside_of_training_is_one_line(monkeypatch, capsys, trained, ctrl_c):
+def test_ctrl_c_outside_of_training_is_one_line(monkeypatch, capsys, trained):
     def interrupted(*arguments, **keywords):
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -361,7 +353,7 @@ def test_ctrl_c_outside_of_training_is_one_line(monkeypatch, capsys, trained, ct
     assert capsys.readouterr().err.splitlines()[-1] == "error: interrupted."
 
 
-def test_a_second_ctrl_c_in_training_is_one_line(monkeypatch, capfd, tmp_path, ctrl_c):
+def test_a_second_ctrl_c_in_training_is_one_line(monkeypatch, capfd, tmp_path):
     def pressed_twice(*arguments, **keywords):
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
