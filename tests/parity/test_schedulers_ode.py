@@ -17,8 +17,9 @@ the network a rounded timestep; here both sides evaluate the same function at th
 - DPM single-step: its inner points are points of its own grid, so a step of ours is `order` of theirs; compared where
   log-SNR is uniform. For order 3 `midpoint` it also takes the midpoint rule to the second inner point, where the paper
   has the integral; compared with `heun`.
-- UniPC (`unipc`): it lowers the last orders however many steps there are, we below 15. Its `bh1` gives NaN in a step to
-  sigma = 0; compared with a last sigma above it.
+- Multistep solvers: theirs lower the order of the last steps, of few or of all solves, ours that of steps much longer
+  than those before them; compared without either.
+- UniPC (`unipc`): it gives NaN in a step to sigma = 0 at full order; compared with a last sigma above it.
 - DEIS (`deis`): its coefficients lose digits in float32.
 - EDM DPM multistep (`dpm_solver_pp` with `EDM(sigma_min=0)`): order 3 as above.
 - Flow-match Euler (`euler` with `RectifiedFlow`): nothing.
@@ -40,7 +41,7 @@ TOLERANCE = 2e-5
 
 @pytest.fixture(autouse=True)
 def double_precision():
-    with jax.enable_x64(True):
+    with jax.enable_x64(True), schedulers.full_order():
         yield
 
 
@@ -159,11 +160,10 @@ DPM = "DPMSolverMultistepScheduler"
         (dict(solver_order=1), solvers.dpm_solver_pp(1), 20),
         (dict(), solvers.dpm_solver_pp(2), 20),
         (dict(use_karras_sigmas=True), solvers.dpm_solver_pp(2), 20),
-        (dict(solver_type="heun"), solvers.dpm_solver_pp(2, solver_type="heun", num_steps=10), 10),
-        (dict(final_sigmas_type="sigma_min"), solvers.dpm_solver_pp(2, num_steps=10), 10),
-        (dict(final_sigmas_type="sigma_min", lower_order_final=False), solvers.dpm_solver_pp(2), 10),
+        (dict(solver_type="heun"), solvers.dpm_solver_pp(2, solver_type="heun"), 10),
+        (dict(final_sigmas_type="sigma_min"), solvers.dpm_solver_pp(2), 10),
         (dict(solver_order=3), solvers.dpm_solver_pp(3), 20),
-        (dict(solver_order=3), solvers.dpm_solver_pp(3, num_steps=12), 12),
+        (dict(solver_order=3), solvers.dpm_solver_pp(3), 12),
         (dict(algorithm_type="dpmsolver", solver_order=1), solvers.dpm_solver(1, "multistep"), 20),
         (dict(algorithm_type="dpmsolver"), solvers.dpm_solver(2, "multistep"), 20),
         (dict(algorithm_type="dpmsolver", solver_type="heun"), solvers.dpm_solver(2, "multistep", "heun"), 20),
@@ -175,7 +175,7 @@ def test_dpm_solver_multistep(arguments, solver, num_steps):
     process, table = schedulers.table("scaled_linear")
     if "algorithm_type" in arguments:
         arguments = arguments | dict(final_sigmas_type="sigma_min")
-    scheduler = corrected(DPM, **table, **arguments)
+    scheduler = corrected(DPM, **table, **arguments, lower_order_final=False)
     scheduler.set_timesteps(num_steps)
     compare(scheduler, solver, process, sigmas_of(scheduler))
 
@@ -230,19 +230,17 @@ def test_dpm_solver_singlestep(arguments, solver):
     ("arguments", "solver", "num_steps"),
     [
         (dict(solver_order=1), solvers.unipc(1), 20),
-        (dict(solver_order=2, solver_type="bh1", lower_order_final=False), solvers.unipc(2, "bh1"), 20),
-        (dict(solver_order=2, predict_x0=False), solvers.unipc(2, prediction="eps", num_steps=12), 12),
-        (dict(solver_order=3), solvers.unipc(3, num_steps=12), 12),
-        (dict(solver_order=3, use_karras_sigmas=True), solvers.unipc(3, num_steps=10), 10),
-        (dict(solver_order=4, lower_order_final=False), solvers.unipc(4), 60),
-        (dict(solver_order=4, solver_type="bh1", predict_x0=False), solvers.unipc(4, "bh1", "eps", num_steps=14), 14),
+        (dict(solver_order=2, solver_type="bh1"), solvers.unipc(2, "bh1"), 20),
+        (dict(solver_order=2, predict_x0=False), solvers.unipc(2, prediction="eps"), 12),
+        (dict(solver_order=3), solvers.unipc(3), 12),
+        (dict(solver_order=4), solvers.unipc(4), 60),
+        (dict(solver_order=4, solver_type="bh1", predict_x0=False), solvers.unipc(4, "bh1", "eps"), 14),
     ],
-    ids=["1", "2-bh1", "2-eps", "3", "3-karras", "4", "4-bh1-eps"],
+    ids=["1", "2-bh1", "2-eps", "3", "4", "4-bh1-eps"],
 )
 def test_unipc(arguments, solver, num_steps):
     process, table = schedulers.table()
-    if not arguments.get("predict_x0", True) or not arguments.get("lower_order_final", True):
-        arguments = arguments | dict(final_sigmas_type="sigma_min")  # a step to sigma = 0 would give NaN
+    arguments = arguments | dict(final_sigmas_type="sigma_min", lower_order_final=False)
     scheduler = make("UniPCMultistepScheduler", **table, **arguments)
     scheduler.set_timesteps(num_steps)
     compare(scheduler, solver, process, sigmas_of(scheduler))
@@ -251,9 +249,9 @@ def test_unipc(arguments, solver, num_steps):
 @pytest.mark.parametrize(("order", "num_steps"), [(1, 20), (2, 20), (3, 20), (3, 10)])
 def test_deis(order, num_steps):
     process, table = schedulers.table()
-    scheduler = make("DEISMultistepScheduler", **table, solver_order=order)
+    scheduler = make("DEISMultistepScheduler", **table, solver_order=order, lower_order_final=False)
     scheduler.set_timesteps(num_steps)
-    compare(scheduler, solvers.deis(order, num_steps=num_steps), process, sigmas_of(scheduler))
+    compare(scheduler, solvers.deis(order), process, sigmas_of(scheduler))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
