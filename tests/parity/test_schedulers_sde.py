@@ -14,9 +14,10 @@ What differs, why, and how each is brought to the same numbers (besides what `te
   which are correlated otherwise than the noises of the exact solution at the same times; compared by handing it the
   latter. The path itself (torchsde) is not needed then.
 - score-SDE VE (`predictor_corrector(reverse_diffusion(), ...)`): it corrects before it predicts and returns the last
-  mean without noise; the step size of its corrector is a ratio of mean norms of the batch, that of
-  `langevin_corrector` does not depend on x; compared with a corrector of their step size. The network is told sigma_min (sigma_max / sigma_min)^t at times that end at 1e-5, while steps
-  go between levels that end at t = 0. Compared with one row at a time, in its order, at the levels of the steps.
+  mean without noise; the step size of its corrector is a ratio of mean norms of the batch, that of `langevin_corrector`
+  does not depend on x; compared with a corrector of their step size. The network is told sigma_min (sigma_max /
+  sigma_min)^t at times that end at 1e-5, while steps go between levels that end at t = 0. Compared with one row at a
+  time, in its order, at the levels of the steps.
 """
 
 import sys
