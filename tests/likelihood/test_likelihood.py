@@ -53,6 +53,7 @@ def test_exact_trace_gives_the_true_density(name, dim):
     assert result.latent.shape == x.shape
 
 
+@pytest.mark.slow
 def test_float64_reaches_the_tolerance():
     with jax.enable_x64(True):
         x = jnp.asarray(np.asarray(mixture(2).sample(jax.random.key(2), 16)), jnp.float64)

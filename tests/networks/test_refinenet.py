@@ -162,6 +162,7 @@ def test_ncsnv2_ignores_the_noise_level():
     np.testing.assert_array_equal(apply(params, x, jnp.zeros(2)), apply(params, x, jnp.full(2, 7.0)))
 
 
+@pytest.mark.slow
 def test_rematerialisation_wraps_every_block():
     apply, params = tiny(refinenet.NCSN, num_levels=3, remat=True)
     args = image(2, 8, 8, 1), jnp.ones(2)

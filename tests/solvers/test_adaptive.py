@@ -56,6 +56,7 @@ def test_adaptive_sde_reaches_the_mixture():
     assert_samples_of(DATA.at(VP(), jnp.asarray(1e-3)), end, bias=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized  # rounding moves steps, and with them a row by about 0.001
 def test_adaptive_sde_follows_one_path_per_row_whatever_its_steps():
     """Tolerances change steps and rejections, not the Brownian path; other noise would move a row by about 1."""

@@ -214,6 +214,7 @@ def test_only_the_diffusion_model_is_trained(stage):
     assert "frozen" not in after.ema["0.9"]
 
 
+@pytest.mark.slow
 def test_refuses_what_does_not_fit(stage, tmp_path):
     def refused(match, config):
         with pytest.raises(ConfigError, match=match):

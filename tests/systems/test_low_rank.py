@@ -85,6 +85,7 @@ def ups(tree):
     return [x for path, x in jax.tree.leaves_with_path(tree) if path[-1].key == "up"]
 
 
+@pytest.mark.slow
 def test_a_run_is_fine_tuned_by_a_switch(tmp_path):
     base, tuned = tmp_path / "base", tmp_path / "tuned"
 

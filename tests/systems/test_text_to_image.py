@@ -65,6 +65,7 @@ def test_only_the_network_is_trained(built):
     assert set(state.params["frozen"]) == {"text", "first_stage"}
 
 
+@pytest.mark.slow
 def test_image_to_image_is_sdedit_with_the_strength_of_the_system():
     system = build.system(config(task="image_to_image", strength=0.5))
     assert system.conditions.image_shape == (8, 8, 1) and not system.batch_conditions.image_shape

@@ -156,8 +156,8 @@ def _decayed(params, decay: str, num: int = 1000):
     ("decay", "kept"),
     [
         ("kernels", r"(bias|scale|embedding)$|(time_proj|map_noise)/weight$"),
-        ("no_biases", r"bias$|(time_proj|map_noise)/weight$"),
-        ("all", r"(time_proj|map_noise)/weight$"),
+        pytest.param("no_biases", r"bias$|(time_proj|map_noise)/weight$", marks=pytest.mark.slow),
+        pytest.param("all", r"(time_proj|map_noise)/weight$", marks=pytest.mark.slow),
     ],
 )
 def test_weight_decay_reaches_what_the_option_says(decay, kept):
