@@ -76,7 +76,7 @@ def test_modules_dtypes_and_views(tmp_path, modern):
         assert found[name].dtype.name == name
         np.testing.assert_array_equal(found[name].astype(np.float64), saved[name].double().numpy())
     torch.save(norm, tmp_path / "module.pt", _use_new_zipfile_serialization=modern)
-    with pytest.raises(ValueError, match=r"torch\.nn\.modules\.container\.Sequential|is no storage"):
+    with pytest.raises(ValueError, match=r"state_dict\(\)"):
         read_torch_file(tmp_path / "module.pt")
 
 
