@@ -393,6 +393,8 @@ def test_an_exported_pipeline_is_loaded_and_drawn(tmp_path, solver):
 @pytest.mark.parametrize("name", sorted(schedulers.SCHEDULERS))
 def test_defaults_of_schedulers_are_those_of_their_classes(name):
     signature = inspect.signature(getattr(diffusers, name).__init__).parameters
+    if "args" in signature:
+        pytest.skip("another package is missing")
     for option, value in schedulers.SCHEDULERS[name].defaults.items():
         theirs = signature[option].default
         assert (tuple(theirs) if isinstance(theirs, list) else theirs) == value, option

@@ -17,7 +17,7 @@ from diffusion_jax.run.job import prepare
 from diffusion_jax.run.parameters import load_params
 from diffusion_jax.solvers import grids
 from diffusion_jax.weights import autoencoders, clip, unet_2d_condition
-from tests.parity import relative_error
+from tests.parity import relative_error, schedulers
 
 pytestmark = pytest.mark.parity
 STEPS, PROMPTS, NEGATIVE = 4, ("A red fox!", "two café chairs"), "blurry"
@@ -139,10 +139,16 @@ def ours(pipeline, folder, task="text_to_image", network=None, **sections):
     return job.system, load_params(job, folder)[0]
 
 
+def first_time(system):
+    """Where sampling starts."""
+    return system.diffusion.grid(system.diffusion.process, system.diffusion.steps)[0]
+
+
 def noise(system, key):
     """What `draw` starts from, in PyTorch's layout."""
     shape = (len(PROMPTS), *system.diffusion.shape)
-    x = prior(system.diffusion.process, jax.random.split(key, 3)[0], shape, ids=jnp.arange(len(PROMPTS)))
+    rows, first = jax.random.split(key, 3)[0], first_time(system)
+    x = prior(system.diffusion.process, rows, shape, ids=jnp.arange(len(PROMPTS)), t=first)
     return np.asarray(x).transpose(0, 3, 1, 2)
 
 
@@ -180,11 +186,16 @@ def test_text_to_image_from_a_folder(parts, tmp_path):
     assert relative_error(system.sample(params, key, 2, cond)["samples"], images(pipeline, torch, **common)) < 1e-3
 
     pipeline.scheduler = diffusers.DPMSolverMultistepScheduler(
-        **{name: value for name, value in DDIM.items() if name.startswith("beta")}, timestep_spacing="trailing"
+        **{name: value for name, value in DDIM.items() if name.startswith("beta")},
+        timestep_spacing="trailing",
+        lower_order_final=False,
     )
-    changes = dict(solver=solvers.dpm_solver_pp(num_steps=STEPS), grid=grids.discrete("trailing"))
+    changes = dict(solver=solvers.dpm_solver_pp(), grid=grids.discrete("trailing"))
     system = dataclasses.replace(system, diffusion=dataclasses.replace(system.diffusion, **changes))
-    assert relative_error(system.sample(params, key, 2, cond)["samples"], images(pipeline, torch, **common)) < 1e-3
+    common |= dict(latents=torch.tensor(noise(system, key)))
+    with schedulers.full_order():
+        ours_drawn = system.sample(params, key, 2, cond)["samples"]
+    assert relative_error(ours_drawn, images(pipeline, torch, **common)) < 1e-3
 
 
 def test_image_to_image(parts, tmp_path, monkeypatch):
@@ -193,7 +204,7 @@ def test_image_to_image(parts, tmp_path, monkeypatch):
     without_noise(monkeypatch)
     key, x = jax.random.key(6), photo(3)
     system, params = ours(pipeline, tmp_path, "image_to_image", system=dict(strength=0.6))
-    start = noise(system, key) / float(system.diffusion.process.sigma(jnp.float32(1.0)))
+    start = noise(system, key) / float(system.diffusion.process.sigma(first_time(system)))
     module = "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img.randn_tensor"
     monkeypatch.setattr(module, lambda *args, **kwargs: torch.tensor(start))
     cond = {"tokens": system.texts.tokenize(PROMPTS), "image": x}

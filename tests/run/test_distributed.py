@@ -102,4 +102,5 @@ def test_any_number_of_processes_trains_like_one_and_goes_on_from_the_others(tmp
     whole, broken = _rows(tmp_path / "one"), _rows(folder)
     assert set(whole) == set(broken) - set(stops) | (set(stops) & set(whole))
     for step, loss in whole.items():
-        np.testing.assert_allclose(broken[step], loss, rtol=2e-3, err_msg=str(step))
+        # Sums over devices are rounded otherwise, which 2000 steps amplify; another batch changes a loss by a tenth.
+        np.testing.assert_allclose(broken[step], loss, rtol=1e-2, err_msg=str(step))
