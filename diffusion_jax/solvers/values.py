@@ -47,7 +47,7 @@ def check_solver(solver: Solver, process: Process, times: Array | np.ndarray) ->
         raise ValueError(f"the solver needs {gap.need}; {type(process).__name__} {gap.has}")
 
 
-def _values(x: Array | np.ndarray) -> np.ndarray | None:
+def _values(x: Array | np.ndarray | float) -> np.ndarray | None:
     # JAX's own functions would be traced inside `jit` even for a constant.
     if isinstance(x, jax.core.Tracer) or (isinstance(x, jax.Array) and not x.is_fully_addressable):
         return None

@@ -127,7 +127,8 @@ def test_the_dynamic_threshold_keeps_what_is_in_range_and_rescales_the_rest():
 def test_dynamic_thresholding_with_a_largest_percentile():
     """With a largest percentile of 1 it clips; above, rows are divided by what the percentile is limited to."""
     x = jnp.array([[4.0, -0.5], [0.5, 0.25]])
-    D = lambda largest: thresholding.dynamic(percentile=1.0, largest=largest)(lambda x, t, cond: x)(x, 0.5, None)
+    t = jnp.float32(0.5)
+    D = lambda largest: thresholding.dynamic(percentile=1.0, largest=largest)(lambda x, t, cond: x)(x, t, None)
     np.testing.assert_allclose(D(1.0), [[1.0, -0.5], [0.5, 0.25]])
     np.testing.assert_allclose(D(2.0), [[1.0, -0.25], [0.5, 0.25]])
     np.testing.assert_allclose(D(9.0), [[1.0, -0.125], [0.5, 0.25]])

@@ -76,7 +76,7 @@ def test_norm_and_reduction():
 def test_unknown_norm_or_reduction(options):
     ((name, value),) = options.items()
     with pytest.raises(ValueError, match=f"{name} .*'{value}'"):
-        denoising_loss(None, parameterizations.eps_prediction(), VP(), weightings.simple(), at(0.5), **options)
+        denoising_loss(jnp.add, parameterizations.eps_prediction(), VP(), weightings.simple(), at(0.5), **options)
 
 
 def test_likelihood_weighted_loss_is_an_integral_over_time():
