@@ -20,6 +20,7 @@ SETTINGS = dict(
     training__num_steps=2000,
     training__checkpoint_every=1000,
     training__log_every=10,
+    optimizer__learning_rate=1e-5,  # larger steps amplify rounding, which differs with the number of devices
 )
 
 
@@ -102,5 +103,4 @@ def test_any_number_of_processes_trains_like_one_and_goes_on_from_the_others(tmp
     whole, broken = _rows(tmp_path / "one"), _rows(folder)
     assert set(whole) == set(broken) - set(stops) | (set(stops) & set(whole))
     for step, loss in whole.items():
-        # Sums over devices are rounded otherwise, which 2000 steps amplify; another batch changes a loss by a tenth.
-        np.testing.assert_allclose(broken[step], loss, rtol=1e-2, err_msg=str(step))
+        np.testing.assert_allclose(broken[step], loss, rtol=1e-4, err_msg=str(step))
