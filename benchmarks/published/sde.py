@@ -65,7 +65,7 @@ _SDE_1024 = {
     "optimizer.clip_norm": 1.0,
 }
 _SDE_PC = (
-    "The predictor comes before the corrector, whose norms are of each row; the authors' code corrects first, with "
+    "The predictor comes before the corrector, whose step size has no norms; the authors' code corrects first, with "
     "norms averaged over the batch, and once more at the last time.",
     "The last step returns D(x, 1e-5); the authors' code returns the mean of the last predictor step.",
 )

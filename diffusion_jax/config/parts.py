@@ -128,7 +128,7 @@ class Parts:
 
     @functools.cached_property
     def solver(self) -> Solver:
-        # Some solvers depend on the number of steps: they lower the order at the end, or add noise in some steps. For
+        # Some solvers depend on the number of steps: they need as many as their order, or add noise in some steps. For
         # annealed Langevin dynamics `num_steps` is the number of steps at each noise level.
         total = {} if self.config.solver.name == "annealed_langevin" else {"num_steps": self.config.sampling.steps}
         return construct(names.SOLVERS, "solver", self.config.solver, **total)
