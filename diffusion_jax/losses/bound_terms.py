@@ -39,10 +39,10 @@ def posterior_kl(
 
 
 def prior_kl(process: Process, x_0: Float[Array, "batch *shape"], t: Time | float = 1.0) -> Float[Array, "batch"]:
-    """L_T = KL(q(x_t | x_0) || N(0, sigma(1)^2 I)) in nats."""
+    """L_T = KL(q(x_t | x_0) || N(0, sigma(t)^2 I)) in nats, with the prior that sampling from t starts with."""
     t = jnp.asarray(t, x_0.dtype)
-    variance_p = process.sigma(jnp.ones_like(t)) ** 2
-    return gaussian_kl((bcast(process.alpha(t), x_0) * x_0) ** 2, process.sigma(t) ** 2, variance_p)
+    variance = process.sigma(t) ** 2
+    return gaussian_kl((bcast(process.alpha(t), x_0) * x_0) ** 2, variance, variance)
 
 
 def decoder_nats(
