@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from benchmarks.peak import peak_flops
 from diffusion_jax import data
 from diffusion_jax.config import from_file
 from diffusion_jax.run import plan
@@ -48,16 +49,6 @@ DEFAULT = {
     "configs/toy2d.py": (),
     "configs/ddpm.py": (),
     "configs/ddpm.py:mnist": DIGITS,
-}
-# Dense bfloat16 FLOPs per second by jax.Device.device_kind, from the manufacturers' data sheets.
-PEAK = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
 }
 
 
@@ -212,11 +203,6 @@ def startup(configs: dict[str, tuple[str, ...]]) -> Iterator[str]:
         yield f"| `{name}` | {' | '.join(f'{s:.1f}' for s in seconds)} |"
 
 
-def peak_flops(given: float) -> float:
-    kind = jax.devices()[0].device_kind
-    return given or next((flops for name, flops in PEAK.items() if kind.startswith(name)), 0.0)
-
-
 def spread(costs: list[float]) -> str:
     low, median, high = statistics.quantiles(costs)
     return f"{median:.1%} ({low:.1%} - {high:.1%})"
@@ -261,7 +247,7 @@ def main() -> None:
     print("\n| config | trace, s | compile, s | arguments and temporaries per device | FLOPs per step | of peak |")
     print("|---|---|---|---|---|---|")
     for name, (_, r) in found.items():
-        peak = peak_flops(args.peak) * jax.device_count()
+        peak = (args.peak or peak_flops(device.device_kind)) * jax.device_count()
         share = f"{r['flops'] / r['bare'] / peak:.1%}" if peak else "-"
         sizes = (r["memory"].argument_size_in_bytes, r["memory"].temp_size_in_bytes)
         memory = " + ".join(f"{size / 2**20:.0f}" for size in sizes)

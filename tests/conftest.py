@@ -1,6 +1,7 @@
 """Settings of the whole suite: run on the CPU, compile in a hurry and keep compiled programs between runs."""
 
 import gc
+import importlib.metadata
 import os
 import signal
 from pathlib import Path
@@ -16,7 +17,12 @@ SETTINGS = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     # By default Equinox checks values through a callback to Python, and JAX keeps no program with a callback.
     "EQX_ON_ERROR": "nan",
+    # By default JAX notes the whole Python stack, with pytest's, at every operation of every program.
+    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",
 }
+# XLA's older code generation for loops compiles the tests in two thirds of the time. Later versions lack the flag.
+if importlib.metadata.version("jax").startswith("0.10."):
+    SETTINGS["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
 
 
 def environment() -> None:

@@ -15,6 +15,7 @@ from diffusion_jax.run import evaluate, train
 from tests.runs import ROOT, TOY, command, flag, forget_flags, given_config, listing, logged_rows
 
 DDPM = str(ROOT / "configs" / "ddpm.py")
+MAIN = [sys.executable, "-m", "diffusion_jax.main"]
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +382,7 @@ def test_closed_pipes_do_not_end_training(monkeypatch, tmp_path):
 
 def test_help_teaches():
     result = subprocess.run(
-        [sys.executable, "-m", "diffusion_jax.main", "--help"], cwd=ROOT, capture_output=True, text=True
+        [*MAIN, "--help"], cwd=ROOT, capture_output=True, text=True
     )
     for words in (
         "--config=configs/ncsn.py --workdir=runs/ncsn",
@@ -392,3 +393,26 @@ def test_help_teaches():
         "--workdir",
     ):
         assert words in result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("solver", ["ddim", "adaptive_ode"])
+def test_a_second_sampling_compiles_nothing(trained, tmp_path, solver):
+    """With JAX's persistent cache; adaptive solvers are the ones whose checks could keep a program out of it."""
+    environment = {name: value for name, value in os.environ.items() if name != "EQX_ON_ERROR"}
+    environment |= {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_DEBUG_LOG_MODULES": "jax._src.compiler"}
+
+    def start():
+        return subprocess.run(
+            [*MAIN, f"--config={TOY}", f"--workdir={trained}", "--mode=sample", f"--config.solver.name={solver}"],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+
+    missed, hit = "PERSISTENT COMPILATION CACHE MISS", "Persistent compilation cache hit"
+    assert missed in start()
+    second = start()
+    assert missed not in second and hit in second
