@@ -3,8 +3,9 @@
     python -m benchmarks.gpu                     # DDPM for CIFAR-10, DiT-XL/2 and Stable Diffusion 1.5's U-Net
     python -m benchmarks.gpu --only dit          # one of them
     python -m benchmarks.gpu --tiny              # small networks of the same kinds, on any device
+    python -m benchmarks.gpu --only ddpm --dtype float32 --batch 8 --against eager --minutes 30    # on a CPU
 
-Each network has a process of its own. It trains in bfloat16 with float32 parameters: the noise-prediction loss on
+Each network has a process of its own. It trains in `--dtype` with float32 parameters: the noise-prediction loss on
 random data, clipping to norm 1, Adam and EMA. Then it samples with DDIM. The two frameworks are timed in turn,
 A B A B ..., on the same device; the table shows medians, and the median of the ratios with their range. MFU is the
 fraction of the device's peak that the floating-point operations of the step are, as XLA counts them before it compiles;
@@ -154,10 +155,10 @@ def torch_network(work: Workload) -> Any:
 class Ours:
     """The library: its `Diffusion` system, train step and sampler."""
 
-    def __init__(self, work: Workload, attention: str | None) -> None:
+    def __init__(self, work: Workload, attention: str | None, dtype: str) -> None:
         make = networks(work, attention)
-        init, apply = init_apply(make, "bfloat16")
-        process, param = DiscreteVP.from_betas(beta_table(**BETAS)), parameterizations.eps_prediction()
+        init, apply = init_apply(make, dtype)
+        process = DiscreteVP.from_betas(beta_table(**BETAS))
         weighting, times = losses.weightings.simple(), losses.times.discrete(BETAS["num_steps"])
         param = parameterizations.eps_prediction(parameterizations.index_label)
         self.system = Diffusion(
@@ -171,7 +172,7 @@ class Ours:
             steps=work.steps,
             shape=work.shape,
             network_conditions=conditions_of(make),
-            embed=embedder(make, "bfloat16"),
+            embed=embedder(make, dtype),
         )
         optimizer, _ = make_optimizer(learning_rate=LEARNING_RATE, num_steps=10**6, clip_norm=1.0)
         step = make_train_step(self.system, optimizer, num_steps=10**6, ema_rates=(EMA_RATE,), ema_warmup=False)
@@ -206,10 +207,11 @@ class Ours:
 
 
 class Theirs:
-    """PyTorch: automatic mixed precision, fused Adam, EMA over all parameters at once, torch.compile."""
+    """PyTorch: automatic mixed precision for bfloat16, fused Adam, EMA over all parameters at once, torch.compile."""
 
-    def __init__(self, work: Workload, *, compiled: bool) -> None:
+    def __init__(self, work: Workload, dtype: str, *, compiled: bool) -> None:
         torch.manual_seed(0)
+        self.mixed = dtype == "bfloat16"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         self.work, self.device = work, "cuda" if torch.cuda.is_available() else "cpu"
         images = {} if work.classes else {"memory_format": torch.channels_last}
@@ -231,7 +233,7 @@ class Theirs:
         return x, (torch.randn(n, *work.tokens, **options),) if work.tokens[0] else ()
 
     def autocast(self) -> Any:
-        return torch.autocast(self.device, torch.bfloat16)
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.mixed)
 
     def synchronize(self) -> None:
         if self.device == "cuda":
@@ -282,16 +284,18 @@ def in_turn(runs: list[Callable[[], None]]) -> list[list[float]]:
     return [[seconds(run) for run in runs] for _ in range(PAIRS)]
 
 
-def measure(work: Workload, against: str, attention: str | None, piece: float) -> Iterator[dict[str, Any]]:
+def measure(
+    work: Workload, against: str, attention: str | None, dtype: str, piece: float
+) -> Iterator[dict[str, Any]]:
     """Results of one network, one by one; `against` is "compile", "eager" or "none", `piece` seconds of one timing."""
     began = time.perf_counter()
-    ours = Ours(work, attention)
+    ours = Ours(work, attention, dtype)
     ours.train(1)
     compile_seconds = [time.perf_counter() - began]
     models: list[Any] = [ours]
     if against != "none":
         began = time.perf_counter()
-        models.append(Theirs(work, compiled=against == "compile"))
+        models.append(Theirs(work, dtype, compiled=against == "compile"))
         models[-1].train(1)
         compile_seconds.append(time.perf_counter() - began)
     for model in models:
@@ -317,10 +321,13 @@ def worker(name: str, args: argparse.Namespace) -> None:
     """Print the results of one network, one JSON object per line."""
     on_gpu = jax.devices()[0].platform == "gpu"
     against = args.against if torch else "none"
+    work, piece = workloads(args.tiny)[name], 0.05 if args.tiny else 1.0
+    if args.batch:
+        work = work._replace(batch=args.batch, samples=args.batch)
     # cuDNN's fused attention does not take every size of heads; what it refuses runs in XLA's.
-    for attention in ("cudnn", None) if on_gpu else (None,):
+    for attention in ("cudnn", None) if on_gpu and args.dtype == "bfloat16" else (None,):
         try:
-            for result in measure(workloads(args.tiny)[name], against, attention, 0.05 if args.tiny else 1.0):
+            for result in measure(work, against, attention, args.dtype, piece):
                 print(json.dumps(result), flush=True)
             return
         except Exception as error:
@@ -331,8 +338,9 @@ def worker(name: str, args: argparse.Namespace) -> None:
 
 def collect(name: str, args: argparse.Namespace, limit: float) -> tuple[list[dict[str, Any]], str]:
     """(results, what is missing and why) of one network, in a process that ends after `limit` seconds."""
-    command = [sys.executable, "-m", "benchmarks.gpu", "--worker", name, "--against", args.against]
-    process = subprocess.Popen([*command, *(["--tiny"] if args.tiny else [])], stdout=subprocess.PIPE, text=True)
+    options = ["--against", args.against, "--dtype", args.dtype, "--batch", str(args.batch)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--worker", name, *options, *(["--tiny"] if args.tiny else [])]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         out, _ = process.communicate(timeout=max(limit, 1))
     except subprocess.TimeoutExpired:
@@ -386,6 +394,8 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small networks of the same kinds")
     parser.add_argument("--only", choices=list(workloads(True)), help="one network")
     parser.add_argument("--against", choices=["compile", "eager", "none"], default="compile", help="PyTorch's way")
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16", help="of the computation")
+    parser.add_argument("--batch", type=int, default=0, help="examples per step and samples at once")
     parser.add_argument("--minutes", type=float, default=8.0, help="after which everything ends")
     parser.add_argument("--peak", type=float, default=0.0, help="FLOPs per second of the device, where it is not known")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -398,7 +408,7 @@ def main() -> None:
     out = subprocess.run([sys.executable, "-c", probe], stdout=subprocess.PIPE, text=True, check=True).stdout
     platform, kind = out.strip().split("|")
     versions = f"jax {jax.__version__}" + (f", torch {torch.__version__}" if torch else ", no PyTorch")
-    print(f"{kind} ({platform}), {versions}, against: {args.against if torch else 'none'}\n", flush=True)
+    print(f"{kind} ({platform}), {versions}, {args.dtype}, against: {args.against if torch else 'none'}\n", flush=True)
     found, missing = {}, []
     chosen = {name: work for name, work in workloads(args.tiny).items() if args.only in (None, name)}
     for name, work in chosen.items():

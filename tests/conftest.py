@@ -54,3 +54,12 @@ def pytest_runtest_protocol(item):
             return (yield)
         finally:
             jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Drop the programs of each module after it: each one that is kept makes the compilation of all later ones slower."""
+    yield
+    import jax
+
+    jax.clear_caches()
