@@ -18,6 +18,7 @@ time does not suffice for is named below the table.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -284,9 +285,7 @@ def in_turn(runs: list[Callable[[], None]]) -> list[list[float]]:
     return [[seconds(run) for run in runs] for _ in range(PAIRS)]
 
 
-def measure(
-    work: Workload, against: str, attention: str | None, dtype: str, piece: float
-) -> Iterator[dict[str, Any]]:
+def measure(work: Workload, against: str, attention: str | None, dtype: str, piece: float) -> Iterator[dict[str, Any]]:
     """Results of one network, one by one; `against` is "compile", "eager" or "none", `piece` seconds of one timing."""
     began = time.perf_counter()
     ours = Ours(work, attention, dtype)
@@ -298,10 +297,10 @@ def measure(
         models.append(Theirs(work, dtype, compiled=against == "compile"))
         models[-1].train(1)
         compile_seconds.append(time.perf_counter() - began)
-    for model in models:
-        model.train(2)
-    steps = max(1, round(piece / max(seconds(lambda: model.train(1)) for model in models)))
-    times = [[s / steps for s in row] for row in in_turn([lambda m=m: m.train(steps) for m in models])]
+    steps = [functools.partial(model.train, 1) for model in models]
+    in_turn(steps)
+    count = max(1, round(piece / max(map(seconds, steps))))
+    times = [[s / count for s in row] for row in in_turn([functools.partial(m.train, count) for m in models])]
     yield dict(
         kind="training",
         times=times,

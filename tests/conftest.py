@@ -58,7 +58,7 @@ def pytest_runtest_protocol(item):
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Drop the programs of each module after it: each one that is kept makes the compilation of all later ones slower."""
+    """Drop the programs of a module after it: every one that is kept makes the compilation of later ones slower."""
     yield
     import jax
 

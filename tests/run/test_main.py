@@ -381,9 +381,7 @@ def test_closed_pipes_do_not_end_training(monkeypatch, tmp_path):
 
 
 def test_help_teaches():
-    result = subprocess.run(
-        [*MAIN, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    result = subprocess.run([*MAIN, "--help"], cwd=ROOT, capture_output=True, text=True)
     for words in (
         "--config=configs/ncsn.py --workdir=runs/ncsn",
         "--mode=sample --config.solver.name=ddim",
