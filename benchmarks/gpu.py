@@ -49,7 +49,7 @@ except ImportError:
     torch = None
 
 LEARNING_RATE, EMA_RATE, PAIRS = 1e-4, 0.9999, 5
-BETAS = dict(schedule="linear", num_steps=1000)
+LEVELS = 1000  # of noise, with the betas of DDPM
 
 
 class Workload(NamedTuple):
@@ -159,8 +159,8 @@ class Ours:
     def __init__(self, work: Workload, attention: str | None, dtype: str) -> None:
         make = networks(work, attention)
         init, apply = init_apply(make, dtype)
-        process = DiscreteVP.from_betas(beta_table(**BETAS))
-        weighting, times = losses.weightings.simple(), losses.times.discrete(BETAS["num_steps"])
+        process = DiscreteVP.from_betas(beta_table("linear", LEVELS))
+        weighting, times = losses.weightings.simple(), losses.times.discrete(LEVELS)
         param = parameterizations.eps_prediction(parameterizations.index_label)
         self.system = Diffusion(
             init_network=init,
@@ -220,7 +220,7 @@ class Theirs:
         self.forward = torch.compile(self.model) if compiled else self.model
         self.ema = [p.detach().clone() for p in self.model.parameters()]
         self.optimizer = torch.optim.Adam(self.model.parameters(), LEARNING_RATE, fused=self.device == "cuda")
-        alphas_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, BETAS["num_steps"]), 0)
+        alphas_bar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, LEVELS), 0)
         self.alpha, self.sigma = alphas_bar.sqrt().to(self.device), (1 - alphas_bar).sqrt().to(self.device)
         self.x, self.cond = self.examples(work.batch)
         self.x = self.x.contiguous(**images)

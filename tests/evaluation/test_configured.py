@@ -32,6 +32,7 @@ def _of_noise(config, directory=None, num=32):
     return values
 
 
+@pytest.mark.slow
 def test_values_without_inception_are_the_classifiers():
     metrics = ("classifier", "kid", "inception_score", "precision_recall", "density_coverage", "memorization")
     values = _of_noise(_config(*metrics))

@@ -139,6 +139,7 @@ def labelled(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_figures_of_a_classifier_are_called_so(labelled, capsys):
     command.main(
         [
@@ -198,6 +199,7 @@ def test_metrics_are_printed_before_they_are_written(tmp_path, monkeypatch, caps
     assert float(printed.out.split("fid")[1].split()[0]) == pytest.approx(exact["fid"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_command_refuses_in_one_line(labelled, capsys, tmp_path):
     samples, real = f"--samples={labelled / 'samples.npz'}", f"--reference={labelled / 'real.npz'}"
     (tmp_path / "bad.pth").write_bytes(b"nothing")

@@ -177,6 +177,7 @@ def learned(D, v):
     return LearnedVariance(lambda x, t, cond=None: (D(x, t), jnp.full_like(x, v)))
 
 
+@pytest.mark.slow
 def test_learned_variances_at_their_ends_are_the_fixed_ones():
     process, x_0 = discrete_vp(), DATA.sample(jax.random.key(1), 16)
     times = grids.discrete()(process, 20)

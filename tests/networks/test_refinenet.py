@@ -172,6 +172,7 @@ def test_rematerialisation_wraps_every_block():
     assert str(gradient).count("prevent_cse") >= 9  # three levels of two residual blocks and a refine block
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close():
     exact, params = tiny(refinenet.NCSN, num_levels=3)
     rounded, _ = tiny(refinenet.NCSN, "bfloat16", num_levels=3)

@@ -31,6 +31,7 @@ def controlled(rngs):
     return ControlledUNet(UNet2DConditionModel(**ONE_LEVEL, rngs=rngs), controlnet)
 
 
+@pytest.mark.slow
 def test_an_untrained_controlnet_leaves_the_unet_exactly_as_it_is():
     """Its last layers are zero, the others and the whole U-Net are random."""
     init, apply = init_apply(controlled)

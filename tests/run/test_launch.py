@@ -76,6 +76,7 @@ def test_a_pod_that_is_stopped_too_early_fails_and_one_that_is_done_does_not(tmp
     assert pod.returncode == 0, output
 
 
+@pytest.mark.slow
 def test_a_pod_gives_the_code_of_a_command_that_fails(tmp_path):
     pod = _pod(tmp_path, "--config=nowhere.py")
     assert "nowhere.py" in pod.communicate(timeout=60)[0]

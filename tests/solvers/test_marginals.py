@@ -90,6 +90,7 @@ def test_a_table_with_zero_terminal_snr_is_sampled_from_pure_noise(name):
     assert_samples_of(DATA, run(CASES[name].solver, process, times, x_T), bias=0.06)
 
 
+@pytest.mark.slow
 def test_predictor_corrector_ends_at_the_data():
     """The last step ends where sigma = 0 and there is no score to correct with."""
     process, case = DiscreteVP.from_betas(beta_table("linear")), CASES["predictor_corrector"]

@@ -150,6 +150,7 @@ def test_the_command_steers_with_a_classifier(runs):
     assert "cond" not in drawn["d"]
 
 
+@pytest.mark.slow
 def test_figures_say_how_they_were_guided(runs):
     evaluate.evaluate(guided("classifier", runs[0], evaluation__metrics=()), runs[1])
     figures = json.loads((runs[1] / "evaluation.json").read_text())

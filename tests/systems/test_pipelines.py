@@ -152,6 +152,7 @@ def test_it_is_trained_written_and_read_beside_its_pipeline(pipeline, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state.params["network"], trained["network"])
 
 
+@pytest.mark.slow
 def test_a_folder_of_images_and_drawings_trains_it(pipeline, tmp_path):
     lines = []
     drawings = np.load(pipeline[0] / "drawings.npz")
@@ -416,6 +417,7 @@ def test_the_factor_of_the_latents_is_that_of_the_first_stage(tmp_path):
     load()
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_another_unet_is_refused(pipeline):
     read = config(pipeline[0])
     read.network.block_out_channels = (16,)

@@ -36,6 +36,7 @@ def built():
     return build.system(config())
 
 
+@pytest.mark.slow
 def test_training_replaces_texts_by_the_empty_one_at_the_rate(built):
     tokens = jnp.asarray(np.tile(built.tokenize(["three"]), (4000, 1)))
     dropped = built._dropped(jax.random.key(0), {"tokens": tokens})["tokens"]

@@ -134,22 +134,18 @@ def _paths(tree) -> dict[str, jax.Array]:
     }
 
 
-def _decayed(params, decay: str, num: int = 1000):
-    """The parameters after `num` steps of AdamW without a gradient."""
+def _decayed(params, decay: str):
+    """The parameters after one step of AdamW without a gradient, which takes a fifth of what decays."""
     optimizer, _ = optimizers.make_optimizer(
-        name="adamw", learning_rate=1e-3, weight_decay=0.1, num_steps=num, decay=decay
+        name="adamw", learning_rate=0.5, weight_decay=0.4, num_steps=1, decay=decay
     )
-    zeros = jax.tree.map(jnp.zeros_like, params)
 
     @jax.jit
-    def steps(params):
-        def step(carry, _):
-            updates, opt_state = optimizer.update(zeros, carry[1], carry[0])
-            return (optax.apply_updates(carry[0], updates), opt_state), None
+    def step(params):
+        updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+        return optax.apply_updates(params, updates)
 
-        return jax.lax.scan(step, (params, optimizer.init(params)), length=num)[0][0]
-
-    return _paths(steps(params))
+    return _paths(step(params))
 
 
 @pytest.mark.parametrize(
@@ -167,8 +163,8 @@ def test_weight_decay_reaches_what_the_option_says(decay, kept):
     for name in names:
         assert any(path.endswith(name) for path in before), name
     for path, leaf in before.items():
-        factor = 1.0 if re.search(kept, path) else (1 - 1e-4) ** 1000
-        np.testing.assert_allclose(after[path], factor * leaf, rtol=2e-4, atol=1e-7, err_msg=path)
+        factor = 1.0 if re.search(kept, path) else 0.8
+        np.testing.assert_allclose(after[path], factor * leaf, rtol=1e-6, atol=1e-7, err_msg=path)
 
 
 @pytest.mark.parametrize("name", sorted(optimizers.DIRECTIONS))
