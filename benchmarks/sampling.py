@@ -2,20 +2,25 @@
 
     python -m benchmarks.sampling              # a small U-Net, 32 x 32, 50 steps, batches of 1 and 16
     python -m benchmarks.sampling --cifar10    # DDPM's network for CIFAR-10 (35.7 M parameters)
+    python -m benchmarks.sampling --parts      # the time of one evaluation that its convolutions take, in both
 
 The two are run in turn, A B A B ..., in one process; the table shows medians and the median of the ratios, pair by
 pair. Before anything is timed, both make images of the same noise, which must agree.
 """
 
 import argparse
+import functools
 import time
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
+from jax.extend.core import ClosedJaxpr
 
 from diffusion_jax import parameterizations, solvers
 from diffusion_jax.networks.functional import init_apply
@@ -73,6 +78,55 @@ def make_sampler(apply: Callable, process: DiscreteVP, num_steps: int) -> Callab
     return jax.jit(run)
 
 
+def convolutions(f: Callable, *arguments: Any) -> Counter:
+    """How often each convolution occurs in f: (shape of x, shape of the kernel, strides, padding) -> count."""
+    found: Counter = Counter()
+
+    def visit(jaxpr: Any) -> None:
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "conv_general_dilated":
+                x, kernel = (v.aval.shape for v in equation.invars)
+                found[x, kernel, equation.params["window_strides"], equation.params["padding"]] += 1
+            for value in equation.params.values():
+                if isinstance(value, ClosedJaxpr):
+                    visit(value.jaxpr)
+
+    visit(jax.make_jaxpr(f)(*arguments).jaxpr)
+    return found
+
+
+def parts(apply: Callable, params: Any, model: torch.nn.Module, batch: int, repeats: int) -> None:
+    """Print the milliseconds of one evaluation, and of its convolutions one by one, in JAX and in PyTorch."""
+    x, t = jax.random.normal(jax.random.key(0), (batch, 32, 32, 3)), jnp.full(batch, 500.0)
+    forward = jax.jit(apply)
+    x_torch, t_torch = torch.tensor(np.asarray(x).transpose(0, 3, 1, 2)), torch.tensor(500)
+    pairs = [(lambda: jax.block_until_ready(forward(params, x, t)), lambda: model(x_torch, t_torch))]
+    counts = [1]
+    for (shape, kernel, strides, padding), count in convolutions(apply, params, x, t).items():
+        arrays = jnp.ones(shape), jnp.ones(kernel)
+        options = dict(window_strides=strides, padding=padding, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        ours = jax.jit(functools.partial(jax.lax.conv_general_dilated, **options))
+        (top, bottom), (left, right) = padding
+        images = torch.nn.functional.pad(torch.ones(shape[0], shape[3], *shape[1:3]), (left, right, top, bottom))
+        weights = torch.ones(kernel[3], kernel[2], *kernel[:2])
+        pairs.append(
+            (
+                lambda f=ours, a=arrays: jax.block_until_ready(f(*a)),
+                lambda a=images, w=weights, s=strides: torch.nn.functional.conv2d(a, w, stride=s),
+            )
+        )
+        counts.append(count)
+    rows = []
+    for pair in pairs:
+        for f in pair:
+            f(), f()
+        rows.append(np.median([[1e3 * seconds(f) for f in pair] for _ in range(repeats)], axis=0))
+    whole, inner = rows[0], np.dot(counts[1:], rows[1:])
+    print("| one evaluation, ms | diffusion_jax | PyTorch | ratio |\n|---|---|---|---|")
+    for name, values in (("whole", whole), ("its convolutions, each alone", inner), ("the rest", whole - inner)):
+        print(f"| {name} | {values[0]:.1f} | {values[1]:.1f} | {values[1] / values[0]:.2f} |")
+
+
 def seconds(f: Callable) -> float:
     began = time.perf_counter()
     f()
@@ -82,6 +136,7 @@ def seconds(f: Callable) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cifar10", action="store_true", help="DDPM's network for CIFAR-10 instead of a small one")
+    parser.add_argument("--parts", action="store_true", help="only the time of convolutions in one evaluation")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--repeats", type=int, default=5)
@@ -99,6 +154,8 @@ def main() -> None:
         f"{torch.get_num_threads()} threads\n"
     )
 
+    if args.parts:
+        return parts(apply, params, model, args.batches[-1], 10 * args.repeats)
     noise = np.random.default_rng(0).standard_normal((2, 32, 32, 3)).astype(np.float32)
     expected = torch.tensor(noise.transpose(0, 3, 1, 2))
     pipeline.scheduler.set_timesteps(args.steps)

@@ -22,6 +22,7 @@ Likelihood = Callable[..., dict[str, Float[Array, "batch"]]]
 Divergence = Callable[[Callable[[Array], Array], Array], tuple[Array, Float[Array, "batch"]]]
 
 _BASIS_BLOCK = 64  # directions of the exact trace that are pushed forward at once
+_FEW = 3  # directions that are cheaper one by one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -183,4 +184,6 @@ def _exact(v: Callable[[Array], Array], x: Array) -> tuple[Array, Array]:
         return row_sum(push(jnp.broadcast_to(direction, x.shape)) * direction)
 
     basis = jnp.eye(x[0].size, dtype=x.dtype).reshape(-1, *x.shape[1:])
+    if len(basis) <= _FEW:
+        return value, sum(map(entry, basis))
     return value, jnp.sum(jax.lax.map(entry, basis, batch_size=_BASIS_BLOCK), axis=0)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from diffusion_jax.processes.base import bcast, time_derivative, time_of_log_snr
+from diffusion_jax.processes.base import bcast, row_sum, time_derivative, time_of_log_snr
 from diffusion_jax.types import Denoiser, Process
 
 METHODS = {"heun": "Heun", "bosh3": "Bosh3", "tsit5": "Tsit5", "dopri5": "Dopri5", "dopri8": "Dopri8"}  # in diffrax
@@ -87,8 +87,8 @@ def integrate(
     check_adaptive(method, rtol, atol, max_steps)
     solver = getattr(load_diffrax(), METHODS[method])()
     tableau, order = solver.tableau, solver.order(None)
-    leaves, structure = jax.tree.flatten(y)
-    batch, ends = leaves[0].shape[0], np.cumsum([leaf[0].size for leaf in leaves])
+    leaves = jax.tree.leaves(y)
+    batch, size = leaves[0].shape[0], sum(leaf[0].size for leaf in leaves)
     dtype = jnp.result_type(*leaves)
     t, s = jnp.asarray(t, dtype), jnp.asarray(s, dtype)
     stages = tableau.num_stages
@@ -96,19 +96,15 @@ def integrate(
     b, b_error = (jnp.asarray(weights, dtype) for weights in (tableau.b_sol, tableau.b_error))
     c = jnp.array([0.0, *tableau.c], dtype)
 
-    def flat(y: PyTree) -> Array:
-        return jnp.concatenate([leaf.reshape(batch, -1) for leaf in jax.tree.leaves(y)], axis=1)
-
-    def unflat(rows: Array) -> PyTree:
-        parts = jnp.split(rows, ends[:-1], axis=1)
-        return jax.tree.unflatten(structure, [p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True)])
-
-    def slope(rows: Array, now: Array) -> Array:
-        return flat(field(unflat(rows), now))
-
-    def combined(weights: Array, slopes: Array) -> Array:
+    def step(h: Array, weights: Array, slopes: PyTree) -> PyTree:
         # Not a matrix product, which accelerators round to fewer digits.
-        return jnp.sum(weights[:, None, None] * slopes, axis=0)
+        return jax.tree.map(lambda k: bcast(h, k[0]) * jnp.sum(bcast(weights, k) * k, axis=0), slopes)
+
+    def moved(y: PyTree, change: PyTree) -> PyTree:
+        return jax.tree.map(jnp.add, y, change)
+
+    def chosen(where: Array, new: PyTree, old: PyTree) -> PyTree:
+        return jax.tree.map(lambda x, y: jnp.where(bcast(where, x), x, y), new, old)
 
     def active(rows: _Rows) -> Bool[Array, "batch"]:
         return (rows.t != s) & (rows.t + rows.h != rows.t) & (rows.attempts < max_steps)
@@ -117,50 +113,55 @@ def integrate(
         arrives = jnp.abs(s - rows.t) <= jnp.abs(rows.h) * (1 + 16 * jnp.finfo(dtype).eps)
         h, then = jnp.where(arrives, s - rows.t, rows.h), jnp.where(arrives, s, rows.t + rows.h)
 
-        def stage(i: Array, slopes: Array) -> Array:
+        def stage(i: Array, slopes: PyTree) -> PyTree:
             now = jnp.where(c[i] == 1, then, rows.t + c[i] * h)
-            return slopes.at[i].set(slope(rows.y + h[:, None] * combined(a[i], slopes), now))
+            slope = field(moved(rows.y, step(h, a[i], slopes)), now)
+            return jax.tree.map(lambda k, new: k.at[i].set(new), slopes, slope)
 
-        first = rows.slope if tableau.fsal else slope(rows.y, rows.t)
-        slopes = jnp.zeros((stages, *first.shape), dtype).at[0].set(first)
+        first = rows.slope if tableau.fsal else field(rows.y, rows.t)
+        slopes = jax.tree.map(lambda k: jnp.zeros((stages, *k.shape), k.dtype).at[0].set(k), first)
         slopes = jax.lax.fori_loop(1, stages, stage, slopes)
-        y = rows.y + h[:, None] * combined(b, slopes)
-        scale = atol + rtol * jnp.maximum(jnp.abs(rows.y), jnp.abs(y))
-        error = jnp.sqrt(jnp.mean(jnp.square(h[:, None] * combined(b_error, slopes) / scale), axis=1))
+        y = moved(rows.y, step(h, b, slopes))
+
+        def squares(error: Array, old: Array, new: Array) -> Array:
+            return row_sum(jnp.square(error / (atol + rtol * jnp.maximum(jnp.abs(old), jnp.abs(new)))))
+
+        total = sum(jax.tree.leaves(jax.tree.map(squares, step(h, b_error, slopes), rows.y, y)))
+        error = jnp.sqrt(total / size)
         error = jnp.where(jnp.isfinite(error), error, jnp.inf)
         factor = _SAFETY * error ** (-1 / order)
         keep = error < 1
         factor = jnp.where(keep, jnp.clip(factor, 1, _GROWTH), jnp.clip(factor, 1 / 5, _SAFETY))
         going, accepted = active(rows), active(rows) & keep
         return _Rows(
-            y=jnp.where(accepted[:, None], y, rows.y),
+            y=chosen(accepted, y, rows.y),
             t=jnp.where(accepted, then, rows.t),
             h=jnp.where(going, h * factor, rows.h),
-            slope=jnp.where(accepted[:, None], slopes[-1], rows.slope),
+            slope=chosen(accepted, jax.tree.map(lambda k: k[-1], slopes), rows.slope),
             attempts=rows.attempts + going,
         )
 
-    start = flat(y)
+    start = jnp.full(batch, t)
     rows = _Rows(
-        y=start,
-        t=jnp.full(batch, t),
+        y=y,
+        t=start,
         h=jnp.full(batch, _FIRST_STEP * (s - t)),
-        slope=slope(start, jnp.full(batch, t)) if tableau.fsal else jnp.zeros_like(start),
+        slope=field(y, start) if tableau.fsal else y,
         attempts=jnp.zeros(batch, jnp.int32),
     )
     rows = jax.lax.while_loop(lambda rows: jnp.any(active(rows)), attempt, rows)
     # The last stage of an accepted step is the first of the next, where the method has this property.
     nfe = int(tableau.fsal) + rows.attempts * (stages - int(tableau.fsal))
-    return Integration(unflat(rows.y), nfe, rows.t == s)
+    return Integration(rows.y, nfe, rows.t == s)
 
 
 class _Rows(NamedTuple):
     """The state of the integration, by row of the batch."""
 
-    y: Float[Array, "batch n"]
+    y: PyTree[Array]
     t: Float[Array, "batch"]
     h: Float[Array, "batch"]  # the next step, with the sign of its direction
-    slope: Float[Array, "batch n"]  # dy/dt at (y, t), for methods that keep it
+    slope: PyTree[Array]  # dy/dt at (y, t), for methods that keep it
     attempts: Int[Array, "batch"]  # steps so far, rejected ones included
 
 
@@ -190,22 +191,25 @@ def rectified(process: Process, D: Denoiser, t: Float[Array, ""], s: Float[Array
     angles = jnp.linspace(first, last, _TABLE)
     table = jnp.clip(time_of_log_snr(process, -4 * jnp.log(jnp.tan(angles))), low, high)
 
-    def time(u: Array) -> Array:
+    def at(u: Array) -> tuple[Array, Array, Array]:
+        """(t, alpha, sigma) of the level u."""
         width = jnp.where(last > first, last - first, 1)  # 0 for a step that stays where it is
         place = (jnp.arcsin(jnp.sqrt(u)) - first) / width * (_TABLE - 1)
         left = jnp.clip(place.astype(jnp.int32), 0, _TABLE - 2)
         now = table[left] + (place - left) * (table[left + 1] - table[left])
-        for _ in range(2):  # Newton's method
-            value, slope = time_derivative(level, now)
-            now = jnp.clip(now - (value - u) / slope, low, high)
-        return now
+        # Two steps of Newton's method for (1 - u) sigma = u alpha; the second moves alpha and sigma along.
+        for _ in range(2):
+            (alpha, d_alpha), (sigma, d_sigma) = (time_derivative(f, now) for f in (process.alpha, process.sigma))
+            then = jnp.clip(now - ((1 - u) * sigma - u * alpha) / ((1 - u) * d_sigma - u * d_alpha), low, high)
+            alpha, sigma, now = alpha + (then - now) * d_alpha, sigma + (then - now) * d_sigma, then
+        return now, alpha, sigma
 
     def velocity(z: Array, u: Array) -> Array:
-        now = time(u)
-        alpha, sigma = bcast(process.alpha(now), z), bcast(process.sigma(now), z)
+        now, alpha, sigma = at(u)
+        alpha, sigma = bcast(alpha, z), bcast(sigma, z)
         x = (alpha + sigma) * z
         x_hat = D(x, now)
         return (x - alpha * x_hat) / sigma - x_hat
 
-    start, end = ((level(at), process.alpha(at) + process.sigma(at)) for at in (t, s))
+    start, end = ((level(time), process.alpha(time) + process.sigma(time)) for time in (t, s))
     return Rectified(velocity, start, end)
