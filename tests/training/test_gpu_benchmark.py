@@ -21,7 +21,7 @@ MILLIONS = {"ddpm": 35.7, "dit": 675, "sd": 859.5}
 def test_the_program_runs_without_a_gpu(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
     result = subprocess.run(
-        [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--peak=1e12"],
+        [sys.executable, "-m", "benchmarks.gpu", "--tiny", "--dtype=float32", "--peak=1e12"],
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         cwd=ROOT,
         capture_output=True,
