@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import gpu
 from diffusion_jax.networks.functional import count_parameters, init_apply
 from tests.parity import from_torch, relative_error
 
+torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.parity
 NAMES = list(gpu.workloads(tiny=True))
 INNER = ("time_embedding", "conv_in", "down_blocks", "mid_block")  # of Stable Diffusion's U-Net, in its `encoder`
