@@ -50,8 +50,12 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
         drawn = draw(job, params, num, cond) if metrics else {}
         values = {"step": step, **drawn_by(job), "num_samples": num, **_held_out(job, params)}
         for metric in metrics:
-            with refusal("config.evaluation.metrics"):
-                values |= metric(drawn)
+            try:
+                with refusal("config.evaluation.metrics"):
+                    values |= metric(drawn)
+            except ConfigError:
+                say(format_report(values))  # what was computed before is not lost
+                raise
     read = (job.held_out, job.source) if metrics else (job.held_out,)
     say(*skipped(*read), format_report(values))
     if jax.process_index() == 0:

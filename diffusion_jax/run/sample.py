@@ -93,10 +93,14 @@ def check_memory(makes: Spec | None, field: str, num: int) -> None:
 
 def keep_earlier(path: pathlib.Path) -> pathlib.Path | None:
     """Rename the file `path`, and the files and the folder of the same name next to it, as NAME.1, or the next free
-    number, with the same suffix. The new path, None if there is no such file."""
-    if not path.exists():
+    number, with the same suffix. The new path; None if there is nothing of this name.
+
+    A folder without `path` is renamed too: single pictures of two runs would be mixed in it.
+    """
+    others = path.parent.iterdir() if path.parent.is_dir() else ()
+    names = {other: other.name if other.is_dir() else other.stem for other in others}
+    if path.stem not in names.values():
         return None
-    names = {other: other.name if other.is_dir() else other.stem for other in path.parent.iterdir()}
     new = next(name for n in itertools.count(1) if (name := f"{path.stem}.{n}") not in names.values())
     for other, name in names.items():
         if name == path.stem:
