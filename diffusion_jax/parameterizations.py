@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.processes.base import bcast, log_snr, time_derivative
-from diffusion_jax.types import Apply, Coefficients, Cond, Denoiser, Process, needing
+from diffusion_jax.types import Apply, Coefficients, Cond, Denoiser, Process, check, needing
 
 Time = Float[Array, "*n"]
 Parameterization = Callable[[Process, Time], Coefficients]
@@ -130,8 +130,10 @@ def velocity_prediction(label: NoiseLabel = time_label) -> Parameterization:
 def edm_preconditioning(sigma_data: float = 0.5) -> Parameterization:
     """Unit-variance inputs and targets for data of standard deviation sigma_data. arXiv:2206.00364, table 1.
 
-    Stated for alpha = 1; other processes are first divided by alpha. The label is log(sigma) / 4.
+    Stated for alpha = 1; other processes are first divided by alpha. The label is log(sigma) / 4. Raises ValueError
+    unless sigma_data is positive.
     """
+    check(sigma_data > 0, "sigma_data", sigma_data, "positive")
 
     @needing(alpha=True, sigma=True)
     def param(process: Process, t: Time) -> Coefficients:

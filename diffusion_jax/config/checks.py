@@ -80,6 +80,8 @@ def check_keys(config: ConfigDict) -> None:
         check_type(field, value, "int")
         if value < least:
             raise ConfigError(f"config.{field}={value!r} must be an integer of at least {least}")
+        if name == "seed" and value >= 2**32:  # JAX would take the lower 32 bits, and 2^32 for 0
+            raise ConfigError(f"config.{field}={value!r} must be less than 2^32")
     if not 0 <= config.training.data_timeout < math.inf:
         raise ConfigError(f"config.training.data_timeout={config.training.data_timeout} must be at least 0, in seconds")
     if not _FILE_NAME.fullmatch(config.sampling.file):
@@ -97,6 +99,10 @@ def check_keys(config: ConfigDict) -> None:
     for name in config.training.loggers:
         if importlib.util.find_spec(lookup(LOGGERS, "training.loggers", name)) is None:
             raise ConfigError(f"config.training.loggers: {name!r} needs pip install 'diffusion_jax[{name}]'")
+    if not 0 <= config.lora.alpha < math.inf:
+        raise ConfigError(f"config.lora.alpha={config.lora.alpha} must be finite and at least 0")
+    if not math.isfinite(config.lora.scale):
+        raise ConfigError(f"config.lora.scale={config.lora.scale} must be a finite number")
     if not 0 <= config.ema.rampup < math.inf:
         raise ConfigError(f"config.ema.rampup={config.ema.rampup} must be at least 0; EDM's is 0.05")
     for rate in config.ema.rates:

@@ -95,6 +95,8 @@ def read_image(path: File) -> PIL.Image.Image:
         with path.open("rb") as file, PIL.Image.open(file, formats=readable_formats()) as image:
             if image.width * image.height > PIL.Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels exceed {PIL.Image.MAX_IMAGE_PIXELS}")
+            if image.format == "TIFF" and image.mode == "I":  # in other formats these are 16 bits
+                raise ValueError("pixels of 32 bits, or with a sign, have no known range; convert them to 8 or 16 bits")
             several = pictures(image) > 1
             image.load()
             turned = PIL.ImageOps.exif_transpose(image)

@@ -65,7 +65,8 @@ def discrete_bound(
         x_hat, v = denoised(t, index)
         _, beta = transition(process, t, s)
         *_, beta_tilde = posterior(process, t, s)
-        return None, posterior_kl(process, t, s, x_0, x_hat, step_variance(variance, beta, beta_tilde, v))
+        nats = posterior_kl(process, t, s, x_0, x_hat, step_variance(variance, beta, beta_tilde, v))
+        return None, jnp.where(t == s, 0, nats)  # a step from a time to itself says nothing of x_0
 
     _, terms = jax.lax.scan(term, None, (times[:-2], times[1:-1], jnp.arange(len(times) - 2)))
     x_hat, v = denoised(times[-2], jnp.asarray(len(times) - 2))

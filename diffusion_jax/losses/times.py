@@ -12,13 +12,14 @@ from jaxtyping import Array, Float, Key
 
 from diffusion_jax.losses.weightings import Weighting, snr
 from diffusion_jax.processes.base import time_of_log_snr
-from diffusion_jax.types import Needs, Process
+from diffusion_jax.types import Needs, Process, check
 
 Times = Callable[[Process, Key[Array, ""], int], tuple[Float[Array, "n"], Float[Array, "n"]]]
 
 
 def uniform(t_min: float = 1e-5, t_max: float = 1.0) -> Times:
-    """Independent uniform times in [t_min, t_max]."""
+    """Independent uniform times in [t_min, t_max]. Raises ValueError unless t_min <= t_max."""
+    _check_interval(t_min, t_max)
 
     def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
         return jax.random.uniform(key, (n,), minval=t_min, maxval=t_max), jnp.ones(n)
@@ -27,7 +28,11 @@ def uniform(t_min: float = 1e-5, t_max: float = 1.0) -> Times:
 
 
 def low_discrepancy(t_min: float = 1e-5, t_max: float = 1.0) -> Times:
-    """One uniform offset and n evenly spaced times: each marginally uniform (arXiv:2107.00630, appendix I.1)."""
+    """One uniform offset and n evenly spaced times: each marginally uniform (arXiv:2107.00630, appendix I.1).
+
+    Raises ValueError unless t_min <= t_max.
+    """
+    _check_interval(t_min, t_max)
 
     def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
         u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
@@ -57,7 +62,11 @@ def levels(num_levels: int) -> Times:
 
 
 def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
-    """log(sigma / alpha) ~ N(mean, std^2), limited to the process's range (arXiv:2206.00364, table 1)."""
+    """log(sigma / alpha) ~ N(mean, std^2), limited to the process's range (arXiv:2206.00364, table 1).
+
+    Raises ValueError unless std is positive.
+    """
+    check(std > 0, "std", std, "positive")
 
     def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
         log_sigma = mean + std * jax.random.normal(key, (n,))
@@ -67,7 +76,8 @@ def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
 
 
 def logit_normal(mean: float = 0.0, std: float = 1.0) -> Times:
-    """logit(t) ~ N(mean, std^2) (arXiv:2403.03206, eq. 19)."""
+    """logit(t) ~ N(mean, std^2) (arXiv:2403.03206, eq. 19). Raises ValueError unless std is positive."""
+    check(std > 0, "std", std, "positive")
 
     def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
         return jax.nn.sigmoid(mean + std * jax.random.normal(key, (n,))), jnp.ones(n)
@@ -81,7 +91,11 @@ def importance(weighting: Weighting, t_min: float = 1e-5, t_max: float = 1.0, nu
     With the likelihood weighting this is g^2 / sigma^2 (arXiv:2101.09258, section 3.3). Inverse-transform sampling
     from a table with `num_points` entries, spaced evenly in log t where the density is steep. Between two entries the
     density is constant, and times are weighted by this density, so that weighted means are unbiased for any table.
+
+    Raises ValueError unless 0 < t_min < t_max and `num_points` is at least 2.
     """
+    check(0 < t_min < t_max, "(t_min, t_max)", (t_min, t_max), "0 < t_min < t_max, as entries are even in log t")
+    check(num_points >= 2, "num_points", num_points, "at least 2")
 
     def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
         grid = jnp.geomspace(t_min, t_max, num_points)
@@ -93,6 +107,11 @@ def importance(weighting: Weighting, t_min: float = 1e-5, t_max: float = 1.0, nu
         return jnp.interp(u, mass, grid), mass[-1] / (t_max - t_min) / density[cell]
 
     return draw
+
+
+def _check_interval(t_min: float, t_max: float) -> None:
+    # jax.random.uniform returns t_min every time for the wrong order.
+    check(t_min <= t_max, "(t_min, t_max)", (t_min, t_max), "t_min <= t_max")
 
 
 class Resampler(NamedTuple):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.processes.base import log_snr, time_derivative
-from diffusion_jax.types import Process, needing
+from diffusion_jax.types import Process, check, needing
 
 Time = Float[Array, "*n"]
 Weighting = Callable[[Process, Time], Time]
@@ -73,8 +73,10 @@ def velocity_matching() -> Weighting:
 def edm(sigma_data: float = 0.5) -> Weighting:
     """(s^2 + sigma_data^2) / (s sigma_data)^2 with s = sigma / alpha (arXiv:2206.00364, table 1).
 
-    It is (sigma^2 + alpha^2 sigma_data^2) / (sigma sigma_data)^2, which is finite where alpha = 0.
+    It is (sigma^2 + alpha^2 sigma_data^2) / (sigma sigma_data)^2, which is finite where alpha = 0. Raises ValueError
+    unless sigma_data is positive.
     """
+    check(sigma_data > 0, "sigma_data", sigma_data, "positive")
 
     @needing(sigma=True)
     def weight(process: Process, t: Time) -> Time:
@@ -85,12 +87,15 @@ def edm(sigma_data: float = 0.5) -> Weighting:
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
-    """min(SNR, gamma) (arXiv:2303.09556, eq. 8)."""
+    """min(SNR, gamma) (arXiv:2303.09556, eq. 8). Raises ValueError unless gamma is positive."""
+    check(gamma > 0, "gamma", gamma, "positive")
     return lambda process, t: jnp.minimum(snr(process, t), gamma)
 
 
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
-    """eps error weighted by 1 / (k + SNR)^gamma (arXiv:2204.00227, eq. 8)."""
+    """eps error weighted by 1 / (k + SNR)^gamma (arXiv:2204.00227, eq. 8). Raises ValueError for negative numbers."""
+    check(gamma >= 0, "gamma", gamma, "at least 0")
+    check(k >= 0, "k", k, "at least 0")
     return needing(snr)(lambda process, t: snr(process, t) / (k + snr(process, t)) ** gamma)
 
 

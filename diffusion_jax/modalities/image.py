@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import pathlib
+import zlib
 from typing import Any
 
 import numpy as np
@@ -118,6 +119,12 @@ def _of_suite(evaluation: Evaluation, name: str) -> Metric:
     return evaluation.shared("suite", lambda: _suite(evaluation, inception, reference))
 
 
+def fingerprint(source: data.Source) -> int:
+    """A number that changes with the images of a data set: the checksum of 64 of them, or of all."""
+    chosen = np.unique(np.linspace(0, len(source) - 1, 64).astype(np.int64))
+    return zlib.crc32(np.ascontiguousarray(source.batch(chosen)["x"]).tobytes())
+
+
 def _opened(reference: str, channels: int) -> features.ImageSet:
     """The images in evaluation.reference, opened so that a fault is found now; a path if it has statistics."""
     return reference if has_statistics(reference) else features.image_source(reference, channels)
@@ -127,14 +134,16 @@ def _suite(evaluation: Evaluation, inception: str, reference: str) -> Metric:
     other = _opened(reference, 3 if inception else evaluation.train.shape[-1]) if reference else None
     extractor = features.inception(inception, resize=evaluation.options["resize"]) if inception else None
     names = tuple(name for name in evaluation.options["metrics"] if name in suite.METRICS)
-    train, cache = evaluation.train, None
-    if extractor and not reference and evaluation.cache is not None:
-        key = json.dumps([dict(evaluation.data), len(train), inception, pathlib.Path(inception).stat().st_size])
-        cache = (evaluation.cache / f"{extractor.name}.npz", key)
+    train = evaluation.train
     last: list[tuple[Drawn, dict[str, Any]]] = []
 
     def metric(drawn: Drawn) -> dict[str, Any]:
         if not last or last[0][0] is not drawn:
+            cache = None
+            if extractor and not reference and evaluation.cache is not None:
+                weights = [inception, pathlib.Path(inception).stat().st_size]
+                key = json.dumps([dict(evaluation.data), len(train), fingerprint(train), *weights])
+                cache = (evaluation.cache / f"{extractor.name}.npz", key)
             results = suite.compare(
                 sheets.to_uint8(drawn["samples"]),
                 train if other is None else other,

@@ -36,11 +36,12 @@ from diffusion_jax.data import tokenization
 from diffusion_jax.data.sources import latents
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.processes import row_keys
+from diffusion_jax.run import workdir
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import say
 from diffusion_jax.run.sample import keep_earlier
-from diffusion_jax.training.faults import check_local_options
+from diffusion_jax.training.faults import check_local_options, replacing
 from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Params, Spec
 
@@ -50,6 +51,7 @@ _CALLS = 16  # number of batches that are in memory at once
 def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> None:
     """Write the latents of config.data.split to the folder `to`. Raises ConfigError."""
     job = _prepared(config, "encode")
+    workdir.check_writable(to, "--to")
     for key in ("image_key", "control_key"):
         if config.data.get(key, "") and config.data.name == "folder":
             raise ConfigError(
@@ -110,12 +112,16 @@ def _tokenizer(config: ConfigDict, length: int) -> tokenization.Tokenizer | None
 def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: pathlib.Path) -> None:
     """Decode the latents in the folder or file `path`; write the images to the .npz file `to`. Raises ConfigError."""
     job = _prepared(config, "decode")
+    workdir.check_writable(to.parent, "--to")
+    to = to if to.suffix == ".npz" else to.with_name(f"{to.name}.npz")
     params, _ = params_of(job, directory)
     images = decoded(job, params, path)
     if jax.process_index() == 0:
-        to.parent.mkdir(parents=True, exist_ok=True)
+        with refusal("--from"):
+            pixels = sheets.to_uint8(images)
         kept = keep_earlier(to)
-        np.savez(to, samples=sheets.to_uint8(images))
+        with replacing(to) as file:
+            np.savez(file, samples=pixels)
         sheets.write_png(sheets.image_sheet(images), to.with_suffix(".png"))
         say(f"{len(images)} images in {to} and {to.with_suffix('.png')}")
         if kept:

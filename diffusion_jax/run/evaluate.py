@@ -21,7 +21,7 @@ from diffusion_jax.run import requests, workdir
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import drawn_by, how, say, skipped
-from diffusion_jax.run.sample import draw
+from diffusion_jax.run.sample import check_memory, draw
 from diffusion_jax.training.progress import Progress
 from diffusion_jax.training.rows import in_batches
 from diffusion_jax.training.step import stream
@@ -39,6 +39,8 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
     """Evaluate a prepared job, as `evaluate` does for a config."""
     config = job.config
     metrics = metrics_of(job, directory, job.held_out)
+    if metrics:
+        check_memory(job.system.makes, "evaluation.num_samples", config.evaluation.num_samples)
     workdir.check_writable(directory)
     params, step = params_of(job, directory)
     num = config.evaluation.num_samples
@@ -48,8 +50,12 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
         drawn = draw(job, params, num, cond) if metrics else {}
         values = {"step": step, **drawn_by(job), "num_samples": num, **_held_out(job, params)}
         for metric in metrics:
-            with refusal("config.evaluation.metrics"):
-                values |= metric(drawn)
+            try:
+                with refusal("config.evaluation.metrics"):
+                    values |= metric(drawn)
+            except ConfigError:
+                say(format_report(values))  # what was computed before is not lost
+                raise
     read = (job.held_out, job.source) if metrics else (job.held_out,)
     say(*skipped(*read), format_report(values))
     if jax.process_index() == 0:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.config import build, from_file
 from diffusion_jax.config.defaults import defaults
 from diffusion_jax.config.sections import ConfigError, drop_replaced, refusal
-from diffusion_jax.run import requests
+from diffusion_jax.run import requests, workdir
 from diffusion_jax.run.configs import config_of, first_stage_folder
 from diffusion_jax.run.convert import fetch, to_workdir
 from diffusion_jax.run.job import Job, prepare
@@ -39,6 +39,7 @@ class Pretrained:
     params: Params
     step: int
     job: Job = dataclasses.field(repr=False)
+    classes: tuple[str, ...] = ()  # the names of the classes in the order of their numbers, if the run has any
 
     @property
     def process(self) -> Process:
@@ -54,7 +55,8 @@ class Pretrained:
           key: a typed key.
           num: number of samples.
           cond: conditions by name, [num, ...] each, such as {"label": labels}, or a text as config.sampling.cond:
-            "3,5" for classes, "a cat|a dog" for captions, or a file. None: without any, or cycling through the classes.
+            "3,cat" for classes, "a cat|a dog" for captions, or a file. None: without any, or cycling through the
+            classes.
 
         Raises ValueError for conditions that do not fit the model, or a model that draws no samples.
         """
@@ -74,7 +76,8 @@ class Pretrained:
         """Conditions by name of `num` samples for a text, see `sample`; other conditions are returned."""
         if not isinstance(cond, str):
             return cond
-        return requests.requested(cond, self.system.conditions, num, self.job.built.reading.tokenize)
+        reading = self.job.built.reading
+        return requests.requested(cond, self.system.conditions, num, reading.tokenize, lambda: self.classes)
 
 
 def load(
@@ -101,7 +104,8 @@ def load(
         job = prepare(config)
         with jax.set_mesh(job.mesh):
             params, step = load_params(job, directory) if public else params_of(job, directory)
-    return Pretrained(config=config, system=job.system, params=params, step=step, job=job)
+    classes = () if public else workdir.read_classes(directory)
+    return Pretrained(config=config, system=job.system, params=params, step=step, job=job, classes=classes)
 
 
 def _config_of_run(directory: pathlib.Path) -> ConfigDict:

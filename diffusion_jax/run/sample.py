@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import pathlib
 import time
 
@@ -21,7 +23,7 @@ from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import how, say
 from diffusion_jax.training.faults import replacing
 from diffusion_jax.training.progress import Progress
-from diffusion_jax.types import Cond, Params
+from diffusion_jax.types import Cond, Params, Spec
 
 
 def sample(config: ConfigDict, directory: pathlib.Path) -> None:
@@ -35,6 +37,7 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     _check_format(job)
     workdir.check_writable(directory)
     num = config.sampling.num_samples
+    check_memory(job.system.makes, "sampling.num_samples", num)
     cond = requests.conditions(job, num, directory)
     params, step = params_of(job, directory)
     with jax.set_mesh(job.mesh):
@@ -75,12 +78,29 @@ def draw(job: Job, params: Params, num: int, cond: Cond) -> dict[str, np.ndarray
         return job.system.sample(params, key, num, cond, progress=progress.update)
 
 
+def check_memory(makes: Spec | None, field: str, num: int) -> None:
+    """Raises ConfigError, which names `field`, if the memory of this machine cannot hold `num` samples."""
+    if makes is None:
+        return
+    size = num * math.prod(makes.shape) * np.dtype(makes.dtype).itemsize
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise ConfigError(
+            f"config.{field}={num}: that many samples need {size / 2**30:,.0f} GiB, and this machine has "
+            f"{memory / 2**30:,.0f}; draw fewer at a time, each with another config.sampling.seed"
+        )
+
+
 def keep_earlier(path: pathlib.Path) -> pathlib.Path | None:
     """Rename the file `path`, and the files and the folder of the same name next to it, as NAME.1, or the next free
-    number, with the same suffix. The new path, None if there is no such file."""
-    if not path.exists():
+    number, with the same suffix. The new path; None if there is nothing of this name.
+
+    A folder without `path` is renamed too: single pictures of two runs would be mixed in it.
+    """
+    others = path.parent.iterdir() if path.parent.is_dir() else ()
+    names = {other: other.name if other.is_dir() else other.stem for other in others}
+    if path.stem not in names.values():
         return None
-    names = {other: other.name if other.is_dir() else other.stem for other in path.parent.iterdir()}
     new = next(name for n in itertools.count(1) if (name := f"{path.stem}.{n}") not in names.values())
     for other, name in names.items():
         if name == path.stem:

@@ -67,9 +67,9 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
             if jax.process_index() == 0:
                 saved.write_config(directory, config, runs)
                 workdir.write_classes(directory, names)
-            writer = stack.enter_context(
-                contextlib.closing(make_writers(settings.loggers, directory, start, config.to_dict()))
-            )
+            with refusal("config.training.loggers"):
+                writer = make_writers(settings.loggers, directory, start, config.to_dict())
+            stack.enter_context(contextlib.closing(writer))
             stop = stack.enter_context(Interrupt())
             trace = stack.enter_context(Trace(directory / "profile", start=start, **config.profile))
             say(

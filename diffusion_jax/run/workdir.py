@@ -21,13 +21,16 @@ from diffusion_jax.training.faults import check_local, replacing
 CLASSES = "classes.json"  # name of each class -> its number
 
 
-def check_writable(workdir: pathlib.Path) -> None:
-    """Raises ConfigError unless `workdir`, or the folder in which it would be created, is writable. Creates nothing."""
+def check_writable(folder: pathlib.Path, flag: str = "--workdir") -> None:
+    """Raises ConfigError, which names the flag, unless `folder`, or the one in which it would be created, is writable.
+
+    Creates nothing.
+    """
     with refusal():
-        check_local("--workdir", workdir)
-    existing = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+        check_local(flag, folder)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise ConfigError(f"--workdir={workdir} cannot be written: {existing} is not a writable folder")
+        raise ConfigError(f"{flag}={folder} cannot be written: {existing} is not a writable folder")
 
 
 def write_classes(workdir: pathlib.Path, names: Sequence[str]) -> None:

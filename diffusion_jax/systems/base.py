@@ -13,7 +13,7 @@ from jaxtyping import Array, Int, Key, PyTree
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.solvers.values import warn_not_finite
 from diffusion_jax.training.rows import in_batches
-from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train, check_key
+from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train, check, check_key
 
 NO_NETWORKS: Mapping[str, Placed] = {}
 
@@ -67,13 +67,14 @@ class Sampled:
         `cond`, a system whose only condition is the class cycles through the classes. `progress(n)` is called when n
         samples are drawn, after each batch.
 
-        Raises ValueError for a missing condition, a wrong shape, ids out of range, or a number of rows that is not
-        `num`; TypeError for a key that is not typed.
+        Raises ValueError for no samples, a missing condition, a wrong shape, ids out of range, or a number of rows that
+        is not `num`; TypeError for a key that is not typed.
         Warns of samples that are not finite.
         """
         if self.makes is None:
             return {}
         check_key(key)
+        check(num >= 1, "num", num, "at least 1")
         cond = checked(self.conditions, cond, num)
         draw = functools.partial(self._draw, params, key, self.numbers())
         drawn = in_batches(draw, num, self.batch_size, cond, progress)

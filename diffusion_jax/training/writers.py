@@ -167,7 +167,7 @@ def read_metrics(path: str | pathlib.Path) -> list[dict[str, Any]]:
 
     Raises ValueError, naming file and line, if any other line is not a JSON object with a step.
     """
-    lines = pathlib.Path(path).read_text(encoding="utf-8").split("\n")
+    lines = pathlib.Path(path).read_text(encoding="utf-8", errors="replace").split("\n")
     return [_parse(path, number, line) for number, line in enumerate(lines[:-1], start=1) if line]
 
 

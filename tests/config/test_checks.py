@@ -21,6 +21,10 @@ from tests.runs import toy
         ("training.dtype", "float64", "config.training.dtype: .*'float64' needs .* JAX_ENABLE_X64"),
         ("training.dtype", "bf16", "config.training.dtype: .*'bf16' .* bfloat16"),
         ("weights", 3, "config.weights=3 must be"),
+        ("lora.scale", float("nan"), "config.lora.scale=nan must be a finite number"),
+        ("lora.alpha", -1.0, "config.lora.alpha=-1.0 must be finite and at least 0"),
+        ("seed", 2**32, "config.seed=4294967296 must be less than 2.32"),
+        ("sampling.seed", 2**40, "config.sampling.seed=1099511627776 must be less than 2.32"),
         ("data.image_size", "8", "config.data.image_size='8' must be a positive integer"),
     ],
 )

@@ -461,3 +461,17 @@ def test_conditions_of_arrays_have_the_names_asked_for(tmp_path):
     np.testing.assert_allclose(batch["control"], -batch["x"], atol=1e-6)
     with pytest.raises(ValueError, match="no 'lines'"):
         data.load(**options, control_key="lines")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (dict(images=np.zeros((2, 4, 4, 3), np.uint8), samples=np.ones((2, 4, 4, 3), np.uint8)), "images and samples"),
+        (dict(x=np.zeros((2, 4, 4, 3), np.uint8), labels=np.zeros(2, int), cond=np.ones(2, int)), "label_key"),
+        (dict(x=np.zeros((8, 8, 3), np.uint8)), r"\(8, 8, 3\) one image"),
+    ],
+)
+def test_arrays_that_can_mean_two_things_are_refused(tmp_path, content, message):
+    np.savez(tmp_path / "train.npz", **content)
+    with pytest.raises(ValueError, match=message):
+        data.load(name="arrays", path=str(tmp_path))

@@ -358,3 +358,37 @@ def test_names_are_those_below_the_root(tmp_path):
         assert (root / "b/1.png").read_bytes() == pathlib.Path(tmp_path, "d", "b", "1.png").read_bytes()
     with pytest.raises(OSError, match="no such file"):
         (archive / "b/9.png").read_bytes()
+
+
+def test_paths_in_archives_are_relative(tmp_path):
+    save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+
+    def archive(*names):
+        with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+            for name in names:
+                file.writestr(name, b"" if name.endswith("/") else content)
+        return tmp_path / "images.zip"
+
+    assert labels(archive("./cat/0.png", "./dog/0.png")) == [0, 1]
+    assert labels(archive("/data/cat/0.png", "/data/dog/0.png", "data/dog/1.png")) == [0, 1, 1]
+    with pytest.raises(ValueError, match=r"images\.zip: the path '\.\./cat/0\.png' leads out of it"):
+        load(archive("../cat/0.png", "dog/0.png"))
+    with pytest.raises(ValueError, match="fox"):  # a class without images
+        load(archive("./cat/0.png", "./dog/0.png", "./fox/"))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_an_image_has_one_line_of_metadata(tmp_path, suffix):
+    save(tmp_path / "0.png")
+
+    def metadata(*texts):
+        rows = [{"file_name": name, "text": text} for name, text in zip(["0.png", "./0.png"], texts, strict=True)]
+        lines = [json.dumps(row) for row in rows]
+        if suffix == "csv":
+            lines = ["file_name,text", *(",".join(row.values()) for row in rows)]
+        (tmp_path / f"metadata.{suffix}").write_text("\n".join(lines) + "\n")
+        return load(tmp_path, caption_key="text", max_tokens=4)
+
+    with pytest.raises(ValueError, match=rf"metadata\.{suffix}, line {2 + (suffix == 'csv')}: 0\.png has another line"):
+        metadata("a cat", "a dog")

@@ -22,8 +22,9 @@ def test_colour_modes(mode):
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "I;16", "I"])
 def test_gray_modes(mode, tmp_path):
     white = {"1": 1, "L": 255, "LA": (255, 255), "I;16": 65535, "I": 65535}[mode]
-    PIL.Image.new(mode, (4, 4), white).save(tmp_path / "a.tiff")
-    image = images.read_image(tmp_path / "a.tiff")
+    file = tmp_path / ("a.pgm" if mode == "I" else "a.tiff")  # with 16 bits, which PIL reads as 32
+    PIL.Image.new(mode, (4, 4), white).save(file)
+    image = images.read_image(file)
     assert images.native_channels(image) == 1
     for channels in (1, 3):
         np.testing.assert_array_equal(
@@ -46,6 +47,9 @@ def test_transparency_is_laid_over_white():
 def test_pixels_without_a_range_are_refused(tmp_path):
     PIL.Image.new("F", (4, 4), 0.5).save(tmp_path / "a.tiff")
     with pytest.raises(ValueError, match=r"a\.tiff.*mode 'F'"):
+        data.load(name="folder", path=str(tmp_path))
+    PIL.Image.new("I", (4, 4), 255).save(tmp_path / "a.tiff")  # 8-bit values, which would be black as 16 bits
+    with pytest.raises(ValueError, match=r"a\.tiff.*32 bits.*no known range"):
         data.load(name="folder", path=str(tmp_path))
 
 

@@ -244,3 +244,11 @@ def test_refuses_what_does_not_fit():
         bounds.discrete_bound(process, DATA.denoiser(process), KEY, x_0, times, variance="learned")
     with pytest.raises(ValueError, match="times has 2 entries"):
         bounds.discrete_bound(process, DATA.denoiser(process), KEY, x_0, times[:2])
+
+
+def test_a_step_from_a_time_to_itself_adds_nothing():
+    process, times = processes.VP(), jnp.array([1.0, 1.0, 0.6, 0.3, 0.0])  # as of the grid `levels`
+    x_0 = DATA.sample(jax.random.key(3), 4)
+    terms = bounds.discrete_bound(process, DATA.denoiser(process), KEY, x_0, times)["terms"]
+    np.testing.assert_array_equal(terms[0], 0)
+    assert np.isfinite(terms).all() and (terms[1:] > 0).all()

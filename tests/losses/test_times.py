@@ -113,3 +113,20 @@ def test_importance_times_have_the_density_of_the_weight():
     beta, integral = 0.1 + 19.9 * grid, 0.1 * grid + 19.9 * grid**2 / 2
     mass = integrate.cumulative_simpson(beta / -np.expm1(-integral), x=grid, initial=0)
     assert stats.kstest(np.asarray(t), lambda t: np.interp(t, grid, mass / mass[-1])).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("make", "key"),
+    [
+        (lambda: times.uniform(0.9, 0.1), "t_min"),
+        (lambda: times.low_discrepancy(0.9, 0.1), "t_min"),
+        (lambda: times.importance(weightings.likelihood(), 0.9, 0.1), "t_min"),
+        (lambda: times.importance(weightings.likelihood(), t_min=0.0), "t_min"),
+        (lambda: times.importance(weightings.likelihood(), num_points=1), "num_points"),
+        (lambda: times.log_normal(std=-1.0), "std"),
+        (lambda: times.logit_normal(std=0.0), "std"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make, key):
+    with pytest.raises(ValueError, match=rf"{key}.* is .*; it must be"):
+        make()

@@ -111,3 +111,19 @@ def test_weights_have_their_finite_limits_where_alpha_is_zero(process):
     np.testing.assert_allclose(weightings.edm(0.5)(process, one), 4, rtol=1e-6)
     if process.num_steps is None:  # the derivative of a table's alpha is infinite there, and the pair refused
         np.testing.assert_allclose(weightings.likelihood()(process, one), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (weightings.edm, dict(sigma_data=0.0)),
+        (weightings.min_snr, dict(gamma=-5.0)),
+        (weightings.p2, dict(gamma=-1.0)),
+        (weightings.p2, dict(k=-1.0)),
+        (parameterizations.edm_preconditioning, dict(sigma_data=0.0)),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make, options):
+    (key,) = options
+    with pytest.raises(ValueError, match=f"{key} is {options[key]}; it must be"):
+        make(**options)

@@ -7,7 +7,7 @@ from diffusion_jax import data, modalities
 from diffusion_jax.data.source import in_memory
 from diffusion_jax.data.sources import images, toys
 from diffusion_jax.evaluation import sheets
-from diffusion_jax.modalities import base
+from diffusion_jax.modalities import base, image
 from diffusion_jax.types import Spec
 
 IMAGE, POINTS, PLAIN = (modalities.MODALITIES[name] for name in ("image", "points", "array"))
@@ -123,3 +123,14 @@ def test_the_suite_computes_its_features_once(monkeypatch):
         for metric in (made[0], made[2], made[0]):
             metric(drawn)
     assert calls == [("kid", "precision_recall")] * 2
+
+
+def test_the_fingerprint_of_images_changes_with_them():
+    x = np.random.default_rng(0).integers(0, 256, (200, 4, 4, 3), np.uint8)
+
+    def number(x):
+        return image.fingerprint(images.source(in_memory({"x": x}), size=len(x), shape=x.shape[1:]))
+
+    changed = 255 - x  # as many images of the same size, at the same path
+    assert number(x) == number(x.copy()) != number(changed)
+    assert number(x[:1]) != number(x[1:2])

@@ -130,3 +130,9 @@ def test_samples_without_prompts_and_data_ask_for_prompts(kinds, message):
 def test_prompts_that_are_cut_are_named():
     with pytest.warns(UserWarning, match=r"1 of 2 texts are cut.* 6 tokens.*'cats'"):
         requested("a few cats|a cat", CAPTIONS, 2)
+
+
+def test_a_file_of_lines_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "classes.txt").write_text("2\n0\n", encoding="utf-8-sig")
+    cond = requested(str(tmp_path / "classes.txt"), Conditions(num_classes=3), 3)
+    np.testing.assert_array_equal(cond["label"], [2, 0, 2])

@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.run import workdir
-from tests.runs import ROOT, listing
+from diffusion_jax.run import evaluate, sample, workdir
+from tests.runs import ROOT, listing, toy
 
 
 def test_writable_creates_nothing(tmp_path):
@@ -62,3 +62,30 @@ def test_a_killed_trainer_leaves_no_lock(tmp_path):
     process.wait()
     with workdir.only_trainer(tmp_path):
         pass
+
+
+def test_a_folder_of_earlier_pictures_is_kept_without_its_arrays(tmp_path):
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "00099.png").write_text("old")
+    kept = sample.keep_earlier(tmp_path / "samples.npz")
+    assert kept == tmp_path / "samples.1.npz"
+    assert not (tmp_path / "samples").exists() and (tmp_path / "samples.1" / "00099.png").exists()
+    assert sample.keep_earlier(tmp_path / "samples.npz") is None
+    assert sample.keep_earlier(tmp_path / "missing" / "samples.npz") is None
+
+
+def test_metrics_before_one_that_fails_are_printed(tmp_path, monkeypatch, capsys):
+    def fails(drawn):
+        raise ValueError("images must be finite")
+
+    for name, value in (
+        ("metrics_of", lambda *_: [lambda drawn: {"first": 0.125}, fails]),
+        ("params_of", lambda *_: ({}, 3)),
+        ("draw", lambda *_: {"samples": None}),
+        ("_held_out", lambda *_: {"held_out_loss": 0.625}),
+    ):
+        monkeypatch.setattr(evaluate, name, value)
+    with pytest.raises(ConfigError, match=r"config\.evaluation\.metrics: images must be finite"):
+        evaluate.evaluate(toy(), tmp_path)
+    output = capsys.readouterr().out
+    assert "0.625" in output and "0.125" in output

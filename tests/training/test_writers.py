@@ -141,3 +141,9 @@ def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
         writer.close()
     assert logged == [(1, {"loss": 0.5}), (2, {"loss": 0.5})]
     assert started[0]["id"] == started[1]["id"] and started[0]["resume"] == "allow"
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n\xff\x00\xfe\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2: "):
+        writers.JsonlWriter(tmp_path / "metrics.jsonl", resume_step=3)

@@ -144,6 +144,9 @@ def read_arrays(
     key = next((key for key in ("array", *_IMAGE_KEYS) if key in data), None)
     if key is None:
         raise ValueError(f"{file} has the keys {sorted(names)}; the examples must be under one of {_IMAGE_KEYS}.")
+    for known, advice in ((_IMAGE_KEYS, "leave one of them"), (label_keys, "say it: data.label_key")):
+        if len(present := [name for name in known if name in names]) > 1:
+            raise ValueError(f"{file} has the keys {' and '.join(present)}, and only one can be meant; {advice}.")
     x = _examples(data[key], f"{file}, key {key!r}:", modality, range)
     for wanted in keys.values():
         if wanted not in data:
@@ -234,9 +237,13 @@ def array_images(path: pathlib.Path, arrays: Arrays) -> pixels.Images:
     """uint8 [n, height, width] or [n, height, width, 1, 3 or 4] as images.
 
     Raises:
-        ValueError: another shape.
+        ValueError: another shape, or that of one image in colour.
     """
     x, label, num_classes, others, _ = arrays
+    if x.ndim == 3 and x.shape[-1] in (3, 4) and x.shape[1] != x.shape[2]:
+        raise ValueError(
+            f"{path}: is {x.shape} one image [height, width, channels]? Store [n, height, width, channels], with n = 1."
+        )
     if x.ndim != 3 and not (x.ndim == 4 and x.shape[-1] in (1, 3, 4)):
         raise ValueError(f"{path}: 8-bit images must be [n, height, width(, 1, 3 or 4)], got {x.shape}.")
     return pixels.Images(

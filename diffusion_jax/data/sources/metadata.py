@@ -91,7 +91,8 @@ def table(places: Sequence[tuple[Root, str]], exists: Callable[[Root, str], bool
     `files` are those of the split, for a message that says where else there is metadata.
 
     Raises:
-        ValueError: there is no file, there are two, or one cannot be read: naming the file and the line.
+        ValueError: there is no file, there are two, one cannot be read, or it describes an image in two ways: naming
+            the file and the line.
     """
     for root, within in places:
         present = [name for name in READERS if exists(root, name)]
@@ -103,7 +104,10 @@ def table(places: Sequence[tuple[Root, str]], exists: Callable[[Root, str], bool
             for number, row in READERS[present[0]](file, read_text(file)):
                 if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
                     raise ValueError(f'{file}, line {number}: it must be an object with the string "file_name".')
-                rows[str(pathlib.PurePosixPath(row["file_name"]))] = row
+                name = str(pathlib.PurePosixPath(row["file_name"]))
+                if rows.get(name, row) != row:
+                    raise ValueError(f"{file}, line {number}: {name} has another line before, with other fields.")
+                rows[name] = row
             return Table(file, root, within, rows, present[0].endswith(".csv"))
     parquet = any(exists(root, "metadata.parquet") for root, _ in places)
     below = next((name for name in files if pathlib.PurePosixPath(name).name in READERS), "")

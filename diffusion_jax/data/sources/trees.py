@@ -71,21 +71,24 @@ Root = pathlib.Path | Archive
 
 
 def open_zip(path: pathlib.Path) -> Archive:
-    """The members of a zip archive, by their paths with "/" as separator.
+    """The members of a zip archive, by their paths with "/" as separator, without a leading "/" or "./".
 
     An archive all of whose files are in one folder is that folder, unless it is named like a split or has images
     directly in it and no metadata: then it may be a class.
 
     Raises:
-        ValueError: it is damaged, or announces more bytes than images need, see `archives.check_announced`.
+        ValueError: it is damaged, announces more bytes than images need, see `archives.check_announced`, or has a
+            member outside of its folder.
     """
     try:
         file = zipfile.ZipFile(path)
         archives.check_announced(path, file)
     except Exception as error:  # a damaged archive can raise from zipfile, zlib or struct
         raise ValueError(f"Cannot read the zip archive {path}: {error}.") from error
-    named = {item.filename.replace("\\", "/"): item for item in file.infolist()}
-    members = {name: item for name, item in named.items() if name and not name.endswith("/")}
+    named = {_relative(item.filename): item for item in file.infolist() if not _is_folder(item.filename)}
+    members = {name: item for name, item in named.items() if name}
+    if outside := [name for name in members if ".." in name.split("/")]:
+        raise ValueError(f"Cannot read the zip archive {path}: the path {outside[0]!r} leads out of it.")
     archive = Archive(path, file, types.MappingProxyType(members))
     tops = {name.partition("/")[:2] for name in members if _visible(name)}
     (top, below), *others = tops or {("", "")}
@@ -114,7 +117,7 @@ def names(root: Root) -> list[str]:
 def folders(root: Root) -> list[str]:
     """The names of the folders directly in `root`, empty ones too, sorted; hidden ones are left out."""
     if isinstance(root, Archive):
-        inside = {name for name in root.file.namelist() if name.endswith("/")}
+        inside = {f"{_relative(name)}/" for name in root.file.namelist() if _is_folder(name)}
         prefix = f"{root.folder}/".lstrip("/")
         empty = {name.removeprefix(prefix) for name in inside if name.startswith(prefix) and name != prefix}
         tops = {name.split("/")[0] for name in (*root.members, *empty) if "/" in name}
@@ -148,6 +151,15 @@ def unread(root: Root) -> str:
     tops = [name for name in names(root) if "/" not in name]
     found = [name for name in tops if name.lower().endswith((*_ARCHIVES, *_OTHERS, ".zip", ".npz", ".npy"))]
     return f", but {', '.join(found[:3])}: unpack them, or give a .zip or .npz file itself" if found else ""
+
+
+def _relative(name: str) -> str:
+    """The name of a member of an archive as a relative path, whatever wrote it: "./a\\b.png" is a/b.png."""
+    return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", "."))
+
+
+def _is_folder(name: str) -> bool:
+    return name.endswith(("/", "\\"))
 
 
 def _visible(name: str) -> bool:
