@@ -1,18 +1,23 @@
 """Inpainting of held-out digits by an unconditional model: replacement, RePaint, and what needs no model.
 
     python -m benchmarks.inpainting runs/ddpm --picture docs/pictures/inpainting_digits.png
+    python -m benchmarks.inpainting --exact
 
 For every region and method four samples of each of 100 held-out images are drawn. The table has evaluations of D, PSNR
 on painted pixels (of one sample, and of the mean of the four; from the mean squared error of all images, the range of
 pixels being 2), and the boundary: the mean squared difference of neighbouring pixels across the edge of the region,
 over that of the real images. LMMSE is the linear estimator with the mean and covariance of the training images, the
-best that a Gaussian prior gives. With `--strokes` the table is that of SDEdit instead, of digits as coarse blocks of
-four grey levels: for every strength the distance to the guide, over that of random digits, and the Frechet distance in
-the features of a small classifier, over that of the guides.
+best that a Gaussian prior gives. `--exact` replaces the model by the exact denoiser of the training digits, each
+widened to a Gaussian of standard deviation 0.12.
+
+With `--strokes` the table is that of SDEdit instead, of digits as coarse blocks of four grey levels: for every strength
+the distance to the guide, over that of random digits, and the Frechet distance in the features of a small classifier,
+over that of the guides.
 """
 
 import argparse
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -21,13 +26,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import data, solvers
-from diffusion_jax.config import build, trained
+from diffusion_jax import data, parameterizations, processes, solvers, systems
+from diffusion_jax.config import build, from_file, trained
 from diffusion_jax.data.regions import read_mask
 from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation import metrics, sheets
 from diffusion_jax.guidance.editing import Editing, sdedit
 from diffusion_jax.guidance.replacement import repaint, replacement
+from diffusion_jax.solvers import grids
 from diffusion_jax.training.rows import in_batches
 
 METHODS = {
@@ -53,9 +59,37 @@ def boundary(x: np.ndarray, painted: np.ndarray) -> float:
     return np.concatenate([square[:, edge].ravel() for square, edge in zip(squares, across, strict=True)]).mean()
 
 
-def drawn(run: trained.Trained, params, editing: Editing, steps: int, cond: dict[str, np.ndarray]) -> np.ndarray:
-    """One edit of each row of `cond`, by the ancestral sampler of the run."""
-    system = dataclasses.replace(run.system, editing=editing, steps=steps, solver=solvers.ancestral())
+def exact_prior(x: np.ndarray, width: float = 0.12) -> systems.Diffusion:
+    """The diffusion model whose data are the images x with Gaussian noise of standard deviation `width`, without error.
+
+    Its denoiser is a softmax over the images: no network, no training.
+    """
+    process, means, v = processes.discrete_vp(), jnp.asarray(x.reshape(len(x), -1)), width**2
+
+    def apply(params, x, c_noise, cond, *, key=None):
+        alpha, sigma = (f(c_noise / 999)[:, None] for f in (process.alpha, process.sigma))
+        flat, variance = x.reshape(len(x), -1), alpha**2 * v + sigma**2
+        products = alpha * (flat @ means.T) - alpha**2 * (means**2).sum(1) / 2
+        nearest = jax.nn.softmax(products / variance) @ means
+        return (nearest + alpha * v / variance * (flat - alpha * nearest)).reshape(x.shape)
+
+    return systems.Diffusion(
+        init_network=lambda key: {},
+        apply=apply,
+        process=process,
+        param=parameterizations.x0_prediction(),
+        loss_fn=None,
+        solver=solvers.ancestral(),
+        grid=grids.discrete("linspace"),
+        steps=50,
+        shape=x.shape[1:],
+    )
+
+
+def drawn(model, editing: Editing, steps: int, cond: dict[str, np.ndarray]) -> np.ndarray:
+    """One edit of each row of `cond` by `model`, a system and its parameters, with the ancestral sampler."""
+    system, params = model
+    system = dataclasses.replace(system, editing=editing, steps=steps, solver=solvers.ancestral())
     draw = jax.jit(lambda ids, cond: system.draw(params, jax.random.key(0), ids, cond))
     return in_batches(draw, len(cond["image"]), 500, cond)["samples"]
 
@@ -72,7 +106,7 @@ def baselines(train: np.ndarray, truth: np.ndarray, painted: np.ndarray) -> dict
     return {name: g.reshape(truth.shape) for name, g in (guesses | {"LMMSE": linear}).items()}
 
 
-def inpainting(run: trained.Trained, params, train, test, regions: list[str], num: int, picture: pathlib.Path) -> None:
+def inpainting(model, train, test, regions: list[str], num: int, picture: pathlib.Path) -> None:
     truth, tiles = test["x"][:num], []
     for region in regions:
         mask = read_mask(region, truth.shape[1:])
@@ -90,7 +124,7 @@ def inpainting(run: trained.Trained, params, train, test, regions: list[str], nu
         cond["mask"] = np.broadcast_to(mask, (len(cond["image"]), *mask.shape))
         for name, (steps, evaluations, editing) in METHODS.items():
             start = time.monotonic()
-            x = drawn(run, params, editing, steps, cond).reshape(num, SAMPLES, *truth.shape[1:])
+            x = drawn(model, editing, steps, cond).reshape(num, SAMPLES, *truth.shape[1:])
             seconds = time.monotonic() - start
             one, mean = (x - truth[:, None])[np.broadcast_to(hole[:, None], x.shape)], (x.mean(1) - truth)[hole]
             edge = boundary(x.reshape(-1, *truth.shape[1:]), painted) / real
@@ -117,7 +151,7 @@ def strokes(x: np.ndarray) -> np.ndarray:
     return levels.repeat(block, axis=1).repeat(block, axis=2).astype(np.float32)
 
 
-def edits_of_strokes(run: trained.Trained, params, train, test, num: int, picture: pathlib.Path) -> None:
+def edits_of_strokes(model, train, test, num: int, picture: pathlib.Path) -> None:
     classifier = classifiers.train_classifier(train["x"], train["label"], num_classes=10)
     guides = strokes(test["x"][:num])
 
@@ -133,7 +167,7 @@ def edits_of_strokes(run: trained.Trained, params, train, test, num: int, pictur
     print(f"|---|---|---|---|\n| 0, the guide | 0 | 1 | {base['condition_accuracy']:.2f} |")
     tiles = [test["x"][:8], guides[:8]]
     for strength in STRENGTHS:
-        x = drawn(run, params, sdedit(strength), 250, {"image": guides})
+        x = drawn(model, sdedit(strength), 250, {"image": guides})
         found = judged(x)
         frechet = found["classifier_frechet"] / base["classifier_frechet"]
         row = f"{distance(x) / others:.2f} | {frechet:.2f} | {found['condition_accuracy']:.2f}"
@@ -146,25 +180,27 @@ def edits_of_strokes(run: trained.Trained, params, train, test, num: int, pictur
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdir", help="of a trained diffusion model of images")
+    parser.add_argument("workdir", nargs="?", default="", help="of a trained diffusion model of images")
+    parser.add_argument("--exact", action="store_true", help="the exact denoiser of the training digits instead")
     parser.add_argument("--regions", nargs="+", default=["lower_half", "box"])
     parser.add_argument("--num", type=int, default=100, help="held-out images")
     parser.add_argument("--strokes", action="store_true", help="SDEdit of strokes instead")
     parser.add_argument("--picture", type=pathlib.Path, default=None)
     args = parser.parse_args()
 
+    if bool(args.workdir) == args.exact:
+        parser.error("give the work directory of a trained model, or --exact")
+
     def made(config):
         built = build.build(config)
         return built.system, built.recipe.role
 
-    run = trained.open_run(args.workdir, "workdir", made, "denoiser")
-    built = build.build(run.config)
-    train, test = (data.arrays(built.source(evaluation=e)) for e in (False, True))
-    params = jax.tree.map(jnp.asarray, run.load())
-    if args.strokes:
-        edits_of_strokes(run, params, train, test, args.num, args.picture)
-    else:
-        inpainting(run, params, train, test, args.regions, args.num, args.picture)
+    run = trained.open_run(args.workdir, "workdir", made, "denoiser") if args.workdir else None
+    source = build.build(run.config if run else from_file("configs/ddpm.py")).source
+    train, test = (data.arrays(source(evaluation=e)) for e in (False, True))
+    model = (run.system, run.load()) if run else (exact_prior(train["x"]), {"network": {}})
+    function = edits_of_strokes if args.strokes else functools.partial(inpainting, regions=args.regions)
+    function(model, train, test, num=args.num, picture=args.picture)
 
 
 if __name__ == "__main__":

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.guidance.steering import Model
-from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
-from diffusion_jax.networks.conditions import image as image_condition
+from diffusion_jax.networks.conditions import NO_CONDITIONS, Condition, Conditions, Request
 from diffusion_jax.processes.base import row_normal
 from diffusion_jax.solvers.replacement import Keep, check_alone, check_memory, replaced, travelling
-from diffusion_jax.types import NOTHING, Cond, Needs, Process, Solver
+from diffusion_jax.types import NOTHING, Cond, Needs, Process, Solver, Spec
 
 # encode(x, times) -> x at times[0], by the sampler's solver on the times from the last to the first.
 Encode = Callable[[Float[Array, "batch *shape"], Float[Array, "num_times"]], Float[Array, "batch *shape"]]
@@ -22,6 +22,7 @@ Start = Callable[
     [Process, Encode, Array, Array, Array, Cond],
     tuple[Float[Array, "batch *shape"], Float[Array, "num_times"]],
 ]
+_BLACK = -0.9  # of a pixel of which no part is painted, after resizing
 NO_FILES: Mapping[str, str] = types.MappingProxyType({})
 
 
@@ -140,7 +141,21 @@ def remaining_steps(strength: float) -> Callable[[int], int]:
 
 def with_mask(shape: tuple[int, ...]) -> Conditions:
     """The conditions "image", like samples of `shape`, and "mask" [height, width, 1], painted where at least 0."""
-    return Conditions({"mask": image_condition((*shape[:-1], 1))}, image_shape=shape)
+    return Conditions({"mask": Condition(Spec((*shape[:-1], 1)), read=_read_mask)}, image_shape=shape)
+
+
+def _read_mask(request: Request, values: Any, spec: Spec) -> np.ndarray:
+    """Masks of -1 and 1, from bool or 8-bit arrays, floats in [-1, 1], or paths of images that are white where painted.
+
+    Raises ValueError for floats of which some are 0 and none is negative: 0 may mean either.
+    """
+    if not isinstance(values, np.ndarray):
+        return np.where(request.image(values, spec.shape) > _BLACK, 1, -1).astype(np.float32)
+    if values.dtype == np.uint8:
+        return np.where(values >= 128, 1, -1).astype(np.float32)
+    if values.dtype != bool and values.size and values.min() >= 0 and (values == 0).any():
+        raise ValueError(f"values from {values.min():g} to {values.max():g}; give a bool array, or -1 and 1")
+    return np.where(values if values.dtype == bool else values >= 0, 1, -1).astype(np.float32)
 
 
 def painted(cond: Cond) -> Array:

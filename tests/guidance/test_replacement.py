@@ -38,8 +38,11 @@ REPLACEMENT, REPAINT = (CASES[name][0] for name in ("replacement", "repaint"))
 
 @pytest.fixture(scope="module")
 def system():
+    """A small network, whose last layer is not zero."""
     made = build.system(digits(network__hidden=8, sampling__steps=6))
-    return made, jax.jit(made.init)(jax.random.key(0))
+    params = jax.jit(made.init)(jax.random.key(0))
+    moved = lambda p: p + jnp.asarray(0.2 * RNG.standard_normal(p.shape), p.dtype)
+    return made, jax.tree.map(moved, params)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,14 @@ def drawn(system):
     )
 
 
-@pytest.mark.parametrize("name", ["replacement", "repaint", "denoised", "multistep", "corrected"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "replacement",
+        "repaint",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("denoised", "multistep", "corrected")),
+    ],
+)
 def test_known_pixels_are_those_of_the_image_exactly(drawn, name):
     x = drawn(name)
     np.testing.assert_array_equal(x[MASK < 0], IMAGES[MASK < 0])
@@ -66,8 +76,7 @@ def test_a_mask_of_everything_is_the_unconditional_sample_and_one_repeat_is_repl
     everything = COND | {"mask": np.ones_like(MASK)}
     np.testing.assert_array_equal(drawn("replacement", everything), drawn("none"))
     np.testing.assert_array_equal(drawn("repaint once"), drawn("replacement"))
-    for other in ("repaint", "corrected", "multistep"):
-        assert np.abs(drawn(other) - drawn("replacement")).max() > 1e-2, other
+    assert np.abs(drawn("repaint") - drawn("replacement")).max() > 1e-2
 
 
 def test_a_row_depends_on_its_own_image_mask_and_key_only(drawn):
@@ -83,7 +92,7 @@ def rotation(weights) -> np.ndarray:
     return np.float32(q * np.sign(np.diag(r)))
 
 
-@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.299, 0.587, 0.114)])
+@pytest.mark.parametrize("weights", [(0.299, 0.587, 0.114), pytest.param((1.0, 1.0, 1.0), marks=pytest.mark.slow)])
 def test_colorization_is_replacement_of_one_channel_in_rotated_colours(weights):
     """Both solve the same problem with the same noise, one of them in coordinates that begin with the grey value."""
     rows, process = 20, PROCESSES["discrete_vp"]

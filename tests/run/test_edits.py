@@ -51,6 +51,14 @@ def test_images_and_masks_of_a_file(tmp_path):
     cond = requests.conditions(made, 4)
     np.testing.assert_array_equal(cond["mask"], 1)
     np.testing.assert_array_equal(cond["image"], -0.5)
+    half = np.arange(8)[:, None, None] >= 4
+    for given in (half, 255 * np.uint8(half), 2.0 * half - 1):
+        np.savez(tmp_path / "cond.npz", image=image, mask=np.broadcast_to(given, mask.shape))
+        cond = requests.conditions(made, 2)
+        np.testing.assert_array_equal(cond["mask"], np.broadcast_to(2.0 * half - 1, mask.shape))
+    np.savez(tmp_path / "cond.npz", image=image, mask=np.broadcast_to(1.0 * half, mask.shape))
+    with pytest.raises(ConfigError, match="mask: values from 0 to 1; give a bool array, or -1 and 1"):
+        requests.conditions(made, 2)
 
 
 def test_classes_go_with_held_out_images_and_those_are_encoded_under_their_own():
