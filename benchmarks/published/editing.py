@@ -41,8 +41,8 @@ TABLE: tuple[Published, ...] = (
         },
         differences=(
             *_REPAINT_DIFFERENCES,
-            "The authors' code draws a random class unless one is given, and has a classifier; here the class is given, "
-            "and guidance by a classifier is config.guidance.name=classifier.",
+            "The authors' code draws a random class unless one is given, and has a classifier; here the class is "
+            "given, and guidance by a classifier is config.guidance.name=classifier.",
         ),
     ),
     Published(
