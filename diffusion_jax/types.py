@@ -66,6 +66,7 @@ class Needs:
     least_sigma: float | None = None  # sigma(0) greater than this number
     distinct_times: bool = False  # no step from a time to itself; `sample` skips such steps
     falling_times: bool = False  # steps to smaller times only
+    alone: bool = False  # no editing that changes the state between steps
     learned_variance: bool = False  # a network that learns variances
     conditional: bool = False  # a network that reads any condition
     conditions: tuple[str, ...] = ()  # a network that reads all of these conditions

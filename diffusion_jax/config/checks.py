@@ -68,6 +68,7 @@ def check_keys(config: ConfigDict) -> None:
         ("sampling.num_samples", 1),
         ("sampling.steps", 1),
         ("sampling.batch_size", 1),
+        ("sampling.samples_per_condition", 1),
         ("evaluation.num_samples", 2),
         ("lora.rank", 0),
         ("profile.after", 0),

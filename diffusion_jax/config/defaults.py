@@ -46,6 +46,7 @@ def defaults() -> ConfigDict:
                 grid=dict(name="uniform"),
                 threshold=dict(name="none"),
                 cond="",  # classes "3" or "0,1,cat", captions "a cat|a dog", or a file of conditions
+                samples_per_condition=1,
                 denoise=False,
                 seed=0,
                 file="samples",

@@ -258,10 +258,18 @@ def check_guidance(
         )
 
 
-def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions: Conditions, steps: int) -> None:
-    """Raises ConfigError if editing needs images, a condition that the network uses itself, or other steps.
+def check_editing(
+    config: ConfigDict,
+    editing: Editing,
+    makes: Spec,
+    conditions: Conditions,
+    process: Process,
+    solver: Solver,
+    times: np.ndarray,
+) -> None:
+    """Raises ConfigError if editing needs images, a condition that the network uses itself, or another solver or grid.
 
-    `steps` is the number of steps of the solver, without a denoising that config.sampling.steps counts.
+    `times` are those of the grid, without a denoising that config.sampling.steps counts.
     """
     named = described(config, "editing")
     needed = editing.conditions(makes.shape).shapes
@@ -270,10 +278,12 @@ def check_editing(config: ConfigDict, editing: Editing, makes: Spec, conditions:
     shared = [name for name in needed if name in conditions.shapes]
     if shared:
         raise ConfigError(f"{named} needs the condition {shared[0]!r} for itself, but the network reads it as well")
+    check_process(config, ("editing",), editing.needs, process, times, bounded_by="sampling.grid")
     try:
-        editing.check(steps)
+        editing.check(len(times) - 1, solver, makes.shape)
     except ValueError as error:
-        raise ConfigError(f"{named}, config.sampling.steps={config.sampling.steps}: {error}") from error
+        others = f"config.sampling.steps={config.sampling.steps}, config.solver.name={config.solver.name!r}"
+        raise ConfigError(f"{named}, {others}: {error}") from error
 
 
 def check_augmentation(config: ConfigDict, probability: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from diffusion_jax import parameterizations, processes, solvers
 from diffusion_jax.config import guidance
 from diffusion_jax.config.sections import construct
-from diffusion_jax.guidance import editing, steering, thresholding
+from diffusion_jax.guidance import editing, inversion, replacement, steering, thresholding
 from diffusion_jax.likelihood import bound_likelihood, ode_likelihood
 from diffusion_jax.losses import denoising_loss, hybrid_loss, score_matching_loss, times, vlb_loss, weightings
 from diffusion_jax.networks.adm import ADM
@@ -151,6 +151,14 @@ GUIDANCE = {
     "autoguidance": guidance.autoguidance,
     "instruct_pix2pix": steering.instruct_pix2pix,
 }
-EDITING = {"none": editing.none, "sdedit": editing.sdedit}
+EDITING = {
+    "none": editing.none,
+    "sdedit": editing.sdedit,
+    "replacement": replacement.replacement,
+    "repaint": replacement.repaint,
+    "colorization": replacement.colorization,
+    "inversion": inversion.inversion,
+    "between": inversion.between,
+}
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": ode_likelihood, "bound": bound_likelihood}

@@ -19,20 +19,54 @@ from diffusion_jax.evaluation.reference import has_statistics
 from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need
 
 _SHOWN = 256  # images on a sheet, at most
+_IMAGES, _PER_IMAGE = 16, 8  # of them inpainted images, and samples of each
 
 
 def picture(drawn: Drawn, words: Words, views: Views) -> UInt8[np.ndarray, "height width 3"] | None:
     """A sheet of the first 256 samples with their words; of reconstructions in pairs, the original first.
 
-    None if a value is not finite.
+    Of inpainting, one row per image: the image, what is known of it, its samples and their mean. Of interpolation, one
+    row per pair: both images and the samples between them. None if a value is not finite.
     """
     samples, columns = np.asarray(drawn["samples"]), None
+    if "mask" in drawn and np.shape(drawn.get("image")) == samples.shape and np.isfinite(samples).all():
+        return _inpainted(samples, np.asarray(drawn["image"]), np.asarray(drawn["mask"]) >= 0)
+    if "other" in drawn and np.shape(drawn.get("image")) == samples.shape and np.isfinite(samples).all():
+        return _interpolated(samples, np.asarray(drawn["image"]), np.asarray(drawn["other"]))
     if "original" in drawn:
         samples = np.stack([drawn["original"], samples], axis=1).reshape(-1, *samples.shape[1:])
         columns = 2 * math.ceil(math.sqrt(len(samples) / 4))
     if not np.isfinite(samples).all():
         return None
     return sheets.image_sheet(samples[:_SHOWN], columns=columns, labels=words and words[:_SHOWN])
+
+
+def _inpainted(samples: np.ndarray, image: np.ndarray, painted: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+    """Rows of truth | known | samples | mean, for consecutive samples of the same image; painted pixels are hatched."""
+    each = _length(image, painted)
+    shown, groups = min(each, _PER_IMAGE), min(math.ceil(len(samples) / each), _IMAGES)
+    hatched = np.where(np.indices(painted.shape[1:3]).sum(0)[..., None] % 2 == 0, -0.25, 0.25)
+    tiles = []
+    for first in range(0, groups * each, each):
+        group = samples[first : first + each]
+        known = np.where(painted[first], hatched, image[first])
+        row = [image[first], known, *group[:shown], *([group.mean(0)] if each > 1 else [])]
+        tiles += row + [np.ones_like(image[0])] * (shown - len(group[:shown]))
+    return sheets.image_sheet(np.stack(tiles), columns=2 + shown + (each > 1))
+
+
+def _interpolated(samples: np.ndarray, image: np.ndarray, other: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+    """Rows of image | samples | other, for consecutive samples between the same two images."""
+    each = _length(image, other)
+    full = [first for first in range(0, len(samples) - each + 1, each)][:_IMAGES]
+    rows = [np.stack([image[i], *samples[i : i + each], other[i]]) for i in full]
+    return sheets.image_sheet(np.concatenate(rows), columns=each + 2)
+
+
+def _length(*conditions: np.ndarray) -> int:
+    """The number of samples at the beginning that have the same conditions."""
+    same = [all((rows[i] == rows[0]).all() for rows in conditions) for i in range(len(conditions[0]))]
+    return same.index(False) if False in same else len(same)
 
 
 def files(path: pathlib.Path, drawn: Drawn, words: Words, views: Views) -> list[pathlib.Path]:

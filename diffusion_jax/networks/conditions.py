@@ -209,6 +209,20 @@ text or boxes that another network has encoded | empty mask |
         new = {name: condition for name, condition in other.items() if (condition.along or name) not in self}
         return Conditions(new | self._entries)
 
+    def prefixed(self, prefix: str) -> Conditions:
+        """The same conditions under other names, `prefix` and their own, and required."""
+        return Conditions(
+            {
+                prefix + name: condition._replace(
+                    along=condition.along and prefix + condition.along,
+                    key=condition.key and prefix + condition.key,
+                    separator="",
+                    optional=False,
+                )
+                for name, condition in self.items()
+            }
+        )
+
     @property
     def specs(self) -> dict[str, Spec]:
         """One entry of each condition, by name."""

@@ -16,7 +16,7 @@ from diffusion_jax.data import images
 from diffusion_jax.data.captions import VOCABULARY, Cuts, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
 from diffusion_jax.networks.conditions import Conditions, Request
-from diffusion_jax.run import workdir
+from diffusion_jax.run import edits, workdir
 from diffusion_jax.run.job import Job
 
 Tokenize = Callable[[Sequence[str]], np.ndarray]  # texts -> ids [n, max_tokens]
@@ -74,9 +74,32 @@ def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dic
 
     The names of classes are those of the run in `directory`, or of the data without it or if it has none yet.
     None for a system without conditions, for a class-conditional system, which cycles through the classes, and for
-    "prior", samples without any condition. Raises ConfigError.
+    "prior", samples without any condition. Images and masks of config.editing come before both. With editing, classes
+    or captions in config.sampling.cond go with held-out images. config.sampling.samples_per_condition samples have the
+    same conditions. Raises ConfigError.
     """
-    text, needed = job.config.sampling.cond, job.system.conditions
+    text, files, each = (
+        job.config.sampling.cond,
+        job.built.parts.editing.files,
+        job.config.sampling.samples_per_condition,
+    )
+    rows = -(-num // each)
+    own = edits.given(files, job.system.conditions, text)
+    weights = edits.weights(job.system.conditions, each)
+    needed = Conditions(
+        {name: value for name, value in job.system.conditions.items() if name not in {**own, **weights}}
+    )
+    cond = _asked(job, needed, rows, directory)
+    if own and cond is None and needed:
+        raise ConfigError(f"config.sampling.cond is empty: {_wanted(needed)}")
+    cond = {**(cond or {}), **cycled(own, rows)}
+    repeated = {name: np.repeat(value, each, axis=0)[:num] for name, value in cond.items()}
+    return {**repeated, **cycled(weights, num)} or None
+
+
+def _asked(job: Job, needed: Conditions, num: int, directory: pathlib.Path | None) -> dict[str, np.ndarray] | None:
+    """The conditions of `num` samples that config.sampling.cond and held-out examples give, see `conditions`."""
+    text, files = job.config.sampling.cond, job.built.parts.editing.files
     if text == "prior":
         if required := [name for name, condition in needed.items() if not condition.optional]:
             raise ConfigError(f"config.sampling.cond='prior': samples need the condition {', '.join(required)}")
@@ -86,19 +109,27 @@ def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dic
         saved = () if directory is None else workdir.read_classes(directory)
         return saved or job.source.facts.get("classes", ())
 
+    asked, words = needed, {name: condition for name, condition in needed.items() if condition.separator}
+    if files and text and words and pathlib.Path(text).suffix not in (".npz", ".json"):
+        asked = Conditions(dict([next(iter(words.items()))]))
     with refusal(f"config.sampling.cond={text!r}"):
-        cond = requested(text, needed, num, job.built.reading.tokenize, names)
-    if cond is None and set(needed.shapes) - {"label"}:
+        cond = requested(text, asked, num, job.built.reading.tokenize, names)
+    others = Conditions({name: condition for name, condition in needed.items() if name not in (cond or {})})
+    if others and (cond is not None or set(others.shapes) - {"label"}):
         try:
             examples = data.shuffled(job.held_out, num)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(
-                f"config.sampling.cond is empty: {_wanted(needed)}. Held-out data has none: {error}"
+                f"config.sampling.cond is empty: {_wanted(others)}. Held-out data has none: {error}"
             ) from error
-        # Editing starts from the held-out images themselves.
-        with refusal("config.sampling.cond=''"):
-            cond = cycled(needed.of({"image": examples["x"], **examples}), num)
-            needed.check(cond)
+        # Editing starts from the held-out images themselves, which are encoded under their own conditions, and leads
+        # to the next ones.
+        sources = {f"source_{name}": value for name, value in examples.items()}
+        sources["other"] = np.roll(examples["x"], -1, axis=0)
+        with refusal(f"config.sampling.cond={text!r}"):
+            found = cycled(others.of({"image": examples["x"], **sources, **examples}), num)
+            others.check(found)
+        cond = {**found, **(cond or {})}
     return cond
 
 

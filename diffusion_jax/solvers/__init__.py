@@ -10,6 +10,7 @@ from diffusion_jax.solvers.exponential_sde import exponential_sde, sde_dpm_solve
 from diffusion_jax.solvers.langevin import annealed_langevin, langevin_corrector, ncsnv2_step_size
 from diffusion_jax.solvers.multistep import deis, lms, plms, pndm
 from diffusion_jax.solvers.ode import euler, heun
+from diffusion_jax.solvers.replacement import replaced, travelling
 from diffusion_jax.solvers.sde import euler_maruyama, predictor_corrector, reverse_diffusion
 from diffusion_jax.solvers.unipc import unipc
 
@@ -32,8 +33,10 @@ __all__ = [
     "plms",
     "pndm",
     "predictor_corrector",
+    "replaced",
     "reverse_diffusion",
     "sde_dpm_solver_pp",
     "seeds",
+    "travelling",
     "unipc",
 ]

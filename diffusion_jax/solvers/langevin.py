@@ -34,7 +34,8 @@ def annealed_langevin(step_size: float = 2e-5, num_steps: int = 100) -> Solver:
         return jax.lax.fori_loop(0, num_steps, langevin, x)
 
     # Above that size a step on data without width grows: its factor is 1 - step_size / (2 sigma(0)^2).
-    return stateless(step, unit_alpha=True, falling_times=True, least_sigma=math.sqrt(step_size) / 2)
+    # All steps at a level are one step here: what is replaced before them is forgotten in them.
+    return stateless(step, unit_alpha=True, falling_times=True, alone=True, least_sigma=math.sqrt(step_size) / 2)
 
 
 def ncsnv2_step_size(sigmas: np.ndarray, num_steps: int) -> float:

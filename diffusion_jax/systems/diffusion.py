@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax import parameterizations
-from diffusion_jax.guidance import editing, steering
+from diffusion_jax.guidance import editing, inversion, steering
 from diffusion_jax.guidance.editing import Editing
 from diffusion_jax.guidance.steering import Guidance, Model
 from diffusion_jax.guidance.thresholding import Threshold
@@ -132,7 +132,8 @@ class Diffusion(Sampled):
         """Draw {"samples": ...}: row r depends on ids[r] and cond[r] only. A pure function, for use under `jit`."""
         prior_key, noise_key = jax.random.split(key)
         D = self.denoiser(params, cond, numbers)
-        return {"samples": self.solve(D, prior_key, noise_key, ids, cond)}
+        source = self.editing.source and self.unguided.denoiser(params, self.editing.source(cond))
+        return {"samples": self.solve(D, prior_key, noise_key, ids, cond, source)}
 
     def solve(
         self,
@@ -141,16 +142,22 @@ class Diffusion(Sampled):
         noise_key: Key[Array, ""],
         ids: Int[Array, "batch"],
         cond: Cond,
+        source: Denoiser | None = None,
     ) -> Float[Array, "batch *shape"]:
         """Solve the reverse process from the prior, or from the start that editing gives, to the last time of the grid.
 
-        An entry "image" of `cond`, which editing reads, has the shape of x.
+        An entry "image" of `cond`, which editing reads, has the shape of x, and a "mask" its height and width. Images
+        are encoded by the denoiser `source`, by default D.
         """
         times = self.grid(self.process, self.steps)
         x_T = prior(self.process, prior_key, (len(ids), *self.shape), ids=ids, t=times[0])
-        x, times = self.editing.start(self.process, D, row_keys(prior_key, ids), x_T, times, cond)
+
+        def encode(x: Array, times: Array) -> Array:
+            return sampling.sample(self.solver, self.process, source or D, noise_key, x, times[::-1], ids=ids)
+
+        x, times = self.editing.start(self.process, encode, row_keys(prior_key, ids), x_T, times, cond)
         x = sampling.sample(self.editing.around(self.solver, cond), self.process, D, noise_key, x, times, ids=ids)
-        return D(x, times[-1]) if self.denoise else x
+        return self.editing.finish(D(x, times[-1]) if self.denoise else x, cond)
 
     @property
     def batch(self) -> dict[str, Spec]:
@@ -163,7 +170,12 @@ class Diffusion(Sampled):
     @property
     def conditions(self) -> Conditions:
         """The conditions of samples: of the network, of guidance and of editing."""
-        return self.network_conditions | self.guidance.conditions | self.editing.conditions(self.shape)
+        return self.network_conditions | self.guidance.conditions | self.edited(self.shape, self.network_conditions)
+
+    def edited(self, shape: tuple[int, ...], network_conditions: Conditions) -> Conditions:
+        """The conditions that editing reads for samples of `shape`, among them those of the network of its source."""
+        sources = network_conditions.prefixed(inversion.SOURCE) if self.editing.source else NO_CONDITIONS
+        return self.editing.conditions(shape) | sources
 
     @property
     def unguided(self) -> Diffusion:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from diffusion_jax.guidance.editing import Editing
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import row_keys
 from diffusion_jax.systems.autoencoder import Autoencoder
@@ -62,7 +63,7 @@ class LatentDiffusion(OnDiffusion):
     @property
     def conditions(self) -> Conditions:
         """The conditions of samples: of the network, of guidance and of editing, which starts from images."""
-        editing = self.diffusion.editing.conditions(self.first_stage.shape)
+        editing = self.diffusion.edited(self.first_stage.shape, self.network_conditions)
         return self.network_conditions | self.diffusion.guidance.conditions | editing
 
     def loss(
@@ -85,9 +86,9 @@ class LatentDiffusion(OnDiffusion):
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> dict[str, Float[Array, "batch *shape"]]:
         """Draw latents and decode them to images. A pure function, for use under `jit`."""
-        cond = self._conditions(params, cond)
-        z = self.diffusion.draw(params, key, ids, cond, numbers)["samples"]
-        return {"samples": decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)}
+        z = self.diffusion.draw(params, key, ids, self._conditions(params, cond), numbers)["samples"]
+        x = decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)
+        return {"samples": self.diffusion.editing.finish(x, cond)}
 
     def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
         """The denoiser D(z, t) of latents that solvers call, see `Diffusion.denoiser`."""
@@ -105,10 +106,10 @@ class LatentDiffusion(OnDiffusion):
         return self._at_latents({**batch, "x": jax.lax.stop_gradient(z)})
 
     def _encoded(self, params: Params, cond: Cond) -> Cond:
-        """Returns `cond` with its image encoded: the mean of the standardised latents."""
+        """Returns `cond` with the image, and the mask, of editing at the latents."""
         stage = params["frozen"]["first_stage"]
-        z = self.first_stage.latents(stage, None, self.first_stage.encode(stage["network"], cond["image"]))
-        return {**cond, "image": z}
+        encode = lambda x: self.first_stage.latents(stage, None, self.first_stage.encode(stage["network"], x))  # noqa: E731
+        return edited_conditions(self.diffusion.editing, cond, encode)
 
     def _at_latents(self, cond: Cond) -> Cond:
         """Returns `cond` with its image, if there is one, averaged to the height and width of the latents."""
@@ -125,6 +126,20 @@ def decoded(
     if not batch_size or batch_size >= len(z):
         return decode(z)
     return jax.lax.map(lambda row: decode(row[None])[0], z, batch_size=batch_size)
+
+
+def edited_conditions(editing: Editing, cond: Cond, encode: Callable[[Array], Array]) -> Cond:
+    """Returns `cond` with the image of editing encoded, as the mean of its latents, and the mask at their size.
+
+    A latent is painted if any of its pixels is. What editing does not see of the image is not encoded either.
+    """
+    z, read = encode(editing.visible(cond)["image"]), dict(cond)
+    if "other" in editing.files:
+        read["other"] = encode(cond["other"])
+    if "mask" in editing.conditions(z.shape[1:]):
+        painted = averaged_to((jnp.asarray(cond["mask"]) >= 0).astype(z.dtype), z.shape[1:3])
+        read["mask"] = jnp.where(painted > 0, 1.0, -1.0)
+    return read | {"image": z}
 
 
 def averaged_to(image: Float[Array, "batch h w c"], size: tuple[int, int]) -> Float[Array, "batch h2 w2 c"]:

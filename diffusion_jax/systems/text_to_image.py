@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from diffusion_jax.processes.base import bcast
 from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.base import entries
 from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
-from diffusion_jax.systems.latent_diffusion import decoded, first_stage_params
+from diffusion_jax.systems.latent_diffusion import decoded, edited_conditions, first_stage_params
 from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train
 
 
@@ -104,7 +105,7 @@ class TextToImage(OnDiffusion):
     @property
     def conditions(self) -> Conditions:
         """The conditions of samples: of a batch, of guidance and of editing, which starts from images."""
-        editing = self.diffusion.editing.conditions(self.first_stage.shape)
+        editing = self.diffusion.edited(self.first_stage.shape, self.batch_conditions)
         return self.batch_conditions | self.diffusion.guidance.conditions | editing
 
     def init(self, key: Key[Array, ""]) -> Params:
@@ -145,11 +146,19 @@ class TextToImage(OnDiffusion):
     ) -> dict[str, Float[Array, "batch *shape"]]:
         """Draw latents and decode them to images. A pure function, for use under `jit`."""
         prior_key, noise_key, cond_key = jax.random.split(key, 3)
-        if self.diffusion.editing.reads_image:
-            cond = {**cond, "image": self.latent_mean(params, cond["image"])}
-        D = self.denoiser(params, cond, numbers, keys=row_keys(cond_key, ids))
-        z = self.diffusion.solve(D, prior_key, noise_key, ids, cond)
-        return {"samples": decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)}
+        editing, given, keys = self.diffusion.editing, cond, row_keys(cond_key, ids)
+        if editing.reads_image:
+            cond = edited_conditions(editing, cond, functools.partial(self.latent_mean, params))
+        D = self.denoiser(params, cond, numbers, keys=keys)
+        source = editing.source and self.unguided.denoiser(params, editing.source(cond), keys=keys)
+        z = self.diffusion.solve(D, prior_key, noise_key, ids, cond, source)
+        x = decoded(self.first_stage, params["frozen"]["first_stage"], z, self.decode_batch_size)
+        return {"samples": editing.finish(x, given)}
+
+    @property
+    def unguided(self) -> TextToImage:
+        """The same model without guidance and editing."""
+        return dataclasses.replace(self, diffusion=self.diffusion.unguided)
 
     def denoiser(
         self, params: Params, cond: Cond, numbers: PyTree[Array] = None, *, keys: Key[Array, "batch"] | None = None

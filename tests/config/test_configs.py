@@ -22,7 +22,7 @@ from diffusion_jax.training.step import init_state, make_train_step
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FILES = sorted(CONFIGS.glob("*.py"))
 # The full-size settings of papers are slow: 2 to 10 seconds of tracing each.
-AXES = ("system", "network", "loss", "parameterization", "process", "solver")
+AXES = ("system", "network", "loss", "parameterization", "process", "solver", "editing")
 
 # Public networks of up to 2.6 billion parameters, which `tests/parity` compares with diffusers' at full size.
 PUBLIC = re.compile("stable_diffusion:(?!digits)")
@@ -114,7 +114,9 @@ def built(name: str):
     """The config "FILE:VARIANT" for two examples and two sampling steps, its system, optimizer and abstract state."""
     config = read(name)
     config.training.batch_size = 2
-    config.sampling.steps = 2
+    config.sampling.steps = 2 if config.editing.name == "none" else 4
+    if "length" in config.editing:  # of jumps, in steps
+        config.editing.length = 1
     if name in STANDS_ON:
         field, run = STANDS_ON[name]
         config.update_from_flattened_dict({field: as_if_trained(run)})

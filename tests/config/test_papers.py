@@ -15,6 +15,8 @@ OWN = (
     "classifier_free:emoji",
     "dequantization:cifar10",
     "dit:imagenet256_xl2_simple",
+    "editing:imagenet256",
+    "inpainting:imagenet256_uncond",
     *(f"autoencoder_kl:{name}" for name in ("cifar10_f2", "cifar10_f4", "crawl_tiles_f4", "emoji_f4")),
     *(f"vqgan:{name}" for name in ("cifar10_f4", "crawl_tiles_f4")),
     *(

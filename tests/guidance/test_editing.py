@@ -14,6 +14,7 @@ from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.guidance import editing
 from diffusion_jax.processes import VP, row_keys, row_normal
 from diffusion_jax.solvers.sampling import sample
+from tests.oracles import PROCESSES, Gaussian
 from tests.runs import digits, toy
 from tests.systems.test_latent_diffusion import exact_stage
 
@@ -84,3 +85,61 @@ def test_what_cannot_be_edited_is_refused(config, words):
     with pytest.raises(ConfigError) as refusal:
         build.system(config())
     assert all(word in str(refusal.value) for word in words), str(refusal.value)
+
+
+GAUSSIAN, LINEAR = Gaussian(mean=jnp.zeros(1), covariance=jnp.array([[2.0]])), PROCESSES["discrete_vp"]
+
+
+def edited(editor, solver, given, rows: int) -> np.ndarray:
+    """`rows` edits of the number `given` under the Gaussian prior of variance 2, on the 1000 steps of DDPM."""
+    cond = {"image": jnp.full((rows, 1), given), "mask": jnp.ones((rows, 1))}
+    times, D = jnp.linspace(1, 0, 1001), GAUSSIAN.denoiser(LINEAR)
+
+    @jax.jit
+    def run(key):
+        prior_key, noise_key = jax.random.split(key)
+        keys = row_keys(prior_key, jnp.arange(rows))
+        x, at = editor.start(LINEAR, None, keys, jnp.zeros((rows, 1)), times, cond)
+        return editor.finish(sample(editor.around(solver, cond), LINEAR, D, noise_key, x, at), cond)
+
+    return np.asarray(run(jax.random.key(0)), np.float64)
+
+
+@pytest.mark.parametrize(("strength", "repeats"), [(0.3, 1), (0.5, 1), (0.3, 3)])
+def test_the_law_of_sdedit_is_the_closed_form(strength, repeats):
+    """Noising is x -> a u + s z; denoising draws from the posterior N(g x, v s^2 / (a^2 v + s^2)), g its gain."""
+    rows, u, v = 20_000, 1.5, 2.0
+    a, s = (float(f(jnp.float32(strength))) for f in (LINEAR.alpha, LINEAR.sigma))
+    gain, posterior = a * v / (a**2 * v + s**2), v * s**2 / (a**2 * v + s**2)
+    mean, variance = u, 0.0
+    for _ in range(repeats):
+        mean, variance = gain * a * mean, posterior + gain**2 * (a**2 * variance + s**2)
+    x = edited(editing.sdedit(strength, repeats), solvers.ancestral(), u, rows)
+    assert abs(x.mean() - mean) < 4 * np.sqrt(variance / rows) + 0.005
+    assert abs(x.var() / variance - 1) < 4 * np.sqrt(2 / rows) + 0.01  # the solver's own error at 1000 steps
+    unrepeated = u * gain * a
+    assert repeats == 1 or abs(x.mean() - unrepeated) > 0.1
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.5])
+def test_the_law_of_sdedit_by_the_ode_is_the_closed_form(strength):
+    rows, u, v = 20_000, 1.5, 2.0
+    a, s = (float(f(jnp.float32(strength))) for f in (LINEAR.alpha, LINEAR.sigma))
+    k = np.sqrt(v / (a**2 * v + s**2))
+    x = edited(editing.sdedit(strength), solvers.ddim(), u, rows)
+    assert abs(x.mean() - k * a * u) < 4 * k * s / np.sqrt(rows) + 0.005
+    assert abs(x.std() / (k * s) - 1) < 4 / np.sqrt(2 * rows) + 0.005
+
+
+def test_a_region_keeps_the_rest_of_the_image_exactly(pixels):
+    system, params = pixels
+    mask = np.float32(np.where(np.arange(8)[:, None, None] < 3, 1, -1)) * np.ones((3, 8, 8, 1), np.float32)
+    whole = np.ones_like(mask)
+    sample_of = lambda editor, mask: dataclasses.replace(system, editing=editor).sample(
+        params, jax.random.key(1), 3, {"image": IMAGES, "mask": mask}
+    )["samples"]
+    region = sample_of(editing.sdedit(0.5, region=True), mask)
+    np.testing.assert_array_equal(region[:, 3:], IMAGES[:, 3:])
+    assert not np.allclose(region[:, :3], IMAGES[:, :3], atol=0.05)
+    plain = system.sample(params, jax.random.key(1), 3, {"image": IMAGES})["samples"]
+    np.testing.assert_array_equal(sample_of(editing.sdedit(0.5, mask="box"), whole), plain)

@@ -65,7 +65,7 @@ def diffusion(
         learned_variance=learned,
     )
     fits.check_guidance(config, parts.guidance, network.conditions, cond_dropout, cond_dropouts, parts.spec.shape)
-    fits.check_editing(config, parts.editing, parts.spec, network.conditions, len(times) - 1)
+    fits.check_editing(config, parts.editing, parts.spec, network.conditions, process, parts.solver, times)
     fits.check_augmentation(config, augment)
     return systems.Diffusion(
         init_network=network.init,

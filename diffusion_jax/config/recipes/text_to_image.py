@@ -96,7 +96,7 @@ def _editing(parts: Parts) -> Editing:
     strength = {key: config.system[key] for key in ("strength",) if key in config.system}
     editing = construct({task: names.EDITING["sdedit"]}, "system", {"name": task, **strength})
     with refusal("config.system"):
-        editing.check(config.sampling.steps)
+        editing.check(config.sampling.steps, parts.solver, parts.spec.shape)
     return editing
 
 
