@@ -97,7 +97,8 @@ def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dic
             ) from error
         # Editing starts from the held-out images themselves.
         with refusal("config.sampling.cond=''"):
-            cond = cycled(needed.of({"image": examples["x"], **examples}), num)
+            made = {name: c.operator.measure(examples["x"]) for name, c in needed.items() if c.operator}
+            cond = cycled(needed.of({"image": examples["x"], **made, **examples}), num)
             needed.check(cond)
     return cond
 
