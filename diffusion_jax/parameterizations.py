@@ -214,7 +214,7 @@ def _with_outputs(outputs: Callable[..., tuple[Array, ...]], learned: bool) -> D
 
 
 def corrected(D: Denoiser, f: Callable[..., tuple[Array, ...]]) -> Denoiser:
-    """The denoiser with f(outputs, x, t, cond) -> (x_0, raw x_0, ...) and as much more as `outputs` gives beside x_0.
+    """The denoiser with f(outputs, x, t, cond) -> (x_0, raw x_0, ...) and what else `outputs` gives in addition to x_0.
 
     What D keeps already, a learned variance or a prediction before an earlier correction, stays.
     """

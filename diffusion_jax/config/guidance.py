@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from diffusion_jax.config.sections import ConfigError, changes, construct, refusal
 from diffusion_jax.config.trained import Trained
-from diffusion_jax.guidance import operators, steering
 from diffusion_jax.guidance import measurement as measurements
+from diffusion_jax.guidance import operators, steering
 from diffusion_jax.guidance.operators import Operator
 from diffusion_jax.guidance.steering import Guidance
 

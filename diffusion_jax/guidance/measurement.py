@@ -113,8 +113,8 @@ def conjugate_gradients(
 class Method(NamedTuple):
     """One row of the table: `weigh(at)` = A^T (q^2 I + A R A^T)^-1 (y - A D), and `spread(at, w)` = C w.
 
-    `vjps` are those of the network for one evaluation of D_y. `linear`, `differentiable`, `pinv` and `noisy` (q > 0) say
-    what it needs of the operator, `steps` that it needs the times of the grid.
+    `vjps` are those of the network for one evaluation of D_y. `linear`, `differentiable`, `pinv` and `noisy` (q > 0)
+    say what it needs of the operator, `steps` that it needs the times of the grid.
     """
 
     weigh: Callable[[Linearised], Array]
@@ -143,7 +143,7 @@ def _covariance(at: Linearised, w: Array) -> Array:
 
 
 def mmps(iterations: int = 1) -> Method:
-    """C = R = V with `iterations` of conjugate gradients: exact for Gaussian data if these are as many as y has numbers.
+    """C = R = V by conjugate gradients: exact for Gaussian data if the `iterations` are as many as y has numbers.
 
     One more vector-Jacobian product than iterations. Raises ValueError for fewer than one.
     """
@@ -160,8 +160,8 @@ def mmps(iterations: int = 1) -> Method:
 def tmpd(variance: float = 1.0, floor: float = 0.1) -> Method:
     """C = V, R diagonal with the row sums of A V A^T. Exact for Gaussian data if A V A^T is diagonal.
 
-    Row sums of pixels that are anti-correlated are not positive: they are at least `floor` of those with V = r^2 I as in
-    `pigdm` with this `variance`. Raises ValueError unless both numbers are positive.
+    Row sums of pixels that are anti-correlated are not positive: they are at least `floor` of those with V = r^2 I, as
+    in `pigdm` with this `variance`. Raises ValueError unless both numbers are positive.
     """
     check(variance > 0, "variance", variance, "positive")
     check(floor > 0, "floor", floor, "positive")
@@ -285,7 +285,7 @@ def measured(
     times: Float[Array, "num_times"] | None = None,
     clip: bool = False,
 ) -> Denoiser:
-    """D_y(x, t, cond), with the prediction without the measurement beside it, see `parameterizations.Corrected`.
+    """D_y(x, t, cond), next to the prediction without the measurement, see `parameterizations.Corrected`.
 
     Args:
         D: the denoiser of the prior, D(x, t, cond).

@@ -106,7 +106,6 @@ class Operator:
         return np.asarray(y if mask is None else jnp.concatenate([y, mask], -1))
 
 
-
 def reciprocal(value: Array, eigenvalues: Array) -> Array:
     """1 / value, and 0 where the eigenvalue of A A^T is 0 to rounding."""
     zero = eigenvalues <= _LEAST * jnp.max(eigenvalues)
@@ -193,13 +192,13 @@ def box(shape: Shape, size: int = 4, margin: int = -1, noise: float = 0.0) -> Op
 
 
 def random(shape: Shape, missing: tuple[float, float] = (0.5, 0.5), noise: float = 0.0) -> Operator:
-    """Inpainting of single pixels: a share of them, drawn between the two of `missing`, is unknown in each example.
+    """Inpainting of single pixels: a fraction of them, drawn between the two of `missing`, is unknown in each example.
 
     Raises ValueError unless 0 <= missing[0] <= missing[1] < 1.
     """
     height, width, _ = need_image(shape)
     ordered = len(missing) == 2 and 0 <= missing[0] <= missing[1] < 1
-    check(ordered, "missing", missing, "(least, most), shares of the pixels, 0 <= least <= most < 1")
+    check(ordered, "missing", missing, "(least, most), fractions of the pixels, 0 <= least <= most < 1")
 
     def draw(rng: np.random.Generator) -> np.ndarray:
         lost = round(height * width * rng.uniform(*missing))

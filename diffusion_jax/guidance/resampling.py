@@ -86,7 +86,9 @@ def _filtered(side: int, weights: np.ndarray, border: str, stride: int = 1) -> n
     return matrix
 
 
-def gaussian_blur(shape: Shape, size: int = 5, std: float = 1.0, border: str = "reflect", noise: float = 0.0) -> Operator:
+def gaussian_blur(
+    shape: Shape, size: int = 5, std: float = 1.0, border: str = "reflect", noise: float = 0.0
+) -> Operator:
     """Blur by a Gaussian of `std` pixels in a window of `size` x `size`, with a "reflect" or "circular" border.
 
     DPS (arXiv:2209.14687) takes size 61 and std 3 at 256 x 256. Raises ValueError for an even or too large window,
@@ -103,9 +105,7 @@ def gaussian_blur(shape: Shape, size: int = 5, std: float = 1.0, border: str = "
     return separable(shape, _filtered(height, weights, border), _filtered(width, weights, border), noise)
 
 
-def motion_blur(
-    shape: Shape, size: int = 5, intensity: float = 0.5, seed: int = 0, noise: float = 0.0
-) -> Operator:
+def motion_blur(shape: Shape, size: int = 5, intensity: float = 0.5, seed: int = 0, noise: float = 0.0) -> Operator:
     """Circular blur along a random path in a window of `size` x `size`, the same for all examples.
 
     The path has a direction that wanders with `intensity` in [0, 1]: 0 is a straight line. Raises ValueError for an

@@ -105,8 +105,8 @@ def ray_matrix(side: int, angles: int) -> Float[np.ndarray, "rays pixels"]:
 def k_space(shape: Shape, acceleration: int = 4, centre: float = 0.08, seed: int = 0, noise: float = 0.0) -> Operator:
     """Cartesian magnetic resonance: the orthonormal Fourier transform of x on about 1 / `acceleration` of the rows.
 
-    The rows are the `centre` share of low frequencies, and random ones in pairs of k and -k, the same for all examples.
-    y [rows, width, 2 channels] has real and imaginary parts; for a real x the adjoint, zero filling, is the
+    The rows are the `centre` fraction of low frequencies, and random ones in pairs of k and -k, the same for all
+    examples. y [rows, width, 2 channels] has real and imaginary parts; for a real x the adjoint, zero filling, is the
     pseudo-inverse. Raises ValueError for numbers out of range.
     """
     height, _, _ = need_image(shape)

@@ -15,6 +15,7 @@ from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data import images
 from diffusion_jax.data.captions import VOCABULARY, Cuts, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
+from diffusion_jax.evaluation.restoration import as_image
 from diffusion_jax.networks.conditions import Conditions, Request
 from diffusion_jax.run import workdir
 from diffusion_jax.run.job import Job
@@ -69,8 +70,13 @@ def requested(
     return cycled(cond, num)
 
 
-def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dict[str, np.ndarray] | None:
+def conditions(
+    job: Job, num: int, directory: pathlib.Path | None = None, distinct: int = 0
+) -> dict[str, np.ndarray] | None:
     """The conditions of `num` samples: from config.sampling.cond, or if that is empty from held-out examples.
+
+    Of these there are `distinct`, by default as many as samples; the samples cycle through them. Measurements are made
+    of the examples, each with its own noise.
 
     The names of classes are those of the run in `directory`, or of the data without it or if it has none yet.
     None for a system without conditions, for a class-conditional system, which cycles through the classes, and for
@@ -90,7 +96,7 @@ def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dic
         cond = requested(text, needed, num, job.built.reading.tokenize, names)
     if cond is None and set(needed.shapes) - {"label"}:
         try:
-            examples = data.shuffled(job.held_out, num)
+            examples = data.shuffled(job.held_out, distinct or num)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(
                 f"config.sampling.cond is empty: {_wanted(needed)}. Held-out data has none: {error}"
@@ -101,6 +107,20 @@ def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dic
             cond = cycled(needed.of({"image": examples["x"], **made, **examples}), num)
             needed.check(cond)
     return cond
+
+
+def compared(job: Job, cond: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+    """What a picture shows next to samples of measurements: "measured", as an image, and the "original" examples if
+    the measurements are of held-out ones. Nothing for other samples."""
+    operators = {name: c.operator for name, c in job.system.conditions.items() if c.operator}
+    if not operators or cond is None:
+        return {}
+    ((name, operator),) = operators.items()
+    seen = as_image(cond[name], operator)
+    panels = {} if seen is None else {"measured": seen}
+    if not job.config.sampling.cond:
+        panels["original"] = cycled({"x": data.shuffled(job.held_out, len(cond[name]))["x"]}, len(cond[name]))["x"]
+    return panels
 
 
 def _wanted(conditions: Conditions) -> str:

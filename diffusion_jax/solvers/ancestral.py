@@ -1,4 +1,4 @@
-"""DDPM's ancestral sampling, DDIM, and DDIM with a fixed share of new noise."""
+"""DDPM's ancestral sampling, DDIM, and DDIM with a fixed fraction of new noise."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -55,13 +55,13 @@ def ddim(eta: float = 0.0) -> Solver:
 
 
 def renoised(churn: float = 0.85, eps: str = "raw") -> Solver:
-    """x_s = alpha_s D + sigma_s (sqrt(1 - churn^2) eps + churn z): DDIM that replaces a fixed share of the noise.
+    """x_s = alpha_s D + sigma_s (sqrt(1 - churn^2) eps + churn z): DDIM that replaces a fixed fraction of the noise.
 
-    How DDRM, DDNM (arXiv:2212.00490, eta) and DiffPIR (arXiv:2305.08995, zeta = churn^2) sample under a measurement. eps
-    is (x_t - alpha_t D) / sigma_t with D before its correction ("raw") or after it ("corrected"). The share does not
-    shrink with the step, so that errors are forgotten, and so is spread: with many steps what was not measured has
-    (1 + sqrt(1 - churn^2)) / 2 of its variance. It is for 20 to 100 steps. Raises ValueError for a churn outside [0, 1]
-    or another eps.
+    How DDRM, DDNM (arXiv:2212.00490, eta) and DiffPIR (arXiv:2305.08995, zeta = churn^2) sample under a measurement.
+    eps is (x_t - alpha_t D) / sigma_t with D before its correction ("raw") or after it ("corrected"). The fraction does
+    not shrink with the step, so that errors are forgotten, and so is spread: with many steps what was not measured
+    keeps (1 + sqrt(1 - churn^2)) / 2 of its variance. It is for 20 to 100 steps. Raises ValueError for a churn outside
+    [0, 1] or another eps.
     """
     check(0 <= churn <= 1, "churn", churn, "in [0, 1]")
     check(eps in ("raw", "corrected"), "eps", eps, "raw or corrected")

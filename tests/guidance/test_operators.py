@@ -27,6 +27,7 @@ CASES = {
     "tomography": (RGB, dict(angles=5)),
     "k_space": (GREY, dict(acceleration=2)),
 }
+FAST = ("random", "motion_blur", "tomography")
 NONLINEAR = {"phase": (GREY, dict()), "jpeg": (GREY, dict(quality=20))}
 
 
@@ -48,7 +49,7 @@ def test_every_operator_is_tested():
     assert names.OPERATORS.keys() == CASES.keys() | NONLINEAR.keys()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CASES])
 def test_a_linear_operator_its_adjoint_pseudo_inverse_and_singular_values(name):
     """<A x, v> = <x, A^T v>; A A^+ A = A; A^+ A symmetric; f(A A^T) as by an eigendecomposition of the matrix."""
     operator = made(name)
@@ -70,7 +71,7 @@ def test_a_linear_operator_its_adjoint_pseudo_inverse_and_singular_values(name):
     assert operator.entry == (*y.shape[1:-1], y.shape[-1] + (mask is not None))
 
 
-@pytest.mark.parametrize("name", CASES | NONLINEAR)
+@pytest.mark.parametrize("name", ["random", *(pytest.param(n, marks=pytest.mark.slow) for n in ("phase", "jpeg"))])
 def test_measurements_of_a_row_do_not_depend_on_the_others(name):
     operator = made(name, noise=0.0 if name == "jpeg" else 0.1)
     x = np.asarray(examples(operator, 4))
@@ -108,6 +109,7 @@ def test_known_small_cases():
     np.testing.assert_allclose(2 * y, [[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_disc_has_the_chords_of_geometry():
     """The integral along a ray at distance p from the middle of a disc of radius R is 2 sqrt(R^2 - p^2)."""
     side, radius = 32, 10.0
@@ -120,6 +122,7 @@ def test_a_disc_has_the_chords_of_geometry():
     assert np.abs(side * np.asarray(y[0, ..., 0]) - chord)[:, np.abs(p) < 8].max() < 0.05 * chord.max()
 
 
+@pytest.mark.slow
 def test_k_space_of_all_rows_keeps_length_and_zero_filling_inverts_it():
     operator = scans.k_space((8, 8, 1), acceleration=1)
     x = examples(operator)
