@@ -155,14 +155,15 @@ def main() -> None:
     train, truth = data.arrays(split)["x"], data.shuffled(held_out, args.num)["x"]
     operators = {task: construct(names.OPERATORS, "operator", TASKS[task], shape=SHAPE) for task in args.tasks}
     entries = {task: operator.measure(truth) for task, operator in operators.items()}
+    psnr_of = lambda task, x: restoration.psnr(x, truth, restoration.unknown_of(entries[task], operators[task]))  # noqa: E731
     scored = lambda task, drawn: line(drawn, truth, entries[task], operators[task], train)  # noqa: E731
     every = settings(float(train.var(0).mean()))
     row_of("", args.tasks)
     print(f"|---|{'---|' * len(args.tasks)}")
     estimates = {task: restoration.baselines(entries[task], operators[task], train) for task in args.tasks}
     for name in ("mean", "pinv", "interpolation", "lmmse"):
-        found = [estimates[task].get(name) for task in args.tasks]
-        row_of(name, ["-" if x is None else f"{np.mean(restoration.psnr(x, truth)):.1f}" for x in found])
+        found = [psnr_of(task, estimates[task][name]) if name in estimates[task] else None for task in args.tasks]
+        row_of(name, ["-" if x is None else f"{np.mean(x):.1f}" for x in found])
     if not args.run:
         exact = [exact_samples(entries[t], operators[t], train, args.each) for t in args.tasks]
         row_of("exact posterior", list(map(scored, args.tasks, exact)))

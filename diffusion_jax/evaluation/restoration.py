@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from diffusion_jax.evaluation.reconstruction import psnr, ssim
+from diffusion_jax.evaluation.reconstruction import ssim
 from diffusion_jax.guidance.operators import Operator
 from diffusion_jax.guidance.scans import matrix_of
 
@@ -26,8 +26,8 @@ def restoration(
     Returns, with names that begin with "restoration_": `psnr` and `ssim` of single samples, `mean_psnr` and `mean_ssim`
     of the mean of the k samples of a measurement, `spread`, the root mean square of their standard deviation per pixel,
     `residual`, the root mean square of y - A x over the noise q (about 1 is right; without noise it is not divided),
-    and the PSNR of simple estimates, `psnr_NAME` for each of `baselines`. A sample of the exact posterior is 3 dB below
-    its mean. Raises ValueError unless k is a whole number.
+    and the PSNR of simple estimates, `psnr_NAME` for each of `baselines`. For inpainting the PSNR is that of the
+    unknown pixels. A sample of the exact posterior is 3 dB below its mean. Raises ValueError unless k is whole.
     """
     num = len(truth)
     if len(samples) % num:
@@ -37,18 +37,33 @@ def restoration(
     error = [(y - operator(jnp.asarray(x), mask)) * operator.known(y, mask) for x in rows]
     known = float(jnp.sum(operator.known(y, mask)))
     residual = math.sqrt(sum(float(jnp.sum(e**2)) for e in error) / len(rows) / known) / (operator.noise or 1)
+    unknown, found = unknown_of(measurement, operator), baselines(measurement, operator, train)
     values = {
         "num_measurements": num,
         "samples_per_measurement": len(rows),
-        "psnr": np.mean([psnr(x, truth) for x in rows]),
+        "psnr": np.mean([psnr(x, truth, unknown) for x in rows]),
         "ssim": np.mean([ssim(x, truth) for x in rows]),
-        "mean_psnr": np.mean(psnr(rows.mean(0), truth)),
+        "mean_psnr": np.mean(psnr(rows.mean(0), truth, unknown)),
         "mean_ssim": np.mean(ssim(rows.mean(0), truth)),
         "spread": np.sqrt(np.mean(rows.var(0, ddof=1))) if len(rows) > 1 else 0.0,
         "residual": residual,
-        **{f"psnr_{name}": np.mean(psnr(x, truth)) for name, x in baselines(measurement, operator, train).items()},
+        **{f"psnr_{name}": np.mean(psnr(x, truth, unknown)) for name, x in found.items()},
     }
     return {f"restoration_{name}": value if isinstance(value, int) else float(value) for name, value in values.items()}
+
+
+def psnr(x: Images, truth: Images, unknown: Images) -> Float[np.ndarray, "n"]:
+    """Peak signal-to-noise ratio in dB, of values in [-1, 1], where `unknown` is 1; at most 100."""
+    where = np.broadcast_to(unknown, truth.shape)
+    error = (np.square(x - truth) * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
+    return 10 * np.log10(4 / np.maximum(error, 4e-10))
+
+
+def unknown_of(measurement: Float[np.ndarray, "n *entry"], operator: Operator) -> Images:
+    """1 for the pixels that are to be restored: for inpainting those without the mask, otherwise all."""
+    y, mask = operator.split(np.asarray(measurement))
+    inpainting = mask is not None and y.shape[1:] == operator.shape
+    return 1 - mask if inpainting else np.ones((1, 1, 1, 1), np.float32)
 
 
 def as_image(measurement: Float[np.ndarray, "n *entry"], operator: Operator) -> Float[np.ndarray, "n h w c"] | None:
