@@ -102,7 +102,7 @@ VARIANTS = {
     "ffhq256_phase": functools.partial(ffhq256, 1.0, name="phase", pad=64),
     "imagenet256_sr4": functools.partial(imagenet256, DDNM, 0.85, name="average", factor=4),
     "imagenet256_inpainting": functools.partial(imagenet256, DDNM, 0.85, name="random", missing=(0.5, 0.5)),
-    "imagenet256_sr4_diffpir": functools.partial(imagenet256, DIFFPIR, 0.5, name="bicubic", factor=4, noise=0.1),
+    "imagenet256_sr4_diffpir": functools.partial(imagenet256, DIFFPIR, 0.1**0.5, name="bicubic", factor=4, noise=0.1),
     "imagenet256_gaussian_diffpir": functools.partial(
         imagenet256, DIFFPIR, 0.1**0.5, name="gaussian_blur", size=61, std=3.0, noise=0.1
     ),

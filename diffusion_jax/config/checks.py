@@ -69,6 +69,7 @@ def check_keys(config: ConfigDict) -> None:
         ("sampling.steps", 1),
         ("sampling.batch_size", 1),
         ("evaluation.num_samples", 2),
+        ("evaluation.samples_per_condition", 1),
         ("lora.rank", 0),
         ("profile.after", 0),
         ("profile.steps", 0),

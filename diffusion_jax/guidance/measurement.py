@@ -21,15 +21,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.guidance.operators import Mask, Operator, reciprocal
 from diffusion_jax.guidance.steering import Guidance, Model
-from diffusion_jax.networks.conditions import Condition, Conditions, image, structure
+from diffusion_jax.networks.conditions import Condition, Conditions, Request, numbers
 from diffusion_jax.parameterizations import corrected
 from diffusion_jax.processes.base import bcast, row_dot
 from diffusion_jax.solvers.base import posterior
@@ -113,8 +114,9 @@ def conjugate_gradients(
 class Method(NamedTuple):
     """One row of the table: `weigh(at)` = A^T (q^2 I + A R A^T)^-1 (y - A D), and `spread(at, w)` = C w.
 
-    `vjps` are those of the network for one evaluation of D_y. `linear`, `differentiable`, `pinv` and `noisy` (q > 0)
-    say what it needs of the operator, `steps` that it needs the times of the grid.
+    `vjps` are those of the network for one evaluation of D_y. `linear`, `differentiable`, `pinv`, `solvable` (linear or
+    with a pseudo-inverse) and `noisy` (q > 0) say what it needs of the operator, `steps` that it needs the times of the
+    grid.
     """
 
     weigh: Callable[[Linearised], Array]
@@ -123,6 +125,7 @@ class Method(NamedTuple):
     linear: bool = False
     differentiable: bool = False
     pinv: bool = False
+    solvable: bool = False
     noisy: bool = False
     steps: bool = False
 
@@ -134,6 +137,8 @@ class Method(NamedTuple):
             raise ValueError("the method needs a differentiable operator, and this one is not")
         if self.pinv and not operator.has_pinv:
             raise ValueError("the method needs an operator with a pseudo-inverse, and this one has none")
+        if self.solvable and not (operator.linear or operator.has_pinv):
+            raise ValueError("the method needs an operator that is linear or has a pseudo-inverse; this one is neither")
         if self.noisy and not operator.noise:
             raise ValueError("the method divides by the variance of the noise, operator.noise=0; it must be positive")
 
@@ -204,7 +209,7 @@ def pigdm(variance: float = 1.0, per_step: float = 0.0) -> Method:
             return w / bcast(r_2, w)
         return at.adjoint(at.solve(at.residual, r_2))
 
-    return Method(weigh, _covariance, vjps=1)
+    return Method(weigh, _covariance, vjps=1, solvable=True)
 
 
 def dps(scale: float = 1.0, per_step: bool = True) -> Method:
@@ -331,10 +336,26 @@ def _next(times: Float[Array, "num_times"], t: Array) -> Array:
 
 
 def condition_of(operator: Operator) -> Condition:
-    """The condition "measurement". One like an image is read from image files, others are numbers."""
-    like_image = not operator.draw and len(operator.entry) == 3 and operator.entry[-1] == operator.shape[-1]
-    made = image(operator.entry) if like_image else structure(operator.entry)
-    return made._replace(spec=Spec(operator.entry), operator=operator)
+    """The condition "measurement": numbers, or for a y that is an image of any size the path of an image file.
+
+    An operator with a mask takes the paths of an image and a mask, which is white where the image is unknown.
+    """
+
+    def read(request: Request, values: Any, spec: Spec) -> np.ndarray:
+        paths = not isinstance(values, np.ndarray) and all(map(_names_files, values))
+        if not (paths and operator.gives_images):
+            return numbers(request, values, spec)
+        pictures = request.image(values, spec.shape)
+        if not operator.draw:
+            return pictures
+        known = (pictures[..., -1:] < 0).astype(pictures.dtype)
+        return np.concatenate([pictures[..., :-1] * known, known], -1)
+
+    return Condition(Spec(operator.entry), read=read, operator=operator)
+
+
+def _names_files(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(name, str) for name in value))
 
 
 def measurement(operator: Operator, method: Method, times: Times | None = None, clip: bool = False) -> Guidance:

@@ -88,6 +88,14 @@ class Operator:
         mask = jnp.asarray(self.draw(np.random.default_rng(0))[None]) if self.draw else None
         return jax.eval_shape(lambda x: self.apply(x, mask), jnp.zeros((1, *self.shape))).shape[1:]
 
+    @property
+    def gives_images(self) -> bool:
+        """Whether y is an image of as many channels as x, of the same proportions."""
+        if len(self.shape) != 3 or len(self.out) != 3:
+            return False
+        (height, width, channels), (rows, columns, depth) = self.shape, self.out
+        return channels == depth and height * columns == width * rows
+
     def split(self, entry: Float[Array, "batch *entry"]) -> tuple[Float[Array, "batch *out"], Mask]:
         """(y, mask) of the measurements of a batch."""
         return (entry[..., :-1], entry[..., -1:]) if self.draw else (entry, None)

@@ -1,12 +1,16 @@
 """Metrics of restored images: against closed forms, and asked for by a config."""
 
+import functools
+import json
+
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 from diffusion_jax import data
 from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.evaluation import restoration
+from diffusion_jax.evaluation import restoration, sheets
+from diffusion_jax.guidance import measurement
 from diffusion_jax.guidance.operators import half
 from diffusion_jax.guidance.resampling import average
 from diffusion_jax.guidance.scans import matrix_of
@@ -97,6 +101,29 @@ def test_a_config_measures_held_out_examples_and_compares_with_them():
     sheet = image.picture({**drawn, **panels}, None, {})
     one = image.picture({"samples": drawn["samples"]}, None, {})
     assert sheet.size > one.size / 2 and sheet.shape != one.shape
+
+
+def test_measurements_are_read_from_files(tmp_path):
+    """Numbers as they are, also beyond [-1, 1]; images, in the shape of y; with a mask that is white where unknown."""
+    guided = measurement.measurement(average((8, 8, 1), noise=0.3), measurement.mmps())
+    y = RNG.uniform(0, 1.4, (2, 4, 4, 1)).astype(np.float32)
+    np.savez(tmp_path / "y.npz", measurement=y)
+    asked = functools.partial(requests.requested, conditions=guided.conditions, num=2)
+    np.testing.assert_array_equal(asked(str(tmp_path / "y.npz"))["measurement"], y)
+    sheets.write_png(np.full((20, 30), 255, np.uint8), tmp_path / "photo.png")
+    mask = np.zeros((20, 20), np.uint8)
+    mask[:10] = 255
+    sheets.write_png(mask, tmp_path / "mask.png")
+    (tmp_path / "one.json").write_text(json.dumps([{"measurement": "photo.png"}]))
+    np.testing.assert_array_equal(asked(str(tmp_path / "one.json"))["measurement"], np.ones((2, 4, 4, 1)))
+    (tmp_path / "two.json").write_text(json.dumps([{"measurement": ["photo.png", "mask.png"]}]))
+    inpainting = measurement.measurement(half((8, 8, 1)), measurement.ddnm()).conditions
+    entry = requests.requested(str(tmp_path / "two.json"), inpainting, 1)["measurement"]
+    np.testing.assert_array_equal(entry[0, :, :, 0], np.repeat([[0.0], [1.0]], 4, 0) * np.ones(8))
+    np.testing.assert_array_equal(entry[..., 0], entry[..., 1])
+    np.savez(tmp_path / "y.npz", measurement=y[:, :2])
+    with pytest.raises(ValueError, match="condition 'measurement' has shape"):
+        asked(str(tmp_path / "y.npz"))
 
 
 @pytest.mark.parametrize(
