@@ -80,9 +80,9 @@ def ffhq256(scale: float, **operator: Any) -> ConfigDict:
     )
 
 
-def imagenet256(method: dict[str, Any], churn: float, *, steps: int = 100, **operator: Any) -> ConfigDict:
-    eps = "raw" if method["name"] == "ddnm" else "corrected"
-    return adm(operator, method, clip=True, steps=steps, solver=dict(name="renoised", churn=churn, eps=eps))
+def imagenet256(method: dict[str, Any], churn: float, *, noise: float = 0.0, **operator: Any) -> ConfigDict:
+    eps, steps = "raw" if method["name"] == "ddnm" else "corrected", 100
+    return adm(dict(operator, noise=noise), method, clip=True, steps=steps, solver=dict(name="renoised", churn=churn, eps=eps))
 
 
 DDNM, DIFFPIR = dict(name="ddnm"), dict(name="diffpir", ratio=1.0)

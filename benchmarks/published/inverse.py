@@ -74,8 +74,8 @@ def _diffpir(variant: str, file: str, **operator: object) -> Published:
             }
         },
         differences=(
-            "Timesteps are evenly spaced here and quadratic there. The data step has the noise that was added; there it "
-            "has half of it, so that lambda is four times as large.",
+            "Timesteps are evenly spaced here and quadratic there. The data step has the noise that was added here and "
+            "half of it there, so that lambda is 4 times as large there.",
         ),
     )
 
