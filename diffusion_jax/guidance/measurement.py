@@ -37,6 +37,7 @@ from diffusion_jax.solvers.base import posterior
 from diffusion_jax.types import Cond, Denoiser, Needs, Process, Spec, check
 
 _TINY = 1e-20
+_ROUNDING = 1e-6  # relative, of times
 _SOLVED = 20  # iterations of conjugate gradients for A A^T of an operator whose singular values are not known
 Times = Callable[[Process], Float[Array, "num_times"]]  # of the sampling grid
 
@@ -330,8 +331,8 @@ def measured(
 
 
 def _next(times: Float[Array, "num_times"], t: Array) -> Array:
-    """The largest of the times below t; t itself if there is none."""
-    below = jnp.where(times < jnp.asarray(t)[..., None], times, -1).max(-1)
+    """The largest of the times below t, by more than rounding; t itself if there is none."""
+    below = jnp.where(times < (1 - _ROUNDING) * jnp.asarray(t)[..., None], times, -1).max(-1)
     return jnp.where(below < 0, t, below)
 
 
