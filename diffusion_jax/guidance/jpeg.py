@@ -25,6 +25,7 @@ LUMINANCE = np.array(
 )
 CHROMINANCE = np.full((8, 8), 99.0)
 CHROMINANCE[:4, :4] = [[17, 18, 24, 47], [18, 21, 26, 66], [24, 26, 56, 99], [47, 66, 99, 99]]
+TABLES = {1: [LUMINANCE], 3: [LUMINANCE, CHROMINANCE, CHROMINANCE]}  # by number of channels
 # Y, Cb, Cr of red, green and blue (JFIF).
 TO_YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 _HALF = 127.5  # of 0..255, which is [-1, 1]
@@ -53,11 +54,10 @@ def jpeg(shape: Shape, quality: int = 10, noise: float = 0.0) -> Operator:
     height, width, channels = need_image(shape)
     check(1 <= quality <= 100, "quality", quality, "in 1..100")
     check(noise == 0, "noise", noise, "0: what JPEG loses is not noise")
-    check(channels in (1, 3), "channels", channels, "1 or 3 for JPEG")
+    check(channels in TABLES, "channels", channels, "1 or 3 for JPEG")
     if height % 8 or width % 8:
         raise ValueError(f"8 must divide the sides of images for JPEG; they are {height} x {width}")
-    tables = [LUMINANCE] if channels == 1 else [LUMINANCE, CHROMINANCE, CHROMINANCE]
-    steps = jnp.asarray(np.stack([quantization(table, quality) for table in tables], -1), jnp.float32)
+    steps = jnp.asarray(np.stack([quantization(table, quality) for table in TABLES[channels]], -1), jnp.float32)
     dct = jnp.asarray(cosines(), jnp.float32)
     colours = jnp.asarray(TO_YCC if channels == 3 else np.eye(1), jnp.float32)
     back = jnp.asarray(np.linalg.inv(TO_YCC) if channels == 3 else np.eye(1), jnp.float32)
