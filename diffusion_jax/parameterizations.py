@@ -189,9 +189,66 @@ def learned_variance_denoiser(apply: Apply, param: Parameterization, process: Pr
     return LearnedVariance(both)
 
 
+@dataclasses.dataclass(frozen=True)
+class Corrected:
+    """A denoiser that was corrected by a measurement, with its prediction before that, in one call.
+
+    `outputs(x, t, cond)` -> (x_0, raw x_0). A solver that renoises, `solvers.renoised`, may take eps from either.
+    """
+
+    outputs: Callable[..., tuple[Array, ...]]
+
+    def __call__(self, x: Float[Array, "batch *shape"], t: Time, cond: Cond = None) -> Float[Array, "batch *shape"]:
+        return self.outputs(x, t, cond)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class CorrectedVariance(LearnedVariance):
+    """As `Corrected`, of a denoiser with a learned variance: `outputs(x, t, cond)` -> (x_0, v, raw x_0)."""
+
+    outputs: Callable[..., tuple[Array, ...]]
+
+
+def _with_outputs(outputs: Callable[..., tuple[Array, ...]], learned: bool) -> Denoiser:
+    if learned:
+        return CorrectedVariance(lambda x, t, cond=None: outputs(x, t, cond)[:2], outputs)
+    return Corrected(outputs)
+
+
+def corrected(D: Denoiser, f: Callable[..., tuple[Array, ...]]) -> Denoiser:
+    """The denoiser with f(outputs, x, t, cond) -> (x_0, raw x_0, ...) and what else `outputs` gives in addition to x_0.
+
+    What D keeps already, a learned variance or a prediction before an earlier correction, stays.
+    """
+
+    def outputs(x: Array, t: Time, cond: Cond = None) -> tuple[Array, ...]:
+        if hasattr(D, "outputs"):
+            x_0, _, *rest = f(D.outputs, x, t, cond)
+            return x_0, *rest
+        given = D.both if isinstance(D, LearnedVariance) else lambda *inputs: (D(*inputs),)
+        x_0, raw, *rest = f(given, x, t, cond)
+        return x_0, *rest, raw
+
+    return _with_outputs(outputs, isinstance(D, LearnedVariance))
+
+
+def with_raw(
+    D: Denoiser, x: Float[Array, "batch *shape"], t: Time
+) -> tuple[Float[Array, "batch *shape"], Float[Array, "batch *shape"]]:
+    """(D, D before it was corrected by a measurement), the same twice if it was not."""
+    if hasattr(D, "outputs"):
+        x_0, *_, raw = D.outputs(x, t, None)
+        return x_0, raw
+    x_0 = D(x, t)
+    return x_0, x_0
+
+
 def rewired(D: Denoiser, f: Callable[..., tuple[Array, ...]]) -> Denoiser:
     """The denoiser f(outputs, x, t, cond) with outputs(x, t, cond) -> (D(x, t, cond),), or (x_0, v) of a learned
-    variance: f maps all that D knows to as many outputs."""
+    variance, or what else D knows, see `Corrected`: f maps all of it to as many outputs."""
+    if hasattr(D, "outputs"):
+        whole = lambda x, t, cond=None: f(D.outputs, x, t, cond)  # noqa: E731
+        return _with_outputs(whole, isinstance(D, LearnedVariance))
     if isinstance(D, LearnedVariance):
         return LearnedVariance(lambda x, t, cond=None: f(D.both, x, t, cond))
     return lambda x, t, cond=None: f(lambda *inputs: (D(*inputs),), x, t, cond)[0]

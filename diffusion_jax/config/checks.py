@@ -70,6 +70,7 @@ def check_keys(config: ConfigDict) -> None:
         ("sampling.batch_size", 1),
         ("sampling.samples_per_condition", 1),
         ("evaluation.num_samples", 2),
+        ("evaluation.samples_per_condition", 1),
         ("lora.rank", 0),
         ("profile.after", 0),
         ("profile.steps", 0),

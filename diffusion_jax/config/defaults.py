@@ -55,6 +55,7 @@ def defaults() -> ConfigDict:
             ),
             evaluation=dict(
                 num_samples=500,
+                samples_per_condition=1,  # samples of each held-out condition, such as a measurement
                 metrics=("auto",),  # the usual ones of the kind of data
                 after_training=True,
                 inception="",  # a file of the PyTorch weights of FID's network

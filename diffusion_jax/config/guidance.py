@@ -1,12 +1,16 @@
-"""Guidance by another trained run: classifier guidance, and autoguidance by a weaker model."""
+"""Guidance that needs more than numbers: by another trained run (classifier, weaker model), or by a measurement."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
-from diffusion_jax.config.sections import ConfigError, changes
+from diffusion_jax.config.sections import ConfigError, changes, construct, refusal
 from diffusion_jax.config.trained import Trained
-from diffusion_jax.guidance import steering
+from diffusion_jax.guidance import measurement as measurements
+from diffusion_jax.guidance import operators, steering
+from diffusion_jax.guidance.operators import Operator
 from diffusion_jax.guidance.steering import Guidance
 
 if TYPE_CHECKING:
@@ -64,6 +68,53 @@ def autoguidance(
         run.config.sampling.ema_rate = ema_rate
     weak = run.system.unguided
     return steering.autoguidance(weak.denoiser, run.load, scale=scale, schedule=schedule, interval=interval)
+
+
+def measurement(
+    table: Mapping[str, Callable[..., Operator]],
+    parts: Parts,
+    place: str = "guidance",
+    *,
+    operator: Mapping[str, Any] = MappingProxyType({"name": "average"}),
+    method: Mapping[str, Any] = MappingProxyType({"name": "mmps"}),
+    clip: bool = False,
+) -> Guidance:
+    """Guidance by measurements, see `guidance.measurement`: `operator` is one of the `table`, `method` of its METHODS.
+
+    The section of the operator may have a `then`, the section of an operator that measures what this one gives. Raises
+    ConfigError for latents, whose operators are not those of images, and for a pair of operator and method that do not
+    fit.
+    """
+    if parts.spec.modality == "latents":
+        raise ConfigError(
+            f"config.{place}.name='measurement' needs a model of the data itself; operators are those of images, and "
+            f"config.system.name={parts.config.system.name!r} draws latents"
+        )
+    for key, section in (("operator", operator), ("method", method)):
+        _need_name(f"{place}.{key}", section)
+    made = _operator(table, f"{place}.operator", operator, parts.spec.shape)
+    how = construct(measurements.METHODS, f"{place}.method", method)
+    steps = parts.config.sampling.steps
+    with refusal(f"config.{place}.method.name={method['name']!r} with config.{place}.operator={dict(operator)!r}"):
+        return measurements.measurement(made, how, lambda process: parts.grid(process, steps), clip)
+
+
+def _operator(
+    table: Mapping[str, Callable[..., Operator]], field: str, section: Mapping[str, Any], shape: tuple[int, ...]
+) -> Operator:
+    """The operator of a section for examples of `shape`, composed with that of its section `then`."""
+    own = {key: value for key, value in section.items() if key != "then"}
+    first = construct(table, field, own, shape=shape)
+    if "then" not in section:
+        return first
+    _need_name(f"{field}.then", section["then"])
+    with refusal(f"config.{field}.then={section['then']!r}"):
+        return operators.compose(_operator(table, f"{field}.then", section["then"], first.out), first)
+
+
+def _need_name(field: str, section: Any) -> None:
+    if not isinstance(section, Mapping) or "name" not in section:
+        raise ConfigError(f"config.{field}={section!r} must be a section such as dict(name='average')")
 
 
 def check_alike(parts: Parts, run: Trained) -> None:

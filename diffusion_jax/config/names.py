@@ -6,10 +6,22 @@ here.
 
 from __future__ import annotations
 
+import functools
+
 from diffusion_jax import parameterizations, processes, solvers
 from diffusion_jax.config import guidance
 from diffusion_jax.config.sections import construct
-from diffusion_jax.guidance import editing, inversion, replacement, steering, thresholding
+from diffusion_jax.guidance import (
+    editing,
+    inversion,
+    jpeg,
+    operators,
+    replacement,
+    resampling,
+    scans,
+    steering,
+    thresholding,
+)
 from diffusion_jax.likelihood import bound_likelihood, ode_likelihood
 from diffusion_jax.losses import denoising_loss, hybrid_loss, score_matching_loss, times, vlb_loss, weightings
 from diffusion_jax.networks.adm import ADM
@@ -139,10 +151,26 @@ SOLVERS = {
     "lms": solvers.lms,
     "plms": solvers.plms,
     "pndm": solvers.pndm,
+    "renoised": solvers.renoised,
     "sde_dpm_solver_pp": solvers.sde_dpm_solver_pp,
     "seeds": solvers.seeds,
     "unipc": solvers.unipc,
     "predictor_corrector": _predictor_corrector,
+}
+OPERATORS = {
+    "box": operators.box,
+    "random": operators.random,
+    "half": operators.half,
+    "average": resampling.average,
+    "bicubic": resampling.bicubic,
+    "gaussian_blur": resampling.gaussian_blur,
+    "motion_blur": resampling.motion_blur,
+    "grey": resampling.grey,
+    "compressed": scans.compressed,
+    "tomography": scans.tomography,
+    "k_space": scans.k_space,
+    "phase": scans.phase,
+    "jpeg": jpeg.jpeg,
 }
 GUIDANCE = {
     "none": steering.none,
@@ -150,6 +178,7 @@ GUIDANCE = {
     "classifier": guidance.classifier,
     "autoguidance": guidance.autoguidance,
     "instruct_pix2pix": steering.instruct_pix2pix,
+    "measurement": functools.partial(guidance.measurement, OPERATORS),
 }
 EDITING = {
     "none": editing.none,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class Evaluation:
             see whether they can be given.
         makes: the spec of one sample.
         data: what the training split depends on, config.data: statistics that are kept on disk are those of this.
+        conditions: those of the samples, by name.
         cache: folder where statistics of the training split are kept; None to keep none.
         shared: (name, make) -> `make()`, called once for each name; metrics share networks and features by it.
     """
@@ -53,7 +54,7 @@ class Evaluation:
     test: Source | None
     makes: Spec
     data: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    conditions: Collection[str] = ()
+    conditions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     cache: pathlib.Path | None = None
     shared: Callable[[str, Callable[[], Any]], Any] = dataclasses.field(default_factory=shared)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_jax import data
-from diffusion_jax.evaluation import density, features, metrics, retrieval, sheets, suite
+from diffusion_jax.evaluation import density, features, metrics, restoration, retrieval, sheets, suite
 from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation.reference import has_statistics
 from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need
@@ -23,22 +23,24 @@ _IMAGES, _PER_IMAGE = 16, 8  # of them inpainted images, and samples of each
 
 
 def picture(drawn: Drawn, words: Words, views: Views) -> UInt8[np.ndarray, "height width 3"] | None:
-    """A sheet of the first 256 samples with their words; of reconstructions in pairs, the original first.
+    """A sheet of the first 256 images with their words; original, measurement and sample next to each other.
 
     Of inpainting, one row per image: the image, what is known of it, its samples and their mean. Of interpolation, one
     row per pair: both images and the samples between them. None if a value is not finite.
     """
-    samples, columns = np.asarray(drawn["samples"]), None
+    samples = np.asarray(drawn["samples"])
     if "mask" in drawn and np.shape(drawn.get("image")) == samples.shape and np.isfinite(samples).all():
         return _inpainted(samples, np.asarray(drawn["image"]), np.asarray(drawn["mask"]) >= 0)
     if "other" in drawn and np.shape(drawn.get("image")) == samples.shape and np.isfinite(samples).all():
         return _interpolated(samples, np.asarray(drawn["image"]), np.asarray(drawn["other"]))
-    if "original" in drawn:
-        samples = np.stack([drawn["original"], samples], axis=1).reshape(-1, *samples.shape[1:])
-        columns = 2 * math.ceil(math.sqrt(len(samples) / 4))
-    if not np.isfinite(samples).all():
+    panels = [np.asarray(drawn[name]) for name in ("original", "measured", "samples") if name in drawn]
+    n = len(panels)
+    images = np.stack(panels, axis=1).reshape(-1, *panels[0].shape[1:])[: _SHOWN // n * n]
+    if not np.isfinite(images).all():
         return None
-    return sheets.image_sheet(samples[:_SHOWN], columns=columns, labels=words and words[:_SHOWN])
+    columns = n * math.ceil(math.sqrt(len(images)) / n) if n > 1 else None
+    labels = words and [word for word in words for _ in panels][: len(images)]
+    return sheets.image_sheet(images, columns=columns, labels=labels)
 
 
 def _inpainted(samples: np.ndarray, image: np.ndarray, painted: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
@@ -126,6 +128,27 @@ def _retrieval(evaluation: Evaluation) -> Metric:
     return metric
 
 
+def _restoration(evaluation: Evaluation) -> Metric:
+    need(evaluation, "image", "images")
+    operators = {name: c.operator for name, c in evaluation.conditions.items() if c.operator}
+    if not operators:
+        raise ValueError("it needs config.guidance.name='measurement', whose samples have a truth to be compared with")
+    num, each = (evaluation.options.get(name, 1) for name in ("num_samples", "samples_per_condition"))
+    if each < 1 or num % each:
+        raise ValueError(f"evaluation.samples_per_condition={each} must divide evaluation.num_samples={num}")
+    ((name, operator),) = operators.items()
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        truth = data.shuffled(held_out(evaluation), max(len(drawn["samples"]) // each, 1))["x"]
+        measurement = drawn[name][: len(truth)]
+        if not np.allclose(operator.measure(truth), measurement, atol=1e-4):
+            raise ValueError("the measurements are not those of held-out examples: leave config.sampling.cond empty")
+        train = data.arrays(evaluation.train)["x"]
+        return restoration.restoration(np.asarray(drawn["samples"]), truth, measurement, operator, train)
+
+    return metric
+
+
 def _density_baseline(evaluation: Evaluation) -> Metric:
     need(evaluation, "image", "images")
     levels = evaluation.options.get("levels", evaluation.train.facts.get("levels", 256))
@@ -203,6 +226,7 @@ IMAGE = Modality(
         "classifier": _classifier,
         "retrieval": _retrieval,
         "density_baseline": _density_baseline,
+        "restoration": _restoration,
         **{name: functools.partial(_of_suite, name=name) for name in suite.METRICS},
     },
     usual=("classifier",),

@@ -66,6 +66,8 @@ class Condition(NamedTuple):
         key: its name in a file of requests and "" for its own; what has another is recorded as its words.
         separator: between the entries on the command line; "" where it cannot be written there.
         optional: whether samples can be drawn without it, as config.sampling.cond=prior asks for.
+        operator: the `guidance.operators.Operator` that an entry is a measurement by, of which held-out examples give
+            one; None for any other condition.
     """
 
     spec: Spec
@@ -77,6 +79,7 @@ class Condition(NamedTuple):
     key: str = ""
     separator: str = ""
     optional: bool = False
+    operator: Any = None
 
     def rows(self, num: int) -> Array:
         """`num` null values."""

@@ -44,7 +44,8 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
     workdir.check_writable(directory)
     params, step = params_of(job, directory)
     num = config.evaluation.num_samples
-    cond = requests.conditions(job, num, directory)
+    distinct = max(num // config.evaluation.samples_per_condition, 1)
+    cond = requests.conditions(job, num, directory, distinct)
     with jax.set_mesh(job.mesh):
         say(f"evaluating step {step} with {num} samples ({how(job)})")
         drawn = draw(job, params, num, cond) if metrics else {}
@@ -87,7 +88,7 @@ def metrics_of(
         makes=makes,
         data=config.data.to_dict(),
         cache=directory and directory / "statistics",
-        conditions=tuple(job.system.conditions.shapes),
+        conditions=job.system.conditions,
     )
     try:
         return modalities.metrics(modalities.of(makes), evaluation)

@@ -15,6 +15,7 @@ from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data import images
 from diffusion_jax.data.captions import VOCABULARY, Cuts, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
+from diffusion_jax.evaluation.restoration import as_image
 from diffusion_jax.networks.conditions import Conditions, Request
 from diffusion_jax.run import edits, workdir
 from diffusion_jax.run.job import Job
@@ -69,8 +70,13 @@ def requested(
     return cycled(cond, num)
 
 
-def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dict[str, np.ndarray] | None:
+def conditions(
+    job: Job, num: int, directory: pathlib.Path | None = None, distinct: int = 0
+) -> dict[str, np.ndarray] | None:
     """The conditions of `num` samples: from config.sampling.cond, or if that is empty from held-out examples.
+
+    Of these there are `distinct`, by default as many as samples; the samples cycle through them. Measurements are made
+    of the examples, each with its own noise.
 
     The names of classes are those of the run in `directory`, or of the data without it or if it has none yet.
     None for a system without conditions, for a class-conditional system, which cycles through the classes, and for
@@ -89,7 +95,7 @@ def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dic
     needed = Conditions(
         {name: value for name, value in job.system.conditions.items() if name not in {**own, **weights}}
     )
-    cond = _asked(job, needed, rows, directory)
+    cond = _asked(job, needed, rows, directory, distinct)
     if own and cond is None and needed:
         raise ConfigError(f"config.sampling.cond is empty: {_wanted(needed)}")
     cond = {**(cond or {}), **cycled(own, rows)}
@@ -97,7 +103,9 @@ def conditions(job: Job, num: int, directory: pathlib.Path | None = None) -> dic
     return {**repeated, **cycled(weights, num)} or None
 
 
-def _asked(job: Job, needed: Conditions, num: int, directory: pathlib.Path | None) -> dict[str, np.ndarray] | None:
+def _asked(
+    job: Job, needed: Conditions, num: int, directory: pathlib.Path | None, distinct: int
+) -> dict[str, np.ndarray] | None:
     """The conditions of `num` samples that config.sampling.cond and held-out examples give, see `conditions`."""
     text, files = job.config.sampling.cond, job.built.parts.editing.files
     if text == "prior":
@@ -117,20 +125,35 @@ def _asked(job: Job, needed: Conditions, num: int, directory: pathlib.Path | Non
     others = Conditions({name: condition for name, condition in needed.items() if name not in (cond or {})})
     if others and (cond is not None or set(others.shapes) - {"label"}):
         try:
-            examples = data.shuffled(job.held_out, num)
+            examples = data.shuffled(job.held_out, distinct or num)
         except (ValueError, FileNotFoundError) as error:
             raise ConfigError(
                 f"config.sampling.cond is empty: {_wanted(others)}. Held-out data has none: {error}"
             ) from error
         # Editing starts from the held-out images themselves, which are encoded under their own conditions, and leads
-        # to the next ones.
+        # to the next ones. Measurements are made of them.
         sources = {f"source_{name}": value for name, value in examples.items()}
         sources["other"] = np.roll(examples["x"], -1, axis=0)
         with refusal(f"config.sampling.cond={text!r}"):
-            found = cycled(others.of({"image": examples["x"], **sources, **examples}), num)
+            made = {name: c.operator.measure(examples["x"]) for name, c in others.items() if c.operator}
+            found = cycled(others.of({"image": examples["x"], **sources, **made, **examples}), num)
             others.check(found)
         cond = {**found, **(cond or {})}
     return cond
+
+
+def compared(job: Job, cond: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
+    """What a picture shows next to samples of measurements: "measured", as an image, and the "original" examples if
+    the measurements are of held-out ones. Nothing for other samples."""
+    operators = {name: c.operator for name, c in job.system.conditions.items() if c.operator}
+    if not operators or cond is None:
+        return {}
+    ((name, operator),) = operators.items()
+    seen = as_image(cond[name], operator)
+    panels = {} if seen is None else {"measured": seen}
+    if not job.config.sampling.cond:
+        panels["original"] = cycled({"x": data.shuffled(job.held_out, len(cond[name]))["x"]}, len(cond[name]))["x"]
+    return panels
 
 
 def _wanted(conditions: Conditions) -> str:

@@ -59,6 +59,7 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
             with replacing(path) as file:
                 recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
                 np.savez(file, **arrays, **recorded)
+        drawn |= requests.compared(job, cond)
         shown = show(job, params, drawn, path.with_name(f"{path.stem}.png"), format=config.sampling.format)
     part = f", the first {modality.shown} of {num} in the picture" if 0 < modality.shown < num else ""
     say(
@@ -146,4 +147,4 @@ def show(
 
 def conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The conditions in the output of `System.sample`."""
-    return {name: value for name, value in drawn.items() if name not in ("samples", "original")}
+    return {name: value for name, value in drawn.items() if name not in ("samples", "original", "measured")}

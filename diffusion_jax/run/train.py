@@ -84,12 +84,11 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
                 path = directory / "samples" / f"step_{step:08d}.png"
                 params = averaged(job, state.params, state.ema)
                 num = min(config.sampling.num_samples, config.sampling.batch_size)
-                drawn = job.system.sample(
-                    params, jax.random.key(config.sampling.seed), num, requests.conditions(job, num, directory)
-                )
+                cond = requests.conditions(job, num, directory)
+                drawn = job.system.sample(params, jax.random.key(config.sampling.seed), num, cond)
                 if not drawn:
                     return "saved; this system draws no samples"
-                shown = show(job, params, drawn, path)
+                shown = show(job, params, {**drawn, **requests.compared(job, cond)}, path)
                 if not shown:
                     return "no picture of the samples: they are latents, or not finite"
                 if path in shown:

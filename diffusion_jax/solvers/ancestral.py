@@ -1,8 +1,9 @@
-"""DDPM's ancestral sampling and DDIM."""
+"""DDPM's ancestral sampling, DDIM, and DDIM with a fixed fraction of new noise."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from diffusion_jax.parameterizations import with_raw
 from diffusion_jax.processes.base import row_normal
 from diffusion_jax.solvers.base import check_variance, posterior, stateless, step_variance, transition
 from diffusion_jax.types import Denoiser, Process, Solver, check
@@ -51,3 +52,24 @@ def ddim(eta: float = 0.0) -> Solver:
         return process.alpha(s) * x_0 + process.sigma(s) * direction
 
     return stateless(step, sigma=True, alpha_after=eta != 0, falling_times=eta != 0)
+
+
+def renoised(churn: float = 0.85, eps: str = "raw") -> Solver:
+    """x_s = alpha_s D + sigma_s (sqrt(1 - churn^2) eps + churn z): DDIM that replaces a fixed fraction of the noise.
+
+    How DDRM, DDNM (arXiv:2212.00490, eta) and DiffPIR (arXiv:2305.08995, zeta = churn^2) sample under a measurement.
+    eps is (x_t - alpha_t D) / sigma_t with D before its correction ("raw") or after it ("corrected"). The fraction does
+    not shrink with the step, so that errors are forgotten, and so is spread: with many steps what was not measured
+    keeps (1 + sqrt(1 - churn^2)) / 2 of its variance. It is for 20 to 100 steps. Raises ValueError for a churn outside
+    [0, 1] or another eps.
+    """
+    check(0 <= churn <= 1, "churn", churn, "in [0, 1]")
+    check(eps in ("raw", "corrected"), "eps", eps, "raw or corrected")
+
+    def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
+        x_0, raw = with_raw(D, x, t)
+        noise = (x - process.alpha(t) * (raw if eps == "raw" else x_0)) / process.sigma(t)
+        noise = jnp.sqrt(1 - churn**2) * noise + churn * row_normal(keys, x)
+        return process.alpha(s) * x_0 + process.sigma(s) * noise
+
+    return stateless(step, sigma=True, falling_times=churn != 0)

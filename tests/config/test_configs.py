@@ -56,7 +56,8 @@ def kind(name: str) -> tuple:
     """All that a config names or switches of its system and network: variants of one kind differ in numbers alone."""
     config = read(name)
     switches = sorted((key, value) for key, value in config.network.items() if isinstance(value, str | bool))
-    return (*(config[axis].name for axis in AXES), *switches)
+    method = config.guidance.get("method", {}).get("name", "")
+    return (*(config[axis].name for axis in AXES), method, *switches)
 
 
 @functools.cache
