@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data.captions import VOCABULARY, texts_of, tokens_of
+from diffusion_jax.guidance import editing
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Condition, Conditions
 from diffusion_jax.run.requests import captions, conditions, recorded, requested
 from diffusion_jax.types import Spec
@@ -106,9 +107,10 @@ class WithoutData:
     """A job whose data is not there, as that of a public checkpoint that is only sampled."""
 
     def __init__(self, conditions):
-        self.config = ConfigDict(dict(sampling=dict(cond="")))
+        self.config = ConfigDict(dict(sampling=dict(cond="", samples_per_condition=1)))
         self.system = types.SimpleNamespace(conditions=conditions)
-        self.built = types.SimpleNamespace(reading=types.SimpleNamespace(tokenize=None))
+        parts = types.SimpleNamespace(editing=editing.none())
+        self.built = types.SimpleNamespace(reading=types.SimpleNamespace(tokenize=None), parts=parts)
 
     @property
     def held_out(self):
