@@ -413,7 +413,7 @@ def main() -> None:
     for name, work in chosen.items():
         found[name], lacking = collect(name, args, deadline - time.monotonic())
         missing += [f"{work.title}: {lacking}"] if lacking else []
-    titles = {name: work.title for name, work in chosen.items()}
+    titles = {name: f"{'small, like ' if args.tiny else ''}{work.title}" for name, work in chosen.items()}
     print(*table(found, titles, args.peak or peak_flops(kind)), *missing, sep="\n")
     if missing:
         raise SystemExit(1)
