@@ -14,7 +14,7 @@ from diffusion_jax.losses.denoising import Loss, Where, refuse_where
 from diffusion_jax.losses.times import Times
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import perturb, row_dot
-from diffusion_jax.types import Apply, Cond, Params, Process, needing
+from diffusion_jax.types import Apply, Cond, Params, Process, check, needing
 
 ScoreFn = Callable[[Float[Array, "batch *shape"]], Float[Array, "batch *shape"]]
 
@@ -69,8 +69,9 @@ def score_matching_loss(
 
     Twice the score matching objective, weighted by sigma^2 and divided by the dimension: in expectation it has the
     gradient of the denoising loss with NCSN's weight. `projections` > 0 slices; 0 takes the exact trace.
-    arXiv:1907.05600, section 3.1.
+    arXiv:1907.05600, section 3.1. Raises ValueError for a negative number of them.
     """
+    check(projections >= 0, "projections", projections, "at least 0")
 
     @needing(sigma=True)
     def loss(

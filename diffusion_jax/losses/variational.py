@@ -19,7 +19,7 @@ from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import bcast, perturb
 from diffusion_jax.solvers.base import posterior, step_variance, transition
-from diffusion_jax.types import Apply, Cond, Params, Process, needing
+from diffusion_jax.types import Apply, Cond, Params, Process, check, needing
 
 
 def bound_term(
@@ -52,8 +52,9 @@ def vlb_loss(apply: Apply, param: Parameterization, process: Process, times: Tim
 
     `times` draws grid points of the process: times.discrete, or a resampler. Returns
     `loss(params, key, x_0, cond=None, *, train=True, times=times)` -> ([batch], aux), aux holding `t` and `vlb`, T
-    times the bound's term, both [batch]. Raises ValueError for a continuous process.
+    times the bound's term, both [batch]. Raises ValueError for a continuous process, or fewer than 2 levels.
     """
+    check(levels >= 2, "levels", levels, "at least 2")
     predict = _predict(apply, param, process)
 
     @needing(sigma=True, num_steps=True, learned_variance=True)
@@ -87,8 +88,11 @@ def hybrid_loss(
 ) -> Loss:
     """L_hybrid = L_simple + vlb_weight L_vlb, where L_vlb does not move the mean (arXiv:2102.09672, eq. 16).
 
-    L_simple is `denoising_loss` under `weighting`; for the rest see `vlb_loss`. aux has `mse`, too.
+    L_simple is `denoising_loss` under `weighting`; for the rest see `vlb_loss`. aux has `mse`, too. Raises ValueError
+    for a negative `vlb_weight` too.
     """
+    check(levels >= 2, "levels", levels, "at least 2")
+    check(vlb_weight >= 0, "vlb_weight", vlb_weight, "at least 0")
     predict = _predict(apply, param, process)
 
     @needing(weighting, sigma=True, num_steps=True, learned_variance=True)

@@ -44,11 +44,18 @@ class Adversary:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Perceptual:
-    """A perceptual distance of images, `distance(params, x, y) -> [batch]`. Its parameters, `init(key)`, are frozen."""
+    """A perceptual distance of images, `distance(params, x, y) -> [batch]`. Its parameters, `init(key)`, are frozen.
+
+    Raises ValueError for a negative `weight`.
+    """
 
     init: Callable[[Key[Array, ""]], Params]
     distance: Callable[[Params, Array, Array], Float[Array, "batch"]]
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"weight={self.weight} must be at least 0")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from diffusion_jax.losses import (
     vlb_loss,
     weightings,
 )
-from diffusion_jax.processes import VE, VP, drift_and_diffusion
+from diffusion_jax.processes import VE, VP, discrete_vp, drift_and_diffusion
 from tests.oracles import PROCESSES, Gaussian, Mixture, network_of
 
 GAUSSIAN = Gaussian(mean=np.array([0.3, -0.5]), covariance=np.array([[0.5, 0.3], [0.3, 0.4]]))
@@ -301,3 +301,22 @@ def test_losses_that_take_no_mask_refuse_it():
     ):
         with pytest.raises(ValueError, match="where is given"):
             loss({}, jax.random.key(0), x_0, None, where)
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (score_matching_loss, dict(projections=-1)),
+        (vlb_loss, dict(levels=1)),
+        (hybrid_loss, dict(levels=1)),
+        (hybrid_loss, dict(vlb_weight=-0.1)),
+    ],
+)
+def test_numbers_out_of_range_are_refused(make, options):
+    (key,) = options
+    process = discrete_vp(num_steps=4)
+    parts = dict(apply=None, param=parameterizations.eps_prediction(), process=process, times=times.discrete(4))
+    if make is hybrid_loss:
+        parts["weighting"] = weightings.simple()
+    with pytest.raises(ValueError, match=f"{key} is {options[key]}; it must be at least"):
+        make(**parts, **options)

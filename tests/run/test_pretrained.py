@@ -1,6 +1,7 @@
 """`diffusion_jax.load`: samples and the denoiser of a work directory or a public checkpoint, in Python."""
 
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from ml_collections import ConfigDict
 import diffusion_jax
 from diffusion_jax import grids, sampling, solvers
 from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.run import sample, train
+from diffusion_jax.run.pretrained import Pretrained
 from tests.run.test_conversion import pipeline  # noqa: F401 (a fixture)
 from tests.runs import ROOT, digits, toy
 
@@ -62,6 +65,21 @@ def test_conditions_as_texts_and_as_arrays(images):
     x = jnp.ones((2, 8, 8, 1))
     three, five = (model.denoiser(text, 2)(x, jnp.float32(0.5)) for text in ("3", "5"))
     assert three.shape == x.shape and not np.array_equal(three, five)
+
+
+def test_classes_have_the_names_of_the_run():
+    reading = types.SimpleNamespace(tokenize=None)
+    model = Pretrained(
+        config=ConfigDict(),
+        system=types.SimpleNamespace(conditions=Conditions(num_classes=2)),
+        params={},
+        step=4,
+        job=types.SimpleNamespace(built=types.SimpleNamespace(reading=reading)),
+        classes=("cat", "dog"),
+    )
+    np.testing.assert_array_equal(model.conditions("dog,cat", 3)["label"], [1, 0, 1])
+    with pytest.raises(ValueError, match="'fox'"):
+        model.conditions("fox", 1)
 
 
 def test_a_network_of_diffusers(pipeline):  # noqa: F811

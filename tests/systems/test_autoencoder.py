@@ -18,7 +18,7 @@ from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.losses import first_stage
 from diffusion_jax.systems import bottlenecks
-from diffusion_jax.systems.autoencoder import Adversary
+from diffusion_jax.systems.autoencoder import Adversary, Perceptual
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System, Train
 from tests.runs import ROOT, digits
@@ -219,6 +219,11 @@ def test_one_step_trains_both_networks_and_the_codebook_follows(accumulate):
     codes = [params["network"]["quantize"]["embedding"]["embedding"] for params in (before, states[2])]
     assert not np.array_equal(*codes)
     assert "frozen" not in state.ema["0.9"]
+
+
+def test_a_perceptual_loss_has_no_negative_weight():
+    with pytest.raises(ValueError, match=r"weight=-1\.0 must be at least 0"):
+        Perceptual(init=dict, distance=lambda params, x, y: x, weight=-1.0)
 
 
 def test_refuses_what_does_not_fit():
