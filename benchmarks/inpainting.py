@@ -32,7 +32,7 @@ from diffusion_jax.data.regions import read_mask
 from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation import metrics, sheets
 from diffusion_jax.guidance.editing import Editing, sdedit
-from diffusion_jax.guidance.replacement import repaint, replacement
+from diffusion_jax.guidance.inpainting import repaint, replacement
 from diffusion_jax.solvers import grids
 from diffusion_jax.training.rows import in_batches
 
@@ -43,7 +43,7 @@ METHODS = {
     "RePaint(250, 10, 5)": (250, 1210, repaint(10, 5)),
 }
 SAMPLES = 4  # of each image
-STRENGTHS = (0.1, 0.3, 0.4, 0.5, 0.6, 0.7, 0.9)
+STRENGTHS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.6)
 
 
 def psnr(error: np.ndarray) -> float:

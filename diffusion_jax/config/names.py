@@ -13,10 +13,10 @@ from diffusion_jax.config import guidance
 from diffusion_jax.config.sections import construct
 from diffusion_jax.guidance import (
     editing,
+    inpainting,
     inversion,
     jpeg,
     operators,
-    replacement,
     resampling,
     scans,
     steering,
@@ -183,9 +183,9 @@ GUIDANCE = {
 EDITING = {
     "none": editing.none,
     "sdedit": editing.sdedit,
-    "replacement": replacement.replacement,
-    "repaint": replacement.repaint,
-    "colorization": replacement.colorization,
+    "replacement": inpainting.replacement,
+    "repaint": inpainting.repaint,
+    "colorization": inpainting.colorization,
     "inversion": inversion.inversion,
     "between": inversion.between,
 }

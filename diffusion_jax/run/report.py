@@ -31,7 +31,8 @@ def drawn_by(job: Job) -> dict[str, Any]:
     if "guidance" in reads and config.guidance.name != "none":
         values |= {"guidance": _chain(config.guidance), **job.built.parts.guidance.values}
     if "editing" in reads and config.editing.name != "none":
-        values |= {f"editing_{key}" if key != "name" else "editing": value for key, value in config.editing.items()}
+        given = {key: value for key, value in config.editing.items() if value != ""}
+        values |= {f"editing_{key}" if key != "name" else "editing": value for key, value in given.items()}
     return values
 
 

@@ -70,6 +70,7 @@ def test_under_another_class_an_image_moves_by_the_difference_of_the_means():
     assert np.abs(edited(1, 1, solvers.dpm_solver(order=2), 40) - moved).max() > 1
 
 
+@pytest.mark.slow
 def test_reconstruction_has_the_order_of_the_solver():
     a = float(PROCESS.alpha(jnp.float32(T_MIN)))
     error = lambda solver, steps: np.abs(edited(0, 0, solver, steps) - a * X).max()
@@ -78,6 +79,7 @@ def test_reconstruction_has_the_order_of_the_solver():
     assert error(second, 20) / error(second, 40) > 3.2 and error(second, 20) < error(first, 20) / 4
 
 
+@pytest.mark.slow
 def test_a_part_of_the_way_keeps_more_of_the_image():
     """Encoded under one class to the time t only and decoded under another, it moves less than by the whole way."""
     solver, whole = solvers.dpm_solver(order=2), np.abs(MEANS[1] - MEANS[0]).sum()
@@ -85,7 +87,7 @@ def test_a_part_of_the_way_keeps_more_of_the_image():
     assert shift(0.3) < shift(0.6) < shift(1.0) < 1.05 * whole and shift(0.3) < 0.7 * whole
 
 
-@pytest.mark.parametrize("path", ["slerp", "lerp"])
+@pytest.mark.parametrize("path", ["slerp", pytest.param("lerp", marks=pytest.mark.slow)])
 def test_interpolation_is_that_of_the_latents_of_the_exact_flow(path):
     class_0 = Gaussian(mean=jnp.asarray(MEANS[0]), covariance=COVARIANCE)
     a, t, end = PROCESS.alpha(jnp.float32(T_MIN)), jnp.float32(T_MIN), jnp.float32(1)
@@ -137,11 +139,11 @@ def test_unguided_encoding_does_not_depend_on_the_guidance_of_decoding():
         return jnp.where(s > t, there, x), carry
 
     cond = {"image": X, "label": np.ones(5, int), "source_label": np.zeros(5, int)}
-    made = system(inversion.inversion(), inverting._replace(step=step), 10)
+    made = system(inversion.inversion(), inverting._replace(step=step), 100)
     guided = dataclasses.replace(made, guidance=steering.classifier_free(scale=3.0))
     run = lambda made: made.sample({"network": {}}, jax.random.key(0), 5, cond)["samples"]
     np.testing.assert_allclose(run(guided), run(made), rtol=1e-6)
     exact = Gaussian(mean=jnp.asarray(MEANS[0]), covariance=COVARIANCE).flow(
         PROCESS, PROCESS.alpha(jnp.float32(T_MIN)) * X, jnp.float32(T_MIN), jnp.float32(1)
     )
-    assert np.abs(run(made) - exact).max() < 0.5
+    assert np.abs(run(made) - exact).max() < 0.05 * np.abs(exact).max()  # order 1

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from diffusion_jax import solvers, systems
 from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.guidance import editing, replacement
-from diffusion_jax.guidance.replacement import grey_of
+from diffusion_jax.guidance import editing, inpainting
+from diffusion_jax.guidance.inpainting import grey_of
 from diffusion_jax.solvers.sampling import sample
 from tests.oracles import PROCESSES, Gaussian
 from tests.runs import digits
@@ -26,12 +26,12 @@ CORRECTED = solvers.predictor_corrector(solvers.reverse_diffusion(), solvers.lan
 # Of a system of digits: another editing, and other fields.
 CASES = {
     "none": (editing.none(), {}),
-    "replacement": (replacement.replacement(), {}),
-    "repaint": (replacement.repaint(2, 3), {}),
-    "repaint once": (replacement.repaint(2, 1), {}),
-    "denoised": (replacement.replacement(), {"denoise": True}),
-    "multistep": (replacement.replacement(), {"solver": solvers.dpm_solver_pp(order=2)}),
-    "corrected": (replacement.replacement(), {"solver": CORRECTED}),
+    "replacement": (inpainting.replacement(), {}),
+    "repaint": (inpainting.repaint(2, 3), {}),
+    "repaint once": (inpainting.repaint(2, 1), {}),
+    "denoised": (inpainting.replacement(), {"denoise": True}),
+    "multistep": (inpainting.replacement(), {"solver": solvers.dpm_solver_pp(order=2)}),
+    "corrected": (inpainting.replacement(), {"solver": CORRECTED}),
 }
 REPLACEMENT, REPAINT = (CASES[name][0] for name in ("replacement", "repaint"))
 
@@ -118,7 +118,7 @@ def test_colorization_is_replacement_of_one_channel_in_rotated_colours(weights):
 
 
 def test_the_grey_value_of_a_coloured_picture_is_the_given_one():
-    editor = replacement.colorization()
+    editor = inpainting.colorization()
     image, x = (jnp.asarray(RNG.uniform(-1, 1, (2, 4, 4, 3)), jnp.float32) for _ in range(2))
     grey = lambda x: np.asarray(x) @ np.float32([0.299, 0.587, 0.114])
     finished = editor.finish(x, {"image": image})
@@ -173,6 +173,6 @@ def test_what_does_not_fit_is_refused_before_it_compiles(changes, words):
 
 def test_a_mask_of_another_size_is_refused(system):
     made, params = system
-    inpainting = dataclasses.replace(made, editing=REPAINT)
+    painting = dataclasses.replace(made, editing=REPAINT)
     with pytest.raises(ValueError, match=r"'mask' has shape \(3, 4, 4, 1\); it must be \[number, 8, 8, 1\]"):
-        inpainting.sample(params, jax.random.key(0), 3, COND | {"mask": MASK[:, ::2, ::2]})
+        painting.sample(params, jax.random.key(0), 3, COND | {"mask": MASK[:, ::2, ::2]})
