@@ -81,10 +81,8 @@ def ffhq256(scale: float, **operator: Any) -> ConfigDict:
 
 
 def imagenet256(method: dict[str, Any], churn: float, *, noise: float = 0.0, **operator: Any) -> ConfigDict:
-    eps, steps = "raw" if method["name"] == "ddnm" else "corrected", 100
-    return adm(
-        dict(operator, noise=noise), method, clip=True, steps=steps, solver=dict(name="renoised", churn=churn, eps=eps)
-    )
+    solver = dict(name="renoised", churn=churn, eps="raw" if method["name"] == "ddnm" else "corrected")
+    return adm(dict(operator, noise=noise), method, clip=True, steps=100, solver=solver)
 
 
 DDNM, DIFFPIR = dict(name="ddnm"), dict(name="diffpir", ratio=1.0)
