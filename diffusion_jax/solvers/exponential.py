@@ -132,12 +132,13 @@ def reliable(nodes: list[Scalar]) -> Int[Array, ""]:
 
     The polynomial is extrapolated by one step. Its error grows with the ratio of that step to those between the values,
     which is large at the end of grids that are not uniform in log-SNR. A value is used only if the step is at most
-    `GROWTH` times as long as every step back to it. docs/solvers.md measures the errors with that bound.
+    `GROWTH` times as long as every step back to it, and if all of these go the same way: times that rise again, as in
+    restarts, pass values twice. docs/solvers.md measures the errors with that bound.
     """
     count, previous = jnp.zeros((), jnp.int32), 0.0
     unbroken = jnp.ones((), bool)
     for node in nodes:
-        unbroken = unbroken & (GROWTH * jnp.abs(node - previous) >= 1)
+        unbroken = unbroken & (GROWTH * (previous - node) >= 1)
         count, previous = count + unbroken, node
     return count
 

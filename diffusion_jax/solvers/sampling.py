@@ -38,8 +38,9 @@ def sample(
         raise TypeError("times is a function; call the grid, as in grids.uniform()(process, num_steps)")
     if not jnp.shape(x_T):
         raise ValueError("x_T has the shape (); it must be [batch, ...]")
-    if not jnp.shape(times):
-        raise ValueError("times has the shape (); it must be [num_times]")
+    times = jnp.asarray(times)
+    if times.ndim != 1:
+        raise ValueError(f"times has the shape {times.shape}; it must be [num_times]")
     if len(times) < 2:
         raise ValueError(f"times has {len(times)} entries; a solver goes from one to the next and needs at least 2")
     check_times("times", times)

@@ -239,3 +239,17 @@ def test_samples_can_be_differentiated_by_the_numbers_of_the_process():
 def test_refusals(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("solver", [solvers.unipc(3), solvers.lms(3)], ids=["unipc", "lms"])
+def test_times_that_rise_again_use_no_value_twice(solver):
+    process, variance = VP(), 0.25
+
+    def D(x, t):
+        alpha = process.alpha(t)
+        return variance * alpha / (alpha**2 * variance + process.sigma(t) ** 2) * x
+
+    x, times = jnp.array([[1.0], [-0.5]]), [1.0, 0.8, 0.6, 0.4, 0.2, 0.3, 0.4, 0.3, 0.2, 0.1]
+    y = sample(solver, process, D, jax.random.key(0), x, times)  # a list of times, too
+    deviation = jnp.sqrt(process.alpha(0.1) ** 2 * variance + process.sigma(0.1) ** 2)
+    np.testing.assert_allclose(y, deviation * x, atol=0.15)
