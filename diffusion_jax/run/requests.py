@@ -152,7 +152,9 @@ def compared(job: Job, cond: Mapping[str, np.ndarray] | None) -> dict[str, np.nd
     seen = as_image(cond[name], operator)
     panels = {} if seen is None else {"measured": seen}
     if not job.config.sampling.cond:
-        panels["original"] = cycled({"x": data.shuffled(job.held_out, len(cond[name]))["x"]}, len(cond[name]))["x"]
+        num, each = len(cond[name]), job.config.sampling.samples_per_condition
+        truth = cycled({"x": data.shuffled(job.held_out, -(-num // each))["x"]}, -(-num // each))["x"]
+        panels["original"] = np.repeat(truth, each, axis=0)[:num]
     return panels
 
 
