@@ -1,5 +1,6 @@
 """Settings of the whole suite: run on the CPU, compile in a hurry and keep compiled programs between runs."""
 
+import collections
 import gc
 import importlib.metadata
 import os
@@ -38,6 +39,17 @@ for number, handler in ((signal.SIGHUP, signal.SIG_DFL), (signal.SIGINT, signal.
         signal.signal(number, handler)
 # Traces are long-lived; with the default threshold a tenth of the time goes into looking for garbage among them.
 gc.set_threshold(200_000, 50, 1000)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Of tests marked `few(n)`, the variants after the first n are slow ones."""
+    seen = collections.Counter()
+    for item in items:
+        if marker := item.get_closest_marker("few"):
+            seen[item.function] += 1
+            if seen[item.function] > marker.args[0]:
+                item.add_marker("slow")
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

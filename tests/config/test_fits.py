@@ -49,6 +49,7 @@ def test_latents_are_normalised_in_one_way(changes, words):
         build.build(config)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("changes", "factor"),
     [

@@ -37,7 +37,7 @@ def test_any_size_and_mode_of_a_file(tmp_path, mode):
     pixels = np.uint16(WHITE) * 257 if mode == "I;16" else WHITE
     if mode == "I":
         pixels = np.int32(WHITE) * 257
-    name = "mask.tif" if mode == "I" else "mask.png"
+    name = "mask.pgm" if mode == "I" else "mask.png"
     path = written(tmp_path, pixels, name, mode=None if mode.startswith("I") else mode)
     np.testing.assert_array_equal(read_mask(path, SHAPE), read_mask("lower_half", SHAPE))
 

@@ -46,6 +46,7 @@ def test_result_depends_on_the_seed_alone(digits):
     assert not np.allclose(features(first, x[:8]), features(other, x[:8]))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("shape", [(28, 28, 1), (16, 32, 3), (5, 9, 2)])
 def test_other_image_shapes(shape):
     random = np.random.default_rng(0)

@@ -105,6 +105,7 @@ def edited(editor, solver, given, rows: int) -> np.ndarray:
     return np.asarray(run(jax.random.key(0)), np.float64)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("strength", "repeats"), [(0.3, 1), (0.5, 1), (0.3, 3)])
 def test_the_law_of_sdedit_is_the_closed_form(strength, repeats):
     """Noising is x -> a u + s z; denoising draws from the posterior N(g x, v s^2 / (a^2 v + s^2)), g its gain."""

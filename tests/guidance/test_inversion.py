@@ -105,6 +105,7 @@ def test_interpolation_is_that_of_the_latents_of_the_exact_flow(path):
     np.testing.assert_allclose(x[3], a * other[3], atol=0.015)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -33,6 +33,7 @@ CAPTIONS = dict(
 FEW = ("ddim", "heun", "unipc_3", "ancestral_beta", "adaptive_ode")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in FEW else [pytest.mark.slow]) for n in (*CASES, *ADAPTIVE)]
 )

@@ -52,6 +52,7 @@ GRIDS = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", GRIDS)
 def test_terms_equal_their_closed_form_on_gaussian_data(name):
     process, grid, steps = GRIDS[name]

@@ -64,6 +64,7 @@ def test_float64_reaches_the_tolerance():
         np.testing.assert_allclose(result.nats, true, rtol=0, atol=1e-6)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("method", odes.METHODS)
 def test_methods_agree_and_count_their_evaluations(method):
     process, calls = processes.VP(), []

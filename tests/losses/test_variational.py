@@ -158,6 +158,7 @@ def test_the_history_is_a_ring_per_time_and_times_are_uniform_until_it_is_full()
     np.testing.assert_allclose(weight, 1, rtol=1e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_resampler_follows_the_training(accumulate):
     system = build.system(iddpm("vlb", times__name="loss_second_moment"))

@@ -104,6 +104,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kwargs", VARIANTS)
 def test_every_pixel_of_the_output_depends_on_the_input(kwargs):
     apply, params = tiny(**kwargs)

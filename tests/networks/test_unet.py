@@ -44,6 +44,7 @@ def test_published_sizes(kwargs, count):
     assert count_parameters(jax.eval_shape(init, jax.random.key(0))) == count
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("kwargs", [{}, dict(resample_with_conv=False), dict(embedding="fourier"), dict(head_dim=4)])
 def test_variants_start_at_zero_and_keep_the_shape(inputs, kwargs):
     init, apply = build(out_channels=5, **kwargs)

@@ -95,6 +95,7 @@ def _config(root, **changes):
     return config
 
 
+@pytest.mark.slow
 def test_a_run_prints_saves_and_uses_the_names_of_classes(tmp_path, capsys):
     root, run = _images(tmp_path / "d"), tmp_path / "run"
     config = _config(root, sampling__cond="dog", training__sample_every=0, evaluation__after_training=False)

@@ -81,6 +81,7 @@ def test_the_config_of_a_pipeline(tmp_path, pipeline):
     assert prepare(stage).system.latent_shape == (8, 8, 4)
 
 
+@pytest.mark.slow
 def test_training_begins_with_the_parameters_of_step_0(tmp_path):
     config = runs.toy()
     state = fresh_state(prepare(config))

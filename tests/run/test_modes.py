@@ -192,6 +192,7 @@ def test_earlier_samples_are_kept(images, capsys):
     }
 
 
+@pytest.mark.slow
 def test_held_out_values_do_not_depend_on_the_batch_size(points):
     def values(size, likelihood="ode"):
         config = toy(training__batch_size=size, evaluation__num_samples=9, evaluation__metrics=())
@@ -270,6 +271,7 @@ def test_latents_are_written_as_they_are(tmp_path):
     assert not list((tmp_path / "run").rglob("*.png"))
 
 
+@pytest.mark.slow
 def test_captions_are_read_by_the_words_of_a_tokenizer(tmp_path):
     rng, names = np.random.default_rng(0), ["red heart", "blue heart", "dog face", "cat face"] * 4
     np.savez(tmp_path / "pictures.npz", images=rng.integers(0, 256, (16, 8, 8, 1), np.uint8), names=np.array(names))

@@ -56,6 +56,7 @@ def test_the_denoiser_and_a_solver_give_the_same_samples(points):
     np.testing.assert_allclose(drawn, by_hand, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_conditions_as_texts_and_as_arrays(images):
     model = diffusion_jax.load(str(images))
     by_text = model.sample(jax.random.key(0), 4, "3,5")

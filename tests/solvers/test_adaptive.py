@@ -23,6 +23,7 @@ def runner(solver, process, D, times):
     return jax.jit(lambda x, ids: sample(solver, process, D, jax.random.key(0), x, times, ids=ids, **options))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("method", "process", "tolerance"),
     [("dopri5", "rectified_flow", 1e-8), ("dopri8", "ve", 1e-8), ("tsit5", "discrete_vp", 1e-5)],

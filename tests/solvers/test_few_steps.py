@@ -7,6 +7,7 @@ from benchmarks import few_steps
 from diffusion_jax import solvers
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", few_steps.MULTISTEP)
 def test_a_multistep_solver_is_not_worse_than_ddim(name):
     ratios = few_steps.ratios(few_steps.MULTISTEP[name])

@@ -50,6 +50,7 @@ def run(solver, process, times, x, data=DATA):
     return jax.jit(lambda x: sample(solver, process, D, jax.random.key(0), x, times))(x)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", CASES)
 def test_every_solver_reaches_the_mixture(name):
     case = CASES[name]
@@ -63,6 +64,7 @@ OTHER_PROCESSES = {"sub_vp": SubVP(), "ve": VE(), "rectified_flow": RectifiedFlo
 STEPPERS = ["ddim", "heun", "ancestral_beta_tilde", "euler_maruyama", "reverse_diffusion"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", OTHER_PROCESSES)
 @pytest.mark.parametrize("name", STEPPERS)
 def test_solvers_suit_every_process(name, process):
@@ -99,6 +101,7 @@ def test_predictor_corrector_ends_at_the_data():
     assert_samples_of(data, run(case.solver, process, times, start(process, times[0], data), data), bias=0.06)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("dimension", [1, 2, 64])
 def test_predictor_corrector_has_no_heavy_tails_in_few_dimensions(dimension):
     """Data N(0, 0.25 I): the predictor alone gives a standard deviation of 0.517."""

@@ -76,6 +76,7 @@ def test_order_on_a_correlated_gaussian(name, process_name):
     assert order_of(errors) == pytest.approx(ODE[name].order, abs=0.2), errors
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", [name for name in ODE if name in CASES or "3s" in name])
 def test_order_on_a_mixture(name):
     """In one dimension the flow keeps every point's quantile.

@@ -105,6 +105,7 @@ def test_the_recursion_gives_the_known_bias():
         np.testing.assert_allclose(moments(at), (mean, variance), atol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("steps", "length", "repeats"),
     [

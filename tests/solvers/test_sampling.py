@@ -30,6 +30,7 @@ def start(name, n):
     return process.sigma(jnp.asarray(1.0)) * jax.random.normal(jax.random.key(1), (n, 2))
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", CASES)
 def test_a_sample_does_not_depend_on_its_batch(name):
     x_T = start(name, 6)
@@ -39,6 +40,7 @@ def test_a_sample_does_not_depend_on_its_batch(name):
     np.testing.assert_allclose(draw(name, x_T[:1]), together[:1], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.order is None])
 def test_rows_and_keys_have_noise_of_their_own(name):
     x_T = jnp.repeat(start(name, 1), 3, axis=0)
@@ -48,6 +50,7 @@ def test_rows_and_keys_have_noise_of_their_own(name):
     np.testing.assert_allclose(same, jnp.repeat(same[:1], 3, axis=0), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("name", CASES)
 def test_the_trajectory_holds_all_states_and_ends_with_the_sample(name):
     x_T = start(name, 4)

@@ -35,6 +35,7 @@ def double_precision():
         yield
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("name", "process"), [*((name, "vp") for name in ORDERS), *OTHERS])
 def test_weak_order(name, process):
     solver, order = ORDERS[name]

@@ -194,6 +194,7 @@ def vq_config(**changes):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_one_step_trains_both_networks_and_the_codebook_follows(accumulate):
     config = vq_config()

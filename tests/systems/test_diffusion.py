@@ -36,6 +36,7 @@ def test_is_a_system():
     assert isinstance(_system()[0], System)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("solver", ["ancestral", "ddim"])
 def test_a_sample_depends_on_its_index_alone(solver):
     system, params = _system(solver__name=solver)

@@ -157,6 +157,7 @@ def test_figures_say_how_they_were_guided(runs):
     assert figures["guidance"] == "classifier" and figures["scale"] == 3.0
 
 
+@pytest.mark.slow
 def test_a_model_is_guided_by_itself(runs):
     """Autoguidance by the same parameters changes nothing at any scale."""
     for _, config in (("e", guided("autoguidance", runs[1], sampling__file="e")), ("f", digits(sampling__file="f"))):

@@ -362,6 +362,7 @@ def linked(folder, target):
     return target
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("by", ["weights", "component", "pipeline", "controlnet"])
 def test_the_prediction_type_of_a_pipeline_is_compared(pipeline, tmp_path, by):
     folder = written(linked(pipeline[0], tmp_path / "eps"), _class_name="DDIMScheduler", prediction_type="epsilon")

@@ -155,6 +155,7 @@ def pictures(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "channels", "key", "shape"),
     [

@@ -253,6 +253,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_falls_back_to_the_previous_checkpoint(tmp_path, damage, capfd):
     _save(tmp_path, [2, 4])

@@ -216,6 +216,7 @@ def test_replacing_leaves_the_old_file_after_an_error(tmp_path):
     assert [(path.name, path.read_text()) for path in (tmp_path / "below").iterdir()] == [("file", "new")]
 
 
+@pytest.mark.slow
 def test_a_clock_that_goes_backwards_changes_nothing(tmp_path, monkeypatch):
     """Each look at the wall clock shows an hour less, and the files say they are older the newer they are."""
     train.train(toy(training__num_steps=8), tmp_path / "whole")
