@@ -406,8 +406,8 @@ def test_samples_of_a_mixture_have_its_exact_posterior():
     evidence = np.exp(-0.5 * (y - np.array([-1.0, 1])) ** 2 / (0.05 + q**2))
     right = evidence[1] / evidence.sum()
     share = (drawn[:, 0] > 0).mean()
-    # C = R = V is exact for each mode alone. Of the choice between them, 0.88 after the prior's 0.5, it does a part, and
-    # the mean within a mode is measured 0.04 off.
+    # C = R = V is exact for each mode alone. Of the choice between them, 0.88 after the prior's 0.5, it does a part,
+    # and the mean within a mode is measured 0.04 off.
     assert 0.6 < share < right - 0.1
     chosen = drawn[drawn[:, 0] > 0]
     gain = 0.05 / (0.05 + q**2)
