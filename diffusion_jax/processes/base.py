@@ -12,12 +12,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, Shaped
 
 from diffusion_jax.types import Process, check_key, check_made
 
 
-def bcast(a: Float[Array, "*n"], x: Array) -> Array:
+def bcast(a: Shaped[Array, "*n"], x: Array) -> Array:
     """Append axes to `a` (a scalar or [batch]) until it broadcasts against `x` [batch, ...]."""
     return jnp.reshape(a, jnp.shape(a) + (1,) * (x.ndim - jnp.ndim(a)))
 
