@@ -76,7 +76,7 @@ def measurement(
     place: str = "guidance",
     *,
     operator: Mapping[str, Any] = MappingProxyType({"name": "average"}),
-    method: Mapping[str, Any] = MappingProxyType({"name": "mmps"}),
+    method: Any = MappingProxyType({"name": "mmps"}),
     clip: bool = False,
 ) -> Guidance:
     """Guidance by measurements, see `guidance.measurement`: `operator` is one of the `table`, `method` of its METHODS.

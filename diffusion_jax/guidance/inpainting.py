@@ -86,7 +86,7 @@ def colorization(weights: tuple[float, ...] = (0.299, 0.587, 0.114), image: str 
     def around(solver: Solver, cond: Cond) -> Solver:
         return replaced(solver, jnp.asarray(cond["image"]), grey_of(unit))
 
-    def finish(x: Float[Array, "batch h w c"], cond: Cond) -> Float[Array, "batch h w c"]:
+    def finish(x: Float[Array, "batch *spatial c"], cond: Cond) -> Float[Array, "batch *spatial c"]:
         return grey_of(unit)(x, jnp.asarray(cond["image"]))
 
     def check(steps: int, solver: Solver, shape: tuple[int, ...]) -> None:
@@ -108,7 +108,9 @@ def colorization(weights: tuple[float, ...] = (0.299, 0.587, 0.114), image: str 
 def grey_of(unit: tuple[float, ...]) -> Keep:
     """Takes the projection of each pixel on the unit vector `unit` from the second argument."""
 
-    def keep(x: Float[Array, "batch h w c"], known: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+    def keep(
+        x: Float[Array, "batch *spatial c"], known: Float[Array, "batch *spatial c"]
+    ) -> Float[Array, "batch *spatial c"]:
         u = jnp.asarray(unit, x.dtype)
         return x + (known - x) @ u[:, None] * u
 

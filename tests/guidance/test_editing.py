@@ -99,7 +99,7 @@ def edited(editor, solver, given, rows: int) -> np.ndarray:
     def run(key):
         prior_key, noise_key = jax.random.split(key)
         keys = row_keys(prior_key, jnp.arange(rows))
-        x, at = editor.start(LINEAR, None, keys, jnp.zeros((rows, 1)), times, cond)
+        x, at = editor.start(LINEAR, lambda x, times: x, keys, jnp.zeros((rows, 1)), times, cond)
         return editor.finish(sample(editor.around(solver, cond), LINEAR, D, noise_key, x, at), cond)
 
     return np.asarray(run(jax.random.key(0)), np.float64)
