@@ -315,7 +315,8 @@ def test_losses_that_take_no_mask_refuse_it():
 def test_numbers_out_of_range_are_refused(make, options):
     (key,) = options
     process = discrete_vp(num_steps=4)
-    parts = dict(apply=None, param=parameterizations.eps_prediction(), process=process, times=times.discrete(4))
+    parts = dict(param=parameterizations.eps_prediction(), process=process, times=times.discrete(4))
+    parts["apply"] = lambda params, x, c_noise, cond, key: x
     if make is hybrid_loss:
         parts["weighting"] = weightings.simple()
     with pytest.raises(ValueError, match=f"{key} is {options[key]}; it must be at least"):
