@@ -1,7 +1,7 @@
 """Measurement operators y = A(x) + n of inverse problems, with what their adjoint and pseudo-inverse follow from.
 
 `noise` is the standard deviation of n in the units of x, which is in [-1, 1]: what a paper gives for [0, 1] is doubled.
-The operators themselves are in `resampling.py`, `scans.py` and `jpeg.py`; those of inpainting are here.
+The operators themselves are in `filters.py`, `scans.py` and `jpeg.py`; those of inpainting are here.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ from diffusion_jax import data
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.evaluation import restoration, sheets
 from diffusion_jax.guidance import measurement
+from diffusion_jax.guidance.filters import average
 from diffusion_jax.guidance.operators import half
-from diffusion_jax.guidance.resampling import average
 from diffusion_jax.guidance.scans import matrix_of
 from diffusion_jax.modalities import image
 from diffusion_jax.run import requests

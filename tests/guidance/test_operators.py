@@ -9,7 +9,7 @@ import pytest
 
 from diffusion_jax.config import names
 from diffusion_jax.config.sections import ConfigError, construct
-from diffusion_jax.guidance import jpeg, resampling, scans
+from diffusion_jax.guidance import filters, jpeg, scans
 from diffusion_jax.guidance.operators import Operator, compose, half, pinv_error
 from diffusion_jax.guidance.scans import matrix_of
 
@@ -89,19 +89,19 @@ def test_noise_has_its_standard_deviation_where_something_is_measured():
 
 def test_known_small_cases():
     x = jnp.arange(16.0).reshape(1, 4, 4, 1) / 16
-    np.testing.assert_allclose(resampling.average((4, 4, 1))(x)[0, ..., 0] * 16, [[2.5, 4.5], [10.5, 12.5]])
-    grey = resampling.grey((1, 1, 3))
+    np.testing.assert_allclose(filters.average((4, 4, 1))(x)[0, ..., 0] * 16, [[2.5, 4.5], [10.5, 12.5]])
+    grey = filters.grey((1, 1, 3))
     np.testing.assert_allclose(grey(jnp.array([[[[1.0, 0, -1]]]])).item(), 0.299 - 0.114, rtol=1e-6)
     for factor in (2, 3, 4):  # constants, and straight lines away from the border, stay
-        matrix = resampling.cubic_matrix(8 * factor, factor)
+        matrix = filters.cubic_matrix(8 * factor, factor)
         np.testing.assert_allclose(matrix.sum(1), 1)
         middles = (np.arange(8) + 0.5) * factor - 0.5
         np.testing.assert_allclose((matrix @ np.arange(8 * factor))[2:-2], middles[2:-2])
-    kernel = resampling.path_kernel(9, 0.5, 0)
+    kernel = filters.path_kernel(9, 0.5, 0)
     assert kernel.min() >= 0 and np.isclose(kernel.sum(), 1) and (kernel > 0).sum() > 8
-    straight = resampling.path_kernel(9, 0.0, 0)
+    straight = filters.path_kernel(9, 0.0, 0)
     assert np.linalg.matrix_rank(np.cov(np.argwhere(straight > 1e-3).T), tol=1.0) == 1
-    blur = resampling.gaussian_blur((9, 9, 1), 5, 1.0, "circular")
+    blur = filters.gaussian_blur((9, 9, 1), 5, 1.0, "circular")
     impulse = blur(jnp.zeros((1, 9, 9, 1)).at[0, 0, 4, 0].set(1.0))[0, ..., 0]
     np.testing.assert_allclose(impulse[0, 4] / impulse[1, 4], np.exp(0.5), rtol=1e-5)
     np.testing.assert_allclose(impulse[8, 4], impulse[1, 4], rtol=1e-6)
@@ -162,16 +162,16 @@ def test_jpeg_is_what_pillow_decodes_and_idempotent():
 
 def test_a_composition_has_a_pseudo_inverse_only_if_the_product_is_one():
     shape = (8, 8, 3)
-    good = compose(resampling.average((8, 8, 1)), resampling.grey(shape))
+    good = compose(filters.average((8, 8, 1)), filters.grey(shape))
     assert good.has_pinv and pinv_error(good) < 1e-5 and good.out == (4, 4, 1)
     # Half of the frequencies: measured redundantly, so that zero filling of a half is not the least of all.
     k_space = scans.k_space((8, 8, 1), acceleration=2)
     bad = compose(half(k_space.out, "left"), k_space)
     assert not bad.has_pinv and bad.linear
-    hidden = compose(half((4, 4, 1), noise=0.1), resampling.average(GREY))
+    hidden = compose(half((4, 4, 1), noise=0.1), filters.average(GREY))
     assert hidden.has_pinv and hidden.entry == (4, 4, 2) and hidden.noise == 0.1
     with pytest.raises(ValueError, match="the first operator of a composition has a mask"):
-        compose(resampling.average(GREY), half(GREY))
+        compose(filters.average(GREY), half(GREY))
 
 
 @pytest.mark.parametrize(

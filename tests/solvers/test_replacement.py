@@ -91,7 +91,7 @@ def test_jumps_of_a_grid_and_what_they_refuse():
 
 
 def test_the_recursion_gives_the_known_bias():
-    """Where E x_2 = .9 and Var x_2 = .19 are exact; values of an independent float64 recursion in another language."""
+    """Where E x_2 = .9 and Var x_2 = .19 are exact; the values were computed apart from this code, by the same law."""
     for steps, mean, variance in [(50, 0.602, 0.274), (100, 0.615, 0.288), (250, 0.622, 0.300), (1000, 0.626, 0.308)]:
         np.testing.assert_allclose(moments(times(steps)), (mean, variance), atol=2e-3)
     for steps, length, repeats, mean, variance in [
