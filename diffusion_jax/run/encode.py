@@ -119,7 +119,7 @@ def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: 
     if jax.process_index() == 0:
         with refusal("--from"):
             pixels = sheets.to_uint8(images)
-        kept = keep_earlier(to)
+        kept = keep_earlier(to, (".npz", ".png"))
         with replacing(to) as file:
             np.savez(file, samples=pixels)
         sheets.write_png(sheets.image_sheet(images), to.with_suffix(".png"))

@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 import time
+from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -92,20 +93,26 @@ def check_memory(makes: Spec | None, field: str, num: int) -> None:
         )
 
 
-def keep_earlier(path: pathlib.Path) -> pathlib.Path | None:
-    """Rename the file `path`, and the files and the folder of the same name next to it, as NAME.1, or the next free
-    number, with the same suffix. The new path; None if there is nothing of this name.
+def keep_earlier(path: pathlib.Path, suffixes: Collection[str] | None = None) -> pathlib.Path | None:
+    """Rename the file `path`, and the files of the same name next to it, as NAME.1, or the next free number, with the
+    same suffix. The new path; None if there is nothing to rename.
 
-    A folder without `path` is renamed too: single pictures of two runs would be mixed in it.
+    `suffixes` are those of the files that are about to be written: files of other suffixes and folders stay, since they
+    may be the user's own. Without it everything of this name is renamed, a folder too, since single pictures of two
+    runs would be mixed in it.
     """
     others = path.parent.iterdir() if path.parent.is_dir() else ()
     names = {other: other.name if other.is_dir() else other.stem for other in others}
-    if path.stem not in names.values():
+    earlier = [
+        other
+        for other, name in names.items()
+        if name == path.stem and (suffixes is None or (other.suffix in suffixes and not other.is_dir()))
+    ]
+    if not earlier:
         return None
     new = next(name for n in itertools.count(1) if (name := f"{path.stem}.{n}") not in names.values())
-    for other, name in names.items():
-        if name == path.stem:
-            other.rename(other.with_name(new + other.name.removeprefix(name)))
+    for other in earlier:
+        other.rename(other.with_name(new + other.name.removeprefix(path.stem)))
     return path.with_name(new + path.suffix)
 
 

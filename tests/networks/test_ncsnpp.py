@@ -159,7 +159,8 @@ def test_dropout_needs_a_key_and_remat_repeats_it():
         return jnp.square(y).sum(), y
 
     gradient, y = jax.jit(jax.grad(loss, has_aux=True))(params)
-    np.testing.assert_array_equal(y, recomputed(params, x, c_noise, key=jax.random.key(1)))
+    # Two programs round differently; another dropout mask would differ by far more.
+    np.testing.assert_allclose(y, recomputed(params, x, c_noise, key=jax.random.key(1)), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(gradient["time_embedding"].pop("time_proj")["weight"], 0.0)
     for leaf in jax.tree.leaves(gradient):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0

@@ -74,6 +74,16 @@ def test_a_folder_of_earlier_pictures_is_kept_without_its_arrays(tmp_path):
     assert sample.keep_earlier(tmp_path / "missing" / "samples.npz") is None
 
 
+def test_files_and_folders_of_other_kinds_stay_where_only_some_are_written(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "latents").write_text("latents")
+    (tmp_path / "mine.jpg").write_text("photograph")
+    assert sample.keep_earlier(tmp_path / "mine.npz", (".npz", ".png")) is None
+    (tmp_path / "mine.png").write_text("old")
+    assert sample.keep_earlier(tmp_path / "mine.npz", (".npz", ".png")) == tmp_path / "mine.1.npz"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.1.png", "mine.jpg"]
+
+
 def test_metrics_before_one_that_fails_are_printed(tmp_path, monkeypatch, capsys):
     def fails(drawn):
         raise ValueError("images must be finite")
