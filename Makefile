@@ -38,7 +38,7 @@ lint: $(VENV)/.lint
 
 # Comparisons with the PyTorch originals, kept apart so that nobody needs torch for the rest.
 parity: $(VENV)/.parity
-	$(run) -m pytest -m parity tests/parity
+	$(pytest) -m parity tests/parity
 
 # The site of README, docs/ and the API reference, in build/site. Broken links and anchors are errors.
 docs: $(VENV)/.docs

@@ -52,6 +52,12 @@ def digits(**changes: Any) -> ConfigDict:
     return config
 
 
+def with_devices(num: int) -> dict[str, str]:
+    """The environment of a program that sees `num` simulated devices, with the flags of the suite."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num}"
+    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+
+
 def flag(config: str, **changes: Any) -> list[str]:
     """The command line of a config with changes."""
     settings = {name.replace("__", "."): value for name, value in changes.items()}

@@ -12,6 +12,7 @@ CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "ncsn.py"
 
 
 @pytest.mark.slow
+@pytest.mark.optimized
 def test_a_quarter_of_the_training_gives_all_digits(tmp_path):
     config = from_file(str(CONFIG))
     config.training.num_steps = config.training.num_steps // 4

@@ -16,6 +16,7 @@ from diffusion_jax.evaluation.features import Extractor, collect, image_source, 
 from diffusion_jax.evaluation.frechet import covariance
 from diffusion_jax.networks.inception import Activations
 from diffusion_jax.types import Spec
+from tests.runs import with_devices
 
 
 def projection(dim: int = 4, shape=(6, 5, 3)) -> Extractor:
@@ -87,8 +88,7 @@ np.savez(sys.argv[1], features=found.features, scatter=found.moments.scatter)
 
 
 def test_the_number_of_devices_changes_nothing(tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-    subprocess.run([sys.executable, "-c", _DEVICES, tmp_path / "found.npz"], env=environment, check=True)
+    subprocess.run([sys.executable, "-c", _DEVICES, tmp_path / "found.npz"], env=with_devices(4), check=True)
     expected = collect(projection(), image_source(pixels(23)), batch_size=23)
     with np.load(tmp_path / "found.npz") as found:
         np.testing.assert_allclose(found["features"], expected.features, atol=1e-6)

@@ -143,7 +143,6 @@ def test_noise_level_and_label_matter():
 
 
 @pytest.mark.slow
-@pytest.mark.optimized
 def test_dropout_needs_a_key_and_remat_repeats_it():
     options = {"dropout": 0.5, "ch_mult": (1,), "attn_resolutions": ()}
     kept, params = tiny(**options)

@@ -1,7 +1,6 @@
 """First stages: the parts of the loss and whom they reach, statistics of latents, training, and what is refused."""
 
 import dataclasses
-import os
 import subprocess
 import sys
 import textwrap
@@ -21,7 +20,7 @@ from diffusion_jax.systems import bottlenecks
 from diffusion_jax.systems.autoencoder import Adversary, Perceptual
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System, Train
-from tests.runs import ROOT, digits
+from tests.runs import ROOT, digits, with_devices
 
 CHANNELS = 4
 TRAIN = Train(step=jnp.int32(5), num_steps=10)
@@ -288,8 +287,11 @@ SHARDED = """
 @pytest.mark.slow
 def test_eight_devices_train_as_one():
     """Loss curve, both networks, codebook and statistics, with the discriminator from step 5 on."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(SHARDED)], env=environment, cwd=ROOT, capture_output=True, timeout=300
+        [sys.executable, "-c", textwrap.dedent(SHARDED)],
+        env=with_devices(8),
+        cwd=ROOT,
+        capture_output=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr.decode()

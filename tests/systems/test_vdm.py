@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import subprocess
 import sys
 
@@ -22,7 +21,7 @@ from diffusion_jax.solvers import grids
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System
 from tests.losses.test_vdm import DATA, PARAM, exact
-from tests.runs import ROOT, digits, parts_of, source_of
+from tests.runs import ROOT, digits, parts_of, source_of, with_devices
 from tests.systems.test_noisy_classifier import classifier_config
 
 
@@ -273,10 +272,9 @@ for name in ("none", "classifier", "autoguidance"):
 def test_the_command_guides_by_another_run(runs):
     """On two devices as on one."""
     for devices in (1, 2):
-        flags = f"--xla_force_host_platform_device_count={devices}"
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, str(runs), str(devices)],
-            env=os.environ | {"XLA_FLAGS": flags},
+            env=with_devices(devices),
             cwd=ROOT,
             capture_output=True,
             text=True,

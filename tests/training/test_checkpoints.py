@@ -1,7 +1,6 @@
 """Checkpoints: exact round trips, what is kept, what happens to damaged, foreign and unfinished ones."""
 
 import dataclasses
-import os
 import pathlib
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.ema import init as ema_init
 from diffusion_jax.training.optimizers import make_optimizer
 from diffusion_jax.types import pytree
+from tests.runs import with_devices
 
 # Orbax leaves coroutines behind when it fails to read a damaged checkpoint.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -146,9 +146,8 @@ with Checkpoints(sys.argv[1]) as checkpoints:
 
 def test_a_state_on_several_devices_of_the_host_may_be_donated_too(tmp_path):
     """A replica on the device that a copy is made on is copied."""
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     program = [sys.executable, "-c", _ON_TWO_DEVICES, str(tmp_path)]
-    done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(program, env=with_devices(2), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -1,6 +1,5 @@
 """Meshes and layouts on eight simulated devices, in a process of their own."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import jax
 import pytest
 
 from diffusion_jax.training import mesh as mesh_lib
+from tests.runs import with_devices
 
 PRELUDE = """
     import jax, jax.numpy as jnp, numpy as np
@@ -35,11 +35,10 @@ PRELUDE = """
 
 
 def _on_eight_devices(body):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     program = textwrap.dedent(PRELUDE) + textwrap.dedent(body)
     root = pathlib.Path(__file__).parents[2]
     done = subprocess.run(
-        [sys.executable, "-c", program], env=environment, cwd=root, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", program], env=with_devices(8), cwd=root, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
 

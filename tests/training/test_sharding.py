@@ -1,12 +1,11 @@
 """Training and sampling on meshes of eight simulated devices against one device, and what is compiled for them."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
-from tests.runs import ROOT
+from tests.runs import ROOT, with_devices
 
 PROGRAM = """
 import dataclasses, re
@@ -89,9 +88,8 @@ def test_eight_devices_train_and_sample_like_one():
 
     With gradients accumulated over two parts of every batch, and the DiT's blocks rematerialised.
     """
-    # The programs run for a moment only: they are partitioned as always, and compiled in a hurry.
-    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=environment, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=with_devices(8), cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     print(done.stdout)

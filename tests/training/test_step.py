@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 
@@ -16,7 +15,7 @@ from diffusion_jax.run import sample, train
 from diffusion_jax.training import summary
 from diffusion_jax.training.optimizers import make_optimizer
 from diffusion_jax.training.step import init_state, make_train_step, stream
-from tests.runs import ROOT, toy
+from tests.runs import ROOT, toy, with_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +188,7 @@ def test_eight_devices_then_four_then_one_train_like_one(tmp_path):
                 json.dumps({**changes, **mesh, "training__num_steps": steps}),
             ],
             cwd=ROOT,
-            env={**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+            env=with_devices(devices),
             capture_output=True,
             text=True,
         )
