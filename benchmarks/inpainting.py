@@ -52,7 +52,7 @@ def baselines(train: np.ndarray, truth: np.ndarray, painted: np.ndarray) -> dict
     """Images that need no model: the mean, the nearest training image, and the linear estimate."""
     flat, x, hole = train.reshape(len(train), -1), truth.reshape(len(truth), -1), painted.ravel()
     mean, covariance = flat.mean(0), np.cov(flat, rowvar=False) + 1e-4 * np.eye(flat.shape[1])
-    distances = ((x[:, None, ~hole] - flat[None, :, ~hole]) ** 2).sum(-1)
+    distances = (flat[:, ~hole] ** 2).sum(1) - 2 * x[:, ~hole] @ flat[:, ~hole].T  # less a constant of each row
     gain = covariance[np.ix_(hole, ~hole)] @ np.linalg.inv(covariance[np.ix_(~hole, ~hole)])
     linear = x.copy()
     linear[:, hole] = mean[hole] + (x[:, ~hole] - mean[~hole]) @ gain.T

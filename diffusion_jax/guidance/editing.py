@@ -58,7 +58,7 @@ class Editing(NamedTuple):
     `visible(cond)` is what of the conditions a first stage may encode. `source(cond)` are the conditions of the network
     under which `encode` encodes; None: those of the sample.
     `check(steps, solver, shape)` raises ValueError for a number of steps, a solver or a shape of samples that it does
-    not fit; `needs` are those at all times of the grid.
+    not fit; `needs` are those at all times of the grid. `latents`: it has a meaning for the latents of a first stage.
     """
 
     start: Start = from_prior
@@ -71,6 +71,7 @@ class Editing(NamedTuple):
     source: Callable[[Cond], Cond] | None = None
     check: Check = accept
     needs: Needs = NOTHING
+    latents: bool = True
 
     @property
     def reads_image(self) -> bool:

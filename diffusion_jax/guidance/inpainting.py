@@ -63,7 +63,7 @@ def colorization(weights: tuple[float, ...] = (0.299, 0.587, 0.114), image: str 
     The grey value is the sum of the channels times `weights`; the default is luma, (1/3, 1/3, 1/3) the mean. In
     coordinates that begin with the unit vector u along `weights`, and are orthonormal, it is `replacement` of the first
     one: x <- x + u u^T (known - x), as noise is the same in all coordinates. arXiv:2011.13456, appendix I.3, with the
-    mean. The condition "image" is the picture, in colours or grey.
+    mean. The condition "image" is the picture, in colours or grey. Channels of latents have no grey value.
 
     Raises ValueError for weights that are not positive, and for samples of another number of channels.
     """
@@ -78,7 +78,8 @@ def colorization(weights: tuple[float, ...] = (0.299, 0.587, 0.114), image: str 
                 f"weights={weights} are of {len(weights)} channels of pixels; samples have the shape {shape}"
             )
 
-    return keeping(lambda cond: grey_of(unit), check=check, conditions=with_image, files={"image": image})
+    files = {"image": image}
+    return keeping(lambda cond: grey_of(unit), check=check, conditions=with_image, files=files, latents=False)
 
 
 def grey_of(unit: tuple[float, ...]) -> Keep:
