@@ -229,12 +229,14 @@ class Solver(NamedTuple):
 
     `init(x) -> carry` and `step(process, D, keys, x, t, s, carry) -> (x_s, carry)`, a step from time t to s < t (ODE
     solvers also step to s > t: inversion). `t` and `s` are scalars, `keys: [batch]` holds one key per row.
-    `needs` declares what the solver needs of the process, the denoiser and the times.
+    `needs` declares what the solver needs of the process, the denoiser and the times. `stages` are the solvers that a
+    step consists of, if there are several, such as a predictor and a corrector, see `solvers.base.staged`.
     """
 
     init: Callable[[Array], Any]
     step: Callable[..., tuple[Array, Any]]
     needs: Needs = NOTHING
+    stages: tuple[Solver, ...] = ()
 
 
 @runtime_checkable

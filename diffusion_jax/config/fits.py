@@ -275,6 +275,11 @@ def check_editing(
     needed = editing.conditions(makes.shape).shapes
     if "image" in needed and len(makes.shape) != 3:
         raise ConfigError(f"{named} needs images; config.data.name={config.data.name!r} has examples of {makes.shape}")
+    if makes.modality == "latents" and not editing.latents:
+        raise ConfigError(
+            f"{named} needs a model of pixels; config.system.name={config.system.name!r} draws latents, whose channels "
+            "are not colours"
+        )
     shared = [name for name in needed if name in conditions.shapes]
     if shared:
         raise ConfigError(f"{named} needs the condition {shared[0]!r} for itself, but the network reads it as well")

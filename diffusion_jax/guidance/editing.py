@@ -23,6 +23,8 @@ Start = Callable[
     tuple[Float[Array, "batch *shape"], Float[Array, "num_times"]],
 ]
 _BLACK = -0.9  # of a pixel of which no part is painted, after resizing
+# check(steps, solver, shape) raises ValueError for what does not fit.
+Check = Callable[[int, Solver, tuple[int, ...]], object]
 NO_FILES: Mapping[str, str] = types.MappingProxyType({})
 
 
@@ -36,6 +38,10 @@ def from_prior(
 ) -> tuple[Array, Array]:
     """The start of ordinary sampling: the noise x_T, and all times."""
     return x_T, times
+
+
+def accept(steps: int, solver: Solver, shape: tuple[int, ...]) -> None:
+    """The check of an Editing that fits everything."""
 
 
 class Editing(NamedTuple):
@@ -52,7 +58,7 @@ class Editing(NamedTuple):
     `visible(cond)` is what of the conditions a first stage may encode. `source(cond)` are the conditions of the network
     under which `encode` encodes; None: those of the sample.
     `check(steps, solver, shape)` raises ValueError for a number of steps, a solver or a shape of samples that it does
-    not fit; `needs` are those at all times of the grid.
+    not fit; `needs` are those at all times of the grid. `latents`: it has a meaning for the latents of a first stage.
     """
 
     start: Start = from_prior
@@ -63,8 +69,9 @@ class Editing(NamedTuple):
     files: Mapping[str, str] = NO_FILES
     visible: Callable[[Cond], Cond] = lambda cond: cond
     source: Callable[[Cond], Cond] | None = None
-    check: Callable[[int, Solver, tuple[int, ...]], object] = lambda steps, solver, shape: None
+    check: Check = accept
     needs: Needs = NOTHING
+    latents: bool = True
 
     @property
     def reads_image(self) -> bool:
@@ -101,25 +108,38 @@ def sdedit(strength: float = 0.8, repeats: int = 1, region: bool = False, image:
         x = process.alpha(times[0]) * jnp.asarray(cond["image"])
         return x + process.sigma(times[0]) * row_normal(keys, x_T), jnp.tile(times, repeats)
 
+    return keeping(
+        kept if region else None,
+        repeats,
+        start=start,
+        check=lambda steps, solver, shape: remaining(steps),
+        conditions=with_mask if region else with_image,
+        files={"image": image, "mask": mask},
+    )
+
+
+def keeping(keep: Callable[[Cond], Keep] | None, repeats: int = 1, *, check: Check = accept, **fields: Any) -> Editing:
+    """An Editing that keeps what `keep(cond)` takes from the image, at every step and, exactly, in the end.
+
+    None keeps nothing. With `repeats` above 1 times may rise in between. `check` and `fields` are those of `Editing`;
+    solvers that do not fit are refused in addition.
+    """
+
     def around(solver: Solver, cond: Cond) -> Solver:
-        solver = replaced(solver, jnp.asarray(cond["image"]), kept(cond)) if region else solver
+        solver = replaced(solver, jnp.asarray(cond["image"]), keep(cond)) if keep else solver
         return travelling(solver) if repeats > 1 else solver
 
-    def check(steps: int, solver: Solver, shape: tuple[int, ...]) -> None:
-        remaining(steps)
-        if region:
+    def finish(x: Float[Array, "batch *shape"], cond: Cond) -> Float[Array, "batch *shape"]:
+        return keep(cond)(x, jnp.asarray(cond["image"]).astype(x.dtype)) if keep else x
+
+    def check_solver(steps: int, solver: Solver, shape: tuple[int, ...]) -> None:
+        check(steps, solver, shape)
+        if keep:
             check_alone(solver)
         if repeats > 1:
             check_memory(solver)
 
-    return Editing(
-        start=start,
-        around=around,
-        finish=pasted if region else Editing().finish,
-        conditions=with_mask if region else lambda shape: Conditions(image_shape=shape),
-        files={"image": image, "mask": mask},
-        check=check,
-    )
+    return Editing(around=around, finish=finish, check=check_solver, **fields)
 
 
 def remaining_steps(strength: float) -> Callable[[int], int]:
@@ -137,6 +157,11 @@ def remaining_steps(strength: float) -> Callable[[int], int]:
         return taken
 
     return remaining
+
+
+def with_image(shape: tuple[int, ...]) -> Conditions:
+    """The condition "image", like samples of `shape`."""
+    return Conditions(image_shape=shape)
 
 
 def with_mask(shape: tuple[int, ...]) -> Conditions:
@@ -166,8 +191,3 @@ def painted(cond: Cond) -> Array:
 def kept(cond: Cond) -> Keep:
     """Takes the pixels that are not painted from the second argument."""
     return lambda x, known: jnp.where(painted(cond), x, known)
-
-
-def pasted(x: Float[Array, "batch *shape"], cond: Cond) -> Float[Array, "batch *shape"]:
-    """x, with the pixels of the image where nothing is painted, exactly."""
-    return kept(cond)(x, jnp.asarray(cond["image"]).astype(x.dtype))

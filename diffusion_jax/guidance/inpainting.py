@@ -5,10 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.guidance.editing import Editing, Encode, kept, painted, pasted, with_mask
-from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.guidance.editing import Editing, Encode, keeping, kept, painted, with_image, with_mask
 from diffusion_jax.solvers.grids import time_travel
-from diffusion_jax.solvers.replacement import Keep, check_alone, check_memory, replaced, travelling
+from diffusion_jax.solvers.replacement import Keep
 from diffusion_jax.types import Cond, Process, Solver
 from diffusion_jax.types import check as check_number
 
@@ -42,24 +41,14 @@ def repaint(length: int = 10, repeats: int = 10, image: str = "", mask: str = ""
     ) -> tuple[Array, Array]:
         return x_T, time_travel(times, length, repeats)
 
-    def around(solver: Solver, cond: Cond) -> Solver:
-        solver = replaced(solver, jnp.asarray(cond["image"]), kept(cond))
-        return travelling(solver) if repeats > 1 else solver
-
-    def check(steps: int, solver: Solver, shape: tuple[int, ...]) -> None:
-        time_travel(jnp.zeros(steps + 1), length, repeats)
-        check_alone(solver)
-        if repeats > 1:
-            check_memory(solver)
-
-    return Editing(
+    return keeping(
+        kept,
+        repeats,
         start=start,
-        around=around,
-        finish=pasted,
+        check=lambda steps, solver, shape: time_travel(jnp.zeros(steps + 1), length, repeats),
         conditions=with_mask,
         files={"image": image, "mask": mask},
         visible=_without_painted,
-        check=check,
     )
 
 
@@ -74,7 +63,7 @@ def colorization(weights: tuple[float, ...] = (0.299, 0.587, 0.114), image: str 
     The grey value is the sum of the channels times `weights`; the default is luma, (1/3, 1/3, 1/3) the mean. In
     coordinates that begin with the unit vector u along `weights`, and are orthonormal, it is `replacement` of the first
     one: x <- x + u u^T (known - x), as noise is the same in all coordinates. arXiv:2011.13456, appendix I.3, with the
-    mean. The condition "image" is the picture, in colours or grey.
+    mean. The condition "image" is the picture, in colours or grey. Channels of latents have no grey value.
 
     Raises ValueError for weights that are not positive, and for samples of another number of channels.
     """
@@ -83,26 +72,14 @@ def colorization(weights: tuple[float, ...] = (0.299, 0.587, 0.114), image: str 
     norm = sum(w**2 for w in weights) ** 0.5
     unit = tuple(w / norm for w in weights)
 
-    def around(solver: Solver, cond: Cond) -> Solver:
-        return replaced(solver, jnp.asarray(cond["image"]), grey_of(unit))
-
-    def finish(x: Float[Array, "batch *spatial c"], cond: Cond) -> Float[Array, "batch *spatial c"]:
-        return grey_of(unit)(x, jnp.asarray(cond["image"]))
-
     def check(steps: int, solver: Solver, shape: tuple[int, ...]) -> None:
-        check_alone(solver)
         if shape[-1] != len(weights):
             raise ValueError(
                 f"weights={weights} are of {len(weights)} channels of pixels; samples have the shape {shape}"
             )
 
-    return Editing(
-        around=around,
-        finish=finish,
-        conditions=lambda shape: Conditions(image_shape=shape),
-        files={"image": image},
-        check=check,
-    )
+    files = {"image": image}
+    return keeping(lambda cond: grey_of(unit), check=check, conditions=with_image, files=files, latents=False)
 
 
 def grey_of(unit: tuple[float, ...]) -> Keep:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.guidance.editing import Editing, Encode, remaining_steps
+from diffusion_jax.guidance.editing import Check, Editing, Encode, accept, remaining_steps, with_image
 from diffusion_jax.networks.conditions import Condition, Conditions
 from diffusion_jax.networks.conditions import image as image_condition
 from diffusion_jax.solvers import interpolation
@@ -34,17 +36,12 @@ def inversion(strength: float = 1.0, image: str = "") -> Editing:
         times = times[len(times) - 1 - remaining(len(times) - 1) :]
         return encode(process.alpha(times[-1]) * jnp.asarray(cond["image"]), times), times
 
-    def check(steps: int, solver: Solver, shape: tuple[int, ...]) -> None:
-        remaining(steps)
-        check_inverts(solver)
-
-    return Editing(
+    return encoding(
         start=start,
-        conditions=lambda shape: Conditions(image_shape=shape),
+        check=lambda steps, solver, shape: remaining(steps),
+        conditions=with_image,
         files={"image": image},
         source=source_of,
-        check=check,
-        needs=Needs(sigma=True),
     )
 
 
@@ -65,19 +62,20 @@ def between(path: str = "slerp", image: str = "", other: str = "") -> Editing:
         mixed = jax.vmap(lambda a, b, w: PATHS[path](a[None], b[None], w)[0])
         return mixed(a, b, jnp.asarray(cond["weight"])), times
 
-    def check(steps: int, solver: Solver, shape: tuple[int, ...]) -> None:
-        check_inverts(solver)
-
     def conditions(shape: tuple[int, ...]) -> Conditions:
         return Conditions({"other": image_condition(shape), "weight": Condition(Spec(()))}, image_shape=shape)
 
-    return Editing(
-        start=start,
-        conditions=conditions,
-        files={"image": image, "other": other},
-        check=check,
-        needs=Needs(sigma=True),
-    )
+    return encoding(start=start, conditions=conditions, files={"image": image, "other": other})
+
+
+def encoding(*, check: Check = accept, **fields: Any) -> Editing:
+    """An Editing of encoded images, with the `fields` of `Editing`. It refuses solvers and times that do not encode."""
+
+    def check_solver(steps: int, solver: Solver, shape: tuple[int, ...]) -> None:
+        check(steps, solver, shape)
+        check_inverts(solver)
+
+    return Editing(check=check_solver, needs=Needs(sigma=True), **fields)
 
 
 def source_of(cond: Cond) -> Cond:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.parameterizations import LearnedVariance
-from diffusion_jax.processes.base import bcast
+from diffusion_jax.processes.base import bcast, row_keys
 from diffusion_jax.types import Denoiser, Needs, Process, Solver
 
 Time = Float[Array, "*n"]
@@ -21,6 +21,20 @@ def stateless(step: Callable[..., Array], **needs: Any) -> Solver:
         step=lambda process, D, keys, x, t, s, carry: (step(process, D, keys, x, t, s), carry),
         needs=Needs(**needs),
     )
+
+
+def staged(first: Solver, *others: Solver) -> Solver:
+    """A solver whose step is one of `first` from t to s, then one of each of the `others`, which stays at s."""
+    stages = (first, *others)
+
+    def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array, carry: tuple):
+        after = []
+        for i, (solver, own) in enumerate(zip(stages, carry, strict=True)):
+            x, own = solver.step(process, D, row_keys(keys, i), x, s if i else t, s, own)
+            after.append(own)
+        return x, tuple(after)
+
+    return Solver(lambda x: tuple(solver.init(x) for solver in stages), step, first.needs, stages)
 
 
 def transition(process: Process, t: Time, s: Time) -> tuple[Time, Time]:

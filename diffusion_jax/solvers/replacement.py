@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.processes.base import row_keys, row_normal
-from diffusion_jax.solvers.base import transition
+from diffusion_jax.solvers.base import staged, transition
 from diffusion_jax.types import Denoiser, Needs, Process, Solver
 
 # keep(x, known) -> x with what is known taken from `known`; linear in both, such as a choice of pixels.
@@ -21,13 +21,17 @@ def replaced(solver: Solver, image: Float[Array, "batch *shape"], keep: Keep) ->
     """`solver` with what is known of `image` put into the state before every step, with the noise of its time.
 
     x_t <- keep(x_t, alpha_t image + sigma_t z) with new z for every step, then the step of `solver`, whose noise stays
-    the same. The state after the last step is the solver's. arXiv:2011.13456, appendix I.2; arXiv:2201.09865,
-    algorithm 1, line 5, of which the preprint prints the variance as the standard deviation.
+    the same. The state after the last step is the solver's. The stages of a solver that has several are steps of their
+    own: before a corrector what is known is put in with the noise of the time that the predictor has come to.
+    arXiv:2011.13456, appendix I.2; arXiv:2201.09865, algorithm 1, line 5, of which the preprint prints the variance as
+    the standard deviation.
 
     The law of the result is not the conditional one: the other values see what is known only through D, at the noise of
     the step, and what they have become is never taken back. Raises ValueError for a solver that must be left alone.
     """
     check_alone(solver)
+    if solver.stages:
+        return staged(*(replaced(stage, image, keep) for stage in solver.stages))
 
     def step(process: Process, D: Denoiser, keys: Key[Array, "batch"], x: Array, t: Array, s: Array, carry):
         noise = row_normal(row_keys(keys, _KNOWN), x)
@@ -57,7 +61,7 @@ def travelling(solver: Solver) -> Solver:
         return jax.lax.cond(s > t, forward, reverse, x), carry
 
     # What the solver needs of the process holds where steps fall, which are those of the grid below the jumps.
-    return solver._replace(step=step, needs=Needs(distinct_times=solver.needs.distinct_times))
+    return Solver(solver.init, step, Needs(distinct_times=solver.needs.distinct_times))
 
 
 def has_memory(solver: Solver) -> bool:

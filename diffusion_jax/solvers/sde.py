@@ -4,8 +4,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.parameterizations import score
-from diffusion_jax.processes.base import drift_and_diffusion, row_keys, row_normal
-from diffusion_jax.solvers.base import stateless, transition
+from diffusion_jax.processes.base import drift_and_diffusion, row_normal
+from diffusion_jax.solvers.base import staged, stateless, transition
 from diffusion_jax.solvers.langevin import Corrector
 from diffusion_jax.types import Denoiser, Process, Solver
 
@@ -39,9 +39,7 @@ def reverse_diffusion() -> Solver:
 def predictor_corrector(predictor: Solver, corrector: Corrector) -> Solver:
     """A predictor step from t to s, then corrections at s, unless sigma_s = 0 (arXiv:2011.13456, algorithm 1)."""
 
-    def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array, carry):
-        x, carry = predictor.step(process, D, row_keys(keys, 0), x, t, s, carry)
-        corrected = corrector(process, D, row_keys(keys, 1), x, s)
-        return jnp.where(process.sigma(s) > 0, corrected, x), carry
+    def correct(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
+        return jnp.where(process.sigma(s) > 0, corrector(process, D, keys, x, s), x)
 
-    return Solver(init=predictor.init, step=step, needs=predictor.needs)
+    return staged(predictor, stateless(correct))

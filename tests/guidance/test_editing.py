@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 from diffusion_jax import solvers, systems
 from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.guidance import editing
+from diffusion_jax.guidance import editing, inversion
 from diffusion_jax.processes import VP, row_keys, row_normal
+from diffusion_jax.solvers import grids
 from diffusion_jax.solvers.sampling import sample
 from tests.oracles import PROCESSES, Gaussian
 from tests.runs import digits, toy
@@ -53,17 +54,31 @@ def test_a_diffusion_system_starts_from_the_image(pixels):
     np.testing.assert_allclose(drawn["samples"], by_hand, rtol=1e-4, atol=1e-4)
 
 
-def test_latent_diffusion_starts_from_the_latents_of_the_image(pixels):
+@pytest.mark.parametrize(
+    "editor",
+    [
+        editing.sdedit(0.5),
+        pytest.param(inversion.inversion(), marks=pytest.mark.slow),
+        pytest.param(inversion.between("lerp"), marks=pytest.mark.slow),
+    ],
+    ids=["sdedit", "inversion", "between"],
+)
+def test_latent_diffusion_starts_from_the_latents_of_the_image(pixels, editor):
     """With a first stage that turns pixels, pixels are turned back; the noise is that of the latents."""
     system, _ = pixels
-    quiet = dataclasses.replace(system, solver=solvers.ddim(), apply=lambda params, x, *rest, key=None: 0 * x)
+    fields = dict(solver=solvers.ddim(), grid=grids.uniform(t_min=0.01), editing=editor)
+    quiet = dataclasses.replace(system, **fields, apply=lambda params, x, *rest, key=None: 0 * x)
     rotation, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))
     latent = systems.LatentDiffusion(diffusion=quiet, first_stage=exact_stage(rotation))
     params = jax.jit(latent.init)(jax.random.key(0))
     turn = lambda x: np.einsum("bhwc,hk->bkwc", x, rotation).astype(np.float32)
-    drawn = latent.sample(params, jax.random.key(1), 3, {"image": IMAGES})
-    latents = quiet.sample(params, jax.random.key(1), 3, {"image": turn(IMAGES)})
+    cond = {"image": IMAGES} | ({"other": IMAGES[::-1].copy(), "weight": np.float32([0, 0.5, 1])})
+    cond = {name: value for name, value in cond.items() if name in latent.conditions}
+    drawn = latent.sample(params, jax.random.key(1), 3, cond)
+    turned = {name: value if name == "weight" else turn(value) for name, value in cond.items()}
+    latents = quiet.sample(params, jax.random.key(1), 3, turned)
     np.testing.assert_allclose(turn(drawn["samples"]), latents["samples"], rtol=1e-3, atol=1e-3)
+    assert np.abs(turn(drawn["samples"]) - turned["image"]).max() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -36,28 +36,38 @@ def inpainter(travel: bool = True):
     return solvers.travelling(solver) if travel else solver
 
 
-def moments(at) -> tuple[float, float]:
+def moments(at, snr: float = 0.0, between: bool = True) -> tuple[float, float]:
     """Mean and variance of the unknown x_2 by the recursion of moments, in float64.
 
-    The state is x = m + C^(1/2) z throughout: replacement, the ancestral step and the forward step are affine in x.
+    The state is x = m + C^(1/2) z throughout: replacement, the ancestral step, the forward step and the Langevin step
+    of a corrector, if `snr` is not 0, are affine in x. `between`: x_1 is replaced before the corrector too.
     """
     at = np.asarray(at, np.float64)
     alpha, sigma = (np.asarray(f(jnp.float32(at)), np.float64) for f in (PROCESS.alpha, PROCESS.sigma))
     covariance = np.array([[1, RHO], [RHO, 1]])
     m, c = np.zeros(2), np.eye(2) * sigma[0] ** 2
     unknown = np.diag([0.0, 1.0])
+
+    def known_at(m, c, a, s):
+        return unknown @ m + a * np.array([1.0, 0.0]), unknown @ c @ unknown + s**2 * np.diag([1.0, 0.0])
+
     for i in range(len(at) - 1):
         a_t, s_t, a_s, s_s = alpha[i], sigma[i], alpha[i + 1], sigma[i + 1]
         if at[i + 1] > at[i]:
             ratio = a_s / a_t
             m, c = ratio * m, ratio**2 * c + (s_s**2 - ratio**2 * s_t**2) * np.eye(2)
             continue
-        m, c = unknown @ m + a_t * np.array([1.0, 0.0]), unknown @ c @ unknown + s_t**2 * np.diag([1.0, 0.0])
+        m, c = known_at(m, c, a_t, s_t)
         gain = a_t * covariance @ np.linalg.inv(a_t**2 * covariance + s_t**2 * np.eye(2))  # D = gain x
         ratio = a_t / a_s
         v = s_t**2 - ratio**2 * s_s**2
         step = ratio * s_s**2 / s_t**2 * np.eye(2) + a_s * v / s_t**2 * gain
         m, c = step @ m, step @ c @ step.T + v * s_s**2 / s_t**2 * np.eye(2)
+        if snr and s_s:
+            m, c = known_at(m, c, a_s, s_s) if between else (m, c)
+            size = 2 * (snr * s_s) ** 2
+            langevin = np.eye(2) - size * np.linalg.inv(a_s**2 * covariance + s_s**2 * np.eye(2))
+            m, c = langevin @ m, langevin @ c @ langevin.T + 2 * size * np.eye(2)
     return m[1], c[1, 1]
 
 
@@ -124,12 +134,18 @@ def test_samples_have_the_moments_of_the_recursion(steps, length, repeats):
     assert abs(x.var() - variance) < 4 * variance * np.sqrt(2 / ROWS)
 
 
-def test_a_corrector_makes_replacement_less_biased():
-    """A corrector at every level draws x_2 again given x_1; replacement alone has the mean .60."""
-    corrected = solvers.predictor_corrector(solvers.ancestral(), solvers.langevin_corrector(snr=0.3))
+def test_with_a_corrector_known_values_are_replaced_before_it_too_at_its_own_time():
+    """A corrector at every level draws x_2 again given x_1, which makes replacement less biased."""
+    corrected = solvers.predictor_corrector(solvers.ancestral(), solvers.langevin_corrector(snr=0.5))
     solver = solvers.replaced(corrected, jnp.broadcast_to(KNOWN, (ROWS, 2)), keep_first)
-    mean = float(drawn(solver, times(50))[:, 1].mean())
-    assert moments(times(50))[0] + 0.03 < mean < RHO  # a standard error is .008
+    x = np.asarray(drawn(solver, times(20)), np.float64)[:, 1]
+    mean, variance = moments(times(20), snr=0.5)
+    assert abs(x.mean() - mean) < 4 * np.sqrt(variance / ROWS)
+    assert abs(x.var() - variance) < 4 * variance * np.sqrt(2 / ROWS)
+    alone, plain = moments(times(20), snr=0.5, between=False)[0], moments(times(20))[0]
+    assert plain + 0.05 < alone < mean - 6 * np.sqrt(variance / ROWS) and mean < RHO
+    for steps, snr, bias in [(50, 0.16, 0.263), (250, 0.16, 0.170), (1000, 0.16, 0.085), (1000, 0.3, 0.038)]:
+        np.testing.assert_allclose(moments(times(steps), snr)[0], RHO - bias, atol=2e-3)
 
 
 def test_the_network_is_evaluated_on_falling_steps_only():

@@ -92,6 +92,83 @@ def test_image_to_image_is_sdedit_with_the_strength_of_the_system():
         build.system(edited)
 
 
+def edited(section, *, steps=3, **changes):
+    """A small text-to-image system with the editing `section`, parameters of which none is zero, and its `draw`."""
+    read = config()
+    read.network.update(block_out_channels=(8, 16), norm_num_groups=4, num_attention_heads=2)
+    for name, value in changes.items():
+        read[name] = ConfigDict(value)
+    read.editing, read.sampling.steps = ConfigDict(section), steps
+    system = build.system(read)
+    random = np.random.default_rng(0)
+    moved = lambda p: p + jnp.asarray(0.1 * random.standard_normal(p.shape), p.dtype)
+    params = jax.tree.map(moved, jax.jit(system.init)(jax.random.key(0)))
+    draw = jax.jit(lambda cond: system.draw(params, jax.random.key(1), jnp.arange(2), cond)["samples"])
+    return system, lambda **cond: np.asarray(draw(cond))
+
+
+IMAGES = np.float32(np.random.default_rng(0).uniform(-0.9, 0.9, (2, 8, 8, 1)))
+MASK = np.where(np.random.default_rng(1).uniform(size=IMAGES.shape) < 0.5, 1, -1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        dict(name="repaint", length=1, repeats=2),
+        pytest.param(dict(name="sdedit", strength=0.7, mask="box"), marks=pytest.mark.slow),
+    ],
+    ids=lambda section: section["name"],
+)
+def test_what_is_painted_depends_on_the_text_and_the_rest_is_the_image(section):
+    system, draw = edited(section)
+    assert set(system.conditions) == {"tokens", "image", "mask"}
+    cond = dict(image=IMAGES, mask=MASK)
+    one, two = (draw(tokens=system.tokenize([text] * 2), **cond) for text in ("one", "two"))
+    np.testing.assert_array_equal(one[MASK < 0], IMAGES[MASK < 0])
+    np.testing.assert_array_equal(two[MASK < 0], IMAGES[MASK < 0])
+    assert np.isfinite(one).all() and np.abs(one - two)[MASK >= 0].max() > 1e-3
+
+
+@pytest.mark.slow
+def test_an_image_is_encoded_under_its_own_text_without_guidance():
+    """Decoded under the same text without guidance it is reconstructed, and under another one, or guided, it is not."""
+    sampling = config().sampling.to_dict() | dict(grid=dict(name="discrete", spacing="trailing", end=1))
+    sampling["threshold"] = dict(name="none")
+    errors = {}
+    for scale in (1.0, 3.0):
+        sections = dict(sampling=sampling, guidance=dict(name="classifier_free", scale=scale))
+        solver = dict(name="dpm_solver", order=2)
+        system, draw = edited(dict(name="inversion"), steps=50, solver=solver, **sections)
+        assert set(system.conditions) == {"tokens", "image", "source_tokens"}
+        own, other = (system.tokenize([text] * 2) for text in ("one", "two"))
+        for name, tokens in (("own", own), ("other", other)):
+            x = draw(image=IMAGES, source_tokens=own, tokens=tokens)
+            errors[name, scale] = np.abs(x - IMAGES).max()
+    assert errors["own", 1.0] < 0.05
+    assert min(errors["other", 1.0], errors["own", 3.0]) > 2 * errors["own", 1.0]
+
+
+@pytest.mark.parametrize(
+    ("task", "channels"),
+    [("inpainting", 2), pytest.param("instruct_pix2pix", 1, marks=pytest.mark.slow)],
+)
+def test_a_network_that_reads_an_image_itself_is_not_edited(task, channels):
+    read = config(task=task)
+    read.network.image_channels = channels
+    read.editing = ConfigDict(dict(name="replacement", mask="box"))
+    with pytest.raises(ConfigError, match=r"config\.editing\.name='replacement'.* the network reads it as well"):
+        build.system(read)
+
+
+def test_channels_of_latents_are_not_colourised():
+    read = config(
+        first_stage=dict(name="autoencoder_kl", block_out_channels=(8,), norm_num_groups=4, latent_channels=3)
+    )
+    read.editing = ConfigDict(dict(name="colorization"))
+    with pytest.raises(ConfigError, match=r"'colorization'.* needs a model of pixels; .*'text_to_image' draws latents"):
+        build.system(read)
+
+
 def test_texts_go_to_ids_and_back(built):
     cond = requests.requested("seven | two", built.conditions, 3, built.tokenize)
     assert requests.captions(cond, built.conditions, built.describe) == ["seven", "two", "seven"]

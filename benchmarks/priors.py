@@ -1,0 +1,94 @@
+"""Priors of benchmarks of editing: a trained run, or the exact denoiser of training images, and the data of both."""
+
+import argparse
+import dataclasses
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffusion_jax import data, parameterizations, processes, solvers, systems
+from diffusion_jax.config import build, from_file, trained
+from diffusion_jax.guidance.editing import Editing
+from diffusion_jax.solvers import grids
+from diffusion_jax.training.rows import in_batches
+from diffusion_jax.types import Params
+
+
+class Prior(NamedTuple):
+    """A diffusion model of images, and its training and held-out images in [-1, 1] with their labels."""
+
+    system: systems.Diffusion
+    params: Params
+    train: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+
+    def drawn(self, editing: Editing, steps: int, cond: dict[str, np.ndarray], **fields: Any) -> np.ndarray:
+        """One edit of each row of `cond`, by the ancestral sampler or with other `fields` of the system."""
+        fields = dict(editing=editing, steps=steps, solver=solvers.ancestral()) | fields
+        system = dataclasses.replace(self.system, **fields)
+        draw = jax.jit(lambda ids, cond: system.draw(self.params, jax.random.key(0), ids, cond))
+        return in_batches(draw, len(next(iter(cond.values()))), 500, cond)["samples"]
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that `opened` reads, and a picture."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdir", nargs="?", default="", help="of a trained diffusion model of images")
+    parser.add_argument(
+        "--exact",
+        nargs="?",
+        const="configs/ddpm.py",
+        default="",
+        metavar="CONFIG",
+        help="the exact denoiser of the training images of CONFIG instead, by default of the digits",
+    )
+    parser.add_argument("--most", type=int, default=10_000, help="training images of the exact denoiser")
+    parser.add_argument("--picture", type=pathlib.Path, default=None)
+    return parser
+
+
+def opened(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prior:
+    """The prior that the command line names."""
+    if bool(args.workdir) == bool(args.exact):
+        parser.error("give the work directory of a trained model, or --exact")
+    run = trained.open_run(args.workdir, "workdir", _made, "denoiser") if args.workdir else None
+    source = build.build(run.config if run else from_file(args.exact)).source
+    train, test = (data.arrays(source(evaluation=evaluation)) for evaluation in (False, True))
+    if run:
+        return Prior(run.system, run.load(), train, test)
+    return Prior(exact_prior(train["x"][: args.most]), {"network": {}}, train, test)
+
+
+def _made(config: Any) -> tuple[Any, str]:
+    built = build.build(config)
+    return built.system, built.recipe.role
+
+
+def exact_prior(x: np.ndarray, width: float = 0.12) -> systems.Diffusion:
+    """The diffusion model whose data are the images x with Gaussian noise of standard deviation `width`, without error.
+
+    Its denoiser is a softmax over the images: no network, no training.
+    """
+    process, means, v = processes.discrete_vp(), jnp.asarray(x.reshape(len(x), -1)), width**2
+
+    def apply(params, x, c_noise, cond, *, key=None):
+        alpha, sigma = (f(c_noise / 999)[:, None] for f in (process.alpha, process.sigma))
+        flat, variance = x.reshape(len(x), -1), alpha**2 * v + sigma**2
+        products = alpha * (flat @ means.T) - alpha**2 * (means**2).sum(1) / 2
+        nearest = jax.nn.softmax(products / variance) @ means
+        return (nearest + alpha * v / variance * (flat - alpha * nearest)).reshape(x.shape)
+
+    return systems.Diffusion(
+        init_network=lambda key: {},
+        apply=apply,
+        process=process,
+        param=parameterizations.x0_prediction(),
+        loss_fn=None,
+        solver=solvers.ancestral(),
+        grid=grids.discrete("linspace"),
+        steps=50,
+        shape=x.shape[1:],
+    )
