@@ -79,13 +79,15 @@ def baselines(
 ) -> dict[str, Float[np.ndarray, "n h w c"]]:
     """Estimates without a model, limited to [-1, 1], by name.
 
-    `mean`, of the training images; `pinv`, the pseudo-inverse; `interpolation`, bilinear, of a y that is a smaller
-    image; `lmmse`, `linear_estimate`, for a linear operator and images of at most 1024 numbers.
+    `mean`, of the training images; `pinv`, the pseudo-inverse; those of the operator, such as `back_projection`;
+    `interpolation`, bilinear, of a y that is a smaller image; `lmmse`, `linear_estimate`, for a linear operator and
+    images of at most 1024 numbers.
     """
     y, mask = operator.split(jnp.asarray(measurement))
     found = {"mean": np.broadcast_to(train.mean(0), (len(y), *operator.shape))}
     if operator.has_pinv:
         found["pinv"] = operator.pinv(y, mask)
+    found |= {name: estimate(y, mask) for name, estimate in operator.estimates.items()}
     if len(y.shape) == 4 and y.shape[-1] == operator.shape[-1] and y.shape[1] < operator.shape[0]:
         found["interpolation"] = jax.image.resize(y, (len(y), *operator.shape), "bilinear")
     if operator.linear and math.prod(operator.shape) <= LARGEST:

@@ -156,7 +156,8 @@ class Diffusion(Sampled):
             return sampling.sample(self.solver, self.process, source or D, noise_key, x, times[::-1], ids=ids)
 
         x, times = self.editing.start(self.process, encode, row_keys(prior_key, ids), x_T, times, cond)
-        x = sampling.sample(self.editing.around(self.solver, cond), self.process, D, noise_key, x, times, ids=ids)
+        solver = self.editing.around(self.guidance.around(self.solver, cond), cond)
+        x = sampling.sample(solver, self.process, D, noise_key, x, times, ids=ids)
         return self.editing.finish(D(x, times[-1]) if self.denoise else x, cond)
 
     @property

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import data
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.evaluation import restoration, sheets
-from diffusion_jax.guidance import measurement
+from diffusion_jax.guidance import measurement, methods
 from diffusion_jax.guidance.filters import average
 from diffusion_jax.guidance.operators import half
 from diffusion_jax.guidance.scans import matrix_of
@@ -105,7 +105,7 @@ def test_a_config_measures_held_out_examples_and_compares_with_them():
 
 def test_measurements_are_read_from_files(tmp_path):
     """Numbers as they are, also beyond [-1, 1]; images, in the shape of y; with a mask that is white where unknown."""
-    guided = measurement.measurement(average((8, 8, 1), noise=0.3), measurement.mmps())
+    guided = measurement.measurement(average((8, 8, 1), noise=0.3), methods.mmps())
     y = RNG.uniform(0, 1.4, (2, 4, 4, 1)).astype(np.float32)
     np.savez(tmp_path / "y.npz", measurement=y)
     asked = functools.partial(requests.requested, conditions=guided.conditions, num=2)
@@ -117,7 +117,7 @@ def test_measurements_are_read_from_files(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps([{"measurement": "photo.png"}]))
     np.testing.assert_array_equal(asked(str(tmp_path / "one.json"))["measurement"], np.ones((2, 4, 4, 1)))
     (tmp_path / "two.json").write_text(json.dumps([{"measurement": ["photo.png", "mask.png"]}]))
-    inpainting = measurement.measurement(half((8, 8, 1)), measurement.ddnm()).conditions
+    inpainting = measurement.measurement(half((8, 8, 1)), methods.ddnm()).conditions
     entry = requests.requested(str(tmp_path / "two.json"), inpainting, 1)["measurement"]
     np.testing.assert_array_equal(entry[0, :, :, 0], np.repeat([[0.0], [1.0]], 4, 0) * np.ones(8))
     np.testing.assert_array_equal(entry[..., 0], entry[..., 1])
