@@ -229,12 +229,14 @@ class Solver(NamedTuple):
 
     `init(x) -> carry` and `step(process, D, keys, x, t, s, carry) -> (x_s, carry)`, a step from time t to s < t (ODE
     solvers also step to s > t: inversion). `t` and `s` are scalars, `keys: [batch]` holds one key per row.
-    `needs` declares what the solver needs of the process, the denoiser and the times.
+    `needs` declares what the solver needs of the process, the denoiser and the times. `adaptive`: how often it
+    evaluates the denoiser depends on the data.
     """
 
     init: Callable[[Array], Any]
     step: Callable[..., tuple[Array, Any]]
     needs: Needs = NOTHING
+    adaptive: bool = False
 
 
 @runtime_checkable

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,12 @@ Images = Float[np.ndarray, "n h w c"]
 
 
 def restoration(
-    samples: Images, truth: Images, measurement: Float[np.ndarray, "n *entry"], operator: Operator, train: Images
+    samples: Images,
+    truth: Images,
+    measurement: Float[np.ndarray, "n *entry"],
+    operator: Operator,
+    train: Images,
+    perceptual: Callable[[Images, Images], Float[np.ndarray, "n"]] | None = None,
 ) -> dict[str, Any]:
     """Metrics of restored images [k n, ...], sample i of the measurement i mod n of `truth`.
 
@@ -27,7 +33,8 @@ def restoration(
     of the mean of the k samples of a measurement, `spread`, the root mean square of their standard deviation per pixel,
     `residual`, the root mean square of y - A x over the noise q (about 1 is right; without noise it is not divided),
     and the PSNR of simple estimates, `psnr_NAME` for each of `baselines`. For inpainting the PSNR is that of the
-    unknown pixels. A sample of the exact posterior is 3 dB below its mean. Raises ValueError unless k is whole.
+    unknown pixels. With a distance `perceptual`, LPIPS, also `lpips` of single samples, `mean_lpips`, and `lpips_NAME`
+    of the estimates. A sample of the exact posterior is 3 dB below its mean. Raises ValueError unless k is whole.
     """
     num = len(truth)
     if len(samples) % num:
@@ -49,6 +56,10 @@ def restoration(
         "residual": residual,
         **{f"psnr_{name}": np.mean(psnr(x, truth, unknown)) for name, x in found.items()},
     }
+    if perceptual is not None:
+        distance = lambda x: np.mean(perceptual(np.clip(x, -1, 1).astype(np.float32), truth))  # noqa: E731
+        values |= {"lpips": np.mean([distance(x) for x in rows]), "mean_lpips": distance(rows.mean(0))}
+        values |= {f"lpips_{name}": distance(x) for name, x in found.items()}
     return {f"restoration_{name}": value if isinstance(value, int) else float(value) for name, value in values.items()}
 
 

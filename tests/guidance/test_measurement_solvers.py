@@ -112,7 +112,8 @@ def test_the_law_of_daps_as_published():
 
 
 @pytest.mark.parametrize(
-    "solver", [solvers.heun(), pytest.param(solvers.ddim(), marks=SLOW), pytest.param(solvers.dpm_solver(2), marks=SLOW)]
+    "solver",
+    [solvers.heun(), pytest.param(solvers.ddim(), marks=SLOW), pytest.param(solvers.dpm_solver(2), marks=SLOW)],
 )
 def test_daps_has_its_law(solver):
     """On a few levels, with as many inner steps as the solver needs to solve the ODE; exact would be 0.8, 0.447."""
