@@ -9,6 +9,7 @@ from jaxtyping import Array, Key
 
 from diffusion_jax.guidance.methods import Method
 from diffusion_jax.guidance.operators import Mask, Operator, reciprocal
+from diffusion_jax.parameterizations import rewired
 from diffusion_jax.processes.base import row_keys, row_normal
 from diffusion_jax.solvers.replacement import check_alone
 from diffusion_jax.types import Denoiser, Process, Solver, check
@@ -40,7 +41,16 @@ def ddrm(eta: float = 0.85, eta_b: float = 1.0) -> Method:
             return operator.gram(v, mask, lambda e: factor(level(e), e) * reciprocal(e, e))
 
         def step(process: Process, D: Denoiser, keys: Key[Array, "batch"], x: Array, t: Array, s: Array, carry):
-            x_s, carry = solver.step(process, D, keys, x, t, s, carry)
+            seen = []
+
+            def recorded(outputs: Callable, state: Array, time: Array, _) -> tuple[Array, ...]:
+                found = outputs(state, time)
+                if state is x:
+                    seen.append(found[0])
+                return found
+
+            x_s, carry = solver.step(process, rewired(D, recorded), keys, x, t, s, carry)
+            x_0 = seen[0] if seen else D(x, t)  # what the solver itself evaluated, if it did
             r = process.sigma(s) / process.alpha(s)
             z = row_normal(row_keys(keys, _MEASURED), x)
 
@@ -51,7 +61,7 @@ def ddrm(eta: float = 0.85, eta_b: float = 1.0) -> Method:
             def width(q: Array, e: Array) -> Array:
                 return jnp.where(r < q, eta * r, jnp.sqrt(jnp.maximum(r**2 - (eta_b * q) ** 2, 0)))
 
-            measured = along(operator(D(x, t), mask), lambda q, e: 1 - of_y(q, e)) + along(y, of_y)
+            measured = along(operator(x_0, mask), lambda q, e: 1 - of_y(q, e)) + along(y, of_y)
             measured = process.alpha(s) * (measured + along(operator(z, mask), width))
             changed = measured - along(operator(x_s, mask), lambda q, e: jnp.ones_like(q))
             return (x_s + operator.transpose(changed, mask)).astype(x.dtype), carry
