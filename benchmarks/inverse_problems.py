@@ -11,7 +11,6 @@ entry is the PSNR in dB of one sample, of the mean of the samples of a measureme
 
 import argparse
 import pathlib
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -27,6 +26,7 @@ from diffusion_jax.guidance.operators import Operator
 from diffusion_jax.guidance.scans import matrix_of
 from diffusion_jax.processes import DiscreteVP, beta_table, prior
 from diffusion_jax.solvers import grids
+from diffusion_jax.solvers.grids import Grid
 from diffusion_jax.solvers.sampling import sample
 from diffusion_jax.types import Denoiser, Process, Solver
 
@@ -37,7 +37,14 @@ TASKS = {
     "box": dict(name="box", size=4, margin=0, noise=0.02),
     "half": dict(name="half", noise=0.02),
     "compressed": dict(name="compressed", num=16, noise=0.05),
+    "tomography": dict(name="tomography", angles=4, noise=0.02),
+    "k_space": dict(name="k_space", acceleration=2, centre=0.25, noise=0.05),
 }
+PHASE = dict(name="phase", noise=0.05)
+TRIES, SUCCESS = 4, 20.0  # of phase retrieval: samples of each measurement, and the PSNR in dB of a success
+FOR_PHASE = ("daps_phase",)
+ONE = np.ones((1, 1, 1, 1), np.float32)
+PICTURED, ROWS, SHOWN = "mmps_renoised", 2, 3  # of the sheet: the method, measurements of each task, samples of each
 
 
 class Setting(NamedTuple):
@@ -46,6 +53,14 @@ class Setting(NamedTuple):
     method: Method
     solver: Solver
     steps: int = 100
+
+
+class Prior(NamedTuple):
+    """A prior: its process, its denoiser and the grid that it is sampled at."""
+
+    process: Process
+    D: Denoiser
+    grid: Grid
 
 
 def settings(variance: float) -> dict[str, Setting]:
@@ -64,6 +79,11 @@ def settings(variance: float) -> dict[str, Setting]:
         "diffpir": Setting(METHODS["diffpir"](), solvers.renoised(1.0, "corrected")),
         "dps": Setting(METHODS["dps"](1.0), ancestral),
         "dps_250": Setting(METHODS["dps"](1.0), ancestral, 250),
+        "mcg": Setting(METHODS["mcg"](1.0), ancestral),
+        "ddrm_20": Setting(METHODS["ddrm"](), solvers.renoised(0.85), 20),
+        "ddrm": Setting(METHODS["ddrm"](), solvers.renoised(0.85)),
+        "daps": Setting(METHODS["daps"](steps=3), solvers.ddim(), 50),
+        "daps_phase": Setting(METHODS["daps"](steps=5), solvers.ddim(), 50),
     }
 
 
@@ -107,85 +127,127 @@ def exact_samples(entry: np.ndarray, operator: Operator, means: np.ndarray, each
     return np.stack(drawn, 1).reshape(-1, *means.shape[1:]).astype(np.float32)
 
 
-def samples(setting: Setting, prior_of: Callable, entry: np.ndarray, operator: Operator, each: int) -> np.ndarray:
+def samples(setting: Setting, prior_of: Prior, entry: np.ndarray, operator: Operator, each: int) -> np.ndarray:
     """`each` samples of every measurement, [each n, ...]."""
-    process, D = prior_of
-    times = grids.discrete("linspace")(process, setting.steps)
+    process, D, grid = prior_of
+    times = grid(process, setting.steps)
     ids = jnp.arange(each * len(entry))
     rows = jnp.asarray(np.tile(entry, (each, *[1] * (entry.ndim - 1))))
 
     @jax.jit
     def run(rows: jax.Array) -> jax.Array:
         guided = measured(D, operator, rows, setting.method, process, times)
-        x_T = prior(process, jax.random.key(0), (len(ids), *operator.shape), ids=ids)
-        return sample(setting.solver, process, guided, jax.random.key(1), x_T, times, ids=ids)
+        solver = setting.solver
+        if setting.method.around:
+            solver = setting.method.around(solver, operator, *operator.split(rows))
+        x_T = prior(process, jax.random.key(0), (len(ids), *operator.shape), ids=ids, t=times[0])
+        return sample(solver, process, guided, jax.random.key(1), x_T, times, ids=ids)
 
     return np.asarray(run(rows))
 
 
-def line(drawn: np.ndarray, truth: np.ndarray, entry: np.ndarray, operator: Operator, train: np.ndarray) -> str:
-    """PSNR of one sample and of the mean, and the residual over the noise."""
-    found = restoration.restoration(np.clip(drawn, -1, 1), truth, entry, operator, train)
-    one, mean, residual = (found[f"restoration_{key}"] for key in ("psnr", "mean_psnr", "residual"))
-    return f"{one:.1f} / {mean:.1f} / {residual:.1f}"
+class Task(NamedTuple):
+    """One inverse problem: the operator, the true images and their measurements, and the training images."""
+
+    operator: Operator
+    truth: np.ndarray
+    entry: np.ndarray
+    train: np.ndarray
+
+    def psnr(self, x: np.ndarray) -> float:
+        return float(np.mean(restoration.psnr(x, self.truth, restoration.unknown_of(self.entry, self.operator))))
+
+    def line(self, drawn: np.ndarray) -> str:
+        """PSNR of one sample and of the mean, and the residual over the noise."""
+        found = restoration.restoration(np.clip(drawn, -1, 1), self.truth, self.entry, self.operator, self.train)
+        one, mean, residual = (found[f"restoration_{key}"] for key in ("psnr", "mean_psnr", "residual"))
+        return f"{one:.1f} / {mean:.1f} / {residual:.1f}"
+
+    def baselines(self) -> dict[str, np.ndarray]:
+        return restoration.baselines(self.entry, self.operator, self.train)
+
+
+def made(section: dict, truth: np.ndarray, train: np.ndarray) -> Task:
+    operator = construct(names.OPERATORS, "operator", section, shape=SHAPE)
+    return Task(operator, truth, operator.measure(truth), train)
 
 
 def row_of(name: str, cells: list[str]) -> None:
     print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+def compare(tasks: dict[str, Task], given: Prior, methods: dict[str, Setting], each: int, exact: bool) -> None:
+    """The table: simple estimates, with the exact prior its posterior, and the methods."""
+    row_of("", list(tasks))
+    print(f"|---|{'---|' * len(tasks)}")
+    estimates = [task.baselines() for task in tasks.values()]
+    for name in ("mean", "pinv", "interpolation", "back_projection", "lmmse"):
+        scores = [t.psnr(e[name]) if name in e else None for t, e in zip(tasks.values(), estimates, strict=True)]
+        row_of(name, ["-" if score is None else f"{score:.1f}" for score in scores])
+    if exact:
+        row_of("exact posterior", [t.line(exact_samples(t.entry, t.operator, t.train, each)) for t in tasks.values()])
+    for name, setting in methods.items():
+        row_of(f"`{name}`", [t.line(samples(setting, given, t.entry, t.operator, each)) for t in tasks.values()])
+
+
+def phase_retrieval(given: Prior, truth: np.ndarray, methods: dict[str, Setting]) -> None:
+    """The table of phase retrieval: PSNR and how often it succeeds, up to a rotation by 180 degrees."""
+    operator = construct(names.OPERATORS, "operator", PHASE, shape=SHAPE)
+    entry = operator.measure(truth)
+    print(f"\n| phase retrieval | one sample | best of {TRIES} by its residual |\n|---|---|---|")
+    for name, setting in methods.items():
+        x = samples(setting, given, entry, operator, TRIES).reshape(TRIES, *truth.shape)
+        residual = np.stack([np.square(entry - operator(jnp.asarray(tried))).sum((1, 2, 3)) for tried in x])
+        both = [[restoration.psnr(np.clip(y, -1, 1), truth, ONE) for y in (t, t[:, ::-1, ::-1])] for t in x]
+        score = np.max(both, axis=1)
+        best = np.take_along_axis(score, residual.argmin(0)[None], 0)
+        row_of(f"`{name}`", [f"{one.mean():.1f} dB, success {np.mean(one > SUCCESS):.0%}" for one in (score, best)])
+
+
+def sheet(path: pathlib.Path, tasks: dict[str, Task], given: Prior, setting: Setting, each: int) -> None:
+    """Truth, measurement, linear estimate, SHOWN samples and the mean of `each`, ROWS measurements of each task."""
+    tiles = []
+    for task in tasks.values():
+        x = samples(setting, given, task.entry, task.operator, each).reshape(each, *task.truth.shape)
+        seen, linear = restoration.as_image(task.entry, task.operator), task.baselines()["lmmse"]
+        for i in range(ROWS):
+            tiles += [task.truth[i], seen[i], linear[i], *x[:SHOWN, i], x[:, i].mean(0)]
+    sheets.image_sheet(np.clip(np.stack(tiles), -1, 1), path=path, columns=4 + SHOWN)
+    print(f"\n{path}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
+    parser.add_argument("--tasks", nargs="+", default=[*TASKS, "phase"], choices=[*TASKS, "phase"])
     parser.add_argument("--methods", nargs="+", default=[])
     parser.add_argument("--num", type=int, default=24, help="measurements")
     parser.add_argument("--each", type=int, default=6, help="samples of each measurement")
     parser.add_argument("--run", default="", help="work directory of a trained prior of the digits; empty: exact prior")
-    parser.add_argument("--picture", type=pathlib.Path, default=None)
+    parser.add_argument(
+        "--picture", type=pathlib.Path, default=None, help=f"a sheet by {PICTURED} of all tasks but phase"
+    )
     args = parser.parse_args()
     if args.run:
         run = trained.open_run(args.run, "--run", lambda config: (build.build(config).system, "denoiser"))
         system, source = run.system, build.build(run.config).source
         split, held_out = source(), source(evaluation=True)
-        process, D = system.process, system.unguided.denoiser(run.load())
+        given = Prior(system.process, system.unguided.denoiser(run.load()), system.grid)
     else:
         split, held_out = (data.load(name="digits", evaluation=e) for e in (False, True))
         process = DiscreteVP.from_betas(beta_table("linear"))
-        D = mixture(process, data.arrays(split)["x"])
+        given = Prior(process, mixture(process, data.arrays(split)["x"]), grids.discrete("linspace"))
     train, truth = data.arrays(split)["x"], data.shuffled(held_out, args.num)["x"]
-    operators = {task: construct(names.OPERATORS, "operator", TASKS[task], shape=SHAPE) for task in args.tasks}
-    entries = {task: operator.measure(truth) for task, operator in operators.items()}
-    psnr_of = lambda task, x: restoration.psnr(x, truth, restoration.unknown_of(entries[task], operators[task]))  # noqa: E731
-    scored = lambda task, drawn: line(drawn, truth, entries[task], operators[task], train)  # noqa: E731
     every = settings(float(train.var(0).mean()))
-    row_of("", args.tasks)
-    print(f"|---|{'---|' * len(args.tasks)}")
-    estimates = {task: restoration.baselines(entries[task], operators[task], train) for task in args.tasks}
-    for name in ("mean", "pinv", "interpolation", "lmmse"):
-        found = [psnr_of(task, estimates[task][name]) if name in estimates[task] else None for task in args.tasks]
-        row_of(name, ["-" if x is None else f"{np.mean(x):.1f}" for x in found])
-    if not args.run:
-        exact = [exact_samples(entries[t], operators[t], train, args.each) for t in args.tasks]
-        row_of("exact posterior", list(map(scored, args.tasks, exact)))
-    last = {}
-    for name in args.methods or every:
-        for task in args.tasks:
-            last[task] = samples(every[name], (process, D), entries[task], operators[task], args.each)
-        row_of(f"`{name}`", [scored(task, last[task]) for task in args.tasks])
+    if unknown := set(args.methods) - set(every):
+        parser.error(f"--methods: {', '.join(unknown)} are not among {', '.join(every)}")
+    tasks = {name: made(TASKS[name], truth, train) for name in args.tasks if name in TASKS}
+    chosen = {name: every[name] for name in args.methods or every}
+    if tasks:
+        compare(tasks, given, {k: v for k, v in chosen.items() if k not in FOR_PHASE}, args.each, exact=not args.run)
+    if "phase" in args.tasks:
+        phase_retrieval(given, truth, {k: v for k, v in chosen.items() if k in ("dps", "dps_250", *FOR_PHASE)})
     if args.picture:
-        sheet(args.picture, truth, entries, operators, estimates, last, args.each)
-        print(f"\n{args.picture}")
-
-
-def sheet(path, truth, entries, operators, estimates, last, each: int, rows: int = 4, shown: int = 3) -> None:
-    """Truth, measurement, linear estimate, samples and their mean, `rows` measurements of each task."""
-    tiles = []
-    for task, drawn in last.items():
-        x = drawn.reshape(each, len(truth), *truth.shape[1:])
-        seen = restoration.as_image(entries[task], operators[task])
-        for i in range(rows):
-            tiles += [truth[i], seen[i], estimates[task]["lmmse"][i], *x[:shown, i], x[:, i].mean(0)]
-    sheets.image_sheet(np.clip(np.stack(tiles), -1, 1), path=path, columns=4 + shown)
+        sheet(args.picture, tasks, given, every[PICTURED], args.each)
 
 
 if __name__ == "__main__":

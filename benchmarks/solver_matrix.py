@@ -16,7 +16,7 @@ import numpy as np
 
 from diffusion_jax import parameterizations, processes
 from diffusion_jax.config import fits, names
-from diffusion_jax.guidance import measurement, operators, steering
+from diffusion_jax.guidance import measurement, methods, operators, steering
 from diffusion_jax.networks.conditions import NO_CONDITIONS
 from diffusion_jax.types import Needs, Process, needs_of
 
@@ -37,7 +37,7 @@ GUIDANCE = {
     "instruct_pix2pix": steering.instruct_pix2pix(),
     "autoguidance": steering.autoguidance(lambda params, cond: None, dict),
     "classifier": steering.classifier(lambda params, x, t, cond: None, dict, NO_CONDITIONS),
-    "measurement": measurement.measurement(operators.half((2, 2, 1)), measurement.ddnm()),
+    "measurement": measurement.measurement(operators.half((2, 2, 1)), methods.ddnm()),
 }
 FIRST, NEAR, LAST = 1.0, 0.999, 0.0  # where grids start, or start where they must not start at 1, and end
 INNER = 0.5

@@ -230,13 +230,15 @@ class Solver(NamedTuple):
     `init(x) -> carry` and `step(process, D, keys, x, t, s, carry) -> (x_s, carry)`, a step from time t to s < t (ODE
     solvers also step to s > t: inversion). `t` and `s` are scalars, `keys: [batch]` holds one key per row.
     `needs` declares what the solver needs of the process, the denoiser and the times. `stages` are the solvers that a
-    step consists of, if there are several, such as a predictor and a corrector, see `solvers.base.staged`.
+    step consists of, if there are several, such as a predictor and a corrector, see `solvers.base.staged`. `adaptive`:
+    how often it evaluates the denoiser depends on the data.
     """
 
     init: Callable[[Array], Any]
     step: Callable[..., tuple[Array, Any]]
     needs: Needs = NOTHING
     stages: tuple[Solver, ...] = ()
+    adaptive: bool = False
 
 
 @runtime_checkable

@@ -1,4 +1,4 @@
-"""The notebook is stored without outputs and runs from top to bottom."""
+"""The notebooks are stored without outputs and run from top to bottom."""
 
 import pathlib
 import re
@@ -7,11 +7,27 @@ import nbclient
 import nbformat
 import pytest
 
-NOTEBOOK = pathlib.Path(__file__).parents[1] / "colabs" / "quickstart.ipynb"
+COLABS = pathlib.Path(__file__).parents[1] / "colabs"
 
 
-def read() -> nbformat.NotebookNode:
-    return nbformat.read(NOTEBOOK, as_version=4)
+def read(name: str) -> nbformat.NotebookNode:
+    return nbformat.read(COLABS / f"{name}.ipynb", as_version=4)
+
+
+def run(name: str, monkeypatch, tmp_path) -> tuple[dict[str, str], dict[str, int]]:
+    """What the cells of a notebook print, in its small form, and their numbers of pictures, by the id of the cell."""
+    monkeypatch.setenv("DIFFUSION_JAX_NOTEBOOK_SMALL", "1")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    notebook = read(name)
+    resources = {"metadata": {"path": str(COLABS)}}
+    nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources).execute()
+    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+    text = {
+        name: "".join(output.text for output in found if output.output_type == "stream" and output.name == "stdout")
+        for name, found in outputs.items()
+    }
+    pictures = {name: sum("image/png" in output.get("data", {}) for output in found) for name, found in outputs.items()}
+    return text, {name: count for name, count in pictures.items() if count}
 
 
 def figures(text: str, pattern: str) -> dict[str, float]:
@@ -19,8 +35,9 @@ def figures(text: str, pattern: str) -> dict[str, float]:
     return {name: float(value) for name, value in re.findall(rf"^(.*?):? {pattern} ([0-9.e+-]+)$", text, re.MULTILINE)}
 
 
-def test_the_notebook_is_stored_without_outputs():
-    notebook = read()
+@pytest.mark.parametrize("name", [path.stem for path in COLABS.glob("*.ipynb")])
+def test_a_notebook_is_stored_without_outputs(name):
+    notebook = read(name)
     nbformat.validate(notebook)
     assert notebook.nbformat == 4
     for cell in notebook.cells:
@@ -30,19 +47,8 @@ def test_the_notebook_is_stored_without_outputs():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_notebook_runs_and_its_figures_hold(monkeypatch, tmp_path):
-    monkeypatch.setenv("DIFFUSION_JAX_NOTEBOOK_SMALL", "1")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    notebook = read()
-    resources = {"metadata": {"path": str(NOTEBOOK.parent)}}
-    nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources).execute()
-    outputs = {cell.id: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
-    text = {
-        name: "".join(output.text for output in found if output.output_type == "stream" and output.name == "stdout")
-        for name, found in outputs.items()
-    }
-    pictures = {name: sum("image/png" in output.get("data", {}) for output in found) for name, found in outputs.items()}
-
+def test_the_quickstart_runs_and_its_figures_hold(monkeypatch, tmp_path):
+    text, pictures = run("quickstart", monkeypatch, tmp_path)
     assert max(figures(text["score"], "relative difference").values()) < 1e-3
 
     # 4000 exact samples are at about 1.1 / sqrt(4000) = 0.018, the spread of an empirical distribution function.
@@ -59,5 +65,21 @@ def test_the_notebook_runs_and_its_figures_hold(monkeypatch, tmp_path):
 
     assert "frechet" in text["ncsn-evaluate"].lower()
     assert "fsdp 8" in text["plan-eight"]
-    drawn = {"forward": 1, "score": 2, "samplers": 2, "compare": 1, "ncsn-sheet": 1, "ncsn-heun": 1}
-    assert {name: count for name, count in pictures.items() if count} == drawn
+    assert pictures == {"forward": 1, "score": 2, "samplers": 2, "compare": 1, "ncsn-sheet": 1, "ncsn-heun": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_notebook_of_inverse_problems_runs_and_its_figures_hold(monkeypatch, tmp_path):
+    """With 20 steps and 8 digits: every method is far above the estimates that know nothing of digits."""
+    text, pictures = run("inverse_problems", monkeypatch, tmp_path)
+    simple, found = figures(text["operators"], "PSNR"), figures(text["methods"], "PSNR")
+    assert len(found) == 24
+    for method in ("MMPS", "DDNM", "DDRM", "DAPS"):
+        assert found[f"super-resolution, {method}, one sample"] > simple["super-resolution, interpolation"] + 1
+        assert found[f"tomography, {method}, mean of 2"] > simple["tomography, back_projection"] + 2
+        assert found[f"lower half, {method}, mean of 2"] > simple["lower half, pinv"] + 2
+    own = figures(text["own"], "PSNR")
+    assert own["every second line, MMPS, mean of 2"] > own["every second line, lmmse"] - 2
+    assert "restoration_mean_psnr" in text["evaluate"] and "nfe" in text["evaluate"]
+    assert pictures == {"sheet": 1}

@@ -59,6 +59,8 @@ def defaults() -> ConfigDict:
                 metrics=("auto",),  # the usual ones of the kind of data
                 after_training=True,
                 inception="",  # a file of the PyTorch weights of FID's network
+                vgg="",  # files of the PyTorch weights of LPIPS: VGG-16 of torchvision,
+                lpips="",  # and the linear layers of the lpips package
                 resize="pytorch",
                 reference="",  # images, or a file of their statistics, instead of the training split
                 likelihood=dict(name="none"),

@@ -95,6 +95,8 @@ def measurement(
     made = _operator(table, f"{place}.operator", operator, parts.spec.shape)
     how = construct(measurements.METHODS, f"{place}.method", method)
     steps = parts.config.sampling.steps
+    with refusal(f"config.solver.name={parts.config.solver.name!r} with config.{place}.method.name={method['name']!r}"):
+        how.check_solver(parts.solver)
     with refusal(f"config.{place}.method.name={method['name']!r} with config.{place}.operator={dict(operator)!r}"):
         return measurements.measurement(made, how, lambda process: parts.grid(process, steps), clip)
 

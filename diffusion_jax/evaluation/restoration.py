@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,7 +20,12 @@ Images = Float[np.ndarray, "n h w c"]
 
 
 def restoration(
-    samples: Images, truth: Images, measurement: Float[np.ndarray, "n *entry"], operator: Operator, train: Images
+    samples: Images,
+    truth: Images,
+    measurement: Float[np.ndarray, "n *entry"],
+    operator: Operator,
+    train: Images,
+    perceptual: Callable[[Images, Images], Float[np.ndarray, "n"]] | None = None,
 ) -> dict[str, Any]:
     """Metrics of restored images [k n, ...], sample i of the measurement i mod n of `truth`.
 
@@ -27,7 +33,8 @@ def restoration(
     of the mean of the k samples of a measurement, `spread`, the root mean square of their standard deviation per pixel,
     `residual`, the root mean square of y - A x over the noise q (about 1 is right; without noise it is not divided),
     and the PSNR of simple estimates, `psnr_NAME` for each of `baselines`. For inpainting the PSNR is that of the
-    unknown pixels. A sample of the exact posterior is 3 dB below its mean. Raises ValueError unless k is whole.
+    unknown pixels. With a distance `perceptual`, LPIPS, also `lpips` of single samples, `mean_lpips`, and `lpips_NAME`
+    of the estimates. A sample of the exact posterior is 3 dB below its mean. Raises ValueError unless k is whole.
     """
     num = len(truth)
     if len(samples) % num:
@@ -49,6 +56,10 @@ def restoration(
         "residual": residual,
         **{f"psnr_{name}": np.mean(psnr(x, truth, unknown)) for name, x in found.items()},
     }
+    if perceptual is not None:
+        distance = lambda x: np.mean(perceptual(np.clip(x, -1, 1).astype(np.float32), truth))  # noqa: E731
+        values |= {"lpips": np.mean([distance(x) for x in rows]), "mean_lpips": distance(rows.mean(0))}
+        values |= {f"lpips_{name}": distance(x) for name, x in found.items()}
     return {f"restoration_{name}": value if isinstance(value, int) else float(value) for name, value in values.items()}
 
 
@@ -79,13 +90,15 @@ def baselines(
 ) -> dict[str, Float[np.ndarray, "n h w c"]]:
     """Estimates without a model, limited to [-1, 1], by name.
 
-    `mean`, of the training images; `pinv`, the pseudo-inverse; `interpolation`, bilinear, of a y that is a smaller
-    image; `lmmse`, `linear_estimate`, for a linear operator and images of at most 1024 numbers.
+    `mean`, of the training images; `pinv`, the pseudo-inverse; those of the operator, such as `back_projection`;
+    `interpolation`, bilinear, of a y that is a smaller image; `lmmse`, `linear_estimate`, for a linear operator and
+    images of at most 1024 numbers.
     """
     y, mask = operator.split(jnp.asarray(measurement))
     found = {"mean": np.broadcast_to(train.mean(0), (len(y), *operator.shape))}
     if operator.has_pinv:
         found["pinv"] = operator.pinv(y, mask)
+    found |= {name: estimate(y, mask) for name, estimate in operator.estimates.items()}
     if len(y.shape) == 4 and y.shape[-1] == operator.shape[-1] and y.shape[1] < operator.shape[0]:
         found["interpolation"] = jax.image.resize(y, (len(y), *operator.shape), "bilinear")
     if operator.linear and math.prod(operator.shape) <= LARGEST:

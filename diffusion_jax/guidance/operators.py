@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -41,6 +41,7 @@ class Operator:
         noise: standard deviation of the noise, in the units of x.
         linear: whether A is linear.
         differentiable: whether A has a useful derivative.
+        estimates: (y, mask) -> x by name, usual estimates of x that methods are compared with.
     """
 
     shape: Shape
@@ -51,6 +52,7 @@ class Operator:
     noise: float = 0.0
     linear: bool = True
     differentiable: bool = True
+    estimates: Mapping[str, Callable[[Array, Mask], Array]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check(0 <= self.noise < math.inf, "noise", self.noise, "at least 0, in the units of x, which is in [-1, 1]")

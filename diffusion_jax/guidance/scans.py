@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -70,6 +71,7 @@ def tomography(shape: Shape, angles: int = 8, noise: float = 0.0) -> Operator:
     """Parallel-beam tomography: integrals along rays at `angles` directions in [0, 180) degrees, one ray per pixel.
 
     y [angles, side, channels] is the integral over the side of the image, the mean of x along a ray through all of it.
+    The usual estimate is filtered back-projection with the ramp filter, of x + 1, which is 0 outside of what is seen.
     Raises ValueError for images that are not square or too large.
     """
     side, width, channels = need_image(shape)
@@ -82,7 +84,20 @@ def tomography(shape: Shape, angles: int = 8, noise: float = 0.0) -> Operator:
         return one.gram(v.reshape(-1, angles * side, channels), None, f).reshape(v.shape)
 
     apply = lambda x, mask: one.apply(x, None).reshape(-1, angles, side, channels)  # noqa: E731
-    return Operator(shape=shape, apply=apply, gram=gram, noise=noise)
+    operator = Operator(shape=shape, apply=apply, gram=gram, noise=noise)
+    ramp = jnp.asarray(ramp_filter(side), jnp.float32)
+
+    def back_projected(y: Array, mask: None) -> Array:
+        filtered = jnp.einsum("ij,bkjc->bkic", ramp, y + apply(jnp.ones((1, *shape)), None), precision="highest")
+        return math.pi / angles * side**2 * operator.transpose(filtered) - 1
+
+    return dataclasses.replace(operator, estimates={"back_projection": back_projected})
+
+
+def ramp_filter(side: int) -> Float[np.ndarray, "side side"]:
+    """The matrix of convolution with the ramp filter of tomography, 1/4 at 0 and -1 / (pi n)^2 at odd n (Ram-Lak)."""
+    n = np.abs(np.subtract.outer(np.arange(side), np.arange(side)))
+    return np.where(n == 0, 0.25, np.where(n % 2 == 1, -1 / (np.pi * np.maximum(n, 1)) ** 2, 0.0))
 
 
 def ray_matrix(side: int, angles: int) -> Float[np.ndarray, "rays pixels"]:

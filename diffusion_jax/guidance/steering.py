@@ -14,7 +14,7 @@ from diffusion_jax.guidance.classifier import LogLikelihood
 from diffusion_jax.guidance.classifier_free import check
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.parameterizations import bound_to
-from diffusion_jax.types import NOTHING, Cond, Denoiser, Needs, Params, Process
+from diffusion_jax.types import NOTHING, Cond, Denoiser, Needs, Params, Process, Solver
 
 # Factors of the scale by time, 1 on average (arXiv:2404.13040, section 4).
 SCHEDULES: dict[str, Callable[[Float[Array, "*n"]], Float[Array, "*n"]]] = {
@@ -40,10 +40,11 @@ class Model(NamedTuple):
 
 
 class Guidance(NamedTuple):
-    """Guidance as a pair of pure functions; `chain` makes one of several.
+    """Guidance as pure functions; `chain` makes one of several.
 
     `load() -> numbers` is a pytree, read once when samples are first drawn: scales, parameters of other networks.
     `steer(numbers, model) -> model` changes the denoiser; its condition is bound afterwards, by the system.
+    `around(solver, cond) -> solver` changes the solver, for methods that see the state at both ends of a step.
     `conditions` are those that it steers towards, in addition to those of the network.
     `values` describe it in reports, such as {"scale": 7.5}.
     """
@@ -53,6 +54,7 @@ class Guidance(NamedTuple):
     conditions: Conditions = NO_CONDITIONS
     needs: Needs = NOTHING
     values: Mapping[str, float] = {}
+    around: Callable[[Solver, Cond], Solver] = lambda solver, cond: solver
 
 
 def none() -> Guidance:
@@ -75,9 +77,15 @@ def chain(*parts: Guidance) -> Guidance:
             model = part.steer(own, model)
         return model
 
+    def around(solver: Solver, cond: Cond) -> Solver:
+        for part in parts:
+            solver = part.around(solver, cond)
+        return solver
+
     return Guidance(
         load=lambda: tuple(part.load() for part in parts),
         steer=steer,
+        around=around,
         conditions=functools.reduce(Conditions.__or__, (part.conditions for part in parts), NO_CONDITIONS),
         needs=functools.reduce(Needs.__or__, (part.needs for part in parts), NOTHING),
         values={i * "then_" + name: value for i, part in enumerate(parts) for name, value in part.values.items()},

@@ -7,8 +7,10 @@ import json
 import math
 import pathlib
 import zlib
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import UInt8
 
@@ -17,6 +19,8 @@ from diffusion_jax.evaluation import density, features, metrics, restoration, re
 from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation.reference import has_statistics
 from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need
+from diffusion_jax.networks.lpips import lpips
+from diffusion_jax.weights.lpips import load_lpips
 
 _SHOWN = 256  # images on a sheet, at most
 _IMAGES, _PER_IMAGE = 16, 8  # of them inpainted images, and samples of each
@@ -136,7 +140,7 @@ def _restoration(evaluation: Evaluation) -> Metric:
     num, each = (evaluation.options.get(name, 1) for name in ("num_samples", "samples_per_condition"))
     if each < 1 or num % each:
         raise ValueError(f"evaluation.samples_per_condition={each} must divide evaluation.num_samples={num}")
-    ((name, operator),) = operators.items()
+    ((name, operator),), perceptual = operators.items(), _perceptual(evaluation)
 
     def metric(drawn: Drawn) -> dict[str, Any]:
         truth = data.shuffled(held_out(evaluation), max(len(drawn["samples"]) // each, 1))["x"]
@@ -144,9 +148,24 @@ def _restoration(evaluation: Evaluation) -> Metric:
         if not np.allclose(operator.measure(truth), measurement, atol=1e-4):
             raise ValueError("the measurements are not those of held-out examples: leave config.sampling.cond empty")
         train = data.arrays(evaluation.train)["x"]
-        return restoration.restoration(np.asarray(drawn["samples"]), truth, measurement, operator, train)
+        return restoration.restoration(np.asarray(drawn["samples"]), truth, measurement, operator, train, perceptual)
 
     return metric
+
+
+def _perceptual(evaluation: Evaluation) -> Callable[[np.ndarray, np.ndarray], np.ndarray] | None:
+    """LPIPS with the weights in evaluation.vgg and evaluation.lpips; None without these."""
+    vgg, lin = (evaluation.options.get(name, "") for name in ("vgg", "lpips"))
+    if not (vgg or lin):
+        return None
+    if not (vgg and lin):
+        raise ValueError(f"evaluation.vgg={vgg!r} and evaluation.lpips={lin!r} must both be files, or both be empty")
+    distance = jax.jit(lpips(evaluation.makes.shape)[1])
+    try:
+        params = load_lpips(vgg, lin)
+    except OSError as error:
+        raise ValueError(f"evaluation.vgg={vgg!r} and evaluation.lpips={lin!r} cannot be read: {error}") from error
+    return lambda x, y: np.asarray(distance(params, x, y))
 
 
 def _density_baseline(evaluation: Evaluation) -> Metric:

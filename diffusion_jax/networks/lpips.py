@@ -1,12 +1,18 @@
 """The learned perceptual metric LPIPS on VGG-16 (arXiv:1801.03924)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from diffusion_jax.networks.functional import init_methods
+from diffusion_jax.types import Params
+
 # Channels of VGG-16's convolutions; "pool" halves the resolution, and the output before each is compared.
 LAYERS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+_SIDE = 16  # least height and width of an image, in pixels, so that no feature map is empty
 _SHIFT = (-0.030, -0.088, -0.188)  # of images in [-1, 1] to what VGG was trained on
 _SCALE = (0.458, 0.448, 0.450)
 
@@ -49,3 +55,16 @@ class LPIPS(nnx.Module):
             (jnp.square(f[:, 0] - f[:, 1]) @ lin[...]).mean((1, 2)) for f, lin in zip(features, self.lins, strict=True)
         ]
         return sum(terms)
+
+
+def lpips(
+    shape: tuple[int, ...], dtype: str = "float32"
+) -> tuple[Callable[..., Params], Callable[[Params, Array, Array], Float[Array, "batch"]]]:
+    """(init, distance) of `LPIPS` for images of `shape`: init(key) -> params, distance(params, x, y) -> [batch].
+
+    Raises ValueError for images that are too small or have another number of channels.
+    """
+    if min(shape[:2]) < _SIDE or shape[-1] not in (1, 3):
+        raise ValueError(f"images of {shape} must have 1 or 3 channels and sides of at least {_SIDE} pixels")
+    init, (distance,) = init_methods(lambda rngs: LPIPS(rngs=rngs), ("distance",), dtype)
+    return init, lambda params, x, y: distance(params, jnp.stack([x, y], axis=1))

@@ -49,7 +49,10 @@ def evaluate_job(job: Job, directory: pathlib.Path) -> None:
     with jax.set_mesh(job.mesh):
         say(f"evaluating step {step} with {num} samples ({how(job)})")
         drawn = draw(job, params, num, cond) if metrics else {}
-        values = {"step": step, **drawn_by(job), "num_samples": num, **_held_out(job, params)}
+        values = {"step": step, **drawn_by(job), "num_samples": num}
+        if metrics and "vjps" in values and (nfe := job.system.evaluations()) is not None:
+            values["nfe"] = nfe
+        values |= _held_out(job, params)
         for metric in metrics:
             try:
                 with refusal("config.evaluation.metrics"):

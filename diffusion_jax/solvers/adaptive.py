@@ -44,7 +44,7 @@ def adaptive_ode(method: str = "dopri5", rtol: float = 1e-5, atol: float = 1e-5,
         x_end = _arrived(solution.finished, scale_end * solution.y)
         return _denoise(process, D, x_end, end, s)
 
-    return stateless(step, sigma=True)
+    return stateless(step, sigma=True)._replace(adaptive=True)
 
 
 def adaptive_sde(rtol: float = 0.01, atol: float = 0.0078, first_step: float = 0.01, max_steps: int = 10_000) -> Solver:
@@ -109,7 +109,7 @@ def adaptive_sde(rtol: float = 0.01, atol: float = 0.0078, first_step: float = 0
         x_end = _arrived(last.time <= end, last.x)
         return _denoise(process, D, x_end, end, s)
 
-    return stateless(step, alpha=True, sigma=True, derivatives=True, falling_times=True)
+    return stateless(step, alpha=True, sigma=True, derivatives=True, falling_times=True)._replace(adaptive=True)
 
 
 class _Attempt(NamedTuple):

@@ -85,6 +85,10 @@ class Sampled:
         """The denoiser D(x, t) that solvers call, under `cond`. Raises NotImplementedError: this system has none."""
         raise NotImplementedError(f"{type(self).__name__} has no denoiser")
 
+    def evaluations(self) -> int | None:
+        """Evaluations of the network for one sample (NFE); None where it is not known."""
+        return None
+
     @functools.cached_property
     def _draw(self) -> Callable[..., dict[str, Array]]:
         return jax.jit(lambda params, key, numbers, ids, cond: self.draw(params, key, ids, cond, numbers))

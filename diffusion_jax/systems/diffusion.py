@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax import parameterizations
@@ -156,8 +157,29 @@ class Diffusion(Sampled):
             return sampling.sample(self.solver, self.process, source or D, noise_key, x, times[::-1], ids=ids)
 
         x, times = self.editing.start(self.process, encode, row_keys(prior_key, ids), x_T, times, cond)
-        x = sampling.sample(self.editing.around(self.solver, cond), self.process, D, noise_key, x, times, ids=ids)
+        solver = self.editing.around(self.guidance.around(self.solver, cond), cond)
+        x = sampling.sample(solver, self.process, D, noise_key, x, times, ids=ids)
         return self.editing.finish(D(x, times[-1]) if self.denoise else x, cond)
+
+    def evaluations(self) -> int | None:
+        """Evaluations of the network for one sample (NFE), forward passes alone; None for an adaptive solver.
+
+        They are counted while a sample is drawn with a network that is 0, so that no parameters are needed.
+        """
+        if self.solver.adaptive:
+            return None
+        calls = []
+
+        def apply(params: Params, x: Array, c_noise: Array, cond: Any, **options: Any) -> Array:
+            jax.debug.callback(lambda: calls.append(x.shape[0]))
+            return jnp.tile(0 * x, 2) if self.learned_variance else 0 * x
+
+        counting = dataclasses.replace(self, apply=apply, embed=lambda params, cond: cond)
+        cond = {name: jnp.zeros((1, *spec.shape), spec.dtype) for name, spec in self.conditions.specs.items()}
+        draw = jax.jit(lambda numbers: counting.draw({"network": {}}, jax.random.key(0), jnp.arange(1), cond, numbers))
+        jax.block_until_ready(draw(self.numbers()))
+        jax.effects_barrier()
+        return sum(calls)
 
     @property
     def batch(self) -> dict[str, Spec]:

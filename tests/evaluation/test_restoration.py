@@ -3,21 +3,24 @@
 import functools
 import json
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from diffusion_jax import data
+from diffusion_jax import data, modalities
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.evaluation import restoration, sheets
-from diffusion_jax.guidance import measurement
+from diffusion_jax.guidance import measurement, methods
 from diffusion_jax.guidance.filters import average
 from diffusion_jax.guidance.operators import half
 from diffusion_jax.guidance.scans import matrix_of
 from diffusion_jax.modalities import image
+from diffusion_jax.networks.lpips import lpips
 from diffusion_jax.run import requests
 from diffusion_jax.run.evaluate import metrics_of
 from diffusion_jax.run.job import prepare
+from diffusion_jax.types import Spec
 from tests.runs import digits
 
 SHAPE = (4, 4, 1)
@@ -105,7 +108,7 @@ def test_a_config_measures_held_out_examples_and_compares_with_them():
 
 def test_measurements_are_read_from_files(tmp_path):
     """Numbers as they are, also beyond [-1, 1]; images, in the shape of y; with a mask that is white where unknown."""
-    guided = measurement.measurement(average((8, 8, 1), noise=0.3), measurement.mmps())
+    guided = measurement.measurement(average((8, 8, 1), noise=0.3), methods.mmps())
     y = RNG.uniform(0, 1.4, (2, 4, 4, 1)).astype(np.float32)
     np.savez(tmp_path / "y.npz", measurement=y)
     asked = functools.partial(requests.requested, conditions=guided.conditions, num=2)
@@ -117,7 +120,7 @@ def test_measurements_are_read_from_files(tmp_path):
     (tmp_path / "one.json").write_text(json.dumps([{"measurement": "photo.png"}]))
     np.testing.assert_array_equal(asked(str(tmp_path / "one.json"))["measurement"], np.ones((2, 4, 4, 1)))
     (tmp_path / "two.json").write_text(json.dumps([{"measurement": ["photo.png", "mask.png"]}]))
-    inpainting = measurement.measurement(half((8, 8, 1)), measurement.ddnm()).conditions
+    inpainting = measurement.measurement(half((8, 8, 1)), methods.ddnm()).conditions
     entry = requests.requested(str(tmp_path / "two.json"), inpainting, 1)["measurement"]
     np.testing.assert_array_equal(entry[0, :, :, 0], np.repeat([[0.0], [1.0]], 4, 0) * np.ones(8))
     np.testing.assert_array_equal(entry[..., 0], entry[..., 1])
@@ -130,6 +133,7 @@ def test_measurements_are_read_from_files(tmp_path):
     ("change", "message"),
     [
         (dict(guidance=ConfigDict(dict(name="none"))), "config.guidance.name='measurement'"),
+        (dict(evaluation__vgg="vgg16.pth", evaluation__lpips="lin.pth"), "sides of at least 16 pixels"),
         (dict(evaluation__num_samples=7), "samples_per_condition=2 must divide evaluation.num_samples=7"),
     ],
 )
@@ -144,3 +148,24 @@ def test_what_has_no_truth_is_refused(change, message):
     job = prepare(config)
     with pytest.raises(ConfigError, match=message):
         metrics_of(job, None, job.held_out)
+
+
+def test_lpips_of_samples_and_estimates(monkeypatch):
+    """The mean distance of single samples, of their mean and of each estimate; weights from both files or none."""
+    truth = TRAIN[:4]
+    operator = average(SHAPE, noise=0.1)
+    both = np.concatenate([truth + 0.1, truth - 0.1])
+    far = lambda x, y: np.abs(x - np.clip(y, -1, 1)).mean((1, 2, 3))
+    values = restoration.restoration(both, truth, operator.measure(truth), operator, TRAIN, far)
+    assert values["restoration_mean_lpips"] < 1e-6 < 0.05 < values["restoration_lpips"]
+    assert values["restoration_lpips_lmmse"] < values["restoration_lpips_mean"]
+    init = jax.jit(lpips((16, 16, 1))[0])
+    monkeypatch.setattr(image, "load_lpips", lambda vgg, lin: init(jax.random.key(0)))
+    evaluation = functools.partial(modalities.Evaluation, train=None, test=None, makes=Spec((16, 16, 1)))
+    distance = image._perceptual(evaluation(options=dict(vgg="a", lpips="b")))
+    x = np.linspace(-1, 1, 512, dtype=np.float32).reshape(2, 16, 16, 1)
+    np.testing.assert_allclose(distance(x, x), 0, atol=1e-6)
+    assert distance(x, -x).min() > 1e-4
+    assert image._perceptual(evaluation(options={})) is None
+    with pytest.raises(ValueError, match="must both be files"):
+        image._perceptual(evaluation(options=dict(vgg="a", lpips="")))

@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from diffusion_jax import solvers
 from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
-from diffusion_jax.guidance import measurement, thresholding
-from diffusion_jax.guidance.measurement import METHODS, conjugate_gradients, measured
+from diffusion_jax.guidance import methods, thresholding
+from diffusion_jax.guidance.measurement import METHODS, measured
+from diffusion_jax.guidance.methods import conjugate_gradients
 from diffusion_jax.guidance.operators import Operator, isotropic
 from diffusion_jax.parameterizations import LearnedVariance, bound_to, with_raw
 from diffusion_jax.processes import row_keys, row_normal
@@ -262,7 +263,7 @@ def test_the_covariance_is_that_of_the_mixture():
     between = jnp.einsum("bk,bki,bkj->bij", probability, centred, centred)
     exact = between + (probability @ own)[:, None, None] * jnp.eye(4)
     seen = []
-    method = measurement.Method(lambda at: jnp.ones_like(at.D), lambda at, w: seen.append(at.covariance(w)) or w)
+    method = methods.Method(lambda at: jnp.ones_like(at.D), lambda at, w: seen.append(at.covariance(w)) or w)
     evaluated(by(MATRIX, 0.3), jnp.zeros((2, 2)), method, x, 0.4)
     np.testing.assert_allclose(seen[0], exact.sum(-1), rtol=1e-3, atol=1e-4)
 

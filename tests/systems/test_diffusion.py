@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from diffusion_jax import solvers
 from diffusion_jax.config import build
@@ -131,3 +132,19 @@ def test_samples_start_with_the_noise_of_the_first_time(t_max):
     D = data.denoiser(system.process)
     draw = jax.jit(lambda ids: system.solve(D, *jax.random.split(jax.random.key(0)), ids, None))
     assert float(draw(jnp.arange(2000)).std()) == pytest.approx(0.5, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("method", "solver", "wanted"),
+    [
+        (dict(name="mmps"), dict(name="ancestral"), 4),
+        (dict(name="ddrm"), dict(name="renoised"), 4),
+        (dict(name="daps", steps=3), dict(name="heun"), 24),
+        (dict(name="ddnm"), dict(name="adaptive_ode"), None),
+    ],
+)
+def test_the_evaluations_of_the_network_for_one_sample(method, solver, wanted):
+    section = dict(name="measurement", operator=dict(name="average"), method=method)
+    config = digits(guidance=ConfigDict(section), network__hidden=8, sampling__steps=4)
+    config.solver = ConfigDict(solver)
+    assert build.system(config).evaluations() == wanted

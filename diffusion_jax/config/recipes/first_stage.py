@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -19,14 +18,13 @@ from diffusion_jax.config.sections import ConfigError, check_sizes, construct, r
 from diffusion_jax.losses import first_stage as losses
 from diffusion_jax.networks.discriminator import NLayerDiscriminator
 from diffusion_jax.networks.functional import init_methods
-from diffusion_jax.networks.lpips import LPIPS
+from diffusion_jax.networks.lpips import lpips as lpips_of
 from diffusion_jax.systems.autoencoder import Adversary, Perceptual
 from diffusion_jax.types import Params, Placed
 from diffusion_jax.weights.lpips import load_lpips
 
 _NETWORKS = {"autoencoder_kl": "autoencoder_kl", "vqgan": "vq_model"}  # system -> network
 _COMPONENTS = {"autoencoder_kl": "vae", "vq_model": "vqvae"}  # network -> component of a pipeline of diffusers
-_LPIPS_SIDE = 16  # least height and width of an image, in pixels, so that no feature map is empty
 
 
 def build(parts: Parts) -> systems.Autoencoder:
@@ -156,12 +154,8 @@ def lpips(
     weight: float = 1.0, vgg: str = "", lin: str = "", *, shape: tuple[int, ...], dtype: str = "float32"
 ) -> Perceptual:
     """The perceptual loss LPIPS with the weights in the files `vgg` and `lin`, see `weights.lpips.load_lpips`."""
-    if min(shape[:2]) < _LPIPS_SIDE or shape[-1] not in (1, 3):
-        raise ValueError(f"images of {shape} must have 1 or 3 channels and sides of at least {_LPIPS_SIDE} pixels")
-    init, (distance,) = init_methods(lambda rngs: LPIPS(rngs=rngs), ("distance",), dtype)
-    return Perceptual(
-        init=init, distance=lambda params, x, y: distance(params, jnp.stack([x, y], axis=1)), weight=weight
-    )
+    init, distance = lpips_of(shape, dtype)
+    return Perceptual(init=init, distance=distance, weight=weight)
 
 
 def patchgan(
