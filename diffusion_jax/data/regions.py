@@ -45,8 +45,8 @@ def read_mask(mask: str, shape: tuple[int, ...], image: str = "") -> Float32[np.
     file is cut to the largest square and resized as images are; a pixel is painted if any part of it is. With `image`,
     a file as well, both must have the same size.
 
-    Raises ValueError for a file that cannot be read, of another size than the image, or
-    that paints nothing.
+    Raises ValueError for a file that cannot be read, of another size than the image, or that paints nothing or
+    everything.
     """
     height, width = shape[:2]
     if mask in REGIONS:
@@ -68,4 +68,9 @@ def read_mask(mask: str, shape: tuple[int, ...], image: str = "") -> Float32[np.
     painted = np.asarray(square.resize((width, height), PIL.Image.Resampling.BOX)) > 1e-6
     if not painted.any():
         raise ValueError("it has no white pixel in its centre square; white is painted, black is kept")
+    if painted.all():
+        raise ValueError(
+            f"at {width} x {height} pixels all of its centre square is painted, as a pixel is if any part of it is "
+            "white or transparent; black and opaque is kept"
+        )
     return np.where(painted, 1, -1)[..., None].astype(np.float32)

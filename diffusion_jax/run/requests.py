@@ -16,6 +16,7 @@ from diffusion_jax.data import images
 from diffusion_jax.data.captions import VOCABULARY, Cuts, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
 from diffusion_jax.evaluation.restoration import as_image
+from diffusion_jax.guidance.inversion import SOURCE
 from diffusion_jax.networks.conditions import Conditions, Request
 from diffusion_jax.run import edits, workdir
 from diffusion_jax.run.job import Job
@@ -123,6 +124,11 @@ def _asked(
     with refusal(f"config.sampling.cond={text!r}"):
         cond = requested(text, asked, num, job.built.reading.tokenize, names)
     others = Conditions({name: condition for name, condition in needed.items() if name not in (cond or {})})
+    sources = [name for name in others if name.startswith(SOURCE)]
+    if sources and files.get("image"):
+        raise ConfigError(
+            f"config.editing.image={files['image']!r} is encoded under {', '.join(sources)}, its own; {_wanted(needed)}"
+        )
     if others and (cond is not None or set(others.shapes) - {"label"}):
         try:
             examples = data.shuffled(job.held_out, distinct or num)
@@ -132,11 +138,11 @@ def _asked(
             ) from error
         # Editing starts from the held-out images themselves, which are encoded under their own conditions, and leads
         # to the next ones. Measurements are made of them.
-        sources = {f"source_{name}": value for name, value in examples.items()}
-        sources["other"] = np.roll(examples["x"], -1, axis=0)
+        own = {f"{SOURCE}{name}": value for name, value in examples.items()}
+        own["other"] = np.roll(examples["x"], -1, axis=0)
         with refusal(f"config.sampling.cond={text!r}"):
             made = {name: c.operator.measure(examples["x"]) for name, c in others.items() if c.operator}
-            found = cycled(others.of({"image": examples["x"], **sources, **made, **examples}), num)
+            found = cycled(others.of({"image": examples["x"], **own, **made, **examples}), num)
             others.check(found)
         cond = {**found, **(cond or {})}
     return cond

@@ -61,11 +61,14 @@ def test_what_is_refused(tmp_path):
     image = written(tmp_path, WHITE, "image.png")
     mask = written(tmp_path, WHITE[:30], "other.png")
     black = written(tmp_path, 0 * WHITE, "black.png")
+    strokes = np.stack([WHITE] * 4, axis=-1)  # white on a transparent ground
+    strokes = written(tmp_path, strokes, "strokes.png")
     text = tmp_path / "text.png"
     text.write_text("no image")
     for name, words in [
         ((mask, image), "40 x 30 pixels; it must have as many as the image .*, 40 x 40"),
         ((black, ""), "no white pixel"),
+        ((strokes, ""), "at 8 x 8 pixels all of its centre square is painted"),
         (("nowhere.png", ""), "must be an image file, or one of box, lower_half"),
         ((str(text), ""), "Cannot read the image"),
     ]:

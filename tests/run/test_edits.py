@@ -74,6 +74,20 @@ def test_classes_go_with_held_out_images_and_those_are_encoded_under_their_own()
     np.testing.assert_array_equal(cond["label"], cond["source_label"])
 
 
+def test_an_image_of_the_user_is_encoded_under_the_class_that_the_user_gives(tmp_path):
+    """Not under that of a held-out image, which says nothing of it."""
+    options = dict(network__num_classes=10, sampling__grid=ConfigDict(dict(name="uniform")))
+    options["solver"] = ConfigDict(dict(name="ddim"))
+    editing = dict(name="inversion", image=photo(tmp_path))
+    with pytest.raises(ConfigError, match=r"config\.editing\.image=.* source_label, its own; give label, source_label"):
+        requests.conditions(job(editing, sampling__cond="7", **options), 2)
+    asked = tmp_path / "asked.json"
+    asked.write_text('[{"label": 7, "source_label": 3}]')
+    cond = requests.conditions(job(editing, sampling__cond=str(asked), **options), 2)
+    assert cond["label"].tolist() == [7, 7] and cond["source_label"].tolist() == [3, 3]
+    np.testing.assert_allclose(cond["image"], 200 / 127.5 - 1, atol=1e-6)
+
+
 def test_pairs_of_held_out_images_and_the_points_between_them():
     made = job(dict(name="between"), sampling__grid=ConfigDict(dict(name="uniform")), sampling__samples_per_condition=5)
     cond = requests.conditions(made, 10)
