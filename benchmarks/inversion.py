@@ -1,6 +1,6 @@
 """Inversion of images: reconstruction by solver and steps, interpolation, and class editing, with trained runs.
 
-    python -m benchmarks.inversion runs/cfg --picture docs/pictures/inversion_digits.png
+    python -m benchmarks.inversion runs/cfg --picture docs/pictures/inversion.png
 
 The run is class-conditional. Held-out images are encoded under their own class, and decoded
 
@@ -22,6 +22,7 @@ from benchmarks.priors import Prior
 from diffusion_jax import solvers
 from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation import sheets
+from diffusion_jax.evaluation.feature_classifier import Classifier
 from diffusion_jax.guidance import inversion, steering
 from diffusion_jax.guidance.editing import none
 from diffusion_jax.solvers import grids
@@ -29,8 +30,6 @@ from diffusion_jax.solvers import grids
 # Of a solver: evaluations of D per step.
 SOLVERS = {
     "ddim": (solvers.ddim(), 1),
-    "dpm_solver_pp, order 2, multistep": (solvers.dpm_solver_pp(order=2), 1),
-    "heun": (solvers.heun(), 2),
     "dpm_solver, order 2": (solvers.dpm_solver(order=2), 2),
     "dpm_solver, order 3": (solvers.dpm_solver(order=3), 3),
 }
@@ -44,12 +43,7 @@ GRIDS = {
 USED = dict(solver=solvers.dpm_solver(order=2), steps=50, grid=GRIDS["discrete, trailing, end=1"], denoise=True)
 
 
-def psnr(error: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of errors of pixels in [-1, 1]."""
-    return 10 * math.log10(4 / np.mean(np.square(error)))
-
-
-def reconstruction(prior: Prior, cond: dict[str, np.ndarray]) -> None:
+def reconstruction(prior: Prior, classifier: Classifier, cond: dict[str, np.ndarray]) -> None:
     process = prior.system.process
     for name, grid in GRIDS.items():
         print(f"\nreconstruction, {name}\n\n| solver | {' | '.join(map(str, EVALUATIONS))} |")
@@ -58,7 +52,7 @@ def reconstruction(prior: Prior, cond: dict[str, np.ndarray]) -> None:
             row, before = [], None
             for evaluations in EVALUATIONS:
                 steps = evaluations // each
-                fields = dict(solver=solver, grid=grid, guidance=steering.none())
+                fields = dict(solver=solver, grid=grid, guidance=steering.none(), threshold=lambda D: D)
                 x = prior.drawn(inversion.inversion(), steps, cond, **fields)
                 error = np.sqrt(np.square(x - process.alpha(grid(process, steps)[-1]) * cond["image"]).mean())
                 order = "" if before is None else f" ({math.log2(before / error):.1f})"
@@ -66,7 +60,7 @@ def reconstruction(prior: Prior, cond: dict[str, np.ndarray]) -> None:
             print(f"| {solver_name} | {' | '.join(row)} |", flush=True)
 
 
-def interpolation(prior: Prior, classifier, cond: dict[str, np.ndarray]) -> np.ndarray:
+def interpolation(prior: Prior, classifier: Classifier, cond: dict[str, np.ndarray]) -> np.ndarray:
     train, num = prior.train["x"].reshape(len(prior.train["x"]), -1), len(cond["image"])
 
     def nearest(x: np.ndarray) -> float:
@@ -82,7 +76,8 @@ def interpolation(prior: Prior, classifier, cond: dict[str, np.ndarray]) -> np.n
     print(f"| held-out images | 1 | {certainty(held_out):.2f} |")
     average = (held_out + np.roll(held_out, -1, axis=0)) / 2
     print(f"| mean of the pixels | {nearest(average) / nearest(held_out):.2f} | {certainty(average):.2f} |")
-    cond = {**cond, "other": np.roll(held_out, -1, axis=0), "weight": np.full(num, 0.5, np.float32)}
+    cond = {"image": held_out, "label": cond["label"]}
+    cond |= {"other": np.roll(held_out, -1, axis=0), "weight": np.full(num, 0.5, np.float32)}
     fields = USED | dict(guidance=steering.none())
     for path in inversion.PATHS:
         x = prior.drawn(inversion.between(path), cond=cond, **fields)
@@ -92,7 +87,7 @@ def interpolation(prior: Prior, classifier, cond: dict[str, np.ndarray]) -> np.n
     return prior.drawn(inversion.between(), cond=rows, **fields).reshape(4, 10, *held_out.shape[1:])
 
 
-def classes(prior: Prior, classifier, cond: dict[str, np.ndarray]) -> np.ndarray:
+def classes(prior: Prior, classifier: Classifier, cond: dict[str, np.ndarray]) -> np.ndarray:
     image, own, num = cond["image"], cond["source_label"], len(cond["image"])
     random, kinds = np.random.default_rng(0), int(prior.train["label"].max()) + 1
     target = (own + random.integers(1, kinds, num)) % kinds
@@ -128,21 +123,21 @@ def classes(prior: Prior, classifier, cond: dict[str, np.ndarray]) -> np.ndarray
 def main() -> None:
     parser = priors.arguments(__doc__)
     parser.add_argument("--num", type=int, default=200, help="held-out images")
+    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
     args = parser.parse_args()
     prior = priors.opened(parser, args)
     train, image = prior.train, prior.test["x"][: args.num]
     own = np.asarray(prior.test["label"][: args.num], np.int32)
-    cond = {"image": image, "label": own, "source_label": own}
     classifier = classifiers.train_classifier(train["x"], train["label"], num_classes=int(train["label"].max()) + 1)
-    reconstruction(prior, cond)
-    paths = interpolation(prior, classifier, {"image": image, "label": own})
-    edits = classes(prior, classifier, cond)
-    if args.picture:
-        between = args.picture.with_stem(args.picture.stem + "_between")
-        for path, rows in {args.picture: edits, between: paths}.items():
+    for name in args.tables:
+        rows = TABLES[name](prior, classifier, {"image": image, "label": own, "source_label": own})
+        if args.picture and rows is not None:
+            path = args.picture.with_stem(f"{args.picture.stem}_{name}")
             sheets.image_sheet(rows.reshape(-1, *rows.shape[2:]), path=path, columns=rows.shape[1])
-            print(f"\n{path}")
+            print(f"\n{path}", flush=True)
 
+
+TABLES = {"reconstruction": reconstruction, "interpolation": interpolation, "classes": classes}
 
 if __name__ == "__main__":
     main()
