@@ -78,7 +78,6 @@ def test_latent_diffusion_starts_from_the_latents_of_the_image(pixels, editor):
     turned = {name: value if name == "weight" else turn(value) for name, value in cond.items()}
     latents = quiet.sample(params, jax.random.key(1), 3, turned)
     np.testing.assert_allclose(turn(drawn["samples"]), latents["samples"], rtol=1e-3, atol=1e-3)
-    assert np.abs(turn(drawn["samples"]) - turned["image"]).max() > 0.01
 
 
 @pytest.mark.parametrize(
