@@ -1,13 +1,14 @@
 """Inversion of images: reconstruction by solver and steps, interpolation, and class editing, with trained runs.
 
-    python -m benchmarks.inversion runs/cfg --picture docs/pictures/inversion.png
+    python -m benchmarks.inversion runs/cfg --tables reconstruction classes --picture docs/pictures/inversion.png
+    python -m benchmarks.inversion runs/ddpm --tables reconstruction interpolation
 
-The run is class-conditional. Held-out images are encoded under their own class, and decoded
+Held-out images are encoded, by a class-conditional run under their own class, and decoded
 
-- under the same one, without guidance: the table has the PSNR of this reconstruction by evaluations of D, those of
-  encoding and of decoding, and the order of the error: log2 of its ratio to that of half the steps
-- from the midpoint between two of them: distances to the nearest training image are over those of held-out images,
-  and *certainty* is the mean largest probability of a small classifier
+- under the same one, without guidance: the table has the PSNR of this reconstruction by evaluations of D in encoding,
+  which are as many in decoding, and the order of the error: log2 of its ratio to that of half the steps
+- from the midpoint between two of them, by an unconditional run: distances to the nearest training image are over those
+  of held-out images, and *certainty* is the mean largest probability of a small classifier
 - under another class, for scales of guidance: the share that the classifier takes for this class, the distance to the
   image over that of random images of this class, and the correlation of the ink (the mean of the pixels) with that of
   the image; samples of this class from noise are next to them
@@ -123,7 +124,7 @@ def classes(prior: Prior, classifier: Classifier, cond: dict[str, np.ndarray]) -
 def main() -> None:
     parser = priors.arguments(__doc__)
     parser.add_argument("--num", type=int, default=200, help="held-out images")
-    parser.add_argument("--tables", nargs="+", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--tables", nargs="+", default=["reconstruction"], choices=list(TABLES))
     args = parser.parse_args()
     prior = priors.opened(parser, args)
     train, image = prior.train, prior.test["x"][: args.num]
