@@ -151,10 +151,8 @@ def test_an_image_is_encoded_under_its_own_text():
     assert np.abs(draw(image=IMAGES, source_tokens=two, tokens=one) - encoded).max() > 1e-3
 
 
-@pytest.mark.parametrize(
-    ("task", "channels"),
-    [("inpainting", 2), pytest.param("instruct_pix2pix", 1, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "channels"), [("inpainting", 2), ("instruct_pix2pix", 1)])
 def test_a_network_that_reads_an_image_itself_is_not_edited(task, channels):
     read = config(task=task)
     read.network.image_channels = channels
