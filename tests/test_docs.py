@@ -80,6 +80,8 @@ def test_commands_name_modules_and_flags(page):
             path = ROOT / module.replace(".", "/")
             source = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
             text = source.read_text() if module.startswith(("diffusion_jax", "benchmarks", "tests")) else None
+            shared = re.findall(r"^from benchmarks import (\w+)$", text or "", re.MULTILINE)
+            text = text and text + "".join((ROOT / "benchmarks" / f"{name}.py").read_text() for name in shared)
         else:
             script = next(word for word in words if word.startswith(("launch/", "python")))
             assert (ROOT / script).exists()
