@@ -83,6 +83,7 @@ def settings(variance: float) -> dict[str, Setting]:
         "ddrm_20": Setting(METHODS["ddrm"](), solvers.renoised(0.85), 20),
         "ddrm": Setting(METHODS["ddrm"](), solvers.renoised(0.85)),
         "daps": Setting(METHODS["daps"](steps=3), solvers.ddim(), 50),
+        "daps_variance": Setting(METHODS["daps"](steps=3, variance=variance), solvers.ddim(), 50),
         "daps_phase": Setting(METHODS["daps"](steps=5), solvers.ddim(), 50),
     }
 
