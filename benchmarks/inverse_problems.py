@@ -39,6 +39,7 @@ TASKS = {
     "compressed": dict(name="compressed", num=16, noise=0.05),
     "tomography": dict(name="tomography", angles=4, noise=0.02),
     "k_space": dict(name="k_space", acceleration=2, centre=0.25, noise=0.05),
+    "jpeg": dict(name="jpeg", quality=5),
 }
 PHASE = dict(name="phase", noise=0.05)
 TRIES, SUCCESS = 4, 20.0  # of phase retrieval: samples of each measurement, and the PSNR in dB of a success
@@ -83,6 +84,7 @@ def settings(variance: float) -> dict[str, Setting]:
         "ddrm_20": Setting(METHODS["ddrm"](), solvers.renoised(0.85), 20),
         "ddrm": Setting(METHODS["ddrm"](), solvers.renoised(0.85)),
         "daps": Setting(METHODS["daps"](steps=3), solvers.ddim(), 50),
+        "daps_variance": Setting(METHODS["daps"](steps=3, variance=variance), solvers.ddim(), 50),
         "daps_phase": Setting(METHODS["daps"](steps=5), solvers.ddim(), 50),
     }
 
@@ -163,6 +165,14 @@ class Task(NamedTuple):
         one, mean, residual = (found[f"restoration_{key}"] for key in ("psnr", "mean_psnr", "residual"))
         return f"{one:.1f} / {mean:.1f} / {residual:.1f}"
 
+    def restored(self, setting: Setting, given: Prior, each: int) -> str:
+        """`line` of a method, "-" if it is not for this operator."""
+        try:
+            setting.method.check(self.operator)
+        except ValueError:
+            return "-"
+        return self.line(samples(setting, given, self.entry, self.operator, each))
+
     def baselines(self) -> dict[str, np.ndarray]:
         return restoration.baselines(self.entry, self.operator, self.train)
 
@@ -185,9 +195,10 @@ def compare(tasks: dict[str, Task], given: Prior, methods: dict[str, Setting], e
         scores = [t.psnr(e[name]) if name in e else None for t, e in zip(tasks.values(), estimates, strict=True)]
         row_of(name, ["-" if score is None else f"{score:.1f}" for score in scores])
     if exact:
-        row_of("exact posterior", [t.line(exact_samples(t.entry, t.operator, t.train, each)) for t in tasks.values()])
+        drawn = lambda t: t.line(exact_samples(t.entry, t.operator, t.train, each)) if t.operator.linear else "-"  # noqa: E731
+        row_of("exact posterior", list(map(drawn, tasks.values())))
     for name, setting in methods.items():
-        row_of(f"`{name}`", [t.line(samples(setting, given, t.entry, t.operator, each)) for t in tasks.values()])
+        row_of(f"`{name}`", [t.restored(setting, given, each) for t in tasks.values()])
 
 
 def phase_retrieval(given: Prior, truth: np.ndarray, methods: dict[str, Setting]) -> None:
@@ -207,7 +218,7 @@ def phase_retrieval(given: Prior, truth: np.ndarray, methods: dict[str, Setting]
 def sheet(path: pathlib.Path, tasks: dict[str, Task], given: Prior, setting: Setting, each: int) -> None:
     """Truth, measurement, linear estimate, SHOWN samples and the mean of `each`, ROWS measurements of each task."""
     tiles = []
-    for task in tasks.values():
+    for task in (task for task in tasks.values() if task.operator.linear):
         x = samples(setting, given, task.entry, task.operator, each).reshape(each, *task.truth.shape)
         seen, linear = restoration.as_image(task.entry, task.operator), task.baselines()["lmmse"]
         for i in range(ROWS):
@@ -223,9 +234,7 @@ def main() -> None:
     parser.add_argument("--num", type=int, default=24, help="measurements")
     parser.add_argument("--each", type=int, default=6, help="samples of each measurement")
     parser.add_argument("--run", default="", help="work directory of a trained prior of the digits; empty: exact prior")
-    parser.add_argument(
-        "--picture", type=pathlib.Path, default=None, help=f"a sheet by {PICTURED} of all tasks but phase"
-    )
+    parser.add_argument("--picture", type=pathlib.Path, default=None, help=f"a sheet by {PICTURED} of all linear tasks")
     args = parser.parse_args()
     if args.run:
         run = trained.open_run(args.run, "--run", lambda config: (build.build(config).system, "denoiser"))

@@ -16,7 +16,8 @@ The other variants are the settings of papers, for the weights of ADM (--config.
 folder of images to measure. The noise is in the units of pixels in [-1, 1].
 `ffhq256_{sr4,box,random,gaussian,motion,phase}` are DPS's (arXiv:2209.14687) on FFHQ with noise 0.05, 1000 steps.
 `imagenet256_{sr4,inpainting}` are DDNM's (arXiv:2212.00490) without noise, `imagenet256_{sr4,gaussian}_diffpir` those
-of DiffPIR (arXiv:2305.08995), whose 0.05 of [0, 1] is 0.1 here, 100 steps each.
+of DiffPIR (arXiv:2305.08995), whose 0.05 of [0, 1] is 0.1 here, 100 steps each. `imagenet256_sr4_ddrm` is DDRM's
+(arXiv:2201.11793) with the same noise and 20 steps, `ffhq256_phase_daps` that of DAPS (arXiv:2407.01521).
 """
 
 import functools
@@ -85,6 +86,18 @@ def imagenet256(method: dict[str, Any], churn: float, *, noise: float = 0.0, **o
     return adm(dict(operator, noise=noise), method, clip=True, steps=100, solver=solver)
 
 
+def ddrm() -> ConfigDict:
+    """DDRM's noisy super-resolution: 20 steps, eta 0.85 where nothing is measured or y is noisier than the state."""
+    solver, method = dict(name="renoised", churn=0.85), dict(name="ddrm", eta=0.85, eta_b=1.0)
+    return adm(dict(name="average", factor=4, noise=0.1), method, clip=False, steps=20, solver=solver)
+
+
+def daps() -> ConfigDict:
+    """DAPS for phase retrieval: 200 levels, 5 steps of the ODE and 100 Langevin steps at each."""
+    operator, method = dict(name="phase", pad=64, noise=0.05), dict(name="daps", steps=5, langevin=100)
+    return adm(operator, method, clip=False, steps=200, network=FFHQ, solver=dict(name="ddim"))
+
+
 DDNM, DIFFPIR = dict(name="ddnm"), dict(name="diffpir", ratio=1.0)
 VARIANTS = {
     "digits": functools.partial(digits, name="average", factor=2, noise=0.05),
@@ -102,6 +115,8 @@ VARIANTS = {
     "ffhq256_phase": functools.partial(ffhq256, 1.0, name="phase", pad=64),
     "imagenet256_sr4": functools.partial(imagenet256, DDNM, 0.85, name="average", factor=4),
     "imagenet256_inpainting": functools.partial(imagenet256, DDNM, 0.85, name="random", missing=(0.5, 0.5)),
+    "imagenet256_sr4_ddrm": ddrm,
+    "ffhq256_phase_daps": daps,
     "imagenet256_sr4_diffpir": functools.partial(imagenet256, DIFFPIR, 0.1**0.5, name="bicubic", factor=4, noise=0.1),
     "imagenet256_gaussian_diffpir": functools.partial(
         imagenet256, DIFFPIR, 0.1**0.5, name="gaussian_blur", size=61, std=3.0, noise=0.1

@@ -1,4 +1,4 @@
-"""Published values of methods for inverse problems: DPS, DDNM and DiffPIR."""
+"""Published values of methods for inverse problems: DPS, DDNM, DiffPIR, DDRM and DAPS."""
 
 from __future__ import annotations
 
@@ -7,6 +7,10 @@ from benchmarks.published.entry import Published
 DPS = "DPS (arXiv:2209.14687)"
 DDNM = "DDNM (arXiv:2212.00490)"
 DIFFPIR = "DiffPIR (arXiv:2305.08995)"
+DDRM = "DDRM (arXiv:2201.11793)"
+DAPS = "DAPS (arXiv:2407.01521)"
+_DDRM_CODE = "bahjat-kawar/ddrm"
+_DAPS_CODE = "zhangbingliang2019/DAPS"
 _DPS_CODE = "DPS2022/diffusion-posterior-sampling"
 _DDNM_CODE = "wyhuai/DDNM"
 _DIFFPIR_CODE = "yuanzhi-zhu/DiffPIR"
@@ -95,4 +99,46 @@ TABLE: tuple[Published, ...] = (
     ),
     _diffpir("imagenet256_sr4_diffpir", "sisr", factor=4),
     _diffpir("imagenet256_gaussian_diffpir", "deblur", size=61),
+    Published(
+        paper=DDRM,
+        variants=("inverse:imagenet256_sr4_ddrm",),
+        values={
+            f"{_DDRM_CODE} README.md, sr4 of ImageNet": {
+                "sampling.steps": 20,
+                "solver.churn": 0.85,
+                "guidance.method.eta": 0.85,
+                "guidance.method.eta_b": 1.0,
+                "guidance.operator.factor": 4,
+                "guidance.operator.noise": 2 * 0.05,
+            },
+            f"{_DDRM_CODE} configs/imagenet_256.yml": {
+                "network.model_channels": 256,
+                "network.num_res_blocks": 2,
+                "network.attention_resolutions": (32, 16, 8),
+                "network.num_head_channels": 64,
+                "process.betas": "linear",
+                "process.num_steps": 1000,
+            },
+        },
+        differences=(
+            "Sampling starts from noise alone here, at the last timestep; there from the measurement with noise, at "
+            "timestep 950. Without noise A x_0 = y exactly here.",
+        ),
+    ),
+    Published(
+        paper=DAPS,
+        variants=("inverse:ffhq256_phase_daps",),
+        values={
+            f"{_DAPS_CODE} configs/sampler/edm_daps.yaml": {"sampling.steps": 200, "guidance.method.steps": 5},
+            f"{_DAPS_CODE} configs/task/phase_retrieval.yaml": {
+                "guidance.method.langevin": 100,
+                "guidance.operator.noise": 0.05,
+            },
+        },
+        differences=(
+            "Noise levels are those of evenly spaced timesteps here; there sigma^(1/7) is evenly spaced from 100 to "
+            "0.1. Langevin steps have the true noise and a length in units of the variance here; there a noise of "
+            "0.01 / sqrt(2) and a learning rate of 5e-5 that falls to 1 %.",
+        ),
+    ),
 )

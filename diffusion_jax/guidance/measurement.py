@@ -15,6 +15,9 @@ One formula from denoiser to denoiser holds the methods, so that each goes with 
 
 V = Cov[x_0 | x_t] = sigma^2 / alpha dD/dx, exactly for the exact denoiser of any data, so that C = R = V is exact for
 Gaussian data. A product with V is one vector-Jacobian product of the network.
+
+`mcg` (arXiv:2206.00941) adds replacement to `dps`. `ddrm` (arXiv:2201.11793) and `daps` (arXiv:2407.01521) leave D as
+it is and change the solver.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from diffusion_jax.guidance.methods import Linearised, Method
 from diffusion_jax.guidance.operators import Operator
 from diffusion_jax.guidance.steering import Guidance, Model
 from diffusion_jax.networks.conditions import Condition, Conditions, Request, numbers
-from diffusion_jax.parameterizations import corrected
+from diffusion_jax.parameterizations import corrected, mapped
 from diffusion_jax.types import Cond, Denoiser, Needs, Process, Solver, Spec
 
 _ROUNDING = 1e-6  # relative, of times
@@ -79,7 +82,7 @@ def measured(
     if method.steps and times is None:
         raise ValueError("times is None; a method with a rule per step needs the times of the sampling grid")
     if method.weigh is None:
-        return D
+        return mapped(D, lambda x: jnp.clip(x, -1, 1)) if clip else D
     y, mask = operator.split(measurement)
 
     def guided(outputs: Callable, x: Float[Array, "batch *shape"], t: Array, cond: Cond) -> tuple[Array, ...]:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax import solvers
 from diffusion_jax.config import build
+from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.guidance import scans
 from diffusion_jax.guidance.filters import average
@@ -17,6 +18,7 @@ from diffusion_jax.processes import prior, row_keys, row_normal
 from diffusion_jax.solvers import grids
 from diffusion_jax.solvers.replacement import replaced
 from diffusion_jax.solvers.sampling import sample
+from diffusion_jax.types import Spec
 from tests.oracles import PROCESSES, Gaussian
 from tests.runs import digits
 
@@ -28,7 +30,7 @@ first = lambda noise=0.0: Operator(shape=(2,), apply=lambda x, _: x[:, :1], gram
 whole = lambda noise: Operator(shape=(2,), apply=lambda x, _: x, gram=isotropic(1.0), noise=noise)
 
 
-def drawn(data, operator, y, method, solver, steps, num=20_000, process=PROCESS):
+def drawn(data, operator, y, method, solver, steps, num=8000, process=PROCESS):
     """Samples of the exact denoiser under the same y in every row."""
     times = grids.discrete("linspace")(process, steps) if process is PROCESS else steps
     rows = jnp.broadcast_to(jnp.asarray(y, jnp.float32), (num, len(y)))
@@ -48,10 +50,10 @@ def drawn(data, operator, y, method, solver, steps, num=20_000, process=PROCESS)
 )
 def test_ddrm_drifts_from_the_posterior_with_the_number_of_steps(steps, mean, deviation):
     """Prior N(0, 1), q = 0.5, y = (1, -0.5): exact mean 0.8 y, standard deviation 0.447."""
-    num = 20_000 if steps < 1000 else 4000
+    num = 8000 if steps < 1000 else 4000
     x = drawn(WHITE, whole(0.5), [1.0, -0.5], METHODS["ddrm"](), solvers.renoised(0.85), steps, num)
-    np.testing.assert_allclose(x.mean(0), [mean, -0.5 * mean], atol=6e-3)
-    np.testing.assert_allclose(x.std(0), deviation, atol=4e-3)
+    np.testing.assert_allclose(x.mean(0), [mean, -0.5 * mean], atol=1.2e-2)
+    np.testing.assert_allclose(x.std(0), deviation, atol=8e-3)
 
 
 def test_ddrm_without_noise_gives_back_what_was_measured():
@@ -125,7 +127,7 @@ def test_daps_has_its_law(solver):
     x = drawn(WHITE, whole(0.5), [1.0, -0.5], method, solver, times, process=process)
     mean, deviation = law_of_daps(1.0, 0.5, levels, 1.0)
     np.testing.assert_allclose(x.mean(0), [mean, -0.5 * mean], atol=2e-2)
-    np.testing.assert_allclose(x.std(0), deviation, atol=1e-2)
+    np.testing.assert_allclose(x.std(0), deviation, atol=1.5e-2)
     assert mean > 0.88
 
 
@@ -133,8 +135,8 @@ def test_daps_has_its_law(solver):
 def test_daps_is_exact_for_white_data_of_a_known_variance(steps):
     """One inner step is D, with r^2 the variance of x_0 given x_t: the exact posterior, for any number of levels."""
     x = drawn(WHITE, whole(0.5), [1.0, -0.5], METHODS["daps"](steps=1, variance=1.0), solvers.ddim(), steps)
-    np.testing.assert_allclose(x.mean(0), [0.8, -0.4], atol=1.5e-2)
-    np.testing.assert_allclose(x.std(0), 0.447, atol=8e-3)
+    np.testing.assert_allclose(x.mean(0), [0.8, -0.4], atol=2e-2)
+    np.testing.assert_allclose(x.std(0), 0.447, atol=1.2e-2)
 
 
 def test_langevin_steps_of_daps_have_their_stationary_law():
@@ -152,9 +154,9 @@ def test_langevin_steps_of_daps_have_their_stationary_law():
 
 def test_mcg_is_replacement_and_the_gradient_of_dps():
     """Without the gradient it has the law of replacement, .622 and .300 for .9 and .19; with it more of the shift."""
-    x = drawn(PAIR, first(), [1.0], METHODS["mcg"](0.0), solvers.ancestral(), 250)
-    np.testing.assert_allclose([x[:, 1].mean(), x[:, 1].var()], [0.622, 0.300], atol=1.2e-2)
-    more = drawn(PAIR, first(), [1.0], METHODS["mcg"](0.05), solvers.ancestral(), 250)
+    x = drawn(PAIR, first(), [1.0], METHODS["mcg"](0.0), solvers.ancestral(), 250, num=3000)
+    np.testing.assert_allclose([x[:, 1].mean(), x[:, 1].var()], [0.622, 0.300], atol=3e-2)
+    more = drawn(PAIR, first(), [1.0], METHODS["mcg"](0.05), solvers.ancestral(), 250, num=3000)
     assert more[:, 1].mean() > x[:, 1].mean() + 0.05
     np.testing.assert_allclose([x[:, 0], more[:, 0]], 1, atol=1e-6)
     # One step: what is measured as by `replaced`, what is not shifted by the gradient of the norm.
@@ -214,3 +216,10 @@ def test_what_does_not_fit_is_refused_by_name(section, solver, words):
     with pytest.raises(ConfigError) as refusal:
         build.system(config)
     assert all(word in str(refusal.value) for word in words), str(refusal.value)
+
+
+def test_latents_are_refused():
+    """Operators are those of images, whatever the shape of latents."""
+    parts = Parts(digits(guidance=ConfigDict(guided("ddrm"))), Spec((4, 4, 4), modality="latents"), lambda config: None)
+    with pytest.raises(ConfigError, match=r"guidance.name='measurement' needs a model of the data itself"):
+        _ = parts.guidance
