@@ -45,6 +45,12 @@ def log_sigma_label(process: Process, t: Time) -> Time:
     return jnp.log(process.sigma(t) / process.alpha(t))
 
 
+@needing(log_sigma_label)
+def quarter_log_sigma_label(process: Process, t: Time) -> Time:
+    """log(sigma / alpha) / 4: the label of EDM's networks."""
+    return log_sigma_label(process, t) / 4
+
+
 @needing(alpha=True, sigma=True)
 def log_sigma_unit_label(process: Process, t: Time) -> Time:
     """log(sigma / 2 alpha): of networks trained on data in [0, 1], whose noise is half of what it is on [-1, 1]."""
@@ -127,24 +133,51 @@ def velocity_prediction(label: NoiseLabel = time_label) -> Parameterization:
     return param
 
 
-def edm_preconditioning(sigma_data: float = 0.5) -> Parameterization:
+def edm_preconditioning(sigma_data: float = 0.5, label: NoiseLabel = quarter_log_sigma_label) -> Parameterization:
     """Unit-variance inputs and targets for data of standard deviation sigma_data. arXiv:2206.00364, table 1.
 
-    Stated for alpha = 1; other processes are first divided by alpha. The label is log(sigma) / 4. Raises ValueError
-    unless sigma_data is positive.
+    Stated for alpha = 1; other processes are first divided by alpha. On the process `Trig` it is TrigFlow, D = cos x +
+    sigma_data sin F, up to the sign of F (arXiv:2410.11081, eq. 6). Raises ValueError unless sigma_data is positive.
     """
     check(sigma_data > 0, "sigma_data", sigma_data, "positive")
 
-    @needing(alpha=True, sigma=True)
+    @needing(label)
     def param(process: Process, t: Time) -> Coefficients:
-        alpha = process.alpha(t)
-        sigma = process.sigma(t) / alpha
-        norm = sigma**2 + sigma_data**2
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        norm = sigma**2 + (sigma_data * alpha) ** 2  # alpha^2 times that of sigma / alpha, and positive where alpha = 0
         return Coefficients(
-            c_in=1 / (alpha * jnp.sqrt(norm)),
-            c_skip=sigma_data**2 / norm / alpha,
+            c_in=1 / jnp.sqrt(norm),
+            c_skip=sigma_data**2 * alpha / norm,
             c_out=sigma * sigma_data / jnp.sqrt(norm),
-            c_noise=jnp.log(sigma) / 4,
+            c_noise=label(process, t),
+        )
+
+    return param
+
+
+def consistency(
+    sigma_data: float = 0.5, t_min: float = 0.0, label: NoiseLabel = quarter_log_sigma_label
+) -> Parameterization:
+    """`edm_preconditioning` with c_skip = 1 / alpha and c_out = 0 at t_min: f(x, t_min) = x / alpha, whatever F is.
+
+    f carries a point of a trajectory of the probability-flow ODE to its beginning at t_min. With s = sigma / alpha and
+    e = s(t_min), c_skip = sigma_data^2 / ((s - e)^2 + sigma_data^2) / alpha and c_out = (s - e) sigma_data / sqrt(s^2 +
+    sigma_data^2) (arXiv:2303.01469, appendix C). alpha and sigma must be positive. Raises ValueError unless sigma_data
+    is positive and t_min in [0, 1).
+    """
+    check(sigma_data > 0, "sigma_data", sigma_data, "positive")
+    check(0 <= t_min < 1, "t_min", t_min, "in [0, 1)")
+
+    @needing(label, alpha=True, sigma=True)
+    def param(process: Process, t: Time) -> Coefficients:
+        alpha, start = process.alpha(t), jnp.full_like(t, t_min)
+        sigma, least = process.sigma(t) / alpha, process.sigma(start) / process.alpha(start)
+        norm = jnp.sqrt(sigma**2 + sigma_data**2)
+        return Coefficients(
+            c_in=1 / (alpha * norm),
+            c_skip=sigma_data**2 / ((sigma - least) ** 2 + sigma_data**2) / alpha,
+            c_out=(sigma - least) * sigma_data / norm,
+            c_noise=label(process, t),
         )
 
     return param

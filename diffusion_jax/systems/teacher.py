@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import numpy as np
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.guidance.classifier_free import classifier_free
@@ -46,7 +47,14 @@ class Teacher:
         model = self.diffusion.unguided.model(jax.lax.stop_gradient(params), cond)
         D = model.D if scale is None else classifier_free(model.D, lambda t: scale, model.null)
         D = self.diffusion.threshold(bound_to(D, model.cond))
-        return D if process is None else at_equal_snr(D, self.diffusion.process, process)
+        own = self.diffusion.process
+        return D if process is None or _alike(process, own) else at_equal_snr(D, own, process)
+
+
+def _alike(one: Process, other: Process) -> bool:
+    """Whether two processes have the same type and numbers, so that nothing is to be converted."""
+    (a, kind), (b, other_kind) = jax.tree.flatten(one), jax.tree.flatten(other)
+    return kind == other_kind and all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def params_of(params: Params) -> Params:
