@@ -238,7 +238,7 @@ VARIANTS = {
         dropout=0.2,
         num_steps=400_000,
         learning_rate=1e-4,
-        optimizer=dict(b2=0.99),
+        optimizer=dict(b1=0.9, b2=0.99),
     ),
     "imagenet64_cd": functools.partial(imagenet64, distilled(40, mu=0.95), num_steps=600_000, learning_rate=8e-6),
     "imagenet64_ct": functools.partial(imagenet64, trained(2, 200, 0.95), num_steps=800_000, learning_rate=1e-4),

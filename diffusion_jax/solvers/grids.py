@@ -108,7 +108,7 @@ def discrete(spacing: str = "leading", offset: int = 0, end: int = 0) -> Grid:
     return grid
 
 
-def noise_levels(values: tuple[float, ...] = (), t_min: float = 0.0) -> Grid:
+def noise_levels(values: tuple[float, ...] = (80.0,), t_min: float = 0.0) -> Grid:
     """The times at which sigma / alpha has the `values`, one for each step, and t_min, where the last step ends.
 
     How few-step models are sampled: consistency models in two steps at (80, 0.821), for example. alpha must be positive
