@@ -23,6 +23,7 @@ from diffusion_jax.losses import consistency as losses
 from diffusion_jax.losses import intervals
 from diffusion_jax.losses.consistency import Distance
 from diffusion_jax.losses.intervals import Schedule
+from diffusion_jax.networks import lpips as networks
 from diffusion_jax.networks.conditions import NO_RATES
 from diffusion_jax.systems.consistency import Consistency, ContinuousConsistency
 from diffusion_jax.types import Params, Train
@@ -48,13 +49,13 @@ def lpips(vgg: str = "", lin: str = "", side: int = 224, weight: str = "equal", 
 
     `vgg` and `lin` are files of weights, see `weights.lpips.load_lpips`. Raises ValueError for what are no images.
     """
-    made = first_stage.lpips(shape=(side, side, *shape[2:]))
+    init, distance = networks.lpips((side, side, *shape[2:]))
 
     def measure(params: Params, a: jax.Array, b: jax.Array) -> jax.Array:
         size = (len(a), side, side, a.shape[-1])
-        return made.distance(params, *(jax.image.resize(x, size, "bilinear") for x in (a, b)))
+        return distance(params, *(jax.image.resize(x, size, "bilinear") for x in (a, b)))
 
-    return losses.l2(weight)._replace(measure=measure, init=made.init)
+    return losses.l2(weight)._replace(measure=measure, init=init)
 
 
 DISTANCES = {"l2": losses.l2, "l1": losses.l1, "huber": losses.huber, "lpips": lpips}
