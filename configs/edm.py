@@ -9,7 +9,8 @@ Without a variant, a small network is trained on the 8 x 8 digits of scikit-lear
 class-conditional if they are called `cond`, and with its non-leaking augmentation, on whose parameters the network is
 conditioned. AFHQv2 and FFHQ are folders of images: give --config.data.path. The paper reports FID with DDPM++ of 1.97
 on CIFAR-10, 1.79 with classes, after 35 network evaluations, 1.96 on AFHQv2 and 2.39 on FFHQ after 79.
-`imagenet64_adm`, with ADM's network and no augmentation, reaches 1.36 there after 511.
+`imagenet64_adm`, with ADM's network and no augmentation, reaches 1.36 there after 511. `lsun256_adm` is the teacher of
+the consistency models of LSUN in `consistency.py`.
 """
 
 import functools
@@ -119,6 +120,26 @@ def imagenet64_adm() -> ConfigDict:
     return replace(config, solver=dict(name="heun", churn=40.0, s_min=0.05, s_max=50.0, s_noise=1.003))
 
 
+def lsun256_adm() -> ConfigDict:
+    """The teacher of consistency models of LSUN (arXiv:2303.01469): ADM's network under EDM's loss."""
+    return edm(
+        steps=40,
+        network=dict(
+            name="adm",
+            model_channels=256,
+            channel_mult=(1, 1, 2, 2, 4, 4),
+            num_res_blocks=2,
+            use_scale_shift_norm=False,
+            dropout=0.1,
+        ),
+        data=dict(name="folder", split="train", eval_split="train", image_size=256, channels=3, path=""),
+        training=dict(num_steps=1_000_000, batch_size=256, checkpoint_every=5000, sample_every=10_000),
+        optimizer=dict(name="radam", learning_rate=1e-4, warmup_steps=0, clip_norm=0.0),
+        ema=dict(rates=(0.9999432189950708,), warmup=False),
+        evaluation=dict(metrics=(), after_training=False),
+    )
+
+
 VARIANTS = {
     "digits": digits,
     "cifar10_ddpmpp": functools.partial(cifar10, DDPMPP),
@@ -130,6 +151,7 @@ VARIANTS = {
     "ffhq_64_ddpmpp": functools.partial(faces_64, DDPMPP, dropout=0.05),
     "ffhq_64_ncsnpp": functools.partial(faces_64, NCSNPP, dropout=0.05),
     "imagenet64_adm": imagenet64_adm,
+    "lsun256_adm": lsun256_adm,
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.processes.base import bcast, log_snr, time_derivative
+from diffusion_jax.processes.base import bcast, log_snr, time_derivative, time_of_log_snr
 from diffusion_jax.types import Apply, Coefficients, Cond, Denoiser, Process, check, needing
 
 Time = Float[Array, "*n"]
@@ -43,6 +43,12 @@ def timestep_label(process: Process, t: Time) -> Time:
 def log_sigma_label(process: Process, t: Time) -> Time:
     """log(sigma / alpha): the label of networks with Fourier embeddings (NCSN++)."""
     return jnp.log(process.sigma(t) / process.alpha(t))
+
+
+@needing(log_sigma_label)
+def quarter_log_sigma_label(process: Process, t: Time) -> Time:
+    """log(sigma / alpha) / 4: the label of EDM's networks."""
+    return log_sigma_label(process, t) / 4
 
 
 @needing(alpha=True, sigma=True)
@@ -127,24 +133,51 @@ def velocity_prediction(label: NoiseLabel = time_label) -> Parameterization:
     return param
 
 
-def edm_preconditioning(sigma_data: float = 0.5) -> Parameterization:
+def edm_preconditioning(sigma_data: float = 0.5, label: NoiseLabel = quarter_log_sigma_label) -> Parameterization:
     """Unit-variance inputs and targets for data of standard deviation sigma_data. arXiv:2206.00364, table 1.
 
-    Stated for alpha = 1; other processes are first divided by alpha. The label is log(sigma) / 4. Raises ValueError
-    unless sigma_data is positive.
+    Stated for alpha = 1; other processes are first divided by alpha. On the process `Trig` it is TrigFlow, D = cos x +
+    sigma_data sin F, up to the sign of F (arXiv:2410.11081, eq. 6). Raises ValueError unless sigma_data is positive.
     """
     check(sigma_data > 0, "sigma_data", sigma_data, "positive")
 
-    @needing(alpha=True, sigma=True)
+    @needing(label)
     def param(process: Process, t: Time) -> Coefficients:
-        alpha = process.alpha(t)
-        sigma = process.sigma(t) / alpha
-        norm = sigma**2 + sigma_data**2
+        alpha, sigma = process.alpha(t), process.sigma(t)
+        norm = sigma**2 + (sigma_data * alpha) ** 2  # alpha^2 times that of sigma / alpha, and positive where alpha = 0
         return Coefficients(
-            c_in=1 / (alpha * jnp.sqrt(norm)),
-            c_skip=sigma_data**2 / norm / alpha,
+            c_in=1 / jnp.sqrt(norm),
+            c_skip=sigma_data**2 * alpha / norm,
             c_out=sigma * sigma_data / jnp.sqrt(norm),
-            c_noise=jnp.log(sigma) / 4,
+            c_noise=label(process, t),
+        )
+
+    return param
+
+
+def consistency(
+    sigma_data: float = 0.5, t_min: float = 0.0, label: NoiseLabel = quarter_log_sigma_label
+) -> Parameterization:
+    """`edm_preconditioning` with c_skip = 1 / alpha and c_out = 0 at t_min: f(x, t_min) = x / alpha, whatever F is.
+
+    f carries a point of a trajectory of the probability-flow ODE to its beginning at t_min. With s = sigma / alpha and
+    e = s(t_min), c_skip = sigma_data^2 / ((s - e)^2 + sigma_data^2) / alpha and c_out = (s - e) sigma_data / sqrt(s^2 +
+    sigma_data^2) (arXiv:2303.01469, appendix C). alpha and sigma must be positive. Raises ValueError unless sigma_data
+    is positive and t_min in [0, 1).
+    """
+    check(sigma_data > 0, "sigma_data", sigma_data, "positive")
+    check(0 <= t_min < 1, "t_min", t_min, "in [0, 1)")
+
+    @needing(label, alpha=True, sigma=True)
+    def param(process: Process, t: Time) -> Coefficients:
+        alpha, start = process.alpha(t), jnp.full_like(t, t_min)
+        sigma, least = process.sigma(t) / alpha, process.sigma(start) / process.alpha(start)
+        norm = jnp.sqrt(sigma**2 + sigma_data**2)
+        return Coefficients(
+            c_in=1 / (alpha * norm),
+            c_skip=sigma_data**2 / ((sigma - least) ** 2 + sigma_data**2) / alpha,
+            c_out=(sigma - least) * sigma_data / norm,
+            c_noise=label(process, t),
         )
 
     return param
@@ -267,6 +300,24 @@ def mapped(D: Denoiser, f: Callable[[Array], Array]) -> Denoiser:
 def bound_to(D: Denoiser, cond: Cond) -> Denoiser:
     """D(x, t) under the condition `cond`; a learned variance stays."""
     return rewired(D, lambda outputs, x, t, _: outputs(x, t, cond))
+
+
+def at_equal_snr(D: Denoiser, source: Process, process: Process) -> Denoiser:
+    """The denoiser D of a model of the process `source`, for x_t of another process: a conversion without training.
+
+    At equal SNR the states of two processes differ by a factor only: D'(x, t, cond) = D(c x, u, cond), where u has the
+    SNR of t and c^2 = (alpha_u^2 + sigma_u^2) / (alpha_t^2 + sigma_t^2), which is finite at both ends of time. A time
+    whose SNR `source` does not reach is answered by its nearest end, u = 0 or 1. A learned variance stays.
+    arXiv:2107.00630, section 5; arXiv:2206.00364, eq. 4.
+    """
+
+    def converted(outputs: Callable, x: Array, t: Time, cond: Cond) -> tuple[Array, ...]:
+        t = jnp.asarray(t)
+        u = time_of_log_snr(source, log_snr(process, t))
+        norms = [jnp.hypot(p.alpha(s), p.sigma(s)) for p, s in ((source, u), (process, t))]
+        return outputs(bcast(norms[0] / norms[1], x) * x, u, cond)
+
+    return rewired(D, converted)
 
 
 # Views of a denoiser with its conditions bound, D(x, t). t in (0, 1], a scalar or [batch].

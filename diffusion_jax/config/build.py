@@ -10,6 +10,7 @@ from diffusion_jax.config import data
 from diffusion_jax.config.defaults import defaults
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes import (
+    consistency,
     dequantizer,
     diffusion,
     first_stage,
@@ -32,6 +33,7 @@ RECIPES = {
     "autoencoder_kl": first_stage.RECIPE,
     "vqgan": first_stage.VQGAN,
     "latent_diffusion": latent_diffusion.RECIPE,
+    "consistency": consistency.RECIPE,
     "text_to_image": text_to_image.RECIPE,
 }
 

@@ -48,6 +48,7 @@ PROCESSES = {
     "cosine": processes.Cosine,
     "edm": processes.EDM,
     "rectified_flow": processes.RectifiedFlow,
+    "trig": processes.Trig,
     "discrete_vp": processes.discrete_vp,
     "learned_vp": processes.learned_vp,
 }
@@ -58,12 +59,14 @@ PARAMETERIZATIONS = {
     "v": parameterizations.v_prediction,
     "velocity": parameterizations.velocity_prediction,
     "edm": parameterizations.edm_preconditioning,
+    "consistency": parameterizations.consistency,
 }
 LABELS = {
     "time": parameterizations.time_label,
     "index": parameterizations.index_label,
     "timestep": parameterizations.timestep_label,
     "log_sigma": parameterizations.log_sigma_label,
+    "quarter_log_sigma": parameterizations.quarter_log_sigma_label,
     "log_sigma_unit": parameterizations.log_sigma_unit_label,
     "log_snr": parameterizations.log_snr_label,
 }
@@ -84,6 +87,7 @@ TIMES = {
     "discrete": times.discrete,
     "levels": times.levels,
     "log_normal": times.log_normal,
+    "karras": times.karras,
     "logit_normal": times.logit_normal,
     "importance": times.importance,
     "loss_second_moment": times.loss_second_moment,
@@ -95,6 +99,7 @@ GRIDS = {
     "uniform_log_snr": grids.uniform_log_snr,
     "discrete": grids.discrete,
     "levels": grids.levels,
+    "noise_levels": grids.noise_levels,
 }
 LOSSES = {
     "denoising": denoising_loss,
@@ -144,6 +149,7 @@ SOLVERS = {
     "adaptive_ode": solvers.adaptive_ode,
     "adaptive_sde": solvers.adaptive_sde,
     "annealed_langevin": solvers.annealed_langevin,
+    "consistency": solvers.consistency,
     "deis": solvers.deis,
     "dpm_solver": solvers.dpm_solver,
     "dpm_solver_pp": solvers.dpm_solver_pp,

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
 from diffusion_jax.losses.weightings import Weighting, snr
-from diffusion_jax.processes.base import time_of_log_snr
-from diffusion_jax.types import Needs, Process, check
+from diffusion_jax.processes.base import log_snr, time_of_log_snr
+from diffusion_jax.types import Needs, Process, check, needing
 
 Times = Callable[[Process, Key[Array, ""], int], tuple[Float[Array, "n"], Float[Array, "n"]]]
 
@@ -61,16 +61,39 @@ def levels(num_levels: int) -> Times:
     return draw
 
 
-def log_normal(mean: float = -1.2, std: float = 1.2) -> Times:
+def log_normal(mean: float = -1.2, std: float = 1.2, truncated: bool = False) -> Times:
     """log(sigma / alpha) ~ N(mean, std^2), limited to the process's range (arXiv:2206.00364, table 1).
 
-    Raises ValueError unless std is positive.
+    What lies outside of the range is moved to its ends, or with `truncated` never drawn, as in improved consistency
+    training (arXiv:2310.14189, section 3.5). Raises ValueError unless std is positive.
     """
     check(std > 0, "std", std, "positive")
 
     def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
-        log_sigma = mean + std * jax.random.normal(key, (n,))
+        if truncated:
+            low, high = ((-log_snr(process, jnp.float32(end)) / 2 - mean) / std for end in (0, 1))
+            normal = jax.random.truncated_normal(key, low, high, (n,))
+        else:
+            normal = jax.random.normal(key, (n,))
+        log_sigma = mean + std * normal
         return time_of_log_snr(process, -2 * log_sigma), jnp.ones(n)
+
+    return draw
+
+
+def karras(rho: float = 7.0, t_min: float = 0.0, t_max: float = 1.0) -> Times:
+    """(sigma / alpha)^(1 / rho) uniform between t_min and t_max: each interval of the grid `karras` is as likely.
+
+    sigma must be positive at t_min and alpha at t_max. Raises ValueError unless rho is positive and t_min < t_max.
+    """
+    check(rho > 0, "rho", rho, "positive")
+    check(t_min < t_max, "(t_min, t_max)", (t_min, t_max), "t_min < t_max")
+
+    @needing(alpha=True, sigma=True)
+    def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
+        low, high = (jnp.exp(-log_snr(process, jnp.float32(t)) / (2 * rho)) for t in (t_min, t_max))
+        sigma = jax.random.uniform(key, (n,), minval=low, maxval=high) ** rho
+        return time_of_log_snr(process, -2 * jnp.log(sigma)), jnp.ones(n)
 
     return draw
 

@@ -12,7 +12,7 @@ from diffusion_jax.processes.base import (
     time_derivative,
     time_of_log_snr,
 )
-from diffusion_jax.processes.continuous import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
+from diffusion_jax.processes.continuous import EDM, VE, VP, Cosine, RectifiedFlow, SubVP, Trig
 from diffusion_jax.processes.discrete import DiscreteVP, beta_table, discrete_vp, rescale_zero_terminal_snr
 from diffusion_jax.processes.learned import LearnedVP, learned_vp
 
@@ -25,6 +25,7 @@ __all__ = [
     "LearnedVP",
     "RectifiedFlow",
     "SubVP",
+    "Trig",
     "bcast",
     "beta_table",
     "discrete_vp",

@@ -123,3 +123,20 @@ class RectifiedFlow:
 
     def sigma(self, t: Time) -> Time:
         return jnp.asarray(t)
+
+
+@pytree
+class Trig:
+    """TrigFlow's schedule: alpha = cos(pi t / 2), sigma = sigma_data sin(pi t / 2). arXiv:2410.11081, section 3.
+
+    x_t keeps the standard deviation sigma_data of the data at every t. The paper's own time is pi t / 2.
+    """
+
+    sigma_data: Number = 0.5
+    num_steps = None
+
+    def alpha(self, t: Time) -> Time:
+        return jnp.sin(jnp.pi / 2 * (1 - t))  # exactly 0 at t = 1, where the cosine would round to a negative number
+
+    def sigma(self, t: Time) -> Time:
+        return self.sigma_data * jnp.sin(jnp.pi / 2 * t)

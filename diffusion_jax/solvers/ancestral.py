@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.parameterizations import with_raw
-from diffusion_jax.processes.base import row_normal
+from diffusion_jax.processes.base import bcast, row_normal
 from diffusion_jax.solvers.base import check_variance, posterior, stateless, step_variance, transition
 from diffusion_jax.types import Denoiser, Process, Solver, check
 
@@ -36,16 +36,16 @@ def ddim(eta: float = 0.0) -> Solver:
     """DDIM: x_s = alpha_s D + sqrt(sigma_s^2 - v) eps + sqrt(v) z with eps = (x_t - alpha_t D) / sigma_t.
 
     v = eta^2 sigma_s^2 (1 - SNR_t / SNR_s): eta = 0 is the first-order exponential integrator of the
-    probability-flow ODE, which also inverts (s > t); eta = 1 is `ancestral`. arXiv:2010.02502, eq. 12 and 16. Raises
-    ValueError unless eta is in [0, 1].
+    probability-flow ODE, which also inverts (s > t) and takes times [batch]; eta = 1 is `ancestral`. arXiv:2010.02502,
+    eq. 12 and 16. Raises ValueError unless eta is in [0, 1].
     """
     check(0 <= eta <= 1, "eta", eta, "in [0, 1]")
 
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
         x_0 = D(x, t)
-        eps = (x - process.alpha(t) * x_0) / process.sigma(t)
+        eps = (x - bcast(process.alpha(t), x) * x_0) / bcast(process.sigma(t), x)
         if eta == 0:
-            return process.alpha(s) * x_0 + process.sigma(s) * eps
+            return bcast(process.alpha(s), x) * x_0 + bcast(process.sigma(s), x) * eps
         _, variance_ts = transition(process, t, s)
         noise = eta**2 * variance_ts / process.sigma(t) ** 2  # relative to sigma_s^2
         direction = jnp.sqrt(1 - noise) * eps + jnp.sqrt(noise) * row_normal(keys, x)

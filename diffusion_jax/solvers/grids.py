@@ -4,6 +4,7 @@ Every grid raises ValueError for fewer than one step.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -105,6 +106,23 @@ def discrete(spacing: str = "leading", offset: int = 0, end: int = 0) -> Grid:
         return jnp.asarray(np.append((timesteps + 1) / total, end / total), jnp.float32)
 
     return grid
+
+
+def noise_levels(values: tuple[float, ...] = (80.0,), t_min: float = 0.0) -> Grid:
+    """The times at which sigma / alpha has the `values`, one for each step, and t_min, where the last step ends.
+
+    How few-step models are sampled: consistency models in two steps at (80, 0.821), for example. alpha must be positive
+    at those times. Raises ValueError for values that are not positive and decreasing, or if there are not as many as
+    steps; a value above that of t = 1 is taken there, as rounding may have it.
+    """
+    fall = all(a > b for a, b in itertools.pairwise((*values, 0)))
+    check(bool(values) and fall, "values", values, "positive and decreasing, one for each step")
+
+    def grid(process: Process, num_steps: int) -> Array:
+        check(num_steps == len(values), "num_steps", num_steps, f"{len(values)}, one for each of the values {values}")
+        return jnp.append(time_of_log_snr(process, -2 * jnp.log(jnp.float32(values))), jnp.float32(t_min))
+
+    return _stepping(grid)
 
 
 def levels() -> Grid:

@@ -1,4 +1,7 @@
-"""Fixed-step solvers of the probability-flow ODE dx/dt = alpha' D + sigma' eps in the process's own time."""
+"""Fixed-step solvers of the probability-flow ODE dx/dt = alpha' D + sigma' eps in the process's own time.
+
+Their steps without churn also take times [batch], one per row.
+"""
 
 import math
 from collections.abc import Callable
@@ -7,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from diffusion_jax.parameterizations import velocity
-from diffusion_jax.processes.base import log_snr, row_normal, time_of_log_snr
+from diffusion_jax.processes.base import bcast, log_snr, row_normal, time_of_log_snr
 from diffusion_jax.solvers.base import stateless, transition
 from diffusion_jax.types import Denoiser, Process, Solver
 
@@ -22,7 +25,7 @@ def euler(
     """x_s = x_t + (s - t) dx/dt. Order 1, one evaluation of D per step; inverts without `churn`, see `heun`."""
 
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
-        return x + (s - t) * velocity(process, D, x, t)
+        return x + bcast(s - t, x) * velocity(process, D, x, t)
 
     return stateless(
         _churned(step, churn, s_min, s_max, s_noise, num_steps),
@@ -54,10 +57,10 @@ def heun(
 
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
         first = velocity(process, D, x, t)
-        predicted = x + (s - t) * first
+        predicted = x + bcast(s - t, x) * first
         noisy = process.sigma(s) > 0
         second = velocity(process, D, predicted, jnp.where(noisy, s, t))
-        return jnp.where(noisy, x + (s - t) / 2 * (first + second), predicted)
+        return jnp.where(bcast(noisy, x), x + bcast(s - t, x) / 2 * (first + second), predicted)
 
     return stateless(
         _churned(step, churn, s_min, s_max, s_noise, num_steps),

@@ -1,6 +1,7 @@
 """Systems: what is trained and sampled, one per file. Each implements the protocol `diffusion_jax.types.System`."""
 
 from diffusion_jax.systems.autoencoder import Autoencoder
+from diffusion_jax.systems.consistency import Consistency, ContinuousConsistency
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
@@ -11,6 +12,8 @@ from diffusion_jax.systems.vdm import VDM
 __all__ = [
     "VDM",
     "Autoencoder",
+    "Consistency",
+    "ContinuousConsistency",
     "Diffusion",
     "LatentDiffusion",
     "NoisyClassifier",

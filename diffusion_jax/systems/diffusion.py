@@ -74,18 +74,24 @@ class Diffusion(Sampled):
         arguments = {"train": train is not None}
         if self.resampler is not None:
             arguments["times"] = self.resampler.draw(params["frozen"]["resampler"])
-        cond = self.network_conditions.of(batch)
+        key, x, cond = self.prepared(key, batch, train)
+        loss, aux = self.loss_fn(params["network"], key, x, cond, **arguments)
+        logged = (("t",) if self.resampler else ()) + (("vlb",) if self.learned_variance else ())
+        return loss, {name: aux[name] for name in logged}
+
+    def prepared(
+        self, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
+    ) -> tuple[Key[Array, ""], Float[Array, "batch *shape"], Cond]:
+        """(key of the loss, examples, conditions), in training with conditions dropped and examples augmented."""
+        cond, x = self.network_conditions.of(batch), batch["x"]
         if (self.cond_dropout or self.cond_dropouts) and train is not None:
             key, drop_key = jax.random.split(key)
             cond = self.network_conditions.dropped(drop_key, cond, self.cond_dropout, self.cond_dropouts)
-        x = batch["x"]
         if self.augment is not None and train is not None:
             key, augment_key = jax.random.split(key)
             x, labels = self.augment(augment_key, x)
             cond = {**(cond or {}), "augment": labels}
-        loss, aux = self.loss_fn(params["network"], key, x, cond, **arguments)
-        logged = (("t",) if self.resampler else ()) + (("vlb",) if self.learned_variance else ())
-        return loss, {name: aux[name] for name in logged}
+        return key, x, cond
 
     def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
         if self.resampler is None:

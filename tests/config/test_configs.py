@@ -68,6 +68,19 @@ def stepped() -> frozenset[str]:
 
 # The field of a config that names the work directory of another run, and the config of that run.
 STANDS_ON = {
+    **{
+        f"consistency:{variant}": ("system.teacher", f"edm:{run}")
+        for variant, run in {
+            "digits": "digits",
+            "digits_ect": "digits",
+            "digits_scm": "digits",
+            "cifar10_cd": "cifar10_ncsnpp",
+            "cifar10_ect": "cifar10_ddpmpp",
+            "cifar10_scm": "cifar10_ddpmpp",
+            "imagenet64_cd": "imagenet64_adm",
+            "lsun256_cd": "lsun256_adm",
+        }.items()
+    },
     "dequantization:digits": ("system.model", "score_sde:digits_vp_likelihood"),
     "dequantization:mnist": ("system.model", "score_sde:mnist_vp_likelihood"),
     "dequantization:cifar10": ("system.model", "score_sde:cifar10_vp_ddpmpp_deep_likelihood"),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from diffusion_jax import parameterizations, systems
 from diffusion_jax.config import fits, names
-from diffusion_jax.config.parts import Parts
+from diffusion_jax.config.parts import Network, Parts
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe, check_likelihood_levels
 from diffusion_jax.config.sections import construct, lookup
 from diffusion_jax.networks.conditions import NO_RATES
@@ -33,8 +34,7 @@ def diffusion(
     augment: float = 0.0,
 ) -> systems.Diffusion:
     """The diffusion system of `parts`, for examples of `parts.spec`. Keywords are config.system. Raises ConfigError."""
-    config, process, param = parts.config, parts.process, parts.parameterization
-    network, likelihood = parts.network(), parts.likelihood
+    config, process, param, network = parts.config, parts.process, parts.parameterization, parts.network()
     make_loss = lookup(names.LOSSES, "loss.name", config.loss.name)
     fits.check_discrete(config, {"parameterization": param, "loss": make_loss}, process)
     loss = construct(
@@ -48,13 +48,38 @@ def diffusion(
         times=parts.times,
         levels=parts.levels,
     )
-    learned = needs_of(loss).learned_variance
-    shared = dict(process=process, param=param)
+    likelihood, learned = parts.likelihood, needs_of(loss).learned_variance
     drawn, weights = parts.times_of_training()
+    fits.check_training(config, process=process, param=param, loss=loss, drawn=drawn, weights=weights)
+    fits.check_likelihood(config, process=process, param=param, likelihood=likelihood)
+    fits.check_augmentation(config, augment)
+    return systems.Diffusion(
+        loss_fn=loss,
+        augment=functools.partial(augmentation.augment, probability=augment) if augment else None,
+        likelihood=likelihood,
+        learned_variance=learned,
+        resampler=parts.resampler,
+        **sampler(parts, network, cond_dropout, cond_dropouts, learned_variance=learned, likelihood=likelihood),
+    )
+
+
+def sampler(
+    parts: Parts,
+    network: Network,
+    cond_dropout: float = 0.0,
+    cond_dropouts: Mapping[str, float] = NO_RATES,
+    *,
+    learned_variance: bool = False,
+    likelihood: Callable | None = None,
+) -> dict[str, Any]:
+    """The fields of `systems.Diffusion` that say what the network is and how it is sampled, not how it is trained.
+
+    They are those of every system that draws samples with the `network` of `parts`. Raises ConfigError if the parts do
+    not fit each other.
+    """
+    config, process, param = parts.config, parts.process, parts.parameterization
     times = fits.sampling_times(config, process, parts.grid)
-    fits.check_training(config, **shared, loss=loss, drawn=drawn, weights=weights)
-    fits.check_sampling(config, **shared, solver=parts.solver, guidance=parts.guidance, times=times)
-    fits.check_likelihood(config, **shared, likelihood=likelihood)
+    fits.check_sampling(config, process=process, param=param, solver=parts.solver, guidance=parts.guidance, times=times)
     fits.check_outputs(
         config,
         parts.spec.shape,
@@ -62,21 +87,18 @@ def diffusion(
         network.apply,
         network.conditions,
         {"solver": parts.solver, "evaluation.likelihood": likelihood, "times": parts.resampler},
-        learned_variance=learned,
+        learned_variance=learned_variance,
     )
     fits.check_guidance(config, parts.guidance, network.conditions, cond_dropout, cond_dropouts, parts.spec.shape)
     fits.check_editing(config, parts.editing, parts.spec, network.conditions, process, parts.solver, times)
-    fits.check_augmentation(config, augment)
-    return systems.Diffusion(
+    return dict(
         init_network=network.init,
         apply=network.apply,
         process=process,
         param=param,
-        loss_fn=loss,
         network_conditions=network.conditions,
         cond_dropout=cond_dropout,
         cond_dropouts=cond_dropouts,
-        augment=functools.partial(augmentation.augment, probability=augment) if augment else None,
         embed=network.embed,
         guidance=parts.guidance,
         editing=parts.editing,
@@ -88,9 +110,6 @@ def diffusion(
         modality=parts.spec.modality,
         batch_size=config.sampling.batch_size,
         denoise=config.sampling.denoise,
-        likelihood=likelihood,
-        learned_variance=learned,
-        resampler=parts.resampler,
         networks={component_of(network.placed.name): network.placed},
     )
 

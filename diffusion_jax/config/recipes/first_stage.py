@@ -131,18 +131,27 @@ def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
     section = parts.config.system.get("perceptual", {"name": "none"})
     if section["name"] != "lpips":
         return {}
+    load = lpips_weights("system.perceptual", section, "config.system.perceptual.name=laplacian needs none")
+    return {"frozen/perceptual": load}
+
+
+def lpips_weights(field: str, section: Mapping[str, Any], instead: str) -> Callable[[], Params]:
+    """Loads the weights of LPIPS from the files `vgg` and `lin` of a section.
+
+    Raises ConfigError, which says what can be used `instead`, if they are not given.
+    """
     files = {key: section.get(key, "") for key in ("vgg", "lin")}
     if not all(files.values()):
         raise ConfigError(
-            f"config.system.perceptual.vgg={files['vgg']!r} and lin={files['lin']!r} must be the files of "
-            "torchvision's VGG-16 and of the linear layers of LPIPS; config.system.perceptual.name=laplacian needs none"
+            f"config.{field}.vgg={files['vgg']!r} and lin={files['lin']!r} must be the files of torchvision's VGG-16 "
+            f"and of the linear layers of LPIPS; {instead}"
         )
 
     def load() -> Params:
-        with refusal("config.system.perceptual"):
+        with refusal(f"config.{field}"):
             return load_lpips(**files)
 
-    return {"frozen/perceptual": load}
+    return load
 
 
 def laplacian(weight: float = 1.0) -> Perceptual:
