@@ -80,13 +80,13 @@ def test_the_grid_of_repaint_is_that_of_the_authors():
         (250, 1, 10, 2491, 2241),
         (250, 10, 20, 4810, 4560),
     ]:
-        levels = np.asarray(grids.time_travel(jnp.arange(steps, -1, -1), length, repeats))
+        levels = np.asarray(grids.time_travel(jnp.arange(float(steps), -1, -1), length, repeats))
         change = np.diff(levels)
         assert (change == -1).sum() == evaluations
         assert change[change > 0].sum() == noised and set(change[change > 0]) == {length}
         assert levels[0] == steps and levels[-1] == 0 and levels.max() == steps
     np.testing.assert_array_equal(
-        grids.time_travel(jnp.arange(7, -1, -1), 3, 2), [7, 6, 5, 4, 7, 6, 5, 4, 3, 2, 1, 4, 3, 2, 1, 0]
+        grids.time_travel(jnp.arange(7.0, -1, -1), 3, 2), [7, 6, 5, 4, 7, 6, 5, 4, 3, 2, 1, 4, 3, 2, 1, 0]
     )
 
 
