@@ -36,7 +36,7 @@ def digits(*, method: dict[str, Any] = MMPS, steps: int = 100, **operator: Any) 
     """The digits run of `ddpm.py`, sampled under a measurement with renoising, 8 samples of each of 50."""
     return replace(
         from_file(str(CONFIGS / "ddpm.py")),
-        guidance=dict(name="measurement", operator=operator, method=method),
+        guidance=dict(name="measurement", operator=operator, method=method, clip=True),
         solver=dict(name="renoised", churn=0.85, eps="corrected" if method["name"] != "ddnm" else "raw"),
         sampling=dict(steps=steps, num_samples=24),
         evaluation=dict(num_samples=400, samples_per_condition=8, metrics=("restoration",)),
