@@ -204,7 +204,7 @@ def guided(method, **operator):
         (guided("daps", name="jpeg"), dict(name="ddim"), ["name='daps'", "differentiable"]),
         (guided("daps", name="phase"), dict(name="ddim"), ["operator.noise=0"]),
         (
-            guided("ddrm", name="k_space", acceleration=2, then=dict(name="average")),
+            guided("ddrm", name="k_space", acceleration=2, then=dict(name="half", side="left")),
             dict(name="renoised"),
             ["name='ddrm'", "known singular values"],
         ),
