@@ -62,7 +62,8 @@ def consistency(system: dict[str, Any], teacher: str = "", **sections: Any) -> C
 def distilled(points: int, **target: Any) -> dict[str, Any]:
     """Consistency distillation: a Heun step of the teacher between neighbours of a fixed grid."""
     target = dict(target=dict(name="ema", **target)) if target else {}
-    return dict(pairs="teacher", solver="heun", schedule=dict(name="fixed", points=points), **target)
+    schedule = dict(name="fixed", points=points)
+    return dict(pairs="teacher", solver="heun", start="teacher", schedule=schedule, **target)
 
 
 def trained(s0: int, s1: int, mu0: float) -> dict[str, Any]:
@@ -78,7 +79,12 @@ def trained(s0: int, s1: int, mu0: float) -> dict[str, Any]:
 def improved(s1: int) -> dict[str, Any]:
     """The sections of improved consistency training, whose number of points doubles from 10 to `s1`."""
     return dict(
-        system=dict(pairs="shared_noise", start="random", schedule=dict(name="doubling", s0=10, s1=s1)),
+        system=dict(
+            pairs="shared_noise",
+            start="random",
+            schedule=dict(name="doubling", s0=10, s1=s1),
+            target=dict(name="self"),
+        ),
         times=dict(name="log_normal", mean=-1.1, std=2.0, truncated=True),
         loss=dict(name="huber", weight="inverse_gap"),
     )

@@ -33,9 +33,9 @@ def _equal(process: Process, t: Time, s: Time) -> Time:
 
 
 def inverse_gap(process: Process, t: Time, s: Time) -> Time:
-    """1 / (sigma_t / alpha_t - sigma_s / alpha_s) (arXiv:2310.14189, section 3.1; arXiv:2406.14548)."""
+    """1 / (sigma_t / alpha_t - sigma_s / alpha_s), and 0 where s = t (arXiv:2310.14189, section 3.1; 2406.14548)."""
     upper, lower = (process.sigma(end) / process.alpha(end) for end in (t, s))
-    return 1 / (upper - lower)
+    return jnp.where(upper > lower, 1 / jnp.where(upper > lower, upper - lower, 1), 0)
 
 
 WEIGHTS = {"equal": _equal, "inverse_gap": inverse_gap}

@@ -74,7 +74,8 @@ class Consistency(Student):
     def init(self, key: Key[Array, ""]) -> Params:
         student_key, distance_key = jax.random.split(key)
         params = super().init(student_key)
-        target = {} if self.target_rate is None else params["network"]
+        # A copy, because the train step donates every buffer of its state, and only once.
+        target = {} if self.target_rate is None else jax.tree.map(jnp.copy, params["network"])
         own = {"target": target, "distance": self.distance.init(distance_key)}
         frozen = params.get("frozen", {}) | {name: tree for name, tree in own.items() if tree}
         return {**params, **({"frozen": frozen} if frozen else {})}

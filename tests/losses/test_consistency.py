@@ -124,9 +124,9 @@ def test_distances_and_weights():
     a, b = jnp.arange(6.0).reshape(2, 3), jnp.ones((2, 3))
     np.testing.assert_allclose(consistency.l2().measure({}, a, b), [2 / 3, (4 + 9 + 16) / 3])
     np.testing.assert_allclose(consistency.l1().measure({}, a, b), [2 / 3, 3])
-    t, s = jnp.array([0.5, 0.2]), jnp.array([0.1, 0.0])
+    t, s = jnp.array([0.5, 0.2, 0.1]), jnp.array([0.1, 0.0, 0.1])
     process = EDM(sigma_min=0.0, sigma_max=10.0)
-    np.testing.assert_allclose(consistency.l2("inverse_gap").weight(process, t, s), [1 / 4, 1 / 2])
+    np.testing.assert_allclose(consistency.l2("inverse_gap").weight(process, t, s), [1 / 4, 1 / 2, 0])
     np.testing.assert_array_equal(consistency.l2().weight(process, t, s), 1)
     with pytest.raises(ValueError, match="weight is 'gap'"):
         consistency.l1("gap")

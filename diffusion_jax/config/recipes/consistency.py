@@ -134,8 +134,8 @@ def _continuous(
     def derivative(params: Params, x: jax.Array, t: jax.Array, cond: Any) -> Any:
         return jax.jvp(lambda x, t: network.apply(params, x, t, cond), (x, t), (x, t))
 
-    try:
-        jax.eval_shape(derivative, jax.eval_shape(network.init, jax.random.key(0)), x, t, cond)
+    try:  # what has no forward derivative is refused where it is lowered, not where shapes are computed
+        jax.jit(derivative).lower(jax.eval_shape(network.init, jax.random.key(0)), x, t, cond)
     except (TypeError, NotImplementedError, ValueError) as error:
         raise ConfigError(
             f"config.system.schedule.name={CONTINUOUS!r} needs the forward-mode derivative of the network, which "
