@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from diffusion_jax.processes.base import bcast, log_snr, time_derivative
+from diffusion_jax.processes.base import bcast, log_snr, time_derivative, time_of_log_snr
 from diffusion_jax.types import Apply, Coefficients, Cond, Denoiser, Process, check, needing
 
 Time = Float[Array, "*n"]
@@ -267,6 +267,24 @@ def mapped(D: Denoiser, f: Callable[[Array], Array]) -> Denoiser:
 def bound_to(D: Denoiser, cond: Cond) -> Denoiser:
     """D(x, t) under the condition `cond`; a learned variance stays."""
     return rewired(D, lambda outputs, x, t, _: outputs(x, t, cond))
+
+
+def at_equal_snr(D: Denoiser, source: Process, process: Process) -> Denoiser:
+    """The denoiser D of a model of the process `source`, for x_t of another process: a conversion without training.
+
+    At equal SNR the states of two processes differ by a factor only: D'(x, t, cond) = D(c x, u, cond), where u has the
+    SNR of t and c^2 = (alpha_u^2 + sigma_u^2) / (alpha_t^2 + sigma_t^2), which is finite at both ends of time. A time
+    whose SNR `source` does not reach is answered by its nearest end, u = 0 or 1. A learned variance stays.
+    arXiv:2107.00630, section 5; arXiv:2206.00364, eq. 4.
+    """
+
+    def converted(outputs: Callable, x: Array, t: Time, cond: Cond) -> tuple[Array, ...]:
+        t = jnp.asarray(t)
+        u = time_of_log_snr(source, log_snr(process, t))
+        norms = [jnp.hypot(p.alpha(s), p.sigma(s)) for p, s in ((source, u), (process, t))]
+        return outputs(bcast(norms[0] / norms[1], x) * x, u, cond)
+
+    return rewired(D, converted)
 
 
 # Views of a denoiser with its conditions bound, D(x, t). t in (0, 1], a scalar or [batch].

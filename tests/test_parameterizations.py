@@ -174,3 +174,27 @@ def test_the_denoiser_passes_time_and_conditions_on():
     np.testing.assert_array_equal(D(x, jnp.asarray(0.5), cond), x)
     np.testing.assert_allclose(seen["c_noise"], [499.5] * 3)
     assert seen["cond"] is cond
+
+
+@pytest.mark.parametrize("source", PROCESSES)
+@each_process
+def test_a_denoiser_is_that_of_another_process_at_equal_snr(name, source, t):
+    process, there = PROCESSES[name], PROCESSES[source]
+    x, (low, high) = noisy_batch(process, t), log_snr(there, jnp.float64([1.0, 1e-6]))
+    within = (log_snr(process, t) > low) & (log_snr(process, t) < high)
+    assert within.sum() > BATCH / 2
+    D = P.at_equal_snr(MIXTURE.denoiser(there), there, process)
+    expected = MIXTURE.denoiser(process)(x, t)
+    close = {"rtol": 1e-3, "atol": 1e-3} if "discrete_vp" in (name, source) else {"rtol": 1e-6, "atol": 1e-7}
+    np.testing.assert_allclose(D(x, t)[within], expected[within], **close)
+
+
+@pytest.mark.parametrize("source", ["edm", "vp", "cosine"])
+@pytest.mark.parametrize("end", [0.0, 1.0])
+def test_ends_that_the_source_does_not_reach_are_its_own(source, end):
+    """At t = 0 and 1 of a rectified flow the SNR is infinite and zero: D gives the data, and a number near the mean."""
+    there, process = PROCESSES[source], PROCESSES["rectified_flow"]
+    x = jnp.array([[0.3, -0.2], [1.1, 0.4]])
+    D = P.at_equal_snr(MIXTURE.denoiser(there), there, process)(x, jnp.float64(end))
+    expected = x if end == 0 else jnp.broadcast_to(MIXTURE.weights @ MIXTURE.means, x.shape)
+    np.testing.assert_allclose(D, expected, atol=1e-3 if end == 0 else 0.05)

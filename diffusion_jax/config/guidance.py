@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from diffusion_jax.config.sections import ConfigError, changes, construct, refusal
-from diffusion_jax.config.trained import Trained
+from diffusion_jax.config.trained import Trained, check_same_conditions
 from diffusion_jax.guidance import measurement as measurements
 from diffusion_jax.guidance import operators, steering
 from diffusion_jax.guidance.operators import Operator
@@ -53,13 +53,8 @@ def autoguidance(
     """
     run = parts.trained(path, f"config.{place}.path", role="denoiser")
     check_alike(parts, run)
-    here, there = parts.network().conditions.specs, run.system.network_conditions.specs
-    for name in sorted(here.keys() | there.keys()):
-        if here.get(name) != there.get(name):
-            raise ConfigError(
-                f"config.{place}.path={path!r}: the condition {name!r} is {here.get(name)} here and "
-                f"{there.get(name)} there; a weaker model needs the same conditions"
-            )
+    reason = "a weaker model needs the same conditions"
+    check_same_conditions(run, parts.network().conditions, run.system.network_conditions, reason)
     if ema_rate:
         if str(ema_rate) not in map(str, run.config.ema.rates):
             raise ConfigError(

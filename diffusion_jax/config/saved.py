@@ -23,9 +23,8 @@ MODEL = ("process", "parameterization", "network")
 STATE = ("optimizer.name", "optimizer.groups", "ema.rates", "lora")
 _DATA = ("data.image_size", "data.channels")
 # Paths of files and runs of the frozen parts. They may be moved, but the tokenizer "bytes" is not a path.
-_PATHS = tuple(
-    f"system.{key}" for key in ("pipeline", "tokenizer", "first_stage", "first_stage_config", "model", "model_config")
-)
+_RUNS = tuple(f"system.{run}{end}" for run in ("first_stage", "model", "teacher") for end in ("", "_config"))
+_PATHS = ("system.pipeline", "system.tokenizer", *_RUNS)
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from diffusion_jax.config import checks, saved
 from diffusion_jax.config.defaults import defaults, from_file, replace
 from diffusion_jax.config.sections import ConfigError, refusal
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.systems.low_rank import learner, plain
 from diffusion_jax.training import ema as averages
 from diffusion_jax.training import mesh as meshes
@@ -90,6 +91,16 @@ def open_run(
             f"config.system.name={config.system.name!r}"
         )
     return Trained(directory=directory, config=config, system=system, field=field)
+
+
+def check_same_conditions(run: Trained, here: Conditions, there: Conditions, reason: str) -> None:
+    """Raises ConfigError, with the `reason`, unless the conditions `here` are those of the run, `there`."""
+    for name in sorted(here.specs.keys() | there.specs.keys()):
+        if here.specs.get(name) != there.specs.get(name):
+            raise ConfigError(
+                f"{run.field}={str(run.directory)!r}: the condition {name!r} is {here.specs.get(name)} here and "
+                f"{there.specs.get(name)} there; {reason}"
+            )
 
 
 def restore_averaged(
