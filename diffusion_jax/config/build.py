@@ -13,6 +13,7 @@ from diffusion_jax.config.recipes import (
     dequantizer,
     diffusion,
     first_stage,
+    flow_map,
     latent_diffusion,
     noisy_classifier,
     text_to_image,
@@ -33,6 +34,8 @@ RECIPES = {
     "vqgan": first_stage.VQGAN,
     "latent_diffusion": latent_diffusion.RECIPE,
     "text_to_image": text_to_image.RECIPE,
+    "mean_flow": flow_map.MEAN_FLOW,
+    "shortcut": flow_map.SHORTCUT,
 }
 
 

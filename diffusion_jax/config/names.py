@@ -61,6 +61,7 @@ PARAMETERIZATIONS = {
 }
 LABELS = {
     "time": parameterizations.time_label,
+    "unit_time": parameterizations.unit_time_label,
     "index": parameterizations.index_label,
     "timestep": parameterizations.timestep_label,
     "log_sigma": parameterizations.log_sigma_label,
@@ -148,6 +149,7 @@ SOLVERS = {
     "dpm_solver": solvers.dpm_solver,
     "dpm_solver_pp": solvers.dpm_solver_pp,
     "exponential_sde": solvers.exponential_sde,
+    "flow_map": solvers.flow_map,
     "lms": solvers.lms,
     "plms": solvers.plms,
     "pndm": solvers.pndm,

@@ -3,6 +3,7 @@
 from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.flow_map import FlowMapModel
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
 from diffusion_jax.systems.text_to_image import TextToImage
@@ -12,6 +13,7 @@ __all__ = [
     "VDM",
     "Autoencoder",
     "Diffusion",
+    "FlowMapModel",
     "LatentDiffusion",
     "NoisyClassifier",
     "TextToImage",
