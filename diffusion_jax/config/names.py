@@ -46,6 +46,7 @@ PROCESSES = {
     "subvp": processes.SubVP,
     "ve": processes.VE,
     "cosine": processes.Cosine,
+    "truncated_cosine": processes.TruncatedCosine,
     "edm": processes.EDM,
     "rectified_flow": processes.RectifiedFlow,
     "discrete_vp": processes.discrete_vp,
@@ -76,6 +77,7 @@ WEIGHTINGS = {
     "velocity_matching": weightings.velocity_matching,
     "edm": weightings.edm,
     "min_snr": weightings.min_snr,
+    "truncated_snr": weightings.truncated_snr,
     "p2": weightings.p2,
     "sigmoid": weightings.sigmoid,
 }

@@ -54,6 +54,11 @@ class Job:
         return self.built.source()
 
     @functools.cached_property
+    def examples(self) -> Source:
+        """What training reads: the training split, or what the recipe makes of it."""
+        return self.recipe.examples(self.built.parts, self.source)
+
+    @functools.cached_property
     def held_out(self) -> Source:
         """The held-out split of the data, for evaluation."""
         return self.built.source(evaluation=True)

@@ -6,6 +6,7 @@ from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.flow_map import FlowMapModel
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
+from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
 from diffusion_jax.systems.text_to_image import TextToImage
 from diffusion_jax.systems.vdm import VDM
 
@@ -16,6 +17,7 @@ __all__ = [
     "FlowMapModel",
     "LatentDiffusion",
     "NoisyClassifier",
+    "ProgressiveDistillation",
     "TextToImage",
     "VariationalDequantization",
 ]
