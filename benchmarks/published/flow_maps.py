@@ -109,8 +109,8 @@ TABLE: tuple[Published, ...] = (
             },
         },
         differences=(
-            "Pairs are drawn by --mode=sample, with 64 steps of Heun's method; the authors take an adaptive solver, and "
-            "suggest at least a million pairs (README.md:91).",
+            "Pairs are drawn by --mode=sample, with 64 steps of Heun's method; the authors take an adaptive solver, "
+            "and suggest at least a million pairs (README.md:91).",
         ),
     ),
     Published(
