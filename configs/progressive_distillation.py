@@ -71,7 +71,7 @@ CIFAR10 = dict(
     num_head_channels=None,
 )
 IMAGENET64 = dict(name="adm", num_classes=1000)
-IMAGENET64_DATA = dict(name="imagenet_resized/64x64", split="train", eval_split="validation", image_size=64, channels=3)
+IMAGENET64_DATA = dict(name="folder", split="train", eval_split="train", image_size=64, channels=3)
 
 
 def authors(*, parameterization: str) -> dict[str, dict[str, Any]]:

@@ -156,7 +156,7 @@ def test_an_exact_map_of_a_point_has_no_loss_and_no_gradient(objective):
 @functools.cache
 def gradient_at_the_exact_map(own=True):
     """Mean and standard error of the gradient of MeanFlow's loss in directions about the exact map of DATA."""
-    num = 2**16
+    num = 2**14
     x_0 = DATA.sample(jax.random.key(5), num)
 
     def loss(theta, key, x_0):
@@ -182,7 +182,7 @@ def test_the_exact_map_is_a_fixed_point_although_the_tangent_is_of_single_pairs(
 
 def test_the_velocity_in_the_place_of_the_mean_velocity_is_none():
     mean, error = gradient_at_the_exact_map(own=False)
-    assert jnp.any(jnp.abs(mean) > 20 * error)
+    assert jnp.any(jnp.abs(mean) > 10 * error)
 
 
 @pytest.mark.parametrize("objective", [mean_flow(ratio=0.5), shortcut(num_steps=8, every=2)])
@@ -191,7 +191,7 @@ def test_the_loss_of_a_row_does_not_depend_on_the_others(objective):
     u = lambda x, t, s, cond=None: jnp.sin(x) + bcast(t - s, x)
     losses = [objective.loss(u, u, uniform, FLOW, jax.random.key(4), Rows(x))[0] for x in (x_0, x_0.at[5:].set(3.0))]
     np.testing.assert_allclose(losses[0][:5], losses[1][:5], rtol=1e-5)
-    assert jnp.abs(losses[0][5:] - losses[1][5:]).min() > 1e-6
+    assert jnp.abs(losses[0][5:] - losses[1][5:]).max() > 1e-2
 
 
 def test_the_fraction_of_rows_with_a_gap():
