@@ -7,12 +7,12 @@ import pytest
 
 from diffusion_jax import solvers
 from diffusion_jax.losses.distillation import ddim_step, progressive_target
-from diffusion_jax.processes import VP, Cosine, TruncatedCosine
+from diffusion_jax.processes import VP, TruncatedCosine
 from diffusion_jax.solvers.sampling import sample
 from tests.oracles import Gaussian
 
 DATA = Gaussian(mean=jnp.array([0.5, -1.0]), covariance=jnp.array([[0.5, 0.3], [0.3, 0.4]]))
-PROCESSES = {"cosine": Cosine(), "truncated_cosine": TruncatedCosine(), "vp": VP()}
+PROCESSES = {"truncated_cosine": TruncatedCosine(), "vp": VP()}
 
 
 def drawn(process, D, x, steps):
@@ -31,11 +31,11 @@ def student(process, teacher, steps):
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_students_of_students_make_the_samples_of_the_first_teacher(name):
-    """8 steps of DDIM, in 4, 2 and in one; the teacher itself is off in so few."""
+    """4 steps of DDIM, in 2 and in one; the teacher itself is off in so few."""
     process, teacher = PROCESSES[name], DATA.denoiser(PROCESSES[name])
     x = jax.random.normal(jax.random.key(1), (16, 2))
-    expected, D = drawn(process, teacher, x, 8), teacher
-    for steps in (4, 2, 1):
+    expected, D = drawn(process, teacher, x, 4), teacher
+    for steps in (2, 1):
         D = student(process, D, steps)
         np.testing.assert_allclose(drawn(process, D, x, steps), expected, atol=2e-4)
     assert jnp.abs(drawn(process, teacher, x, 1) - expected).max() > 0.1
@@ -55,7 +55,8 @@ def test_what_a_perfect_student_cannot_beat(steps, slope):
     process = TruncatedCosine()
     x = jnp.ones((1, 1))
     exact = data.flow(process, x, jnp.float32(1), jnp.float32(0))
-    assert float(drawn(process, data.denoiser(process), x, steps) / exact) == pytest.approx(slope, abs=2e-3)
+    found = drawn(process, data.denoiser(process), x, steps) / exact
+    np.testing.assert_allclose(found, slope, atol=2e-3)
 
 
 def test_the_truncated_cosine_ends_at_its_levels_of_snr():
