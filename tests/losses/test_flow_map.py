@@ -19,6 +19,7 @@ FLOW = RectifiedFlow()
 DATA = Gaussian(mean=jnp.array([0.5, -1.0]), covariance=jnp.array([[0.5, 0.3], [0.3, 0.4]]))
 
 
+@jax.jit
 def exact(x, t, s, cond=None):
     """The mean velocity of the flow of DATA; at s = t the velocity."""
     data = jax.tree.map(lambda a: a.astype(x.dtype), DATA)
