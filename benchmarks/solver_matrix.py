@@ -27,7 +27,8 @@ PROCESSES: dict[str, Process] = {
     "zero_snr": processes.discrete_vp(zero_terminal_snr=True),
     "learned_vp": processes.learned_vp(hidden=4),
 }
-SOLVERS = {name: make() for name, make in names.SOLVERS.items()}
+# All but flow_map, which needs a denoiser that is a flow map.
+SOLVERS = {name: make() for name, make in names.SOLVERS.items() if not needs_of(make()).flow_map}
 LABELS = {name: parameterizations.x0_prediction(label) for name, label in names.LABELS.items()}
 PARAMETERIZATIONS = {name: make() for name, make in names.PARAMETERIZATIONS.items()}
 WEIGHTINGS = {name: make() for name, make in names.WEIGHTINGS.items()}

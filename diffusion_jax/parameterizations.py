@@ -27,6 +27,11 @@ def time_label(process: Process, t: Time) -> Time:
     return 999 * t
 
 
+def unit_time_label(process: Process, t: Time) -> Time:
+    """t itself: the label of networks that are differentiated with respect to the time (arXiv:2505.13447)."""
+    return t
+
+
 @needing(num_steps=True)
 def index_label(process: Process, t: Time) -> Time:
     """T t - 1, the timestep 0..T-1 of a discrete process with `num_steps` = T."""
@@ -223,6 +228,25 @@ def learned_variance_denoiser(apply: Apply, param: Parameterization, process: Pr
 
 
 @dataclasses.dataclass(frozen=True)
+class FlowMap:
+    """A denoiser of straight paths, alpha = 1 - t and sigma = t, that also knows where their flow carries x_t.
+
+    `mean_velocity(x, t, s, cond)` is u = 1 / (t - s) int_s^t v dr, the mean of v = dx/dr along the path of the
+    probability-flow ODE from t to s <= t (arXiv:2505.13447, eq. 3); u(x, t, t) is v itself. So x_s = x_t - (t - s) u in
+    one step, and D = x - t u(x, t, t).
+    """
+
+    mean_velocity: Callable[..., Array]
+
+    def __call__(self, x: Float[Array, "batch *shape"], t: Time, cond: Cond = None) -> Float[Array, "batch *shape"]:
+        return x - bcast(jnp.asarray(t), x) * self.mean_velocity(x, t, t, cond)
+
+    def to(self, x: Float[Array, "batch *shape"], t: Time, s: Time, cond: Cond = None) -> Float[Array, "batch *shape"]:
+        """x_s for x = x_t and s <= t; each a scalar or [batch]."""
+        return x - bcast(jnp.asarray(t - s), x) * self.mean_velocity(x, t, s, cond)
+
+
+@dataclasses.dataclass(frozen=True)
 class Corrected:
     """A denoiser that was corrected by a measurement, with its prediction before that, in one call.
 
@@ -298,7 +322,9 @@ def mapped(D: Denoiser, f: Callable[[Array], Array]) -> Denoiser:
 
 
 def bound_to(D: Denoiser, cond: Cond) -> Denoiser:
-    """D(x, t) under the condition `cond`; a learned variance stays."""
+    """D(x, t) under the condition `cond`; a learned variance or a flow map stays."""
+    if isinstance(D, FlowMap):
+        return FlowMap(lambda x, t, s, _=None: D.mean_velocity(x, t, s, cond))
     return rewired(D, lambda outputs, x, t, _: outputs(x, t, cond))
 
 

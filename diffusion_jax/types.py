@@ -68,6 +68,7 @@ class Needs:
     falling_times: bool = False  # steps to smaller times only
     alone: bool = False  # no editing that changes the state between steps
     learned_variance: bool = False  # a network that learns variances
+    flow_map: bool = False  # a denoiser that is a flow map, see `parameterizations.FlowMap`
     conditional: bool = False  # a network that reads any condition
     conditions: tuple[str, ...] = ()  # a network that reads all of these conditions
     unguided: bool = False  # the denoiser without other guidance

@@ -14,8 +14,11 @@ from diffusion_jax.config.recipes import (
     dequantizer,
     diffusion,
     first_stage,
+    flow_map,
     latent_diffusion,
     noisy_classifier,
+    progressive_distillation,
+    reflow,
     text_to_image,
     vdm,
 )
@@ -35,6 +38,10 @@ RECIPES = {
     "latent_diffusion": latent_diffusion.RECIPE,
     "consistency": consistency.RECIPE,
     "text_to_image": text_to_image.RECIPE,
+    "mean_flow": flow_map.MEAN_FLOW,
+    "shortcut": flow_map.SHORTCUT,
+    "reflow": reflow.RECIPE,
+    "progressive_distillation": progressive_distillation.RECIPE,
 }
 
 
@@ -51,9 +58,10 @@ class Built(NamedTuple):
 
         Raises ConfigError if the data cannot be read or lacks an entry that the system reads.
         """
+        wanted = {name: entry for name, entry in self.system.batch.items() if name not in self.recipe.supplies}
         source = data.source(
             self.parts.config,
-            self.system.batch,
+            wanted,
             tokenize=self.reading.tokenize,
             derive=self.reading.derive,
             evaluation=evaluation,

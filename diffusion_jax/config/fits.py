@@ -92,6 +92,11 @@ def check_sampling(
     config: ConfigDict, *, process: Process, param: Callable, solver: Solver, guidance: Guidance, times: np.ndarray
 ) -> None:
     """Raises ConfigError if solver, guidance or parameterization cannot be evaluated at the times of the grid."""
+    if solver.needs.flow_map and not config.network.get("gap", False):
+        raise ConfigError(
+            f"config.solver.name={config.solver.name!r} needs a flow map, config.system.name='mean_flow' or "
+            f"'shortcut'; config.system.name is {config.system.name!r}"
+        )
     starts, ends = times[:-1], times[1:]
     bounded = dict(bounded_by="sampling.grid")
     check_process(config, ("solver",), solver.needs, process, starts, ends, **bounded)
@@ -136,6 +141,15 @@ def check_drawn(
             "[0, 1]; mind t_min and t_max"
         )
     check_parameterization(config, process, param, times, bounded_by="times")
+
+
+def check_one_time(config: ConfigDict) -> None:
+    """Raises ConfigError for a network of flow maps, in a system that evaluates it at one time."""
+    if config.network.get("gap", False):
+        raise ConfigError(
+            f"config.network.gap=True is for flow maps, config.system.name='mean_flow' or 'shortcut'; "
+            f"config.system.name={config.system.name!r} gives its network one time"
+        )
 
 
 def check_likelihood(config: ConfigDict, *, process: Process, param: Callable, likelihood: Callable | None) -> None:

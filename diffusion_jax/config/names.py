@@ -46,6 +46,7 @@ PROCESSES = {
     "subvp": processes.SubVP,
     "ve": processes.VE,
     "cosine": processes.Cosine,
+    "truncated_cosine": processes.TruncatedCosine,
     "edm": processes.EDM,
     "rectified_flow": processes.RectifiedFlow,
     "trig": processes.Trig,
@@ -63,6 +64,7 @@ PARAMETERIZATIONS = {
 }
 LABELS = {
     "time": parameterizations.time_label,
+    "unit_time": parameterizations.unit_time_label,
     "index": parameterizations.index_label,
     "timestep": parameterizations.timestep_label,
     "log_sigma": parameterizations.log_sigma_label,
@@ -78,6 +80,7 @@ WEIGHTINGS = {
     "velocity_matching": weightings.velocity_matching,
     "edm": weightings.edm,
     "min_snr": weightings.min_snr,
+    "truncated_snr": weightings.truncated_snr,
     "p2": weightings.p2,
     "sigmoid": weightings.sigmoid,
 }
@@ -154,6 +157,7 @@ SOLVERS = {
     "dpm_solver": solvers.dpm_solver,
     "dpm_solver_pp": solvers.dpm_solver_pp,
     "exponential_sde": solvers.exponential_sde,
+    "flow_map": solvers.flow_map,
     "lms": solvers.lms,
     "plms": solvers.plms,
     "pndm": solvers.pndm,

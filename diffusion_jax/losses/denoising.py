@@ -80,8 +80,9 @@ def denoising_loss(
     norm: str = "l2",
     reduce: str = "mean",
 ) -> Loss:
-    """Build `loss(params, key, x_0, cond=None, where=None, *, train=True) -> ([batch], aux)`, the mean of L above over
-    dimensions, or over those that the mask `where` counts.
+    """Build `loss(params, key, x_0, cond=None, where=None, *, train=True, eps=None) -> ([batch], aux)`, the mean of L
+    above over dimensions, or over those that the mask `where` counts. `eps` is the noise of examples that come with
+    theirs; None: it is drawn.
 
     With `norm` "l1" it is w c_out^2 |F - target| instead, as in some models of latent diffusion (arXiv:2112.10752).
     `reduce` "half_sum" is half the sum over dimensions, as in the code of score SDEs (arXiv:2011.13456); the scale
@@ -97,12 +98,19 @@ def denoising_loss(
 
     @needing(weighting, sigma=True)
     def loss(
-        params: Params, key: Key[Array, ""], x_0: Array, cond: Cond = None, where: Where = None, *, train: bool = True
+        params: Params,
+        key: Key[Array, ""],
+        x_0: Array,
+        cond: Cond = None,
+        where: Where = None,
+        *,
+        train: bool = True,
+        eps: Array | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         check_key(key)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t, density_weight = times(process, time_key, x_0.shape[0])
-        x_t, eps = perturb(process, noise_key, x_0, t)
+        x_t, eps = perturb(process, noise_key, x_0, t, eps)
         c = param(process, t)
         out = apply(params, bcast(c.c_in, x_0) * x_t, c.c_noise, cond, key=dropout_key if train else None)
         weighted, error = weighted_error(process, param, weighting, x_0, eps, t, out, where, norm)

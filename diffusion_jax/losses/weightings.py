@@ -92,6 +92,11 @@ def min_snr(gamma: float = 5.0) -> Weighting:
     return lambda process, t: jnp.minimum(snr(process, t), gamma)
 
 
+def truncated_snr() -> Weighting:
+    """max(SNR, 1): the larger one of the errors of x_0 and eps, truncated SNR weighting (arXiv:2202.00512, eq. 9)."""
+    return needing(snr)(lambda process, t: jnp.maximum(snr(process, t), 1))
+
+
 def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
     """eps error weighted by 1 / (k + SNR)^gamma (arXiv:2204.00227, eq. 8). Raises ValueError for negative numbers."""
     check(gamma >= 0, "gamma", gamma, "at least 0")

@@ -34,7 +34,7 @@ class DenoisingNetwork(nnx.Module):
     def __call__(
         self,
         x: Num[Array, "batch *shape"],
-        c_noise: Float[Array, "batch"],
+        c_noise: Float[Array, "batch *times"],
         cond: Cond = None,
         *,
         rngs: nnx.Rngs | None = None,
@@ -49,7 +49,7 @@ class DenoisingNetwork(nnx.Module):
     def forward(
         self,
         x: Num[Array, "batch *shape"],
-        c_noise: Float[Array, "batch"],
+        c_noise: Float[Array, "batch *times"],
         cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Key
 
 from diffusion_jax.types import Cond, Spec
 
@@ -279,6 +279,10 @@ text or boxes that another network has encoded | empty mask |
             return self.null()
         return {name: kept.get(name, null) for name, null in self.null(len(next(iter(kept.values())))).items()}
 
+    def dropped_rows(self, key: Key[Array, ""], rate: float, num: int) -> Bool[Array, "{num}"]:
+        """The rows whose conditions `dropped` replaces jointly, for the same key and rate."""
+        return jax.random.bernoulli(key, rate, (num,))
+
     def dropped(self, key: Key[Array, ""], cond: Cond, rate: float, rates: Mapping[str, float] = NO_RATES) -> Cond:
         """`cond` with all conditions of a row replaced by the null condition, in each row with probability `rate`.
 
@@ -290,7 +294,7 @@ text or boxes that another network has encoded | empty mask |
         if cond is None or (rate == 0 and not any(rates.values())):
             return cond
         rows = jax.tree.leaves(cond)[0].shape[:1]
-        together = jax.random.bernoulli(key, rate, rows)
+        together = self.dropped_rows(key, rate, rows[0])
         alone = {
             name: jax.random.bernoulli(jax.random.fold_in(key, i), rates[name], rows)
             for i, name in enumerate(self)

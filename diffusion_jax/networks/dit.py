@@ -44,6 +44,7 @@ class DiT(DenoisingNetwork):
         max_tokens: length of "tokens".
         pool_tokens: whether their mean is also added to the embedding of c_noise, as the whole text in GLIDE
             (arXiv:2112.10741, section 4).
+        gap: whether the network of a flow map: c_noise may be [batch, 2], see `layers.embed_times`.
         learn_sigma: whether the output also holds the channels of the variance.
         freq_shift: `downscale_freq_shift` of `layers.sinusoidal_embedding`. diffusers' port has 1, unlike the authors.
         mlp_norm_eps: epsilon of the layer norm before each MLP. diffusers' port has 1e-5 by default.
@@ -72,6 +73,7 @@ class DiT(DenoisingNetwork):
         vocabulary: int = 0,
         max_tokens: int = 0,
         pool_tokens: bool = False,
+        gap: bool = False,
         learn_sigma: bool = False,
         freq_shift: float = 0.0,
         mlp_norm_eps: float = 1e-6,
@@ -98,6 +100,7 @@ class DiT(DenoisingNetwork):
         self.remat = remat
         self.x_embedder = PatchEmbed(in_channels, hidden_size, patch_size, rngs=rngs)
         self.t_embedder = TimestepEmbedder(hidden_size, freq_shift, rngs=rngs)
+        self.h_embedder = TimestepEmbedder(hidden_size, freq_shift, rngs=rngs) if gap else None
         self.y_embedder = LabelEmbedder(num_classes, hidden_size, rngs=rngs) if num_classes else None
         self.add_embedding = VectorEmbedding(vector_dim, hidden_size, rngs=rngs) if vector_dim else None
         self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
@@ -111,12 +114,12 @@ class DiT(DenoisingNetwork):
     def forward(
         self,
         x: Float[Array, "batch h w c"],
-        c_noise: Float[Array, "batch"],
+        c_noise: Float[Array, "batch *times"],
         cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w out"]:
-        emb = self.t_embedder(c_noise, x.dtype)
+        emb = layers.embed_times(self.t_embedder, self.h_embedder, c_noise, x.dtype)
         emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector)
         context = None if cond.context is None else (cond.context, cond.mask)
         h = self.x_embedder(x)

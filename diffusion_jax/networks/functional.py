@@ -88,7 +88,7 @@ def fourier_features(apply: Apply, exponents: tuple[int, ...]) -> Apply:
     def with_features(
         params: Params,
         x: Float[Array, "batch *shape"],
-        c_noise: Float[Array, "batch"],
+        c_noise: Float[Array, "batch *times"],
         cond: Cond = None,
         *,
         key: Key[Array, ""] | None = None,
@@ -164,7 +164,7 @@ def _apply(merge: Callable[[Params], nnx.Module], dtype: str) -> Apply:
     def apply(
         params: Params,
         x: Num[Array, "batch *shape"],
-        c_noise: Float[Array, "batch"],
+        c_noise: Float[Array, "batch *times"],
         cond: Cond = None,
         *,
         key: Key[Array, ""] | None = None,

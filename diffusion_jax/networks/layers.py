@@ -242,6 +242,23 @@ class TimeEmbedding(nnx.Module):
         return self.linear_2(jax.nn.silu(self.linear_1(emb.astype(dtype))))
 
 
+def embed_times(
+    time_embedding: Callable[..., Array],
+    gap_embedding: Callable[..., Array] | None,
+    c_noise: Float[Array, "batch *times"],
+    dtype: jnp.dtype,
+) -> Float[Array, "batch features"]:
+    """The embedding of c_noise, [batch].
+
+    A network of flow maps has a `gap_embedding`, and its c_noise may be [batch, 2]: the label of the time, and that of
+    the gap to the time of arrival. Their embeddings are added. [batch] stands for gaps of 0, whose label is 0.
+    """
+    if gap_embedding is None:
+        return time_embedding(c_noise, dtype)
+    time, gap = (c_noise, jnp.zeros_like(c_noise)) if c_noise.ndim == 1 else (c_noise[:, 0], c_noise[:, 1])
+    return time_embedding(time, dtype) + gap_embedding(gap, dtype)
+
+
 def upsample_nearest(x: Float[Array, "batch h w c"], factor: int = 2) -> Float[Array, "batch h2 w2 c"]:
     """Repeat every pixel `factor` times along both spatial axes."""
     batch, h, w, c = x.shape

@@ -29,6 +29,7 @@ class MLP(DenoisingNetwork):
         embedding: "fourier" or "positional"; see `layers.TimeEmbedding`.
         fourier_scale: standard deviation of the Fourier frequencies.
         dropout: rate.
+        gap: whether the network of a flow map: c_noise may be [batch, 2], see `layers.embed_times`.
         num_classes: of the condition "label", see `Conditions`; 0 for none.
         vector_dim: of the condition "vector"; 0 for none.
         rngs: randomness of the initial parameters.
@@ -48,6 +49,7 @@ class MLP(DenoisingNetwork):
         embedding: str = "fourier",
         fourier_scale: float = 1.0,
         dropout: float = 0.0,
+        gap: bool = False,
         num_classes: int = 0,
         vector_dim: int = 0,
         rngs: nnx.Rngs,
@@ -57,9 +59,10 @@ class MLP(DenoisingNetwork):
         self.input_shape = tuple(shape)
         self.out_shape = (*shape[:-1], out_channels or shape[-1])
         self.conditions = Conditions(num_classes=num_classes, vector_dim=vector_dim)
-        self.time_embedding = layers.TimeEmbedding(
-            hidden // 2, hidden, embedding=embedding, fourier_scale=fourier_scale, rngs=rngs
-        )
+        sizes = (hidden // 2, hidden)
+        waves = dict(embedding=embedding, fourier_scale=fourier_scale)
+        self.time_embedding = layers.TimeEmbedding(*sizes, **waves, rngs=rngs)
+        self.gap_embedding = layers.TimeEmbedding(*sizes, **waves, rngs=rngs) if gap else None
         self.class_embedding = nnx.Embed(num_classes + 1, hidden, rngs=rngs) if num_classes else None
         self.add_embedding = VectorEmbedding(vector_dim, hidden, rngs=rngs) if vector_dim else None
         self.linear_in = layers.linear(math.prod(shape), hidden, rngs=rngs)
@@ -72,13 +75,13 @@ class MLP(DenoisingNetwork):
     def forward(
         self,
         x: Float[Array, "batch *shape"],
-        c_noise: Float[Array, "batch"],
+        c_noise: Float[Array, "batch *times"],
         cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch *out"]:
         batch = x.shape[0]
-        emb = self.time_embedding(c_noise, x.dtype)
+        emb = layers.embed_times(self.time_embedding, self.gap_embedding, c_noise, x.dtype)
         emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector)
         h = self.linear_in(x.reshape(batch, -1))
         for block in self.blocks:

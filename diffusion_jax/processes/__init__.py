@@ -9,10 +9,11 @@ from diffusion_jax.processes.base import (
     prior_log_prob,
     row_keys,
     row_normal,
+    sampling_keys,
     time_derivative,
     time_of_log_snr,
 )
-from diffusion_jax.processes.continuous import EDM, VE, VP, Cosine, RectifiedFlow, SubVP, Trig
+from diffusion_jax.processes.continuous import EDM, VE, VP, Cosine, RectifiedFlow, SubVP, Trig, TruncatedCosine
 from diffusion_jax.processes.discrete import DiscreteVP, beta_table, discrete_vp, rescale_zero_terminal_snr
 from diffusion_jax.processes.learned import LearnedVP, learned_vp
 
@@ -26,6 +27,7 @@ __all__ = [
     "RectifiedFlow",
     "SubVP",
     "Trig",
+    "TruncatedCosine",
     "bcast",
     "beta_table",
     "discrete_vp",
@@ -38,6 +40,7 @@ __all__ = [
     "rescale_zero_terminal_snr",
     "row_keys",
     "row_normal",
+    "sampling_keys",
     "time_derivative",
     "time_of_log_snr",
 ]

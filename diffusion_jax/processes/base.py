@@ -55,15 +55,20 @@ def row_normal(keys: Key[Array, "batch"], x: Float[Array, "batch *shape"]) -> Fl
 
 
 def perturb(
-    process: Process, key: Key[Array, ""], x_0: Float[Array, "batch *shape"], t: Float[Array, "*n"]
+    process: Process,
+    key: Key[Array, ""],
+    x_0: Float[Array, "batch *shape"],
+    t: Float[Array, "*n"],
+    eps: Float[Array, "batch *shape"] | None = None,
 ) -> tuple[Float[Array, "batch *shape"], Float[Array, "batch *shape"]]:
     """Sample q(x_t | x_0): x_t = alpha(t) x_0 + sigma(t) eps. `t` is a scalar or [batch]. Returns (x_t, eps).
 
-    Raises TypeError for a process that was not constructed, or a key that is not typed.
+    `eps` is the noise of examples that come with theirs; None: it is drawn. Raises TypeError for a process that was not
+    constructed, or a key that is not typed.
     """
     check_made("process", process, "process")
     check_key(key)
-    eps = jax.random.normal(key, x_0.shape, x_0.dtype)
+    eps = jax.random.normal(key, x_0.shape, x_0.dtype) if eps is None else eps
     return bcast(process.alpha(t), x_0) * x_0 + bcast(process.sigma(t), x_0) * eps, eps
 
 
@@ -109,6 +114,12 @@ def prior(
     check_made("process", process, "process")
     ids = jnp.arange(shape[0]) if ids is None else ids
     return process.sigma(jnp.float32(t)) * row_normal(row_keys(key, ids), jnp.zeros(shape, jnp.float32))
+
+
+def sampling_keys(key: Key[Array, ""]) -> tuple[Key[Array, ""], Key[Array, ""]]:
+    """The keys of the noise that sampling with `key` starts from, see `prior`, and of the noise that it adds."""
+    prior_key, noise_key = jax.random.split(key)
+    return prior_key, noise_key
 
 
 def prior_log_prob(

@@ -91,6 +91,31 @@ class Cosine:
 
 
 @pytree
+class TruncatedCosine:
+    """alpha = cos(a), sigma = sin(a) with an angle a linear in t, and log SNR from `log_snr_max` to `log_snr_min`.
+
+    a runs from arctan(exp(-log_snr_max / 2)) to arctan(exp(-log_snr_min / 2)), so that neither alpha nor sigma is ever
+    0. arXiv:2202.00512, section 2, in the authors' code.
+    """
+
+    log_snr_max: Number = 20.0
+    log_snr_min: Number = -20.0
+    num_steps = None
+
+    def angle(self, t: Time) -> Time:
+        first, last = (jnp.arctan(jnp.exp(-0.5 * level)) for level in (self.log_snr_max, self.log_snr_min))
+        return first + (last - first) * t
+
+    def alpha(self, t: Time) -> Time:
+        # The sine of the complement, as the cosine of an angle near pi / 2 is mostly rounding.
+        first, last = (jnp.arctan(jnp.exp(0.5 * level)) for level in (self.log_snr_max, self.log_snr_min))
+        return jnp.sin(first * (1 - t) + last * t)
+
+    def sigma(self, t: Time) -> Time:
+        return jnp.sin(self.angle(t))
+
+
+@pytree
 class EDM:
     """EDM's schedule: alpha = 1 and sigma linear in t, from sigma_min at t = 0 to sigma_max at t = 1.
 

@@ -54,6 +54,11 @@ class Job:
         return self.built.source()
 
     @functools.cached_property
+    def examples(self) -> Source:
+        """What training reads: the training split, or what the recipe makes of it."""
+        return self.recipe.examples(self.built.parts, self.source)
+
+    @functools.cached_property
     def held_out(self) -> Source:
         """The held-out split of the data, for evaluation."""
         return self.built.source(evaluation=True)
@@ -85,7 +90,10 @@ def prepare(config: ConfigDict, devices: int | None = None, *, planning: bool = 
         trained = learner(config.lora.to_dict(), system)
     if trained is not system:
         if not built.recipe.trains_lora:
-            raise ConfigError(f"config.lora.rank={config.lora.rank} must be 0: a codebook changes without gradients")
+            raise ConfigError(
+                f"config.lora.rank={config.lora.rank} must be 0 for config.system.name={config.system.name!r}: it "
+                "replaces whole networks without a gradient, such as a codebook or a teacher by its student"
+            )
         state = jax.eval_shape(lambda key: init_state(trained, optimizer, config.ema.rates, key), jax.random.key(0))
         state = laid_out(mesh, state)
     return Job(

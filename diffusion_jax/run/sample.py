@@ -58,6 +58,8 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
                 arrays = {"samples": modality.stored(drawn["samples"])}
             kept = keep_earlier(path)
             with replacing(path) as file:
+                if config.editing.name == "none":  # the noise of the prior follows from it, see `data.sources.pairs`
+                    arrays["seed"] = np.uint32(config.sampling.seed)
                 recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
                 np.savez(file, **arrays, **recorded)
         drawn |= requests.compared(job, cond)

@@ -34,7 +34,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
     Raises ConfigError, before anything is compiled or written, and `training.loop.NotFinite`.
     """
     job, settings = prepare(config), config.training
-    source = job.source
+    source, examples = job.source, job.examples
     metrics_of(job, directory)  # refuse now what could not be evaluated after training
     _check_samples(job, directory)
     workdir.check_writable(directory)
@@ -51,7 +51,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
         with refusal("config.mesh"):
             shard, num_shards = meshes.process_share(sharding, settings.batch_size)
         batches = data.batches(
-            source, batch_size=settings.batch_size, seed=config.seed, process_index=shard, process_count=num_shards
+            examples, batch_size=settings.batch_size, seed=config.seed, process_index=shard, process_count=num_shards
         )
         stack.enter_context(faults.explained(directory))
         start = checkpoints.latest_step()
@@ -74,7 +74,7 @@ def train(config: ConfigDict, directory: pathlib.Path) -> None:
             trace = stack.enter_context(Trace(directory / "profile", start=start, **config.profile))
             say(
                 f"training {count_parameters(job.state.params):,} parameters on {jax.device_count()} "
-                f"{jax.devices()[0].platform} device(s): {len(source):,} examples, batch {settings.batch_size}; "
+                f"{jax.devices()[0].platform} device(s): {len(examples):,} examples, batch {settings.batch_size}; "
                 "the first step compiles",
                 plan.start(job),
                 *report.classes(source),

@@ -8,6 +8,7 @@ from diffusion_jax.solvers.ancestral import ancestral, ddim, renoised
 from diffusion_jax.solvers.consistency import consistency
 from diffusion_jax.solvers.dpm_solver import dpm_solver, dpm_solver_pp
 from diffusion_jax.solvers.exponential_sde import exponential_sde, sde_dpm_solver_pp, seeds
+from diffusion_jax.solvers.flow_map import flow_map
 from diffusion_jax.solvers.langevin import annealed_langevin, langevin_corrector, ncsnv2_step_size
 from diffusion_jax.solvers.multistep import deis, lms, plms, pndm
 from diffusion_jax.solvers.ode import euler, heun
@@ -28,6 +29,7 @@ __all__ = [
     "euler",
     "euler_maruyama",
     "exponential_sde",
+    "flow_map",
     "heun",
     "langevin_corrector",
     "lms",

@@ -4,8 +4,10 @@ from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.consistency import Consistency, ContinuousConsistency
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.flow_map import FlowMapModel
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
+from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
 from diffusion_jax.systems.text_to_image import TextToImage
 from diffusion_jax.systems.vdm import VDM
 
@@ -15,8 +17,10 @@ __all__ = [
     "Consistency",
     "ContinuousConsistency",
     "Diffusion",
+    "FlowMapModel",
     "LatentDiffusion",
     "NoisyClassifier",
+    "ProgressiveDistillation",
     "TextToImage",
     "VariationalDequantization",
 ]

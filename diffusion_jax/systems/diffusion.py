@@ -20,7 +20,7 @@ from diffusion_jax.losses.denoising import Loss
 from diffusion_jax.losses.times import Resampler
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.parameterizations import Parameterization
-from diffusion_jax.processes import prior, row_keys
+from diffusion_jax.processes import prior, row_keys, sampling_keys
 from diffusion_jax.solvers import sampling
 from diffusion_jax.solvers.grids import Grid
 from diffusion_jax.systems.base import Sampled, entries
@@ -61,6 +61,7 @@ class Diffusion(Sampled):
     denoise: bool = False  # return D(x, t) at the last time of the grid, which removes the remaining noise
     likelihood: Likelihood | None = None  # log-likelihood that `evaluate` estimates in addition to the loss
     learned_variance: bool = False  # the network has a second output, see `parameterizations.LearnedVariance`
+    paired: bool = False  # training examples come with their noise, the entry "noise"; `loss_fn` takes it as `eps`
     resampler: Resampler | None = None  # importance sampling of the times of `loss_fn` by their "vlb" terms
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
@@ -74,6 +75,8 @@ class Diffusion(Sampled):
         arguments = {"train": train is not None}
         if self.resampler is not None:
             arguments["times"] = self.resampler.draw(params["frozen"]["resampler"])
+        if "noise" in batch:
+            arguments["eps"] = batch["noise"]
         key, x, cond = self.prepared(key, batch, train)
         loss, aux = self.loss_fn(params["network"], key, x, cond, **arguments)
         logged = (("t",) if self.resampler else ()) + (("vlb",) if self.learned_variance else ())
@@ -137,7 +140,7 @@ class Diffusion(Sampled):
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> dict[str, Float[Array, "batch *shape"]]:
         """Draw {"samples": ...}: row r depends on ids[r] and cond[r] only. A pure function, for use under `jit`."""
-        prior_key, noise_key = jax.random.split(key)
+        prior_key, noise_key = sampling_keys(key)
         D = self.denoiser(params, cond, numbers)
         source = self.editing.source and self.unguided.denoiser(params, self.editing.source(cond))
         return {"samples": self.solve(D, prior_key, noise_key, ids, cond, source)}
@@ -189,7 +192,8 @@ class Diffusion(Sampled):
 
     @property
     def batch(self) -> dict[str, Spec]:
-        return entries(self.makes, self.network_conditions)
+        noise = {"noise": Spec(self.shape)} if self.paired else {}
+        return entries(self.makes, self.network_conditions) | noise
 
     @property
     def makes(self) -> Spec:

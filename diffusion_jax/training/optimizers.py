@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,7 +26,7 @@ DIRECTIONS: dict[str, Callable[[float, float, float], optax.GradientTransformati
     "sgd": lambda b1, b2, eps: optax.trace(decay=b1),
 }
 DECOUPLED = ("adamw", "lion")  # decoupled weight decay; for others it is an L2 term of the gradient
-SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt")
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt", "sawtooth")
 DECAYS = ("kernels", "no_biases", "all")
 _FIXED = ("time_proj", "map_noise")  # modules of random Fourier frequencies, which are not trained
 _TABLE = "embedding"  # end of the name of a codebook, or of a table of tokens, classes or positions
@@ -38,6 +39,7 @@ def make_schedule(
     warmup_steps: int = 0,
     schedule: str = "constant",
     final_factor: float = 0.0,
+    stages: tuple[int, ...] = (),
 ) -> optax.Schedule:
     """Learning-rate schedule: the rate as a function of the number k of past optimizer steps.
 
@@ -48,26 +50,39 @@ def make_schedule(
     - cosine: learning_rate (f + (1 - f) (1 + cos(pi u)) / 2)  (arXiv:1608.03983, eq. 5)
     - linear: learning_rate (1 - (1 - f) u)
     - inverse_sqrt: learning_rate sqrt(max(w, 1) / max(k, 1))  (arXiv:1706.03762, eq. 3)
+    - sawtooth: linear in each of `stages`, numbers of steps, u running from 0 to 1 in every one; steps after the last
+      stage have its final rate (arXiv:2202.00512, algorithm 2, where training starts again in every stage)
 
-    Raises ValueError for an unknown schedule, a rate that is not positive and finite, a negative warm-up, fewer
-    than one step, or a `final_factor` outside [0, 1].
+    Raises ValueError for an unknown schedule, a sawtooth without stages of at least one step or with a warm-up, a rate
+    that is not positive and finite, a negative warm-up, fewer than one step, or a `final_factor` outside [0, 1].
     """
     check(0 < learning_rate < math.inf, "optimizer learning_rate", learning_rate, "positive and finite")
     check(num_steps >= 1, "optimizer num_steps", num_steps, "at least 1")
     check(warmup_steps >= 0, "optimizer warmup_steps", warmup_steps, "at least 0")
     check_choice("optimizer schedule", schedule, SCHEDULES)
     check(0 <= final_factor <= 1, "optimizer final_factor", final_factor, "in [0, 1]")
+    toothed = schedule == "sawtooth"
+    check(bool(stages) == toothed, "optimizer stages", stages, "given for the schedule sawtooth, and for no other")
+    check(all(steps >= 1 for steps in stages), "optimizer stages", stages, "numbers of at least 1 step")
+    check(not (toothed and warmup_steps), "optimizer warmup_steps", warmup_steps, "0 for the schedule sawtooth")
     decay_steps = max(num_steps - warmup_steps, 1)  # a short trial run may end within the warm-up
 
     after = {
         "constant": optax.constant_schedule(learning_rate),
         "cosine": optax.cosine_decay_schedule(learning_rate, decay_steps, alpha=final_factor),
         "linear": optax.linear_schedule(learning_rate, learning_rate * final_factor, decay_steps),
+        "sawtooth": _sawtooth(learning_rate, final_factor, stages),
         "inverse_sqrt": lambda k: learning_rate * (max(warmup_steps, 1) / jnp.maximum(k + warmup_steps, 1)) ** 0.5,
     }[schedule]
     if warmup_steps == 0:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, learning_rate, warmup_steps), after], [warmup_steps])
+
+
+def _sawtooth(learning_rate: float, final_factor: float, stages: tuple[int, ...]) -> optax.Schedule:
+    ramps = [optax.linear_schedule(learning_rate, learning_rate * final_factor, steps) for steps in stages]
+    ends = list(itertools.accumulate(stages))[:-1]
+    return optax.join_schedules(ramps, ends) if ramps else optax.constant_schedule(learning_rate)
 
 
 def make_optimizer(
@@ -78,6 +93,7 @@ def make_optimizer(
     warmup_steps: int = 0,
     schedule: str = "constant",
     final_factor: float = 0.0,
+    stages: tuple[int, ...] = (),
     b1: float = 0.9,
     b2: float = 0.999,
     eps: float = 1e-8,
@@ -118,6 +134,7 @@ def make_optimizer(
         warmup_steps=warmup_steps,
         schedule=schedule,
         final_factor=final_factor,
+        stages=stages,
     )
     masked = functools.partial(decay_mask, decay=decay)
     decayed = optax.add_decayed_weights(weight_decay, mask=masked) if weight_decay else optax.identity()
@@ -137,6 +154,7 @@ def make_optimizer(
         warmup_steps=warmup_steps,
         schedule=schedule,
         final_factor=final_factor,
+        stages=stages,
         b1=b1,
         b2=b2,
         eps=eps,

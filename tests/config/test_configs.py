@@ -84,6 +84,11 @@ STANDS_ON = {
     "dequantization:digits": ("system.model", "score_sde:digits_vp_likelihood"),
     "dequantization:mnist": ("system.model", "score_sde:mnist_vp_likelihood"),
     "dequantization:cifar10": ("system.model", "score_sde:cifar10_vp_ddpmpp_deep_likelihood"),
+    "reflow:digits": ("system.teacher", "flow:digits"),
+    "reflow:cifar10": ("system.teacher", "flow:cifar10"),
+    "progressive_distillation:digits": ("system.teacher", "ddpm:digits"),
+    "progressive_distillation:cifar10": ("system.teacher", "progressive_distillation:cifar10_teacher"),
+    "progressive_distillation:imagenet64": ("system.teacher", "progressive_distillation:imagenet64_teacher"),
     **{
         f"latent_diffusion:{variant}": ("system.first_stage", run)
         for variant, run in {
@@ -128,7 +133,7 @@ def built(name: str):
     """The config "FILE:VARIANT" for two examples and two sampling steps, its system, optimizer and abstract state."""
     config = read(name)
     config.training.batch_size = 2
-    config.sampling.steps = 2 if config.editing.name == "none" else 4
+    config.sampling.steps = min(config.sampling.steps, 2) if config.editing.name == "none" else 4
     if "length" in config.editing:  # of jumps, in steps
         config.editing.length = 1
     if name in STANDS_ON:

@@ -97,6 +97,7 @@ def consistency(
         lookup(dict.fromkeys(choices), f"system.{field}", value)
     _check_boundary(parts, schedule.get("t_min", 0.0))
     drawn, weights = parts.times_of_training()
+    fits.check_one_time(config)
     fits.check_drawn(config, parts.process, parts.parameterization, drawn, weights)
     if start == "teacher":
         teachers.check_same_network(parts)

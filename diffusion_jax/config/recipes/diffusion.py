@@ -34,6 +34,17 @@ def diffusion(
     augment: float = 0.0,
 ) -> systems.Diffusion:
     """The diffusion system of `parts`, for examples of `parts.spec`. Keywords are config.system. Raises ConfigError."""
+    fits.check_one_time(parts.config)
+    return denoising(parts, cond_dropout, cond_dropouts, augment)
+
+
+def denoising(
+    parts: Parts,
+    cond_dropout: float = 0.0,
+    cond_dropouts: Mapping[str, float] = NO_RATES,
+    augment: float = 0.0,
+) -> systems.Diffusion:
+    """As `diffusion`, and the network may read two times, as that of a flow map does. Raises ConfigError."""
     config, process, param, network = parts.config, parts.process, parts.parameterization, parts.network()
     make_loss = lookup(names.LOSSES, "loss.name", config.loss.name)
     fits.check_discrete(config, {"parameterization": param, "loss": make_loss}, process)

@@ -51,6 +51,11 @@ def _nothing(parts: Parts) -> Mapping[str, Callable[[], Params]]:
     return {}
 
 
+def the_split(parts: Parts, source: Source) -> Source:
+    """The training split itself."""
+    return source
+
+
 def no_check(parts: Parts, source: Source) -> None:
     """Accepts all data of the right shapes."""
 
@@ -84,6 +89,9 @@ class Recipe:
       stands_on: path in the parameters, such as "frozen/first_stage" -> function that loads these parameters for a
         fresh start, from another run or from public files.
       check: raises ConfigError for data that the system cannot use, such as values that are not grey levels.
+      examples: (parts, training split) -> the examples that training reads, if they are others than the training split,
+        which evaluation still compares with. Raises ConfigError.
+      supplies: the entries of a batch that only `examples` have.
       reading: returns the tokenizer and the derived conditions of the data.
       views: functions of the model for pictures of samples, by name, such as the score: (system, params) -> function.
       role: the use of a trained run for other runs: "denoiser", "classifier", "first_stage"; "" for none.
@@ -94,6 +102,8 @@ class Recipe:
     reads: frozenset[str]
     stands_on: Callable[[Parts], Mapping[str, Callable[[], Params]]] = _nothing
     check: Callable[[Parts, Source], None] = no_check
+    examples: Callable[[Parts, Source], Source] = the_split
+    supplies: frozenset[str] = frozenset()
     reading: Callable[[Parts, System], Reading] = reading
     views: Mapping[str, Callable[[System, Params], Callable]] = dataclasses.field(default_factory=dict)
     role: str = ""
