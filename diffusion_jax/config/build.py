@@ -10,6 +10,7 @@ from diffusion_jax.config import data
 from diffusion_jax.config.defaults import defaults
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes import (
+    bridge,
     dequantizer,
     diffusion,
     first_stage,
@@ -33,6 +34,8 @@ RECIPES = {
     "vqgan": first_stage.VQGAN,
     "latent_diffusion": latent_diffusion.RECIPE,
     "text_to_image": text_to_image.RECIPE,
+    "bridge": bridge.RECIPE,
+    "schroedinger_bridge": bridge.SCHROEDINGER,
 }
 
 

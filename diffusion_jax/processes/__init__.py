@@ -12,6 +12,17 @@ from diffusion_jax.processes.base import (
     time_derivative,
     time_of_log_snr,
 )
+from diffusion_jax.processes.bridge import (
+    Bridge,
+    Brownian,
+    Reversed,
+    SymmetricVE,
+    brownian_bridge,
+    i2sb_bridge,
+    perturb_between,
+    ve_bridge,
+    vp_bridge,
+)
 from diffusion_jax.processes.continuous import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from diffusion_jax.processes.discrete import DiscreteVP, beta_table, discrete_vp, rescale_zero_terminal_snr
 from diffusion_jax.processes.learned import LearnedVP, learned_vp
@@ -20,18 +31,25 @@ __all__ = [
     "EDM",
     "VE",
     "VP",
+    "Bridge",
+    "Brownian",
     "Cosine",
     "DiscreteVP",
     "LearnedVP",
     "RectifiedFlow",
+    "Reversed",
     "SubVP",
+    "SymmetricVE",
     "bcast",
     "beta_table",
+    "brownian_bridge",
     "discrete_vp",
     "drift_and_diffusion",
+    "i2sb_bridge",
     "learned_vp",
     "log_snr",
     "perturb",
+    "perturb_between",
     "prior",
     "prior_log_prob",
     "rescale_zero_terminal_snr",
@@ -39,4 +57,6 @@ __all__ = [
     "row_normal",
     "time_derivative",
     "time_of_log_snr",
+    "ve_bridge",
+    "vp_bridge",
 ]

@@ -5,6 +5,7 @@ To add one, write `step(process, D, keys, x, t, s, carry) -> (x_s, carry)` and l
 
 from diffusion_jax.solvers.adaptive import adaptive_ode, adaptive_sde
 from diffusion_jax.solvers.ancestral import ancestral, ddim, renoised
+from diffusion_jax.solvers.bridge import bridge_ddim, bridge_heun, bridge_posterior
 from diffusion_jax.solvers.dpm_solver import dpm_solver, dpm_solver_pp
 from diffusion_jax.solvers.exponential_sde import exponential_sde, sde_dpm_solver_pp, seeds
 from diffusion_jax.solvers.langevin import annealed_langevin, langevin_corrector, ncsnv2_step_size
@@ -19,6 +20,9 @@ __all__ = [
     "adaptive_sde",
     "ancestral",
     "annealed_langevin",
+    "bridge_ddim",
+    "bridge_heun",
+    "bridge_posterior",
     "ddim",
     "deis",
     "dpm_solver",

@@ -1,19 +1,23 @@
 """Systems: what is trained and sampled, one per file. Each implements the protocol `diffusion_jax.types.System`."""
 
 from diffusion_jax.systems.autoencoder import Autoencoder
+from diffusion_jax.systems.bridge import Bridge
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
+from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
 from diffusion_jax.systems.text_to_image import TextToImage
 from diffusion_jax.systems.vdm import VDM
 
 __all__ = [
     "VDM",
     "Autoencoder",
+    "Bridge",
     "Diffusion",
     "LatentDiffusion",
     "NoisyClassifier",
+    "SchroedingerBridge",
     "TextToImage",
     "VariationalDequantization",
 ]
