@@ -99,18 +99,18 @@ def mnist_sr4() -> ConfigDict:
 EMOJI = dict(
     network=dict(
         name="unet",
-        channels=24,
+        channels=16,
         channel_mult=(1, 2, 2),
         num_res_blocks=1,
         attention_resolutions=(8,),
         num_groups=8,
-        dropout=0.1,
+        dropout=0.05,
         image_channels=3,
     ),
     data=dict(name="arrays", split="train", eval_split="test", image_size=32, channels=3, path=""),
-    training=dict(num_steps=4000, batch_size=16, log_every=100, checkpoint_every=1000, sample_every=0),
-    optimizer=presets.adam(),
-    ema=dict(rates=(0.998,)),
+    training=dict(num_steps=1500, batch_size=8, log_every=50, checkpoint_every=500, sample_every=0),
+    optimizer=presets.adam(2e-3, warmup_steps=50),
+    ema=dict(rates=(0.995,)),
     sampling=dict(num_samples=60, batch_size=60),
     evaluation=dict(num_samples=60, metrics=(), after_training=False),
 )

@@ -142,3 +142,49 @@ def network_of(
         return (D(x, t) - bcast(c.c_skip, x) * x) / bcast(c.c_out, x)
 
     return network
+
+
+@pytree
+class GaussianBridge:
+    """The Schroedinger bridge between N(mean_0, A) and N(mean_1, B) for Brownian motion of variance s2 at t = 1.
+
+    The coupling has Cov(x_0, x_1) = C = (A^1/2 D A^-1/2 - s2 I) / 2, D = (4 A^1/2 B A^1/2 + s2^2 I)^1/2
+    (arXiv:2202.05722).
+    """
+
+    mean_0: Array
+    mean_1: Array
+    a: Array
+    b: Array
+    s2: Array
+
+    @property
+    def coupling(self) -> Array:
+        """Cov(x_0, x_1) [d, d]."""
+        root, inverse = _power(self.a, 0.5), _power(self.a, -0.5)
+        d = _power(4 * root @ self.b @ root + self.s2**2 * jnp.eye(len(self.a)), 0.5)
+        return (root @ d @ inverse - self.s2 * jnp.eye(len(self.a))) / 2
+
+    def marginal(self, t: Array) -> tuple[Array, Array]:
+        """(mean, covariance) of x_t."""
+        c = self.coupling
+        covariance = (1 - t) ** 2 * self.a + t**2 * self.b + t * (1 - t) * (c + c.T + self.s2 * jnp.eye(len(c)))
+        return (1 - t) * self.mean_0 + t * self.mean_1, covariance
+
+    def backward(self, x: Array, t: Array, cond=None) -> Array:
+        """E[x_0 | x_t]."""
+        mean, covariance = self.marginal(t)
+        gain = ((1 - t) * self.a + t * self.coupling) @ jnp.linalg.inv(covariance)
+        return self.mean_0 + (x - mean) @ gain.T
+
+    def forward(self, x: Array, u: Array, cond=None) -> Array:
+        """E[x_1 | x_t] at u = 1 - t, the time that falls on the way to x_1."""
+        t = 1 - u
+        mean, covariance = self.marginal(t)
+        gain = ((1 - t) * self.coupling.T + t * self.b) @ jnp.linalg.inv(covariance)
+        return self.mean_1 + (x - mean) @ gain.T
+
+
+def _power(matrix: Array, exponent: float) -> Array:
+    values, axes = jnp.linalg.eigh(matrix)
+    return (axes * values**exponent) @ axes.T

@@ -19,8 +19,8 @@ def pairs(
     """The splits "train" and "test" of pairs {"images", "image"} of one emoji in the tones `target` and `source`.
 
     `file` is an .npz file with `images` uint8 [n, h, w, 3 or 4] and `codepoints`, strings such as "1f44b_1f3fb" or
-    "1f44b-1f3fb". Only emoji with exactly one tone count. The split is by emoji: no emoji is in both. Transparent pixels
-    are laid over white. Raises ValueError for another file, or an unknown tone.
+    "1f44b-1f3fb". Only emoji with exactly one tone count. The split is by emoji: no emoji is in both. Transparent
+    pixels are laid over white. Raises ValueError for another file, or an unknown tone.
     """
     for tone in (source, target):
         if tone not in TONES:

@@ -9,7 +9,6 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 
 from diffusion_jax.evaluation.reconstruction import ssim
-from diffusion_jax.evaluation.restoration import psnr
 
 LARGEST = 4000  # points of which the exact assignment is computed
 
@@ -63,16 +62,21 @@ def paired(
     """Metrics of samples [k m, ...], sample i of the pair i mod m, with names that begin with "pairs_".
 
     `psnr` and `ssim` of single samples against the truth of their pairs, `mean_psnr` of the mean of the k samples of a
-    pair, and `psnr_start` of x_1 itself. Raises ValueError unless k is whole.
+    pair, and `psnr_start` of x_1 itself. The PSNR is that of the mean squared error over all pairs, since pairs that
+    are the same image have none of their own. Raises ValueError unless k is whole.
     """
     num = len(truth)
     if len(samples) % num:
         raise ValueError(f"{len(samples)} samples of {num} pairs; every pair needs as many")
-    rows, everywhere = samples.reshape(-1, *truth.shape), np.ones((1, 1, 1, 1), np.float32)
+    rows = samples.reshape(-1, *truth.shape)
+
+    def psnr(x: np.ndarray) -> float:
+        return 10 * np.log10(4 / max(np.mean(np.square(x - truth)), 4e-10))
+
     values = {
-        "psnr": np.mean([psnr(x, truth, everywhere) for x in rows]),
+        "psnr": psnr(rows),
         "ssim": np.mean([ssim(x, truth) for x in rows]),
-        "mean_psnr": np.mean(psnr(rows.mean(0), truth, everywhere)),
-        "psnr_start": np.mean(psnr(start[:num], truth, everywhere)),
+        "mean_psnr": psnr(rows.mean(0)),
+        "psnr_start": psnr(start[:num]),
     }
     return {"pairs_num": num, **{f"pairs_{name}": float(value) for name, value in values.items()}}

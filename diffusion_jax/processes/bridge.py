@@ -39,9 +39,10 @@ class Brownian:
 class SymmetricVE:
     """I2SB's reference: alpha = 1, sigma^2 = N int_0^t beta, with a beta that rises to t = 1/2 and falls again.
 
-    sqrt(beta) is linear from sqrt(beta_min) at t = 0 to half-way between it and sqrt(beta_max / N) at t = 1/2, as in the
-    authors' code, whose schedule is the first half of one from beta_min to beta_max / N and its mirror image. There
-    beta_min is not divided by N, so that beta_max = 0.3 gives sigma(1)^2 = 0.141. arXiv:2302.05872; NVlabs/I2SB i2sb/runner.py.
+    sqrt(beta) is linear from sqrt(beta_min) at t = 0 to half-way between it and sqrt(beta_max / N) at t = 1/2, as in
+    the authors' code (NVlabs/I2SB i2sb/runner.py), whose schedule is the first half of one from beta_min to beta_max /
+    N and its mirror image. There beta_min is not divided by N, so that beta_max = 0.3 gives sigma(1)^2 = 0.141.
+    arXiv:2302.05872.
     """
 
     beta_max: Number = 0.3
@@ -61,7 +62,7 @@ class SymmetricVE:
 
         half = integral(jnp.minimum(t, 0.5))
         rest = integral(jnp.full_like(t, 0.5)) - integral(jnp.minimum(1 - t, 0.5))
-        return jnp.sqrt(self.scale_steps * (half + rest))
+        return jnp.sqrt(self.scale_steps * (half + jnp.where(t > 0.5, rest, 0)))
 
 
 @pytree

@@ -40,7 +40,7 @@ def bridge_velocity(process: BridgeProcess, x_0: Array, x: Array, x_1: Array, t:
 
 
 def _from_end(step: Callable[..., Array], **needs: Any) -> Solver:
-    """A solver from `step(process, D, keys, x, x_1, t, s) -> x_s` whose carry is the state that sampling starts from."""
+    """A solver from `step(process, D, keys, x, x_1, t, s) -> x_s`; the carry x_1 is where sampling starts."""
     return Solver(
         init=lambda x: x,
         step=lambda process, D, keys, x, t, s, x_1: (step(process, D, keys, x, x_1, t, s), x_1),

@@ -28,7 +28,7 @@ class Bridge(Sampled):
 
     Batches are {"x": x_0, "image": x_1, ...} with other conditions of the network by name. A network that reads the
     condition "image" receives x_1 in every call. It then learns E[x_0 | x_t, x_1], and samples follow p(x_0 | x_1);
-    without it D is E[x_0 | x_t], the marginal of the samples is right and the coupling with x_1 is not (docs/bridges.md).
+    without it D is E[x_0 | x_t], the marginal of the samples is right and the coupling with x_1 is not.
     With `masked` the last channel of "image" is a mask: where it is at least 0, x_0 is unknown and x_1 is noise; the
     loss counts these pixels alone, and the others stay as they are in x_1. arXiv:2302.05872; arXiv:2309.16948.
     """
