@@ -16,13 +16,13 @@ from diffusion_jax.config.parts import Network, Parts, plain
 from diffusion_jax.config.recipes.recipe import Reading, Recipe
 from diffusion_jax.config.recipes.recipe import reading as usual_reading
 from diffusion_jax.config.sections import ConfigError, check_type, construct
-from diffusion_jax.data import Source
 from diffusion_jax.data.derived import degraded
 from diffusion_jax.losses import bridge_loss
 from diffusion_jax.processes.bridge import Reversed
 from diffusion_jax.systems.schroedinger_bridge import DIRECTIONS, SchroedingerBridge
 from diffusion_jax.types import BridgeProcess, System
 
+UNPAIRED = "unpaired"  # the data set of two sets without pairs
 _NOT_DEGRADED = ("grey", "compressed", "tomography", "k_space", "phase")  # measurements that are no image like x
 
 
@@ -34,7 +34,13 @@ def build(parts: Parts) -> systems.Bridge:
 def bridge(parts: Parts, degradation: Mapping[str, Any] | None = None, masked: bool = False) -> systems.Bridge:
     """The bridge model of `parts`. Keywords are config.system: `degradation`, an operator of `names.OPERATORS` that
     makes x_1 of x_0, without which the data gives pairs; `masked`, see `systems.Bridge`. Raises ConfigError."""
-    config, network = parts.config, parts.network()
+    config = parts.config
+    if config.data.name == UNPAIRED:
+        raise ConfigError(
+            f"config.data.name={UNPAIRED!r} holds two sets without pairs, and config.system.name={config.system.name!r} "
+            "learns from pairs; config.system.name='schroedinger_bridge' needs none"
+        )
+    network = parts.network()
     _check_names(parts)
     process, param, times = parts.bridge, parts.bridge_parameterization, _checked_times(parts, parts.bridge)
     entry = network.conditions.image_shape
@@ -70,7 +76,13 @@ def bridge(parts: Parts, degradation: Mapping[str, Any] | None = None, masked: b
 
 def build_schroedinger(parts: Parts) -> SchroedingerBridge:
     """The Schroedinger bridge of a config, between the two sets of config.data. Raises ConfigError."""
-    config, network = parts.config, parts.network()
+    config = parts.config
+    if config.data.name != UNPAIRED:
+        raise ConfigError(
+            f"config.data.name={config.data.name!r} must be {UNPAIRED!r}, with the sections x and image of the two sets: "
+            f"config.system.name={config.system.name!r} draws examples of both independently"
+        )
+    network = parts.network()
     _check_names(parts)
     process, param = parts.bridge, parts.bridge_parameterization
     if not process.noisy:
@@ -193,26 +205,6 @@ def reading(parts: Parts, system: System) -> Reading:
     return usual_reading(parts, system)._replace(derive=degraded(operator))
 
 
-def check(parts: Parts, source: Source) -> None:
-    """Raises ConfigError for unpaired data."""
-    if source.facts.get("unpaired"):
-        raise ConfigError(
-            f"config.data.name={parts.config.data.name!r} holds two sets without pairs, and config.system.name="
-            f"{parts.config.system.name!r} learns from pairs; config.system.name='schroedinger_bridge' needs none"
-        )
-
-
-def check_unpaired(parts: Parts, source: Source) -> None:
-    """Raises ConfigError for data that is not two independent sets."""
-    if not source.facts.get("unpaired"):
-        raise ConfigError(
-            f"config.data.name={parts.config.data.name!r} must be 'unpaired', with the sections x and image of the two "
-            f"sets: config.system.name={parts.config.system.name!r} draws examples of both independently"
-        )
-
-
 _READS = frozenset({"process", "parameterization", "times", "network", "solver", "sampling.grid", "sampling.threshold"})
-RECIPE = Recipe(build=build, reads=_READS, check=check, reading=reading)
-SCHROEDINGER = Recipe(
-    build=build_schroedinger, reads=_READS - {"sampling.threshold"}, check=check_unpaired, trains_lora=False
-)
+RECIPE = Recipe(build=build, reads=_READS, reading=reading)
+SCHROEDINGER = Recipe(build=build_schroedinger, reads=_READS - {"sampling.threshold"}, trains_lora=False)

@@ -77,7 +77,7 @@ def open_source(
         read=read,
         ready=ready,
         draws=2 + first.draws + second.draws,
-        facts={**{name: value for name, value in first.facts.items() if name != "log_density"}, "unpaired": True},
+        facts=first.facts,
     )
 
 
