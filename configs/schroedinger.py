@@ -39,9 +39,9 @@ def toy() -> ConfigDict:
     plane = dict(name="toy", num_examples=65536)
     return dsbm(
         scale=0.5,
-        steps=20,
-        system=dict(coupling="independent", pretrain=3000, refresh=0, rate=0.999),
-        network=dict(name="mlp", hidden=128, num_layers=3),
+        steps=16,
+        system=dict(coupling="independent", pretrain=1500, refresh=0, rate=0.995),
+        network=dict(name="mlp", hidden=64, num_layers=3),
         data=dict(
             name="unpaired",
             split="train",
@@ -49,7 +49,7 @@ def toy() -> ConfigDict:
             x=dict(kind="gaussian_mixture", **plane),
             image=dict(kind="two_moons", **plane),
         ),
-        training=dict(num_steps=8000, batch_size=256, log_every=100, sample_every=0),
+        training=dict(num_steps=4000, batch_size=256, log_every=100, sample_every=0),
         optimizer=presets.adam(2e-3, warmup_steps=100),
         ema=dict(rates=(0.999,)),
         sampling=dict(num_samples=2000, batch_size=2000),
@@ -61,14 +61,14 @@ def digits_3_8() -> ConfigDict:
     one = dict(name="digits", image_size=8, channels=1)
     return dsbm(
         scale=0.5,
-        steps=20,
-        system=dict(coupling="independent", pretrain=3000, refresh=0, rate=0.999),
+        steps=12,
+        system=dict(coupling="independent", pretrain=1500, refresh=0, rate=0.995),
         parameterization=dict(name="ddbm", label="time", sigma_data=0.75, sigma_end=0.75, covariance=0.2),
-        network=dict(name="mlp", hidden=256, num_layers=3, dropout=0.1),
+        network=dict(name="mlp", hidden=128, num_layers=2),
         data=dict(
             name="unpaired", split="train", eval_split="test", x=dict(only=(3,), **one), image=dict(only=(8,), **one)
         ),
-        **presets.digits(6000, batch_size=64, sample_every=0),
+        **presets.digits(4000, batch_size=64, sample_every=0),
         sampling=dict(num_samples=50, batch_size=500),
         evaluation=dict(num_samples=50, metrics=("transport",)),
     )
@@ -106,9 +106,9 @@ def mnist_emnist() -> ConfigDict:
         network=dict(
             name="adm",
             model_channels=128,
-            channel_mult=(1, 2, 2),
+            channel_mult=(0.5, 1, 1),
             num_res_blocks=2,
-            attention_resolutions=(14, 7),
+            attention_resolutions=(),
             num_heads=4,
             num_head_channels=None,
             resblock_updown=False,

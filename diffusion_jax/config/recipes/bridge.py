@@ -37,8 +37,8 @@ def bridge(parts: Parts, degradation: Mapping[str, Any] | None = None, masked: b
     config = parts.config
     if config.data.name == UNPAIRED:
         raise ConfigError(
-            f"config.data.name={UNPAIRED!r} holds two sets without pairs, and config.system.name={config.system.name!r} "
-            "learns from pairs; config.system.name='schroedinger_bridge' needs none"
+            f"config.data.name={UNPAIRED!r} holds two sets without pairs, and config.system.name="
+            f"{config.system.name!r} learns from pairs; config.system.name='schroedinger_bridge' needs none"
         )
     network = parts.network()
     _check_names(parts)
@@ -79,7 +79,7 @@ def build_schroedinger(parts: Parts) -> SchroedingerBridge:
     config = parts.config
     if config.data.name != UNPAIRED:
         raise ConfigError(
-            f"config.data.name={config.data.name!r} must be {UNPAIRED!r}, with the sections x and image of the two sets: "
+            f"config.data.name={config.data.name!r} must be {UNPAIRED!r}, with the sections x and image of two sets: "
             f"config.system.name={config.system.name!r} draws examples of both independently"
         )
     network = parts.network()
