@@ -1,6 +1,6 @@
 """Figures of bridges: pairs restored in few steps, and transport between unpaired sets.
 
-    python -m benchmarks.bridges pairs runs/bridge_emoji --changes data.path=DIR --picture docs/pictures/bridge_tones.png
+    python -m benchmarks.bridges pairs runs/bridge_emoji runs/bridge_emoji_ddbm --picture docs/pictures/tones.png
     python -m benchmarks.bridges digits runs/digits_3_8 --picture docs/pictures/bridge_digits.png
     python -m benchmarks.bridges plane runs/schroedinger --picture docs/pictures/bridge_plane.png
 
@@ -11,19 +11,23 @@ each pixel, fitted to the training split.
 
 `digits` carries held-out digits in both directions: the classes that a classifier of all ten digits gives them, and the
 mean squared distance from start to sample, next to that of random pairs and of the best one-to-one pairs. `plane` is
-the same for points, with the exact 2-Wasserstein distance to the other set, and draws paths.
+the same for points, and draws paths. W2 is the exact 2-Wasserstein distance to the other set. Both print next to it the
+exact Schroedinger bridge between Gaussians of the same means and covariances.
 """
 
 import argparse
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import diffusion_jax
 from diffusion_jax import data
 from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation import frechet, sheets, transport
+from diffusion_jax.processes import GaussianBridge
+from diffusion_jax.solvers import sampling
 from diffusion_jax.systems.schroedinger_bridge import DIRECTIONS
 
 STEPS = (1, 2, 5, 10)
@@ -91,6 +95,36 @@ def carried(run: str, direction: str, num: int) -> tuple[np.ndarray, np.ndarray,
     return start, samples, other, model
 
 
+def gaussian_reference(model: diffusion_jax.Pretrained, direction: str, start: np.ndarray) -> np.ndarray:
+    """Samples of the exact Schroedinger bridge between Gaussians with the moments of the two training sets."""
+    train, shape = data.arrays(model.job.source), start.shape[1:]
+    sets = [train[name].reshape(len(train[name]), -1) for name in ("x", "image")]
+    means, system = [jnp.asarray(x.mean(0)) for x in sets], model.system
+    # Pixels at the border never change: a little variance keeps the covariances positive definite.
+    covariances = [jnp.asarray(np.cov(x.T) + 1e-3 * np.eye(x.shape[1]), jnp.float32) for x in sets]
+    exact = GaussianBridge(
+        mean_0=means[0],
+        mean_1=means[1],
+        covariance_0=covariances[0],
+        covariance_1=covariances[1],
+        variance=system.process.reference.sigma(jnp.float32(1)) ** 2,
+    )
+    times = system.grid(system.process.reference, system.steps)
+    D = getattr(exact, direction)
+    x = jnp.asarray(start.reshape(len(start), -1))
+    x = sampling.sample(system.solver, system.seen_from(direction), D, jax.random.key(0), x, times)
+    return np.asarray(x).reshape(-1, *shape)
+
+
+def report(name: str, samples: np.ndarray, start: np.ndarray, other: np.ndarray, train: np.ndarray) -> None:
+    values = transport.transport(samples, start, other, train)
+    cost, independent, optimal, w2, real = (
+        values[f"transport_{key}"] for key in ("cost", "cost_independent", "cost_optimal", "w2", "w2_real")
+    )
+    print(f"{name:40} cost {cost:.3g} (independent {independent:.3g}, optimal {optimal:.3g})", end="")
+    print(f", W2 {w2:.3g} (real {real:.3g})")
+
+
 def digits(options: argparse.Namespace) -> None:
     train = data.arrays(data.load(name="digits", image_size=8, channels=1))
     judge = classifiers.train_classifier(train["x"], train["label"], num_classes=10)
@@ -99,13 +133,12 @@ def digits(options: argparse.Namespace) -> None:
         start, samples, other, model = carried(options.runs[0], direction, 50)
         (wanted,) = model.config.data[of].only
         found = classifiers.probabilities(judge, np.clip(samples, -1, 1)).argmax(1)
-        values = transport.transport(samples, start, other, data.arrays(model.job.source)[of])
-        print(
-            f"{direction:9} class {wanted}: {np.mean(found == wanted):.3f} of {len(found)}, cost "
-            f"{values['transport_cost']:.1f} (independent {values['transport_cost_independent']:.1f}, optimal "
-            f"{values['transport_cost_optimal']:.1f}), W2 {values['transport_w2']:.2f} (real "
-            f"{values['transport_w2_real']:.2f})"
+        train, exact = data.arrays(model.job.source)[of], gaussian_reference(model, direction, start)
+        report(
+            f"{direction}, class {wanted}: {np.mean(found == wanted):.3f} of {len(found)}", samples, start, other, train
         )
+        found = classifiers.probabilities(judge, np.clip(exact, -1, 1)).argmax(1)
+        report(f"{direction}, between Gaussians: {np.mean(found == wanted):.3f}", exact, start, other, train)
         panels += [start[: 2 * SHOWN], samples[: 2 * SHOWN]]
     if options.picture:
         sheets.image_sheet(np.concatenate(panels), columns=2 * SHOWN, path=options.picture)
@@ -115,8 +148,8 @@ def plane(options: argparse.Namespace) -> None:
     for direction in DIRECTIONS:
         start, samples, other, model = carried(options.runs[0], direction, 2000)
         train = data.shuffled(model.job.source, 2000)["x" if direction == "backward" else "image"]
-        for name, value in transport.transport(samples, start, other, train).items():
-            print(f"{direction:9} {name} {value:.4g}")
+        report(direction, samples, start, other, train)
+        report(f"{direction}, between Gaussians", gaussian_reference(model, direction, start), start, other, train)
     if options.picture:
         draw(options.runs[0], options.picture)
 

@@ -37,8 +37,8 @@ _I2SB_DIFFERENCES = (
     "Time is continuous here, with t = k / 1000 of the authors' k; the network receives 999 t here and between 0.1 and "
     "1000 there.",
     "The authors' learning rate falls by 1 % every 1000 steps; here it is constant.",
-    "Sampling ends at t = 0 here, where the sample is the last x_0; theirs ends at the first of the thousand steps, with "
-    "a trace of x_t.",
+    "Sampling ends at t = 0 here, where the sample is the last x_0; theirs ends at the first of the thousand steps, "
+    "with a trace of x_t.",
 )
 _DDBM_SHARED = {
     f"{_DDBM_CODE} train_ddbm.sh:11-15": {
@@ -78,8 +78,8 @@ _DDBM_DIFFERENCES = (
 )
 _ON_VP = "The times of sampling are even in (sigma / alpha)^(1/7) here and in t^(1/7) there."
 _DSBM_DIFFERENCES = (
-    "Both networks are trained in every iteration here, each on pairs of the other one; the authors alternate, with new "
-    "optimizers. An iteration here is two of theirs.",
+    "Both networks are trained in every iteration here, each on pairs of the other one; the authors alternate, with "
+    "new optimizers. An iteration here is two of theirs.",
     "Networks are parameterized by DDBM's preconditioning here and predict the drift there.",
     "A step samples the posterior here and is an Euler-Maruyama step there.",
 )

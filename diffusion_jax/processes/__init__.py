@@ -25,6 +25,7 @@ from diffusion_jax.processes.bridge import (
 )
 from diffusion_jax.processes.continuous import EDM, VE, VP, Cosine, RectifiedFlow, SubVP
 from diffusion_jax.processes.discrete import DiscreteVP, beta_table, discrete_vp, rescale_zero_terminal_snr
+from diffusion_jax.processes.gaussian_bridge import GaussianBridge
 from diffusion_jax.processes.learned import LearnedVP, learned_vp
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Brownian",
     "Cosine",
     "DiscreteVP",
+    "GaussianBridge",
     "LearnedVP",
     "RectifiedFlow",
     "Reversed",

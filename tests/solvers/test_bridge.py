@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from diffusion_jax import processes, solvers
-from diffusion_jax.processes import Reversed, brownian_bridge, i2sb_bridge, ve_bridge
+from diffusion_jax.processes import GaussianBridge, Reversed, brownian_bridge, i2sb_bridge, ve_bridge
 from diffusion_jax.solvers import sampling
 from diffusion_jax.solvers.bridge import bridge_posterior_of, bridge_velocity, kept_outside
-from tests.oracles import GaussianBridge
 
 GOLDEN = (5**0.5 - 1) / 2
 BRIDGES = {"brownian": brownian_bridge(0.5), "i2sb": i2sb_bridge(), "ve": ve_bridge(0.002, 5.0)}
@@ -82,7 +81,9 @@ def test_schroedinger_bridge_is_characterised_by_its_precision():
     """The off-diagonal block of the precision of (x_0, x_1) is -I / s2, for no other coupling of these marginals."""
     a = jnp.float32([[1.0, 0.3], [0.3, 0.5]])
     b = jnp.float32([[0.6, -0.2], [-0.2, 1.5]])
-    exact = GaussianBridge(mean_0=jnp.zeros(2), mean_1=jnp.ones(2), a=a, b=b, s2=jnp.float32(0.7))
+    exact = GaussianBridge(
+        mean_0=jnp.zeros(2), mean_1=jnp.ones(2), covariance_0=a, covariance_1=b, variance=jnp.float32(0.7)
+    )
     c = exact.coupling
     precision = np.linalg.inv(np.block([[np.asarray(a), np.asarray(c)], [np.asarray(c).T, np.asarray(b)]]))
     np.testing.assert_allclose(precision[:2, 2:], -np.eye(2) / 0.7, atol=1e-4)
@@ -91,7 +92,9 @@ def test_schroedinger_bridge_is_characterised_by_its_precision():
 @pytest.mark.parametrize("direction", ["backward", "forward"])
 def test_exact_drifts_carry_one_gaussian_to_the_other(direction):
     a, b = jnp.float32([[1.0, 0.3], [0.3, 0.5]]), jnp.float32([[0.6, -0.2], [-0.2, 1.5]])
-    exact = GaussianBridge(mean_0=jnp.zeros(2), mean_1=jnp.ones(2), a=a, b=b, s2=jnp.float32(0.49))
+    exact = GaussianBridge(
+        mean_0=jnp.zeros(2), mean_1=jnp.ones(2), covariance_0=a, covariance_1=b, variance=jnp.float32(0.49)
+    )
     bridge = brownian_bridge(0.7)
     process, D, start, cov_start, cov_end = (
         (bridge, exact.backward, exact.mean_1, b, a)
