@@ -27,6 +27,7 @@ from diffusion_jax import data
 from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation import frechet, sheets, transport
 from diffusion_jax.processes import GaussianBridge
+from diffusion_jax.run.pretrained import Pretrained
 from diffusion_jax.solvers import sampling
 from diffusion_jax.systems.schroedinger_bridge import DIRECTIONS
 
@@ -86,7 +87,7 @@ def pairs(options: argparse.Namespace) -> None:
         print("rows of the picture:", ", ".join(panels))
 
 
-def carried(run: str, direction: str, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, diffusion_jax.Pretrained]:
+def carried(run: str, direction: str, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Pretrained]:
     """(start, samples, held-out examples of the other set, model): held-out examples carried in one direction."""
     model = diffusion_jax.load(run, changes={"system.direction": direction})
     test = data.shuffled(model.job.held_out, num)
@@ -95,7 +96,7 @@ def carried(run: str, direction: str, num: int) -> tuple[np.ndarray, np.ndarray,
     return start, samples, other, model
 
 
-def gaussian_reference(model: diffusion_jax.Pretrained, direction: str, start: np.ndarray) -> np.ndarray:
+def gaussian_reference(model: Pretrained, direction: str, start: np.ndarray) -> np.ndarray:
     """Samples of the exact Schroedinger bridge between Gaussians with the moments of the two training sets."""
     train, shape = data.arrays(model.job.source), start.shape[1:]
     sets = [train[name].reshape(len(train[name]), -1) for name in ("x", "image")]

@@ -40,7 +40,7 @@ def toy() -> ConfigDict:
     return dsbm(
         scale=0.5,
         steps=16,
-        system=dict(coupling="independent", pretrain=1500, refresh=0, rate=0.995),
+        system=dict(coupling="independent", pretrain=800, refresh=0, rate=0.995),
         network=dict(name="mlp", hidden=64, num_layers=3),
         data=dict(
             name="unpaired",
@@ -49,7 +49,7 @@ def toy() -> ConfigDict:
             x=dict(kind="gaussian_mixture", **plane),
             image=dict(kind="two_moons", **plane),
         ),
-        training=dict(num_steps=4000, batch_size=256, log_every=100, sample_every=0),
+        training=dict(num_steps=2000, batch_size=256, log_every=100, sample_every=0),
         optimizer=presets.adam(2e-3, warmup_steps=100),
         ema=dict(rates=(0.999,)),
         sampling=dict(num_samples=2000, batch_size=2000),

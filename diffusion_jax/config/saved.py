@@ -26,6 +26,8 @@ _DATA = ("data.image_size", "data.channels")
 _PATHS = tuple(
     f"system.{key}" for key in ("pipeline", "tokenizer", "first_stage", "first_stage_config", "model", "model_config")
 )
+# Keys of config.system that only sampling reads.
+_OF_SAMPLING = ("system.direction",)
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -88,12 +90,14 @@ def check_same_model(
 
 
 def _among(differences: list[str], fixed: Collection[str]) -> list[str]:
-    """Those lines of `sections.changes` that are about one of the sections or keys `fixed`, and not about a path."""
+    """Those lines of `sections.changes` that are about one of the sections or keys `fixed`, and not about a path, or
+    about sampling alone."""
     return [
         line
         for line in differences
         if any(_key(line) == name or _key(line).startswith(name + ".") for name in fixed)
         and not (_key(line) in _PATHS and "'bytes'" not in line)
+        and _key(line) not in _OF_SAMPLING
     ]
 
 

@@ -63,10 +63,10 @@ def slope_and_variance(solver, bridge, D, times):
 @pytest.mark.parametrize("name", SOLVERS)
 def test_with_x1_the_coupling_is_right(name):
     """A Gaussian pair with correlation 0.8 over Brownian motion of variance 0.25: slope 0.8, variance 0.36."""
-    bridge, times = brownian_bridge(0.5), jnp.linspace(1.0, 1e-3, 101)
+    bridge, times = brownian_bridge(0.5), jnp.linspace(1.0, 1e-3, 201)
     slope, variance = slope_and_variance(SOLVERS[name], bridge, pair_denoiser(bridge, 0.8, True), times)
     assert slope == pytest.approx(0.8, abs=0.004)
-    assert variance == pytest.approx(0.36, rel=0.08)
+    assert variance == pytest.approx(0.36, rel=0.1)
 
 
 def test_without_x1_the_marginal_is_right_and_the_coupling_drifts():
