@@ -22,8 +22,8 @@ from diffusion_jax.training.optimizers import make_optimizer
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "papers.md"
 BEGIN, END = "<!-- papers: written by python -m benchmarks.papers -->", "<!-- end of papers -->"
 _TABLES = {
-    "process": names.PROCESSES,
-    "parameterization": names.PARAMETERIZATIONS,
+    "process": names.PROCESSES | names.BRIDGES,
+    "parameterization": names.PARAMETERIZATIONS | names.BRIDGE_PARAMETERIZATIONS,
     "times": names.TIMES,
     "loss": names.LOSSES,
     "network": names.NETWORKS | names.AUTOENCODERS,
@@ -48,6 +48,8 @@ def value_of(config: ConfigDict, key: str) -> Any:
         constructor = make_optimizer
     elif field == "data":
         constructor = opener(config.data.name).open
+    elif field.startswith("data."):
+        constructor = opener(section.name).open
     else:
         constructor = _TABLES[field][section.name]
     made = constructor.__init__ if isinstance(constructor, type) else constructor

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from diffusion_jax.processes.base import bcast, log_snr, time_derivative, time_of_log_snr
-from diffusion_jax.types import Apply, Coefficients, Cond, Denoiser, Process, check, needing
+from diffusion_jax.types import Apply, BridgeProcess, Coefficients, Cond, Denoiser, Process, check, needing
 
 Time = Float[Array, "*n"]
 Parameterization = Callable[[Process, Time], Coefficients]
@@ -66,6 +66,18 @@ def log_sigma_unit_label(process: Process, t: Time) -> Time:
 def log_snr_label(process: Process, t: Time) -> Time:
     """1000 (13.3 - log SNR) / 18.3: in 0..1000 for log SNR from 13.3 to -5, where VDM's schedule starts and ends."""
     return 1000 * (13.3 - log_snr(process, t)) / 18.3
+
+
+@needing(sigma=True)
+def ddbm_label(process: Process, t: Time) -> Time:
+    """250 log t, of DDBM's networks; for its VE process, whose time is sigma, it is `ddbm_sigma_label`."""
+    return 250 * jnp.log(t)
+
+
+@needing(alpha=True, sigma=True)
+def ddbm_sigma_label(process: Process, t: Time) -> Time:
+    """250 log(sigma / alpha), of DDBM's networks on its VE process."""
+    return 250 * jnp.log(process.sigma(t) / process.alpha(t))
 
 
 def level_label(num_levels: int) -> NoiseLabel:
@@ -188,7 +200,48 @@ def consistency(
     return param
 
 
-def denoiser(apply: Apply, param: Parameterization, process: Process) -> Denoiser:
+# What the network predicts on a bridge, D(x_t, t) = E[x_0 | x_t] or E[x_0 | x_t, x_1] of a network conditioned on x_1.
+
+
+def i2sb_prediction(label: NoiseLabel = time_label) -> Parameterization:
+    """F predicts (x_t - x_0) / s with the reference's sigma s: D = x - s F. arXiv:2302.05872, eq. 12.
+
+    It is eps-prediction of the reference process, with x_1 in x_t.
+    """
+
+    def param(process: BridgeProcess, t: Time) -> Coefficients:
+        reference = process.reference
+        return Coefficients(jnp.ones_like(t), jnp.ones_like(t), -reference.sigma(t), label(reference, t))
+
+    return param
+
+
+def ddbm_preconditioning(
+    label: NoiseLabel = ddbm_sigma_label, sigma_data: float = 0.5, sigma_end: float = 0.5, covariance: float = 0.0
+) -> Parameterization:
+    """Unit-variance inputs and targets for x_0 and x_1 of these standard deviations and this covariance.
+
+    With a = far, b = near, c = sigma: A = a^2 sigma_end^2 + b^2 sigma_data^2 + 2 a b covariance + c^2, c_in = A^-1/2,
+    c_skip = (b sigma_data^2 + a covariance) / A, and
+    c_out^2 = (a^2 (sigma_end^2 sigma_data^2 - covariance^2) + sigma_data^2 c^2) / A. arXiv:2309.16948.
+    Without a far end it is `edm_preconditioning`. Raises ValueError unless the deviations are positive and covariance^2
+    is at most the product of their squares.
+    """
+    check(sigma_data > 0, "sigma_data", sigma_data, "positive")
+    check(sigma_end > 0, "sigma_end", sigma_end, "positive")
+    check(abs(covariance) < sigma_data * sigma_end, "covariance", covariance, "below sigma_data sigma_end")
+
+    def param(process: BridgeProcess, t: Time) -> Coefficients:
+        a, b, c = process.far(t), process.near(t), process.sigma(t)
+        total = a**2 * sigma_end**2 + b**2 * sigma_data**2 + 2 * a * b * covariance + c**2
+        left = a**2 * (sigma_end**2 * sigma_data**2 - covariance**2) + sigma_data**2 * c**2
+        skip = (b * sigma_data**2 + a * covariance) / total
+        return Coefficients(total**-0.5, skip, jnp.sqrt(left / total), label(process.reference, t))
+
+    return param
+
+
+def denoiser(apply: Apply, param: Parameterization, process: Process | BridgeProcess) -> Denoiser:
     """D(x, t, cond=None) = c_skip x + c_out F(c_in x, c_noise, cond), with F = apply(x, c_noise, cond).
 
     `apply` has its parameters bound already; t is a scalar or [batch].

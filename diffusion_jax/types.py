@@ -61,6 +61,8 @@ class Needs:
     alpha: bool = False  # alpha > 0
     alpha_after: bool = False  # alpha > 0 at the times at which steps end
     sigma: bool = False  # sigma > 0
+    sigma_after: bool = False  # sigma > 0 at the times at which steps end
+    bridge: bool = False  # a bridge between two data sets
     derivatives: bool = False  # finite derivatives of alpha and sigma
     final_derivatives: bool = False  # and at t = 1 too, to which churn may raise a time
     least_sigma: float | None = None  # sigma(0) greater than this number
@@ -175,6 +177,27 @@ class Process(Protocol):
     def num_steps(self) -> int | None: ...
 
     def alpha(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
+
+    def sigma(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
+
+
+@runtime_checkable
+class BridgeProcess(Protocol):
+    """A bridge between two data sets: x_t = near(t) x_0 + far(t) x_1 + sigma(t) eps, t in [0, 1].
+
+    near(0) = far(1) = 1 and near(1) = far(0) = 0, at least in a limit. `reference` is the process whose bridges these
+    are, which grids and distributions of times refer to; `noisy` is False where sigma = 0 throughout.
+    """
+
+    @property
+    def reference(self) -> Process: ...
+
+    @property
+    def noisy(self) -> bool: ...
+
+    def near(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
+
+    def far(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
 
     def sigma(self, t: Float[Array, "*n"]) -> Float[Array, "*n"]: ...
 

@@ -28,6 +28,7 @@ OF_ONE_KIND = ("data.sources", "modalities", "evaluation")
 SHARED = {
     "base": {"processes", "solvers", "systems", "modalities", "networks"},
     "ode": {"solvers", "likelihood"},
+    "bridge": {"processes", "solvers"},
     "images": {"data", "data.sources"},
     "report": {"evaluation", "run"},
     "files": {"data.sources", "weights"},

@@ -10,6 +10,7 @@ from diffusion_jax.config import data
 from diffusion_jax.config.defaults import defaults
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes import (
+    bridge,
     consistency,
     dequantizer,
     diffusion,
@@ -42,6 +43,8 @@ RECIPES = {
     "shortcut": flow_map.SHORTCUT,
     "reflow": reflow.RECIPE,
     "progressive_distillation": progressive_distillation.RECIPE,
+    "bridge": bridge.RECIPE,
+    "schroedinger_bridge": bridge.SCHROEDINGER,
 }
 
 

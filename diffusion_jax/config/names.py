@@ -53,6 +53,12 @@ PROCESSES = {
     "discrete_vp": processes.discrete_vp,
     "learned_vp": processes.learned_vp,
 }
+BRIDGES = {  # processes of the systems bridge and schroedinger_bridge
+    "i2sb": processes.i2sb_bridge,
+    "brownian_bridge": processes.brownian_bridge,
+    "ve_bridge": processes.ve_bridge,
+    "vp_bridge": processes.vp_bridge,
+}
 PARAMETERIZATIONS = {
     "eps": parameterizations.eps_prediction,
     "x0": parameterizations.x0_prediction,
@@ -61,6 +67,10 @@ PARAMETERIZATIONS = {
     "velocity": parameterizations.velocity_prediction,
     "edm": parameterizations.edm_preconditioning,
     "consistency": parameterizations.consistency,
+}
+BRIDGE_PARAMETERIZATIONS = {
+    "i2sb": parameterizations.i2sb_prediction,
+    "ddbm": parameterizations.ddbm_preconditioning,
 }
 LABELS = {
     "time": parameterizations.time_label,
@@ -71,6 +81,8 @@ LABELS = {
     "quarter_log_sigma": parameterizations.quarter_log_sigma_label,
     "log_sigma_unit": parameterizations.log_sigma_unit_label,
     "log_snr": parameterizations.log_snr_label,
+    "ddbm": parameterizations.ddbm_label,
+    "ddbm_sigma": parameterizations.ddbm_sigma_label,
 }
 WEIGHTINGS = {
     "simple": weightings.simple,
@@ -153,6 +165,9 @@ SOLVERS = {
     "adaptive_sde": solvers.adaptive_sde,
     "annealed_langevin": solvers.annealed_langevin,
     "consistency": solvers.consistency,
+    "bridge_ddim": solvers.bridge_ddim,
+    "bridge_heun": solvers.bridge_heun,
+    "bridge_posterior": solvers.bridge_posterior,
     "deis": solvers.deis,
     "dpm_solver": solvers.dpm_solver,
     "dpm_solver_pp": solvers.dpm_solver_pp,

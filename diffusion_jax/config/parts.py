@@ -23,7 +23,7 @@ from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.networks.functional import conditions_of, embedder, fourier_features, init_apply
 from diffusion_jax.parameterizations import Parameterization, level_label
 from diffusion_jax.training import optimizers
-from diffusion_jax.types import Apply, Cond, Params, Placed, Process, Solver, Spec, System
+from diffusion_jax.types import Apply, BridgeProcess, Cond, Params, Placed, Process, Solver, Spec, System
 
 _CHECKED_TIMES = 4096  # number of training times at which coefficients are checked
 
@@ -87,9 +87,41 @@ class Parts:
 
     @functools.cached_property
     def process(self) -> Process:
+        if self.config.process.get("name") in names.BRIDGES:
+            raise ConfigError(
+                f"config.process.name={self.config.process.name!r} is a bridge between two data sets, for "
+                f"config.system.name='bridge' or 'schroedinger_bridge', not {self.config.system.name!r}; choose one of "
+                f"{', '.join(names.PROCESSES)}"
+            )
         process = construct(names.PROCESSES, "process", self.config.process)
         check_noise_grows(self.config, process)
         return process
+
+    @functools.cached_property
+    def bridge(self) -> BridgeProcess:
+        """The bridge process of config.process."""
+        if self.config.process.get("name") in names.PROCESSES:
+            raise ConfigError(
+                f"config.process.name={self.config.process.name!r} ends in noise, and config.system.name="
+                f"{self.config.system.name!r} needs a bridge to a second data set: {', '.join(names.BRIDGES)}"
+            )
+        return construct(names.BRIDGES, "process", self.config.process)
+
+    @functools.cached_property
+    def bridge_parameterization(self) -> Parameterization:
+        """The parameterization on a bridge of config.parameterization."""
+        section = dict(self.config.parameterization)
+        if "label" in section:
+            section["label"] = lookup(names.LABELS, "parameterization.label", section["label"])
+        return construct(names.BRIDGE_PARAMETERIZATIONS, "parameterization", section)
+
+    @property
+    def bridge_times(self) -> Times:
+        """Distribution of the training times of a bridge, on its reference process. Raises ConfigError."""
+        times = construct(names.TIMES, "times", self.config.times, weighting=None)
+        if isinstance(times, Resampler) or self.config.times.name == "importance":
+            raise ConfigError(f"config.times.name={self.config.times.name!r} needs a weighting; a bridge has none")
+        return times
 
     @functools.cached_property
     def parameterization(self) -> Parameterization:

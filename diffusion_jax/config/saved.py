@@ -25,6 +25,8 @@ _DATA = ("data.image_size", "data.channels")
 # Paths of files and runs of the frozen parts. They may be moved, but the tokenizer "bytes" is not a path.
 _RUNS = tuple(f"system.{run}{end}" for run in ("first_stage", "model", "teacher") for end in ("", "_config"))
 _PATHS = ("system.pipeline", "system.tokenizer", *_RUNS)
+# Keys of config.system that only sampling reads.
+_OF_SAMPLING = ("system.direction",)
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -87,12 +89,14 @@ def check_same_model(
 
 
 def _among(differences: list[str], fixed: Collection[str]) -> list[str]:
-    """Those lines of `sections.changes` that are about one of the sections or keys `fixed`, and not about a path."""
+    """Those lines of `sections.changes` that are about one of the sections or keys `fixed`, and not about a path, or
+    about sampling alone."""
     return [
         line
         for line in differences
         if any(_key(line) == name or _key(line).startswith(name + ".") for name in fixed)
         and not (_key(line) in _PATHS and "'bytes'" not in line)
+        and _key(line) not in _OF_SAMPLING
     ]
 
 

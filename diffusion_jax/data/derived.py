@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
@@ -52,3 +54,26 @@ def _with_mask(x: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 # As Stable Diffusion was made one that paints over: a quarter of its masks covered everything.
 WITH_MASK = Derived(_with_mask, draws=2 + 4 * _BOXES)
+
+
+def degraded(operator: Any) -> Derived:
+    """The degraded x that a bridge starts from, by a `guidance.operators.Operator`: y = A(x) with its noise.
+
+    A smaller y is enlarged to the size of x, each pixel to a square. For inpainting unknown pixels are standard normal
+    noise, as in I2SB, and the last channel is a mask, 1 where they are unknown and -1 elsewhere.
+    """
+    return Derived(functools.partial(_degraded, operator=operator, apply=jax.jit(operator.apply)), draws=2)
+
+
+def _degraded(x: np.ndarray, u: np.ndarray, operator: Any, apply: Callable) -> np.ndarray:
+    rngs = [np.random.default_rng(row) for row in np.floor(u.astype(np.float64) * 2**24).astype(np.int64)]
+    mask = np.stack([operator.draw(rng) for rng in rngs]).astype(np.float32) if operator.draw else None
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        y = np.asarray(apply(jnp.asarray(x, jnp.float32), mask))
+    noise = [np.stack([rng.standard_normal(y.shape[1:], np.float32) for rng in rngs]) for _ in range(2)]
+    if mask is not None:
+        y = np.where(mask == 1, y + operator.noise * noise[0], noise[1])
+        return np.concatenate([y, 1 - 2 * mask], axis=-1)
+    y = y + operator.noise * noise[0]
+    height, width = (large // small for large, small in zip(x.shape[1:3], y.shape[1:3], strict=True))
+    return y.repeat(height, axis=1).repeat(width, axis=2)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Source, Tokenize
-from diffusion_jax.data.sources import arrays, crops, digits, files, images, latents, toys
+from diffusion_jax.data.sources import arrays, crops, digits, files, gaussians, images, latents, toys, unpaired
 from diffusion_jax.types import Spec
 
 # Arguments of an opener that are no keys of config.data.
@@ -80,6 +80,8 @@ SOURCES: dict[str, Opener] = {
     "folder": Opener(spec=images.spec, open=files.open_folder, facts=images.facts),
     "arrays": Opener(spec=arrays.spec, open=arrays.open_source, facts=images.facts),
     "toy": Opener(spec=toys.spec, open=toys.open_source, facts=toys.facts),
+    "gaussian": Opener(spec=gaussians.spec, open=gaussians.open_source),
+    "unpaired": Opener(spec=unpaired.spec, open=unpaired.open_source),
     "latents": Opener(spec=latents.spec, open=latents.open_source),
 }
 
@@ -111,6 +113,7 @@ def load(
 
     Args:
         name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points),
+            "gaussian" (vectors), "unpaired" (two of these sets),
             "latents" (of `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS
             image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and
@@ -143,6 +146,9 @@ def load(
         levels: grey levels among these; 17 for "digits".
         num_workers: threads that read ahead of training.
         cache_bytes: a data set whose decoded images are no larger stays in memory once read.
+        x, image: of "unpaired": the sections of its two sets, each with the keys of this function and optionally
+            `only`, the classes it is limited to; see `sources.unpaired`.
+        dim, mean, std: of "gaussian".
         kind, num_examples, seed: of a toy; its "test" split is a second independent draw.
         captions: one text per class, which gives every example the condition "tokens".
         caption_key: where the text of each example is, which gives it that condition. For "arrays" the name of an

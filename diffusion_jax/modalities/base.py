@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, UInt8
 
+from diffusion_jax import data
 from diffusion_jax.data import Source
+from diffusion_jax.evaluation import transport as transports
 from diffusion_jax.types import Spec
 
 AUTO = "auto"
@@ -103,9 +105,6 @@ class Modality:
     usual: tuple[str, ...] = ()
 
 
-PLAIN = Modality()
-
-
 def metrics(modality: Modality, evaluation: Evaluation) -> list[Metric]:
     """The metrics that the option "metrics" names, in their order; "auto" means the usual ones.
 
@@ -152,8 +151,28 @@ def need(evaluation: Evaluation, modality: str, what: str) -> None:
         )
 
 
+def transport(evaluation: Evaluation) -> Metric:
+    """The metric "transport" of samples that start from another set, see `evaluation.transport`."""
+    starts = [name for name, condition in evaluation.conditions.items() if condition.start]
+    if not starts:
+        raise ValueError("it needs samples that start from examples of another set, as those of a bridge do")
+    if starts != ["image"]:
+        raise ValueError("samples of config.system.direction='forward' are of the second set; sample 'backward'")
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        num = len(drawn["samples"])
+        start = np.asarray(drawn["image"])[..., : drawn["samples"].shape[-1]]
+        test, train = (data.shuffled(source, num)["x"] for source in (held_out(evaluation), evaluation.train))
+        return transports.transport(np.asarray(drawn["samples"]), start, test, train)
+
+    return metric
+
+
 def held_out(evaluation: Evaluation) -> Source:
     """The held-out split. Raises ValueError where the metrics were made without it."""
     if evaluation.test is None:
         raise ValueError("there is no held-out split to compare with")
     return evaluation.test
+
+
+PLAIN = Modality(metrics={"transport": transport}, usual=("transport",))

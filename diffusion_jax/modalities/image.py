@@ -17,8 +17,9 @@ from jaxtyping import UInt8
 from diffusion_jax import data
 from diffusion_jax.evaluation import density, features, metrics, restoration, retrieval, sheets, suite
 from diffusion_jax.evaluation import feature_classifier as classifiers
+from diffusion_jax.evaluation import transport as transports
 from diffusion_jax.evaluation.reference import has_statistics
-from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need
+from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need, transport
 from diffusion_jax.networks.lpips import lpips
 from diffusion_jax.weights.lpips import load_lpips
 
@@ -168,6 +169,24 @@ def _perceptual(evaluation: Evaluation) -> Callable[[np.ndarray, np.ndarray], np
     return lambda x, y: np.asarray(distance(params, x, y))
 
 
+def _pairs(evaluation: Evaluation) -> Metric:
+    need(evaluation, "image", "images")
+    if not any(condition.start == "paired" for condition in evaluation.conditions.values()):
+        raise ValueError("it needs config.system.name='bridge', whose samples start from an image of a pair")
+    num, each = (evaluation.options.get(name, 1) for name in ("num_samples", "samples_per_condition"))
+    if each < 1 or num % each:
+        raise ValueError(f"evaluation.samples_per_condition={each} must divide evaluation.num_samples={num}")
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        pairs = data.shuffled(held_out(evaluation), max(len(drawn["samples"]) // each, 1))
+        if not np.allclose(pairs["image"], drawn["image"][: len(pairs["x"])], atol=1e-4):
+            raise ValueError("the samples do not start from held-out examples: leave config.sampling.cond empty")
+        start = pairs["image"][..., : pairs["x"].shape[-1]]
+        return transports.paired(_clipped(drawn), start, pairs["x"])
+
+    return metric
+
+
 def _density_baseline(evaluation: Evaluation) -> Metric:
     need(evaluation, "image", "images")
     levels = evaluation.options.get("levels", evaluation.train.facts.get("levels", 256))
@@ -246,7 +265,9 @@ IMAGE = Modality(
         "retrieval": _retrieval,
         "density_baseline": _density_baseline,
         "restoration": _restoration,
+        "pairs": _pairs,
+        "transport": transport,
         **{name: functools.partial(_of_suite, name=name) for name in suite.METRICS},
     },
-    usual=("classifier",),
+    usual=("classifier", "pairs"),
 )

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 
 from diffusion_jax import data
 from diffusion_jax.evaluation import points, sheets
-from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need
+from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need, transport
 
 _DRAWN = ("log_density", "score")
 
@@ -35,4 +35,6 @@ def _toy(evaluation: Evaluation) -> Metric:
     return metric
 
 
-POINTS = Modality(picture=picture, views=("score",), metrics={"toy": _toy}, usual=("toy",))
+POINTS = Modality(
+    picture=picture, views=("score",), metrics={"toy": _toy, "transport": transport}, usual=("toy", "transport")
+)

@@ -68,6 +68,8 @@ class Condition(NamedTuple):
         optional: whether samples can be drawn without it, as config.sampling.cond=prior asks for.
         operator: the `guidance.operators.Operator` that an entry is a measurement by, of which held-out examples give
             one; None for any other condition.
+        start: whether sampling starts from an entry: "paired" where it belongs to an example, such as its degraded
+            image, "unpaired" where it is an example of another data set, "" for any other condition.
     """
 
     spec: Spec
@@ -80,6 +82,7 @@ class Condition(NamedTuple):
     separator: str = ""
     optional: bool = False
     operator: Any = None
+    start: str = ""
 
     def rows(self, num: int) -> Array:
         """`num` null values."""

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -32,6 +33,7 @@ class MLP(DenoisingNetwork):
         gap: whether the network of a flow map: c_noise may be [batch, 2], see `layers.embed_times`.
         num_classes: of the condition "label", see `Conditions`; 0 for none.
         vector_dim: of the condition "vector"; 0 for none.
+        image_channels: of the condition "image", concatenated to x; 0 for none.
         rngs: randomness of the initial parameters.
 
     Raises:
@@ -52,20 +54,22 @@ class MLP(DenoisingNetwork):
         gap: bool = False,
         num_classes: int = 0,
         vector_dim: int = 0,
+        image_channels: int = 0,
         rngs: nnx.Rngs,
     ):
         if not shape:
             raise ValueError("shape=() must name at least one axis, e.g. (2,).")
         self.input_shape = tuple(shape)
         self.out_shape = (*shape[:-1], out_channels or shape[-1])
-        self.conditions = Conditions(num_classes=num_classes, vector_dim=vector_dim)
+        image_shape = (*shape[:-1], image_channels) if image_channels else ()
+        self.conditions = Conditions(num_classes=num_classes, vector_dim=vector_dim, image_shape=image_shape)
         sizes = (hidden // 2, hidden)
         waves = dict(embedding=embedding, fourier_scale=fourier_scale)
         self.time_embedding = layers.TimeEmbedding(*sizes, **waves, rngs=rngs)
         self.gap_embedding = layers.TimeEmbedding(*sizes, **waves, rngs=rngs) if gap else None
         self.class_embedding = nnx.Embed(num_classes + 1, hidden, rngs=rngs) if num_classes else None
         self.add_embedding = VectorEmbedding(vector_dim, hidden, rngs=rngs) if vector_dim else None
-        self.linear_in = layers.linear(math.prod(shape), hidden, rngs=rngs)
+        self.linear_in = layers.linear(math.prod(shape) + math.prod(image_shape or (0,)), hidden, rngs=rngs)
         self.blocks = nnx.List(
             [MLPBlock(hidden, activation=activation, dropout=dropout, rngs=rngs) for _ in range(num_layers)]
         )
@@ -83,7 +87,8 @@ class MLP(DenoisingNetwork):
         batch = x.shape[0]
         emb = layers.embed_times(self.time_embedding, self.gap_embedding, c_noise, x.dtype)
         emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector)
-        h = self.linear_in(x.reshape(batch, -1))
+        x = x.reshape(batch, -1)
+        h = self.linear_in(x if cond.image is None else jnp.concatenate([x, cond.image.reshape(batch, -1)], -1))
         for block in self.blocks:
             h = block(h, emb, rngs=rngs)
         return self.linear_out(self.norm_out(h)).reshape(batch, *self.out_shape)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.processes.base import time_derivative
-from diffusion_jax.types import Needs, Process
+from diffusion_jax.types import BridgeProcess, Needs, Process
 
 NO_TIMES = np.zeros(0, np.float32)
 
@@ -19,9 +19,13 @@ class Unmet(NamedTuple):
     times: np.ndarray
 
 
-def unmet(needs: Needs, process: Process, starts: np.ndarray, ends: np.ndarray = NO_TIMES) -> Unmet | None:
+def unmet(
+    needs: Needs, process: Process | BridgeProcess, starts: np.ndarray, ends: np.ndarray = NO_TIMES
+) -> Unmet | None:
     """The first of the `needs` that `process` does not meet, for steps from the times `starts` to `ends`."""
     starts, ends = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
+    if isinstance(process, BridgeProcess) or needs.bridge:
+        return _unmet_by_bridge(needs, process, starts, ends)
     alpha, sigma = np.asarray(process.alpha(jnp.asarray(starts))), np.asarray(process.sigma(jnp.asarray(starts)))
     if needs.num_steps and process.num_steps is None:
         return Unmet("a discrete process", "is continuous", NO_TIMES)
@@ -55,4 +59,22 @@ def unmet(needs: Needs, process: Process, starts: np.ndarray, ends: np.ndarray =
     lowest = float(process.sigma(jnp.float32(0)))
     if needs.least_sigma is not None and not lowest > needs.least_sigma:
         return Unmet(f"sigma(0) > {needs.least_sigma:.4g}", f"has sigma(0) = {lowest:.4g}", NO_TIMES)
+    return None
+
+
+def _unmet_by_bridge(
+    needs: Needs, process: Process | BridgeProcess, starts: np.ndarray, ends: np.ndarray
+) -> Unmet | None:
+    if not isinstance(process, BridgeProcess):
+        return Unmet("a bridge, whose paths end in a second data set", "ends in noise", NO_TIMES)
+    if not needs.bridge:
+        return Unmet("a process that ends in noise", "is a bridge that ends in a second data set", NO_TIMES)
+    for needed, times, need in (
+        (needs.sigma, starts, "sigma > 0 where a step starts, such as a first step with noise (churn > 0)"),
+        (needs.sigma_after, ends, "sigma > 0 where a step ends"),
+    ):
+        sigma = np.asarray(process.sigma(jnp.asarray(times)))
+        if needed and not (sigma > 0).all():
+            at = times[np.argmin(sigma > 0)]
+            return Unmet(need, f"has sigma = 0 at t = {at:g}, where all paths between x_0 and x_1 meet", NO_TIMES)
     return None

@@ -151,6 +151,9 @@ def _asked(
 def compared(job: Job, cond: Mapping[str, np.ndarray] | None) -> dict[str, np.ndarray]:
     """What a picture shows next to samples of measurements: "measured", as an image, and the "original" examples if
     the measurements are of held-out ones. Nothing for other samples."""
+    starts = [name for name, c in job.system.conditions.items() if c.start]
+    if starts and cond is not None:
+        return _from_start(job, cond[starts[0]], job.system.conditions[starts[0]].start == "paired")
     operators = {name: c.operator for name, c in job.system.conditions.items() if c.operator}
     if not operators or cond is None:
         return {}
@@ -158,10 +161,25 @@ def compared(job: Job, cond: Mapping[str, np.ndarray] | None) -> dict[str, np.nd
     seen = as_image(cond[name], operator)
     panels = {} if seen is None else {"measured": seen}
     if not job.config.sampling.cond:
-        num, each = len(cond[name]), job.config.sampling.samples_per_condition
-        truth = cycled({"x": data.shuffled(job.held_out, -(-num // each))["x"]}, -(-num // each))["x"]
-        panels["original"] = np.repeat(truth, each, axis=0)[:num]
+        num = len(cond[name])
+        panels["original"] = _truth(job, num)
     return panels
+
+
+def _from_start(job: Job, start: np.ndarray, paired: bool) -> dict[str, np.ndarray]:
+    """What a picture shows next to samples of a bridge: where they start, and for pairs the held-out example."""
+    panels = {"measured": start[..., : job.system.makes.shape[-1]]}
+    if paired and not job.config.sampling.cond:
+        panels["original"] = _truth(job, len(start))
+    return panels
+
+
+def _truth(job: Job, num: int) -> np.ndarray:
+    """The held-out examples that the conditions of `num` samples were taken from."""
+    each = job.config.sampling.samples_per_condition
+    rows = -(-num // each)
+    truth = cycled({"x": data.shuffled(job.held_out, rows)["x"]}, rows)["x"]
+    return np.repeat(truth, each, axis=0)[:num]
 
 
 def _wanted(conditions: Conditions) -> str:

@@ -5,6 +5,7 @@ To add one, write `step(process, D, keys, x, t, s, carry) -> (x_s, carry)` and l
 
 from diffusion_jax.solvers.adaptive import adaptive_ode, adaptive_sde
 from diffusion_jax.solvers.ancestral import ancestral, ddim, renoised
+from diffusion_jax.solvers.bridge import bridge_ddim, bridge_heun, bridge_posterior
 from diffusion_jax.solvers.consistency import consistency
 from diffusion_jax.solvers.dpm_solver import dpm_solver, dpm_solver_pp
 from diffusion_jax.solvers.exponential_sde import exponential_sde, sde_dpm_solver_pp, seeds
@@ -21,6 +22,9 @@ __all__ = [
     "adaptive_sde",
     "ancestral",
     "annealed_langevin",
+    "bridge_ddim",
+    "bridge_heun",
+    "bridge_posterior",
     "consistency",
     "ddim",
     "deis",

@@ -1,6 +1,7 @@
 """Systems: what is trained and sampled, one per file. Each implements the protocol `diffusion_jax.types.System`."""
 
 from diffusion_jax.systems.autoencoder import Autoencoder
+from diffusion_jax.systems.bridge import Bridge
 from diffusion_jax.systems.consistency import Consistency, ContinuousConsistency
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
@@ -8,12 +9,14 @@ from diffusion_jax.systems.flow_map import FlowMapModel
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
 from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
+from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
 from diffusion_jax.systems.text_to_image import TextToImage
 from diffusion_jax.systems.vdm import VDM
 
 __all__ = [
     "VDM",
     "Autoencoder",
+    "Bridge",
     "Consistency",
     "ContinuousConsistency",
     "Diffusion",
@@ -21,6 +24,7 @@ __all__ = [
     "LatentDiffusion",
     "NoisyClassifier",
     "ProgressiveDistillation",
+    "SchroedingerBridge",
     "TextToImage",
     "VariationalDequantization",
 ]

@@ -199,10 +199,12 @@ def test_data_section(name):
     config = read(name)
     assert {key for key, value in config.data.items() if value != ""} <= {*COMMON, *keys(config.data.name)}
     assert not config.data.get("path")
+    sets = [config.data.x, config.data.image] if config.data.name == "unpaired" else [config.data]
+    names = {part.name for part in sets}
     assert set(config.evaluation.metrics) <= {modalities.AUTO, *modalities.of(data.spec(config)).metrics}
     if ":digits" in name:
-        assert config.data.name == "digits" and config.training.num_steps <= 20_000
-    small = config.data.name in ("digits", "mnist", "toy") or "retrieval" in config.evaluation.metrics
+        assert names == {"digits"} and config.training.num_steps <= 20_000
+    small = names <= {"digits", "mnist", "toy"} or "retrieval" in config.evaluation.metrics
     assert config.evaluation.after_training == small
     assert bool(config.evaluation.metrics) == (small and config.system.name != "noisy_classifier")
 
@@ -210,7 +212,7 @@ def test_data_section(name):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_default_variant_runs_anywhere(path):
     config = from_file(str(path))
-    assert config.data.name in ("digits", "toy")
+    assert config.data.get("x", config.data).name in ("digits", "toy")
     assert config.to_dict() == read(f"{path.stem}:{variants(path)[0]}").to_dict()
 
 

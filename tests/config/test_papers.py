@@ -8,11 +8,13 @@ from benchmarks import papers
 from benchmarks.published import TABLE
 from tests.config.test_configs import ALL, PUBLIC, read
 
-SMALL = re.compile("toy2d:|:digits|:mnist")  # variants that a CPU trains
+SMALL = re.compile("toy2d:|:digits|:mnist(?!_emnist)|schroedinger:moons")  # variants that a CPU trains
 # Other variants that follow no single paper.
 OWN = (
     "classifier_free:cifar10",
     "classifier_free:emoji",
+    "bridge:emoji",
+    "bridge:emoji_ddbm",
     "dequantization:cifar10",
     "dit:imagenet256_xl2_simple",
     "editing:imagenet256",

@@ -1,0 +1,193 @@
+"""Figures of bridges: pairs restored in few steps, and transport between unpaired sets.
+
+    python -m benchmarks.bridges pairs runs/bridge_emoji runs/bridge_emoji_ddbm --picture docs/pictures/tones.png
+    python -m benchmarks.bridges digits runs/digits_3_8 --picture docs/pictures/bridge_digits.png
+    python -m benchmarks.bridges plane runs/schroedinger --picture docs/pictures/bridge_plane.png
+
+`pairs` samples held-out pairs in 1, 2, 5 and 10 evaluations of the network: PSNR of the mean squared error, SSIM, and
+the Frechet distance in the 64 features of a small classifier that tells x_0 and x_1 of the training split apart. One
+step is the network's regression of x_0 on x_1. Baselines are x_1 itself and the best cubic polynomial of the colour of
+each pixel, fitted to the training split.
+
+`digits` carries held-out digits in both directions: the classes that a classifier of all ten digits gives them, and the
+mean squared distance from start to sample, next to that of random pairs and of the best one-to-one pairs. `plane` is
+the same for points, and draws paths. W2 is the exact 2-Wasserstein distance to the other set. Both print next to it the
+exact Schroedinger bridge between Gaussians of the same means and covariances.
+"""
+
+import argparse
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import diffusion_jax
+from diffusion_jax import data
+from diffusion_jax.evaluation import feature_classifier as classifiers
+from diffusion_jax.evaluation import frechet, sheets, transport
+from diffusion_jax.processes import GaussianBridge
+from diffusion_jax.run.pretrained import Pretrained
+from diffusion_jax.solvers import sampling
+from diffusion_jax.systems.schroedinger_bridge import DIRECTIONS
+
+STEPS = (1, 2, 5, 10)
+SHOWN = 8  # pairs or digits in a picture
+PATHS = 40
+
+
+def cubic(x: np.ndarray) -> np.ndarray:
+    """All monomials up to degree 3 of the channels, [n, h, w, c] -> [n h w, features]."""
+    flat = x.reshape(-1, x.shape[-1]).astype(np.float64)
+    terms = [np.ones((len(flat), 1))]
+    for _ in range(3):
+        terms.append((terms[-1][:, :, None] * flat[:, None]).reshape(len(flat), -1))
+    return np.concatenate(terms, 1)
+
+
+def colour_regression(train: dict[str, np.ndarray], x_1: np.ndarray) -> np.ndarray:
+    """The least-squares cubic polynomial of the colour of each pixel, applied to x_1."""
+    weights = np.linalg.lstsq(cubic(train["image"]), train["x"].reshape(-1, train["x"].shape[-1]), rcond=None)[0]
+    return np.clip((cubic(x_1) @ weights).reshape(x_1.shape), -1, 1).astype(np.float32)
+
+
+def pairs(options: argparse.Namespace) -> None:
+    changes = dict(change.split("=", 1) for change in options.changes)
+    print(f"{'':28}   NFE    PSNR   SSIM  Frechet")
+    panels = {}
+    for run in options.runs:
+        model = diffusion_jax.load(run, changes=changes)
+        train, test = data.arrays(model.job.source), data.arrays(model.job.held_out)
+        both = np.concatenate([train["x"], train["image"]])
+        labels = np.repeat([0, 1], [len(train["x"]), len(train["image"])])
+        judge = classifiers.train_classifier(both, labels, num_classes=2)
+        real = frechet.statistics(classifiers.features(judge, test["x"]))
+
+        def row(name: str, nfe: int, x: np.ndarray, judge=judge, real=real, test=test) -> None:
+            values = transport.paired(x, test["image"], test["x"])
+            distance = frechet.frechet_distance(*real, *frechet.statistics(classifiers.features(judge, x)))
+            print(f"{name:28} {nfe:5} {values['pairs_psnr']:7.2f} {values['pairs_ssim']:6.3f} {distance:8.3f}")
+
+        if not panels:
+            panels = {"x_1": test["image"], "x_0": test["x"]}
+            row("x_1", 0, test["image"])
+            row("cubic colour regression", 0, colour_regression(train, test["image"]))
+        denoise = bool(model.config.sampling.denoise)
+        for nfe in STEPS:
+            if denoise and nfe == 1:
+                continue
+            fewer = {**changes, "sampling.steps": nfe - denoise}
+            model = diffusion_jax.load(run, changes=fewer)
+            x = np.clip(model.sample(jax.random.key(0), len(test["x"]), {"image": test["image"]}), -1, 1)
+            row(pathlib.Path(run).name, nfe, x)
+            panels[f"{run} {nfe}"] = x
+    if options.picture:
+        tiles = np.stack([x[:SHOWN] for x in panels.values()], 0).reshape(-1, *test["x"].shape[1:])
+        sheets.image_sheet(tiles, columns=SHOWN, path=options.picture)
+        print("rows of the picture:", ", ".join(panels))
+
+
+def carried(run: str, direction: str, num: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, Pretrained]:
+    """(start, samples, held-out examples of the other set, model): held-out examples carried in one direction."""
+    model = diffusion_jax.load(run, changes={"system.direction": direction})
+    test = data.shuffled(model.job.held_out, num)
+    start, other = (test["image"], test["x"]) if direction == "backward" else (test["x"], test["image"])
+    samples = model.sample(jax.random.key(0), len(start), {DIRECTIONS[direction]: start})
+    return start, samples, other, model
+
+
+def gaussian_reference(model: Pretrained, direction: str, start: np.ndarray) -> np.ndarray:
+    """Samples of the exact Schroedinger bridge between Gaussians with the moments of the two training sets."""
+    train, shape = data.arrays(model.job.source), start.shape[1:]
+    sets = [train[name].reshape(len(train[name]), -1) for name in ("x", "image")]
+    means, system = [jnp.asarray(x.mean(0)) for x in sets], model.system
+    # Pixels at the border never change: a little variance keeps the covariances positive definite.
+    covariances = [jnp.asarray(np.cov(x.T) + 1e-3 * np.eye(x.shape[1]), jnp.float32) for x in sets]
+    exact = GaussianBridge(
+        mean_0=means[0],
+        mean_1=means[1],
+        covariance_0=covariances[0],
+        covariance_1=covariances[1],
+        variance=system.process.reference.sigma(jnp.float32(1)) ** 2,
+    )
+    times = system.grid(system.process.reference, system.steps)
+    D = getattr(exact, direction)
+    x = jnp.asarray(start.reshape(len(start), -1))
+    x = sampling.sample(system.solver, system.seen_from(direction), D, jax.random.key(0), x, times)
+    return np.asarray(x).reshape(-1, *shape)
+
+
+def report(name: str, samples: np.ndarray, start: np.ndarray, other: np.ndarray, train: np.ndarray) -> None:
+    values = transport.transport(samples, start, other, train)
+    cost, independent, optimal, w2, real = (
+        values[f"transport_{key}"] for key in ("cost", "cost_independent", "cost_optimal", "w2", "w2_real")
+    )
+    print(f"{name:40} cost {cost:.3g} (independent {independent:.3g}, optimal {optimal:.3g})", end="")
+    print(f", W2 {w2:.3g} (real {real:.3g})")
+
+
+def digits(options: argparse.Namespace) -> None:
+    train = data.arrays(data.load(name="digits", image_size=8, channels=1))
+    judge = classifiers.train_classifier(train["x"], train["label"], num_classes=10)
+    panels = []
+    for direction, of in (("backward", "x"), ("forward", "image")):
+        start, samples, other, model = carried(options.runs[0], direction, 50)
+        (wanted,) = model.config.data[of].only
+        found = classifiers.probabilities(judge, np.clip(samples, -1, 1)).argmax(1)
+        train, exact = data.arrays(model.job.source)[of], gaussian_reference(model, direction, start)
+        report(
+            f"{direction}, class {wanted}: {np.mean(found == wanted):.3f} of {len(found)}", samples, start, other, train
+        )
+        found = classifiers.probabilities(judge, np.clip(exact, -1, 1)).argmax(1)
+        report(f"{direction}, between Gaussians: {np.mean(found == wanted):.3f}", exact, start, other, train)
+        panels += [start[: 2 * SHOWN], samples[: 2 * SHOWN]]
+    if options.picture:
+        sheets.image_sheet(np.concatenate(panels), columns=2 * SHOWN, path=options.picture)
+
+
+def plane(options: argparse.Namespace) -> None:
+    for direction in DIRECTIONS:
+        start, samples, other, model = carried(options.runs[0], direction, 2000)
+        train = data.shuffled(model.job.source, 2000)["x" if direction == "backward" else "image"]
+        report(direction, samples, start, other, train)
+        report(f"{direction}, between Gaussians", gaussian_reference(model, direction, start), start, other, train)
+    if options.picture:
+        draw(options.runs[0], options.picture)
+
+
+def draw(run: str, path: str) -> None:
+    """Paths of held-out points in both directions, over both sets."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.2), dpi=80, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2)
+    titles = {"backward": "moons to Gaussians", "forward": "Gaussians to moons"}
+    for ax, direction in zip(axes, DIRECTIONS, strict=True):
+        start, samples, _, model = carried(run, direction, 1000)
+        system, steps = model.system, 60
+        lines = system.carried(
+            direction, model.params[direction], jax.random.key(1), start[:PATHS], steps, trajectory=True
+        )
+        ax.scatter(*start.T, s=3, alpha=0.3, color="tab:blue", linewidths=0, label="start")
+        ax.scatter(*samples.T, s=3, alpha=0.3, color="tab:orange", linewidths=0, label="samples")
+        ax.plot(*np.asarray(lines).transpose(2, 0, 1), color="black", linewidth=0.5, alpha=0.6)
+        ax.set(title=titles[direction], aspect="equal", xlim=(-2.4, 2.4), ylim=(-2.4, 2.4))
+        ax.legend(loc="upper right", markerscale=4, fontsize=8)
+    canvas.draw()
+    sheets.write_png(np.asarray(canvas.buffer_rgba())[..., :3].copy(), path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("pairs", "digits", "plane"))
+    parser.add_argument("runs", nargs="+", help="work directories")
+    parser.add_argument("--changes", nargs="*", default=[], help="keys of the config, such as data.path=DIR")
+    parser.add_argument("--picture", default="", help="where to write a picture")
+    options = parser.parse_args()
+    {"pairs": pairs, "digits": digits, "plane": plane}[options.what](options)
+
+
+if __name__ == "__main__":
+    main()
