@@ -13,6 +13,7 @@ from diffusion_jax.config.recipes import (
     consistency,
     dequantizer,
     diffusion,
+    discrete_diffusion,
     first_stage,
     latent_diffusion,
     noisy_classifier,
@@ -35,6 +36,7 @@ RECIPES = {
     "latent_diffusion": latent_diffusion.RECIPE,
     "consistency": consistency.RECIPE,
     "text_to_image": text_to_image.RECIPE,
+    "discrete_diffusion": discrete_diffusion.RECIPE,
 }
 
 

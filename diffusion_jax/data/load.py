@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Source, Tokenize
-from diffusion_jax.data.sources import arrays, crops, digits, files, images, latents, toys
+from diffusion_jax.data.sources import arrays, crops, digits, files, images, latents, text, toys
 from diffusion_jax.types import Spec
 
 # Arguments of an opener that are no keys of config.data.
@@ -81,6 +81,7 @@ SOURCES: dict[str, Opener] = {
     "arrays": Opener(spec=arrays.spec, open=arrays.open_source, facts=images.facts),
     "toy": Opener(spec=toys.spec, open=toys.open_source, facts=toys.facts),
     "latents": Opener(spec=latents.spec, open=latents.open_source),
+    "text": Opener(spec=text.spec, open=text.open_source, facts=text.facts),
 }
 
 

@@ -6,9 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.processes.base import time_derivative
-from diffusion_jax.types import Needs, Process
+from diffusion_jax.types import NOTHING, Needs, Process
 
 NO_TIMES = np.zeros(0, np.float32)
+_CATEGORICAL = {
+    "masked": "a categorical process with a mask",
+    "log_ratios": "a categorical process in continuous time without a mask",
+    "jump_rates": "a categorical process in continuous time, whose jumps have rates",
+}
 
 
 class Unmet(NamedTuple):
@@ -22,6 +27,8 @@ class Unmet(NamedTuple):
 def unmet(needs: Needs, process: Process, starts: np.ndarray, ends: np.ndarray = NO_TIMES) -> Unmet | None:
     """The first of the `needs` that `process` does not meet, for steps from the times `starts` to `ends`."""
     starts, ends = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
+    if needs.categorical or not hasattr(process, "sigma"):
+        return _unmet_categorical(needs, process)
     alpha, sigma = np.asarray(process.alpha(jnp.asarray(starts))), np.asarray(process.sigma(jnp.asarray(starts)))
     if needs.num_steps and process.num_steps is None:
         return Unmet("a discrete process", "is continuous", NO_TIMES)
@@ -55,4 +62,16 @@ def unmet(needs: Needs, process: Process, starts: np.ndarray, ends: np.ndarray =
     lowest = float(process.sigma(jnp.float32(0)))
     if needs.least_sigma is not None and not lowest > needs.least_sigma:
         return Unmet(f"sigma(0) > {needs.least_sigma:.4g}", f"has sigma(0) = {lowest:.4g}", NO_TIMES)
+    return None
+
+
+def _unmet_categorical(needs: Needs, process: Process) -> Unmet | None:
+    """The same if the part or the process is categorical."""
+    if not hasattr(process, "log_posterior"):
+        return Unmet("a categorical process", "is one of real numbers", NO_TIMES)
+    if not needs.categorical and needs != NOTHING:
+        return Unmet("a process of real numbers", "is categorical", NO_TIMES)
+    for method in needs.categorical:
+        if not hasattr(process, method):
+            return Unmet(_CATEGORICAL.get(method, f"a categorical process with {method}"), "has none", NO_TIMES)
     return None

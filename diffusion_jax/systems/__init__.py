@@ -4,6 +4,7 @@ from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.consistency import Consistency, ContinuousConsistency
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.discrete_diffusion import DiscreteDiffusion
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
 from diffusion_jax.systems.text_to_image import TextToImage
@@ -15,6 +16,7 @@ __all__ = [
     "Consistency",
     "ContinuousConsistency",
     "Diffusion",
+    "DiscreteDiffusion",
     "LatentDiffusion",
     "NoisyClassifier",
     "TextToImage",
