@@ -84,7 +84,9 @@ def mdlm(**data: Any) -> ConfigDict:
     """The authors' training: alpha from 1 to 1e-3, a million steps of 512 sequences."""
     config = paper(num_steps=1_000_000, batch_size=512, learning_rate=3e-4, dropout=0.1, data=dict(name="text", **data))
     config.process = ConfigDict(dict(name="absorbing", schedule="linear", start=1.0, end=1e-3))
+    config.solver = ConfigDict(dict(name="ancestral", cache=True))
     config.sampling.denoise = True
+    config.training.dtype = "bfloat16"
     return config
 
 

@@ -8,7 +8,9 @@ from benchmarks import papers
 from benchmarks.published import TABLE
 from tests.config.test_configs import ALL, PUBLIC, read
 
-SMALL = re.compile("toy2d:|:digits|:mnist")  # variants that a CPU trains
+SMALL = re.compile(
+    "toy2d:|:digits|:mnist|:python|:shakespeare|:infill$|sedd:absorb|sedd:uniform"
+)  # variants that a CPU trains
 # Other variants that follow no single paper.
 OWN = (
     "classifier_free:cifar10",
