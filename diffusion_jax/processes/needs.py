@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.processes.base import time_derivative
-from diffusion_jax.types import NOTHING, Needs, Process
+from diffusion_jax.types import Needs, Process
 
 NO_TIMES = np.zeros(0, np.float32)
 _CATEGORICAL = {
@@ -69,8 +69,11 @@ def _unmet_categorical(needs: Needs, process: Process) -> Unmet | None:
     """The same if the part or the process is categorical."""
     if not hasattr(process, "log_posterior"):
         return Unmet("a categorical process", "is one of real numbers", NO_TIMES)
-    if not needs.categorical and needs != NOTHING:
+    coefficients = (needs.unit_alpha, needs.alpha, needs.alpha_after, needs.sigma, needs.derivatives)
+    if any(coefficients) or needs.final_derivatives or needs.least_sigma is not None:
         return Unmet("a process of real numbers", "is categorical", NO_TIMES)
+    if needs.num_steps and process.num_steps is None:
+        return Unmet("a discrete process", "is continuous", NO_TIMES)
     for method in needs.categorical:
         if not hasattr(process, method):
             return Unmet(_CATEGORICAL.get(method, f"a categorical process with {method}"), "has none", NO_TIMES)

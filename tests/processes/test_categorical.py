@@ -85,7 +85,7 @@ def test_samples_of_a_step_and_of_the_noise_have_their_law(name):
 @pytest.mark.parametrize("name", categorical.SCHEDULES)
 def test_schedules_fall_and_are_accurate_at_both_ends(name):
     process = categorical.absorbing(K, name)
-    t = np.linspace(0, 1, 101, dtype=np.float32)
+    t = jnp.linspace(0, 1, 101)
     alpha, noise = np.asarray(process.alpha(t), np.float64), np.asarray(process.noise(t), np.float64)
     np.testing.assert_allclose(alpha + noise, 1, atol=1e-6)
     assert alpha[0] == pytest.approx(1, abs=1e-6) and alpha[-1] == pytest.approx(0, abs=1e-6)
@@ -104,9 +104,9 @@ def test_formulas_of_the_schedules():
         "shifted_cosine": np.cos(np.pi / 2 * (t + 0.008) / 1.008) / np.cos(np.pi / 2 * 0.008 / 1.008),
     }
     for name, value in values.items():
-        assert categorical.absorbing(K, name).alpha(t) == pytest.approx(value, rel=1e-5), name
+        assert categorical.absorbing(K, name).alpha(jnp.float32(t)) == pytest.approx(value, rel=1e-5), name
     sedd = categorical.uniform(K, "geometric", start=float(np.exp(-1e-4)), end=float(np.exp(-20)))
-    assert sedd.alpha(t) == pytest.approx(np.exp(-(1e-4 ** (1 - t)) * 20**t), rel=1e-5)
+    assert sedd.alpha(jnp.float32(t)) == pytest.approx(np.exp(-(1e-4 ** (1 - t)) * 20**t), rel=1e-5)
 
 
 def test_the_gaussian_table_is_symmetric_doubly_stochastic_and_toeplitz():

@@ -35,7 +35,7 @@ NOISE = 0.5 * np.sqrt(2 * len(DATA.p) / np.pi / N) * 3  # total variation of tha
 def test_the_law_of_ancestral_steps_of_a_masked_process(steps):
     """(1 - c) p + c p_1 p_2 with c = sum (d alpha)^2: tokens that are unmasked together are independent."""
     process, times = categorical.absorbing(3, "cosine"), np.linspace(1, 0, steps + 1, dtype=np.float32)
-    c = np.sum(np.diff(np.asarray(process.alpha(times), np.float64)) ** 2)
+    c = np.sum(np.diff(np.asarray(process.alpha(jnp.asarray(times)), np.float64)) ** 2)
     law = (1 - c) * DATA.p + c * DATA.independent
     samples = drawn(solvers.ancestral(), process, times)
     assert distance(samples, law) < NOISE
@@ -144,4 +144,4 @@ def test_pairs_that_cannot_work_are_refused():
         (euler(), categorical.absorbing(3), "real numbers"),
     ):
         with pytest.raises(ValueError, match=words):
-            sampling.sample(solver, process, lambda x, t: x, jax.random.key(0), x_T, times)
+            sampling.sample(solver, process, lambda x, t: x, jax.random.key(0), x_T, jnp.asarray(times))

@@ -166,7 +166,7 @@ def _check_sampling(config: Any, process: Any, solver: Any, times: np.ndarray, n
             f"{named} needs finite rates, which are infinite where config.process.name={config.process.name!r} keeps "
             "nothing; config.sampling.grid.t_max=0.99 works"
         )
-    if hasattr(process, "mask") and not config.sampling.denoise and float(process.noise(times[-1])) > 1e-6:
+    if hasattr(process, "mask") and not config.sampling.denoise and float(process.noise(jnp.float32(times[-1]))) > 1e-6:
         raise ConfigError(
             f"config.sampling.grid ends at t = {times[-1]:g}, where tokens are still masked; set "
             "config.sampling.denoise=True, which draws them, or config.sampling.grid.t_min=0.0"
