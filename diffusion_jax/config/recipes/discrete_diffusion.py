@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -154,7 +155,7 @@ def _check_bound(config: Any, process: Any) -> None:
 def _check_sampling(config: Any, process: Any, solver: Any, times: np.ndarray, network: Network) -> None:
     _check(config, "solver", solver.needs, process)
     named = fits.described(config, "solver")
-    if solver.needs.time_free and config.network.get("time_conditioned", True):
+    if solver.needs.time_free and _reads_time(config.network):
         raise ConfigError(f"{named} needs a network that does not read t: config.network.time_conditioned=False")
     if config.solver.name == "first_hitting" and config.sampling.steps < int(np.prod(network.placed.shape)):
         raise ConfigError(
@@ -178,6 +179,12 @@ def _check_sampling(config: Any, process: Any, solver: Any, times: np.ndarray, n
                 f"config.process.name={config.process.name!r} has steps at i / {process.num_steps} only; choose "
                 "config.sampling.grid.name='discrete'"
             )
+
+
+def _reads_time(section: Any) -> bool:
+    """Whether the network of config.network reads t; a network without the switch does."""
+    parameter = inspect.signature(names.NETWORKS[section.name].__init__).parameters.get("time_conditioned")
+    return section.get("time_conditioned", True if parameter is None else parameter.default)
 
 
 def _rates(process: Any, times: np.ndarray) -> np.ndarray:
