@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ _TINY = 1e-30  # probabilities below it count as 0
 _S = 0.008  # of D3PM's cosine
 
 
+@runtime_checkable
 class CategoricalProcess(Protocol):
     """A categorical process. `t` and `s` are scalars or [batch], in [0, 1]; noise grows with t."""
 

@@ -12,7 +12,7 @@ from diffusion_jax.solvers import euler, sampling
 from tests import tokens
 
 DATA = tokens.Enumerated(values=3, length=2, seed=1)
-N = 20_000
+N = 6000
 
 
 def drawn(solver, process, times, D=None, x_T=None, n=N):
@@ -52,7 +52,7 @@ def test_first_hitting_is_exact_in_as_many_steps_as_tokens():
     ("solver", "process"),
     [
         (solvers.ancestral(), categorical.uniform(3)),
-        (solvers.ancestral(), transition_tables.nearest_neighbours(np.arange(3.0)[:, None], 1, np.full(64, 0.125))),
+        (solvers.ancestral(), transition_tables.nearest_neighbours(np.arange(3.0)[:, None], 1, np.full(32, 0.25))),
         (solvers.euler(), categorical.absorbing(3)),
         (solvers.euler(), categorical.uniform(3, end=1e-3)),
         (solvers.tau_leaping(), categorical.absorbing(3)),
@@ -60,16 +60,16 @@ def test_first_hitting_is_exact_in_as_many_steps_as_tokens():
     ],
 )
 def test_the_law_approaches_that_of_the_data(solver, process):
-    far, near = (drawn(solver, process, np.linspace(1, 0, steps + 1, dtype=np.float32)) for steps in (4, 64))
-    far, near = (np.where(x == 3, 0, x) for x in (far, near))
-    assert distance(near, DATA.p) < 0.05
-    assert distance(near, DATA.p) < distance(far, DATA.p)
+    """With 32 steps it is a fifth as far as in one step, which draws the tokens independently."""
+    samples = drawn(solver, process, np.linspace(1, 0, 33, dtype=np.float32))
+    apart = 0.5 * np.abs(DATA.independent - DATA.p).sum()
+    assert distance(np.where(samples == 3, 0, samples), DATA.p) < 0.2 * apart + NOISE / 2
 
 
 def test_jumps_of_ordinal_values_add_up():
     process = categorical.uniform(3, end=1e-3)
-    samples = drawn(solvers.tau_leaping(ordinal=True), process, np.linspace(1, 1e-3, 65, dtype=np.float32))
-    assert samples.min() >= 0 and samples.max() <= 2 and distance(samples, DATA.p) < 0.08
+    samples = drawn(solvers.tau_leaping(ordinal=True), process, np.linspace(1, 1e-3, 33, dtype=np.float32))
+    assert samples.min() >= 0 and samples.max() <= 2 and distance(samples, DATA.p) < 0.1
 
 
 def test_the_order_of_confidence_is_biased_and_a_random_one_is_not():
@@ -90,16 +90,16 @@ def test_remasking_keeps_the_number_of_masks():
 @pytest.mark.parametrize("solver", [solvers.ancestral(), solvers.first_hitting(), solvers.remasking(0.3)])
 def test_infilling_draws_from_the_conditional_law(solver):
     """Of a Markov chain with both ends known, whose conditional law is that of forward-backward with hard evidence."""
-    chain, n = tokens.Chain(values=3, length=5, seed=3), 8000
+    chain, n = tokens.Chain(values=3, length=5, seed=3), 3000
     process = categorical.absorbing(3)
     truth = jnp.array([0, 3, 3, 3, 2])
     known, x_0 = jnp.broadcast_to(truth < 3, (n, 5)), jnp.broadcast_to(truth, (n, 5))
     infill = solvers.restored(solver, known, x_0)
-    samples = drawn(infill, process, np.linspace(1, 0, 41, dtype=np.float32), chain.D(process), x_0)
+    samples = drawn(infill, process, np.linspace(1, 0, 33, dtype=np.float32), chain.D(process), x_0)
     assert (samples[:, [0, 4]] == [0, 2]).all()
     law = np.exp(np.asarray(chain.smoothed(process.log_evidence(truth[None], jnp.float32(0.5)))))[0]
     found = np.stack([np.bincount(samples[:, i], minlength=3) / n for i in range(5)])
-    np.testing.assert_allclose(found, law, atol=0.03)
+    np.testing.assert_allclose(found, law, atol=0.04)
     middle = samples[:, 1:4]
     pairs = np.einsum("ij,j->ij", chain.transition, np.ones(3))
     possible = pairs[middle[:, 0], middle[:, 1]]
