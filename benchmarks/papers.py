@@ -22,12 +22,12 @@ from diffusion_jax.training.optimizers import make_optimizer
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "papers.md"
 BEGIN, END = "<!-- papers: written by python -m benchmarks.papers -->", "<!-- end of papers -->"
 _TABLES = {
-    "process": names.PROCESSES | names.BRIDGES,
-    "parameterization": names.PARAMETERIZATIONS | names.BRIDGE_PARAMETERIZATIONS,
+    "process": names.PROCESSES | names.BRIDGES | names.CATEGORICAL_PROCESSES,
+    "parameterization": names.PARAMETERIZATIONS | names.BRIDGE_PARAMETERIZATIONS | names.TOKEN_PARAMETERIZATIONS,
     "times": names.TIMES,
-    "loss": names.LOSSES,
+    "loss": names.LOSSES | names.CATEGORICAL_LOSSES,
     "network": names.NETWORKS | names.AUTOENCODERS,
-    "solver": names.SOLVERS,
+    "solver": names.CATEGORICAL_SOLVERS | names.SOLVERS,
     "guidance": names.GUIDANCE,
     "sampling.grid": names.GRIDS,
 }

@@ -75,6 +75,8 @@ class Needs:
     conditions: tuple[str, ...] = ()  # a network that reads all of these conditions
     unguided: bool = False  # the denoiser without other guidance
     channels: int = 0  # examples of at least so many channels
+    categorical: tuple[str, ...] = ()  # a categorical process with these methods, such as "reverse"
+    time_free: bool = False  # a network that does not read t
 
     def __or__(self, other: Needs) -> Needs:
         """Combines the needs of two parts."""
@@ -85,7 +87,8 @@ class Needs:
         least = [needs.least_sigma for needs in (self, other) if needs.least_sigma is not None]
         both["least_sigma"] = max(least, default=None)
         both["channels"] = max(self.channels, other.channels)
-        both["conditions"] = tuple(dict.fromkeys(self.conditions + other.conditions))
+        for name in ("conditions", "categorical"):
+            both[name] = tuple(dict.fromkeys(getattr(self, name) + getattr(other, name)))
         return Needs(**both)
 
 

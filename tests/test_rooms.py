@@ -32,6 +32,7 @@ SHARED = {
     "images": {"data", "data.sources"},
     "report": {"evaluation", "run"},
     "files": {"data.sources", "weights"},
+    "categorical": {"processes", "losses", "solvers"},
     "latents": {"", "data.sources"},  # the former command
     "defaults": {"", "config"},  # the former name, which config files import
 }

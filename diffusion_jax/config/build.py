@@ -14,6 +14,7 @@ from diffusion_jax.config.recipes import (
     consistency,
     dequantizer,
     diffusion,
+    discrete_diffusion,
     first_stage,
     flow_map,
     latent_diffusion,
@@ -45,6 +46,7 @@ RECIPES = {
     "progressive_distillation": progressive_distillation.RECIPE,
     "bridge": bridge.RECIPE,
     "schroedinger_bridge": bridge.SCHROEDINGER,
+    "discrete_diffusion": discrete_diffusion.RECIPE,
 }
 
 

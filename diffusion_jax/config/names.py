@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import functools
 
-from diffusion_jax import parameterizations, processes, solvers
+from diffusion_jax import parameterizations, processes, solvers, token_parameterizations
 from diffusion_jax.config import guidance
 from diffusion_jax.config.sections import construct
 from diffusion_jax.guidance import (
     editing,
     filters,
+    infilling,
     inpainting,
     inversion,
     jpeg,
@@ -23,6 +24,7 @@ from diffusion_jax.guidance import (
     thresholding,
 )
 from diffusion_jax.likelihood import bound_likelihood, ode_likelihood
+from diffusion_jax.losses import categorical as categorical_losses
 from diffusion_jax.losses import denoising_loss, hybrid_loss, score_matching_loss, times, vlb_loss, weightings
 from diffusion_jax.networks.adm import ADM
 from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
@@ -35,9 +37,12 @@ from diffusion_jax.networks.ldm_bert import LDMBert
 from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
+from diffusion_jax.networks.token_dit import TokenDiT
 from diffusion_jax.networks.unet import UNet
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
 from diffusion_jax.networks.vq_model import VQModel
+from diffusion_jax.processes import categorical, transition_tables
+from diffusion_jax.solvers import categorical as categorical_solvers
 from diffusion_jax.solvers import grids
 from diffusion_jax.systems import bottlenecks
 
@@ -115,6 +120,7 @@ GRIDS = {
     "discrete": grids.discrete,
     "levels": grids.levels,
     "noise_levels": grids.noise_levels,
+    "cosine": grids.cosine,
 }
 LOSSES = {
     "denoising": denoising_loss,
@@ -132,6 +138,7 @@ NETWORKS = {
     "song_unet": SongUNet,
     "dhariwal_unet": DhariwalUNet,
     "dit": DiT,
+    "token_dit": TokenDiT,
     "encoder_unet": EncoderUNet,
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,
@@ -213,6 +220,39 @@ EDITING = {
     "colorization": inpainting.colorization,
     "inversion": inversion.inversion,
     "between": inversion.between,
+    "infilling": infilling.infilling,
 }
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": ode_likelihood, "bound": bound_likelihood}
+
+# Of tokens and grey levels, under a categorical process.
+CATEGORICAL_PROCESSES = {
+    "absorbing": categorical.absorbing,
+    "uniform": categorical.uniform,
+    "discretized_gaussian": transition_tables.discretized_gaussian,
+}
+TOKEN_PARAMETERIZATIONS = {
+    "x0_logits": token_parameterizations.x0_logits,
+    "joint": token_parameterizations.joint,
+    "log_score": token_parameterizations.log_score,
+}
+TOKEN_LABELS = {
+    "time": parameterizations.time_label,
+    "total_noise": token_parameterizations.total_noise_label,
+}
+CATEGORICAL_LOSSES = {
+    "nelbo": categorical_losses.nelbo,
+    "discrete_nelbo": categorical_losses.discrete_nelbo,
+    "score_entropy": categorical_losses.score_entropy,
+}
+CATEGORICAL_TIMES = {"uniform": times.uniform, "low_discrepancy": times.low_discrepancy}
+CATEGORICAL_SOLVERS = {
+    "ancestral": categorical_solvers.ancestral,
+    "first_hitting": categorical_solvers.first_hitting,
+    "euler": categorical_solvers.euler,
+    "tau_leaping": categorical_solvers.tau_leaping,
+    "confidence": categorical_solvers.confidence,
+    "remasking": categorical_solvers.remasking,
+}
+CATEGORICAL_GUIDANCE = {"none": steering.none, "classifier_free": steering.classifier_free}
+CATEGORICAL_EDITING = {"none": editing.none, "infilling": infilling.infilling}

@@ -93,6 +93,12 @@ class Parts:
                 f"config.system.name='bridge' or 'schroedinger_bridge', not {self.config.system.name!r}; choose one of "
                 f"{', '.join(names.PROCESSES)}"
             )
+        if self.config.process.name in names.CATEGORICAL_PROCESSES:
+            raise ConfigError(
+                f"config.process.name={self.config.process.name!r} is categorical, for config.system.name="
+                f"'discrete_diffusion'; config.system.name={self.config.system.name!r} needs one of real numbers, "
+                f"{', '.join(names.PROCESSES)}"
+            )
         process = construct(names.PROCESSES, "process", self.config.process)
         check_noise_grows(self.config, process)
         return process
@@ -208,8 +214,10 @@ class Parts:
                 raise ConfigError(f"config.evaluation.likelihood.steps={section.get('steps', 0)}: {error}") from error
         return likelihood
 
-    def network(self, *, channels: int | None = None) -> Network:
+    def network(self, *, channels: int | None = None, **given: int) -> Network:
         """The network of config.network for examples of `spec`, or of `channels` channels instead of theirs.
+
+        `given` are further sizes that its constructor may take, such as the number of output channels.
 
         With `fourier` in its section, exponents n, `fourier_features` are concatenated to the input of any network.
         """
@@ -224,6 +232,7 @@ class Parts:
         sizes = {"shape": features, **({"out_channels": shape[-1]} if exponents or channels else {})}
         if len(shape) == 3:
             sizes |= {"image_size": shape[0], "in_channels": features[-1]}
+        sizes |= given
 
         if section.get("name") in names.NETWORKS:
             check_sizes(names.NETWORKS[section["name"]], "network", section)

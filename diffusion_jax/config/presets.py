@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from diffusion_jax.config.defaults import defaults, replace
 
 Section = dict[str, Any]
+TEXT8 = " abcdefghijklmnopqrstuvwxyz"  # the characters of text8
+SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # those of Tiny Shakespeare
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")  # captions of digits
 
 
@@ -174,3 +176,9 @@ def first_stage_256(*, num_steps: int, batch_size: int, **data: Any) -> dict[str
         sampling=dict(num_samples=16, batch_size=16),
         evaluation=dict(metrics=(), after_training=False),
     )
+
+
+def shakespeare_data(length: int = 64) -> Section:
+    """Tiny Shakespeare, one file of 1.1 M characters, whose last tenth is held out."""
+    keys = dict(length=length, alphabet=SHAKESPEARE, held_out=0.1)
+    return dict(name="text", split="train", eval_split="test", path="", **keys)

@@ -9,6 +9,11 @@ from diffusion_jax.processes.base import time_derivative
 from diffusion_jax.types import BridgeProcess, Needs, Process
 
 NO_TIMES = np.zeros(0, np.float32)
+_CATEGORICAL = {
+    "masked": "a categorical process with a mask",
+    "log_ratios": "a categorical process in continuous time without a mask",
+    "jump_rates": "a categorical process in continuous time, whose jumps have rates",
+}
 
 
 class Unmet(NamedTuple):
@@ -26,6 +31,8 @@ def unmet(
     starts, ends = np.asarray(starts, np.float32), np.asarray(ends, np.float32)
     if isinstance(process, BridgeProcess) or needs.bridge:
         return _unmet_by_bridge(needs, process, starts, ends)
+    if needs.categorical or not hasattr(process, "sigma"):
+        return _unmet_categorical(needs, process)
     alpha, sigma = np.asarray(process.alpha(jnp.asarray(starts))), np.asarray(process.sigma(jnp.asarray(starts)))
     if needs.num_steps and process.num_steps is None:
         return Unmet("a discrete process", "is continuous", NO_TIMES)
@@ -77,4 +84,19 @@ def _unmet_by_bridge(
         if needed and not (sigma > 0).all():
             at = times[np.argmin(sigma > 0)]
             return Unmet(need, f"has sigma = 0 at t = {at:g}, where all paths between x_0 and x_1 meet", NO_TIMES)
+    return None
+
+
+def _unmet_categorical(needs: Needs, process: Process) -> Unmet | None:
+    """The same if the part or the process is categorical."""
+    if not hasattr(process, "log_posterior"):
+        return Unmet("a categorical process", "is one of real numbers", NO_TIMES)
+    coefficients = (needs.unit_alpha, needs.alpha, needs.alpha_after, needs.sigma, needs.derivatives)
+    if any(coefficients) or needs.final_derivatives or needs.least_sigma is not None:
+        return Unmet("a process of real numbers", "is categorical", NO_TIMES)
+    if needs.num_steps and process.num_steps is None:
+        return Unmet("a discrete process", "is continuous", NO_TIMES)
+    for method in needs.categorical:
+        if not hasattr(process, method):
+            return Unmet(_CATEGORICAL.get(method, f"a categorical process with {method}"), "has none", NO_TIMES)
     return None

@@ -124,7 +124,8 @@ def _held_out(job: Job, params: Params) -> dict[str, Any]:
 def means(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """The mean of each metric over the examples for which it is finite, under "held_out_NAME".
 
-    If it is not finite for some, "held_out_NAME_num" is the number of the others, "held_out_not_finite" the number of
+    Code lengths, "bits_...", come with the standard error of their mean over examples. If it is not finite for some,
+    "held_out_NAME_num" is the number of the others, "held_out_not_finite" the number of
     examples with such a metric and "held_out_not_finite_examples" the first 20 of them, and a warning says so.
     """
     result: dict[str, Any] = {}
@@ -132,6 +133,8 @@ def means(values: Mapping[str, np.ndarray]) -> dict[str, Any]:
     for name, value in values.items():
         rows = np.asarray(value, np.float64)[finite[name]]
         result[f"held_out_{name}"] = float(rows.mean()) if len(rows) else math.nan
+        if name.startswith("bits_") and len(rows) > 1:
+            result[f"held_out_{name}_standard_error"] = float(rows.std(ddof=1) / math.sqrt(len(rows)))
         if len(rows) < len(value):
             result[f"held_out_{name}_num"] = len(rows)
     lost = np.flatnonzero(~np.all(list(finite.values()), axis=0))

@@ -42,6 +42,17 @@ def quadratic(t_min: float = 1e-3, t_max: float = 1.0) -> Grid:
     return _stepping(lambda process, num_steps: jnp.linspace(t_max**0.5, t_min**0.5, num_steps + 1) ** 2)
 
 
+def cosine(t_min: float = 0.0, t_max: float = 1.0) -> Grid:
+    """t = cos(pi/2 u) of evenly spaced u, dense at the noise: the grid of MD4 (arXiv:2406.04329) for t_max = 1."""
+
+    def grid(process: Process, num_steps: int) -> Array:
+        return t_min + (t_max - t_min) * _with_ends(
+            1.0, jnp.cos(jnp.pi / 2 * jnp.linspace(0, 1, num_steps + 1)[1:-1]), 0.0
+        )
+
+    return _stepping(grid)
+
+
 def karras(rho: float = 7.0, t_min: float = 0.0, t_max: float = 1.0, denoising: bool = False) -> Grid:
     """(sigma / alpha)^(1 / rho) evenly spaced between the times' noise levels (arXiv:2206.00364, eq. 5).
 

@@ -19,7 +19,7 @@ Rules = Sequence[tuple[str, Sequence[str | None]]]  # (regular expression, axes 
 # the second layer (arXiv:1909.08053, section 3).
 RULES: Rules = (
     (r"(qkv|to_[qkv]|[qkv]_proj|fc1|ff/proj_in|conv1|linear_1)/kernel$", ("fsdp", "tensor")),
-    (r"(attn/proj|to_out|out_proj|fc2|proj_out|conv2|linear_2)/kernel$", ("tensor", "fsdp")),
+    (r"(attn/proj|attn_out|to_out|out_proj|fc2|proj_out|conv2|linear_2)/kernel$", ("tensor", "fsdp")),
 )
 
 

@@ -8,7 +8,9 @@ from benchmarks import papers
 from benchmarks.published import TABLE
 from tests.config.test_configs import ALL, PUBLIC, read
 
-SMALL = re.compile("toy2d:|:digits|:mnist(?!_emnist)|schroedinger:moons")  # variants that a CPU trains
+SMALL = re.compile(  # variants that a CPU trains
+    "toy2d:|:digits|:mnist(?!_emnist)|schroedinger:moons|:python|:shakespeare|:infill$|sedd:absorb|sedd:uniform"
+)
 # Other variants that follow no single paper.
 OWN = (
     "classifier_free:cifar10",

@@ -34,6 +34,7 @@ RUNS = {
     "variational_dequantization": "dequantization:digits",
     "autoencoder_kl": "autoencoder_kl:digits",
     "vqgan": "vqgan:digits",
+    "discrete_diffusion": "masked_text:python",
 }
 
 

@@ -12,6 +12,7 @@ DISCRETE = DiscreteVP.from_betas(beta_table("linear", 1000))
 CONTINUOUS = {
     "uniform": grids.uniform(0.01, 0.98),
     "quadratic": grids.quadratic(0.01, 0.98),
+    "cosine": grids.cosine(0.01, 0.98),
     "karras": grids.karras(t_min=0.01, t_max=0.98),
     "uniform_log_snr": grids.uniform_log_snr(0.01, 0.98),
 }
