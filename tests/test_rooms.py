@@ -29,6 +29,8 @@ SHARED = {
     "base": {"processes", "solvers", "systems", "modalities", "networks"},
     "ode": {"solvers", "likelihood"},
     "bridge": {"processes", "solvers"},
+    "consistency": {"losses", "solvers", "systems"},
+    "flow_map": {"losses", "solvers", "systems"},
     "images": {"data", "data.sources"},
     "report": {"evaluation", "run"},
     "files": {"data.sources", "weights"},

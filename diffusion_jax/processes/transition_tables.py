@@ -155,7 +155,7 @@ def nearest_neighbours(
     """
     vectors, alphas = np.asarray(vectors, np.float64), np.asarray(alphas, np.float64)
     check(1 <= k < len(vectors), "k", k, f"in 1..{len(vectors) - 1}")
-    check(alphas.ndim == 1 and len(alphas) > 0 and bool((alphas > 0).all()), "alphas", alphas, "positive numbers [T]")
+    check(alphas.shape == (alphas.size,) and alphas.size and bool((alphas > 0).all()), "alphas", alphas, "positive [T]")
     distances = np.square(vectors[:, None] - vectors).sum(-1)
     np.fill_diagonal(distances, np.inf)
     graph = np.zeros_like(distances)

@@ -58,37 +58,36 @@ def _model(
 
 def _check_path(parts: Parts) -> None:
     """Raises ConfigError unless paths are straight, the network predicts the velocity, and times are not weighted."""
-    config = parts.config
-    name = config.system.name
+    config, system = parts.config, f"config.system.name={parts.config.system.name!r}"
     if config.process.name != "rectified_flow":
         raise ConfigError(
-            f"config.process.name={config.process.name!r} must be 'rectified_flow' for config.system.name={name!r}: "
+            f"config.process.name={config.process.name!r} must be 'rectified_flow' for {system}: "
             "a mean velocity of x is one along straight paths, as those of x / (alpha + sigma) are of any other process"
         )
     if config.parameterization.name != "velocity":
         raise ConfigError(
-            f"config.parameterization.name={config.parameterization.name!r} must be 'velocity' for config.system.name="
-            f"{name!r}, whose network predicts mean velocities"
+            f"config.parameterization.name={config.parameterization.name!r} must be 'velocity' for "
+            f"{system}, whose network predicts mean velocities"
         )
     label = config.parameterization.get("label", "time")
     if lookup(LABELS, "parameterization.label", label) and not _label_of_gaps(label, parts.process):
         raise ConfigError(
-            f"config.parameterization.label={label!r} must be 'unit_time' or 'time' for config.system.name={name!r}: "
+            f"config.parameterization.label={label!r} must be 'unit_time' or 'time' for {system}: "
             "it labels gaps between two times too, and a gap may be 0"
         )
     if parts.resampler is not None or not np.all(parts.times_of_training()[1] == 1):
         raise ConfigError(
-            f"config.times.name={config.times.name!r} draws times that are weighted; config.system.name={name!r} draws "
+            f"config.times.name={config.times.name!r} draws times that are weighted; {system} draws "
             "two for each example and needs others, such as uniform or logit_normal"
         )
     if needs_of(parts.weighting) and config.weighting.name != "velocity_matching":
         raise ConfigError(
-            f"config.weighting.name={config.weighting.name!r} must be 'velocity_matching' for config.system.name="
-            f"{name!r}: held-out examples are evaluated by the error of the velocity"
+            f"config.weighting.name={config.weighting.name!r} must be 'velocity_matching' for "
+            f"{system}: held-out examples are evaluated by the error of the velocity"
         )
     if config.loss.name != "denoising":
         raise ConfigError(
-            f"config.loss.name={config.loss.name!r} must be 'denoising': config.system.name={name!r} is the loss, and "
+            f"config.loss.name={config.loss.name!r} must be 'denoising': {system} is the loss, and "
             "this one evaluates held-out examples"
         )
 
@@ -99,22 +98,22 @@ def _label_of_gaps(label: str, process: Process) -> bool:
 
 def _check_network(parts: Parts, derivative: bool) -> None:
     """Raises ConfigError unless the network reads two times and, for a `derivative` in time, can be differentiated."""
-    config = parts.config
-    network, name = config.network, config.system.name
+    config, network = parts.config, parts.config.network
+    system = f"config.system.name={config.system.name!r}"
     if not network.get("gap", False):
         raise ConfigError(
-            f"config.network.gap must be True for config.system.name={name!r}: its network reads two times; "
+            f"config.network.gap must be True for {system}: its network reads two times; "
             f"config.network.name may be mlp or dit, and is {network.name!r}"
         )
     implementation = network.get("attention_implementation")
     if derivative and implementation not in (None, "xla"):
         raise ConfigError(
             f"config.network.attention_implementation={implementation!r} has no forward-mode derivative, by which "
-            f"config.system.name={name!r} is trained; it must be 'xla'. config.system.name='shortcut' needs none"
+            f"{system} is trained; it must be 'xla'. config.system.name='shortcut' needs none"
         )
     if derivative and config.training.dtype == "bfloat16":
         raise ConfigError(
-            f"config.training.dtype='bfloat16' must be 'float32' for config.system.name={name!r}: the derivative in "
+            f"config.training.dtype='bfloat16' must be 'float32' for {system}: the derivative in "
             "time of a network of so few digits is mostly rounding. config.system.name='shortcut' needs none"
         )
 
