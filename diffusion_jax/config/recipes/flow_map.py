@@ -59,7 +59,7 @@ def _model(
 def _check_path(parts: Parts) -> None:
     """Raises ConfigError unless paths are straight, the network predicts the velocity, and times are not weighted."""
     config = parts.config
-    name = config.system.name
+    name = parts.section("system")["name"]
     if config.process.name != "rectified_flow":
         raise ConfigError(
             f"config.process.name={config.process.name!r} must be 'rectified_flow' for config.system.name={name!r}: "
@@ -100,7 +100,7 @@ def _label_of_gaps(label: str, process: Process) -> bool:
 def _check_network(parts: Parts, derivative: bool) -> None:
     """Raises ConfigError unless the network reads two times and, for a `derivative` in time, can be differentiated."""
     config = parts.config
-    network, name = config.network, config.system.name
+    network, name = config.network, parts.section("system")["name"]
     if not network.get("gap", False):
         raise ConfigError(
             f"config.network.gap must be True for config.system.name={name!r}: its network reads two times; "
