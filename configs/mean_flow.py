@@ -37,8 +37,8 @@ def digits() -> ConfigDict:
     return flow_map(
         system=dict(name="mean_flow"),
         times=dict(name="logit_normal", mean=-0.4, std=1.0),
-        network=dict(name="mlp", gap=True, hidden=256, num_layers=4),
-        **presets.digits(8000),
+        network=dict(name="mlp", gap=True, hidden=512, num_layers=4),
+        **presets.digits(10_000),
         sampling=dict(batch_size=500),
     )
 
