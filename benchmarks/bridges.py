@@ -165,8 +165,8 @@ def draw(run: str, path: str) -> None:
     axes = figure.subplots(1, 2)
     titles = {"backward": "moons to Gaussians", "forward": "Gaussians to moons"}
     for ax, direction in zip(axes, DIRECTIONS, strict=True):
-        start, samples, _, model = carried(run, direction, 1000)
-        system, steps = model.system, 60
+        start, samples, _, model = carried(run, direction, 600)
+        system, steps = model.system, 32
         lines = system.carried(
             direction, model.params[direction], jax.random.key(1), start[:PATHS], steps, trajectory=True
         )

@@ -108,7 +108,7 @@ EMOJI = dict(
         image_channels=3,
     ),
     data=dict(name="arrays", split="train", eval_split="test", image_size=32, channels=3, path=""),
-    training=dict(num_steps=1200, batch_size=8, log_every=50, checkpoint_every=300, sample_every=0),
+    training=dict(num_steps=800, batch_size=8, log_every=50, checkpoint_every=200, sample_every=0),
     optimizer=presets.adam(2e-3, warmup_steps=50),
     ema=dict(rates=(0.995,)),
     sampling=dict(num_samples=60, batch_size=60),

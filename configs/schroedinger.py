@@ -24,7 +24,7 @@ def dsbm(*, scale: float, steps: int, system: dict[str, Any], **sections: Any) -
     """The sections that all variants share: Brownian motion of standard deviation `scale`, in `steps` steps."""
     config = replace(
         defaults(),
-        system=dict(name="schroedinger_bridge", inner_steps=steps, **system),
+        system=dict(name="schroedinger_bridge", inner_steps=steps, direction="backward", **system),
         process=dict(name="brownian_bridge", scale=scale),
         parameterization=dict(name="ddbm", label="time", sigma_data=1.0, sigma_end=1.0, covariance=0.0),
         times=dict(name="uniform", t_min=1e-3, t_max=0.999),

@@ -46,10 +46,11 @@ def check(config: ConfigDict, original: ConfigDict) -> None:
     reads = build.RECIPES[config.system.name].reads
     # What latents are is written in their folder.
     own = parts.Parts(config, None if config.data.name == "latents" else data.spec(config), None)
+    bridge = config.process.name in names.BRIDGES
     for name in reads & {"parameterization", "weighting", "solver", "editing", "sampling.threshold"}:
-        getattr(own, name.removeprefix("sampling."))
+        getattr(own, f"{'bridge_' * (bridge and name == 'parameterization')}{name.removeprefix('sampling.')}")
     if {"sampling.grid", "process"} <= reads:
-        fits.sampling_times(config, own.process, own.grid)
+        fits.sampling_times(config, own.bridge.reference if bridge else own.process, own.grid)
     own.optimizer()
     allowed = {"data": {"name", *COMMON, *keys(config.data.name)}, "system": set(original.system)}
     networks = names.NETWORKS | names.AUTOENCODERS

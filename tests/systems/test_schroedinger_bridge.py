@@ -110,7 +110,7 @@ def trained(system, steps, rate=0.02, seed=0):
     step = make_train_step(system, optimizer, num_steps=steps, ema_rates=())
 
     def body(state, key):
-        x_0, x_1 = jax.random.normal(key, (2, 1024, 1))
+        x_0, x_1 = jax.random.normal(key, (2, 512, 1))
         return step(state, {"x": x_0, "image": x_1})[0], None
 
     state, _ = jax.jit(lambda state, keys: jax.lax.scan(body, state, keys))(
@@ -120,7 +120,7 @@ def trained(system, steps, rate=0.02, seed=0):
 
 
 def coupling_of(system, params, direction):
-    x = jax.random.normal(jax.random.key(11), (8000, 1))
+    x = jax.random.normal(jax.random.key(11), (4000, 1))
     y = system.carried(direction, params[direction], jax.random.key(12), x, 100)
     return float((x * y).mean() / (x * x).mean()), float(y.std())
 
