@@ -17,14 +17,16 @@ import math
 import pathlib
 import time
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import priors
 from benchmarks.priors import Prior
 from diffusion_jax.data.regions import read_mask
 from diffusion_jax.evaluation import feature_classifier as classifiers
-from diffusion_jax.evaluation import sheets
+from diffusion_jax.evaluation import restoration, sheets
 from diffusion_jax.guidance.inpainting import repaint, replacement
+from diffusion_jax.guidance.operators import Operator
 
 METHODS = {
     "replacement, 50 steps": (50, 50, replacement()),
@@ -50,14 +52,14 @@ def boundary(x: np.ndarray, painted: np.ndarray) -> float:
 
 def baselines(train: np.ndarray, truth: np.ndarray, painted: np.ndarray) -> dict[str, np.ndarray]:
     """Images that need no model: the mean, the nearest training image, and the linear estimate."""
-    flat, x, hole = train.reshape(len(train), -1), truth.reshape(len(truth), -1), painted.ravel()
-    mean, covariance = flat.mean(0), np.cov(flat, rowvar=False) + 1e-4 * np.eye(flat.shape[1])
-    distances = (flat[:, ~hole] ** 2).sum(1) - 2 * x[:, ~hole] @ flat[:, ~hole].T  # less a constant of each row
-    gain = covariance[np.ix_(hole, ~hole)] @ np.linalg.inv(covariance[np.ix_(~hole, ~hole)])
-    linear = x.copy()
-    linear[:, hole] = mean[hole] + (x[:, ~hole] - mean[~hole]) @ gain.T
-    guesses = {"mean image": np.broadcast_to(mean, x.shape), "nearest training image": flat[distances.argmin(1)]}
-    return {name: g.reshape(truth.shape) for name, g in (guesses | {"LMMSE": linear}).items()}
+    flat, x, known = train.reshape(len(train), -1), truth.reshape(len(truth), -1), ~painted.ravel()
+    distances = (flat[:, known] ** 2).sum(1) - 2 * x[:, known] @ flat[:, known].T  # less a constant of each row
+    seen = Operator(shape=truth.shape[1:], apply=lambda x, mask: jnp.where(painted, 0, x), noise=0.01)
+    return {
+        "mean image": np.broadcast_to(train.mean(0), truth.shape),
+        "nearest training image": train[distances.argmin(1)],
+        "LMMSE": restoration.linear_estimate(np.where(painted, 0, truth), seen, train),
+    }
 
 
 def inpainting(prior: Prior, regions: list[str], methods: list[str], num: int, picture: pathlib.Path) -> None:

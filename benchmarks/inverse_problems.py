@@ -1,15 +1,15 @@
 """Methods for inverse problems with an exact prior of real images, or with a trained run.
 
-    python -m benchmarks.inverse_problems
-    python -m benchmarks.inverse_problems --tasks sr half --methods mmps_renoised ddnm_raw
-    python -m benchmarks.inverse_problems --run runs/ddpm --picture docs/pictures/inverse_problems.png
+    python -m benchmarks.inverse_problems --exact
+    python -m benchmarks.inverse_problems --exact --tasks sr half --methods mmps_renoised ddnm_raw
+    python -m benchmarks.inverse_problems runs/ddpm --picture docs/pictures/inverse_problems.png
 
-Without a run, the prior is the mixture of the training digits of scikit-learn with a standard deviation of 0.12 around
+With `--exact`, the prior is the mixture of the training digits of scikit-learn with a standard deviation of 0.12 around
 each: its denoiser is exact, and so are posterior samples, so that the table has the error of the methods alone. Each
-entry is the PSNR in dB of one sample, of the mean of the samples of a measurement, and the residual over the noise.
+entry is the PSNR in dB of one sample, of the mean of the samples of a measurement, and the residual over the noise. The
+picture is a sheet of the linear tasks by `mmps_renoised`.
 """
 
-import argparse
 import pathlib
 from typing import NamedTuple
 
@@ -17,21 +17,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffusion_jax import data, solvers
-from diffusion_jax.config import build, names, trained
+from benchmarks import priors
+from benchmarks.priors import Prior
+from diffusion_jax import data, processes, solvers
+from diffusion_jax.config import names
 from diffusion_jax.config.sections import construct
 from diffusion_jax.evaluation import restoration, sheets
 from diffusion_jax.guidance.measurement import METHODS, Method, measured
 from diffusion_jax.guidance.operators import Operator
 from diffusion_jax.guidance.scans import matrix_of
-from diffusion_jax.processes import DiscreteVP, beta_table, prior
-from diffusion_jax.solvers import grids
-from diffusion_jax.solvers.grids import Grid
 from diffusion_jax.solvers.sampling import sample
-from diffusion_jax.types import Denoiser, Process, Solver
+from diffusion_jax.types import Solver
 
-VARIANCE = 0.12**2  # around each training digit
-SHAPE = (8, 8, 1)
+VARIANCE = priors.WIDTH**2  # around each training digit
 TASKS = {
     "sr": dict(name="average", factor=2, noise=0.05),
     "box": dict(name="box", size=4, margin=0, noise=0.02),
@@ -54,14 +52,6 @@ class Setting(NamedTuple):
     method: Method
     solver: Solver
     steps: int = 100
-
-
-class Prior(NamedTuple):
-    """A prior: its process, its denoiser and the grid that it is sampled at."""
-
-    process: Process
-    D: Denoiser
-    grid: Grid
 
 
 def settings(variance: float) -> dict[str, Setting]:
@@ -89,22 +79,6 @@ def settings(variance: float) -> dict[str, Setting]:
     }
 
 
-def mixture(process: Process, means: np.ndarray) -> Denoiser:
-    """The denoiser of a mixture of Gaussians N(means_k, VARIANCE I) [k, ...] of equal weights."""
-    flat = jnp.asarray(means.reshape(len(means), -1))
-    squares = jnp.sum(flat**2, -1)
-
-    def D(x: jax.Array, t: jax.Array, cond=None) -> jax.Array:
-        rows, alpha, sigma = x.reshape(len(x), -1), process.alpha(t), process.sigma(t)
-        of_x = alpha**2 * VARIANCE + sigma**2
-        distances = alpha**2 * squares - 2 * alpha * jnp.matmul(rows, flat.T, precision="highest")
-        nearest = jax.nn.softmax(-distances / (2 * of_x), axis=-1) @ flat
-        found = nearest + alpha * VARIANCE / of_x * (rows - alpha * nearest)
-        return found.reshape(x.shape)
-
-    return D
-
-
 def exact_samples(entry: np.ndarray, operator: Operator, means: np.ndarray, each: int, seed: int = 0) -> np.ndarray:
     """`each` posterior samples of every measurement [each n, ...]: the posterior of a mixture is a mixture."""
     rng, drawn = np.random.default_rng(seed), []
@@ -129,10 +103,10 @@ def exact_samples(entry: np.ndarray, operator: Operator, means: np.ndarray, each
     return np.stack(drawn, 1).reshape(-1, *means.shape[1:]).astype(np.float32)
 
 
-def samples(setting: Setting, prior_of: Prior, entry: np.ndarray, operator: Operator, each: int) -> np.ndarray:
+def samples(setting: Setting, given: Prior, entry: np.ndarray, operator: Operator, each: int) -> np.ndarray:
     """`each` samples of every measurement, [each n, ...]."""
-    process, D, grid = prior_of
-    times = grid(process, setting.steps)
+    process = given.system.process
+    D, times = given.system.unguided.denoiser(given.params), given.system.grid(process, setting.steps)
     ids = jnp.arange(each * len(entry))
     rows = jnp.asarray(np.tile(entry, (each, *[1] * (entry.ndim - 1))))
 
@@ -142,7 +116,7 @@ def samples(setting: Setting, prior_of: Prior, entry: np.ndarray, operator: Oper
         solver = setting.solver
         if setting.method.around:
             solver = setting.method.around(solver, operator, *operator.split(rows))
-        x_T = prior(process, jax.random.key(0), (len(ids), *operator.shape), ids=ids, t=times[0])
+        x_T = processes.prior(process, jax.random.key(0), (len(ids), *operator.shape), ids=ids, t=times[0])
         return sample(solver, process, guided, jax.random.key(1), x_T, times, ids=ids)
 
     return np.asarray(run(rows))
@@ -178,7 +152,7 @@ class Task(NamedTuple):
 
 
 def made(section: dict, truth: np.ndarray, train: np.ndarray) -> Task:
-    operator = construct(names.OPERATORS, "operator", section, shape=SHAPE)
+    operator = construct(names.OPERATORS, "operator", section, shape=truth.shape[1:])
     return Task(operator, truth, operator.measure(truth), train)
 
 
@@ -203,7 +177,7 @@ def compare(tasks: dict[str, Task], given: Prior, methods: dict[str, Setting], e
 
 def phase_retrieval(given: Prior, truth: np.ndarray, methods: dict[str, Setting]) -> None:
     """The table of phase retrieval: PSNR and how often it succeeds, up to a rotation by 180 degrees."""
-    operator = construct(names.OPERATORS, "operator", PHASE, shape=SHAPE)
+    operator = construct(names.OPERATORS, "operator", PHASE, shape=truth.shape[1:])
     entry = operator.measure(truth)
     print(f"\n| phase retrieval | one sample | best of {TRIES} by its residual |\n|---|---|---|")
     for name, setting in methods.items():
@@ -228,31 +202,22 @@ def sheet(path: pathlib.Path, tasks: dict[str, Task], given: Prior, setting: Set
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = priors.arguments(__doc__)
     parser.add_argument("--tasks", nargs="+", default=[*TASKS, "phase"], choices=[*TASKS, "phase"])
     parser.add_argument("--methods", nargs="+", default=[])
     parser.add_argument("--num", type=int, default=24, help="measurements")
     parser.add_argument("--each", type=int, default=6, help="samples of each measurement")
-    parser.add_argument("--run", default="", help="work directory of a trained prior of the digits; empty: exact prior")
-    parser.add_argument("--picture", type=pathlib.Path, default=None, help=f"a sheet by {PICTURED} of all linear tasks")
     args = parser.parse_args()
-    if args.run:
-        run = trained.open_run(args.run, "--run", lambda config: (build.build(config).system, "denoiser"))
-        system, source = run.system, build.build(run.config).source
-        split, held_out = source(), source(evaluation=True)
-        given = Prior(system.process, system.unguided.denoiser(run.load()), system.grid)
-    else:
-        split, held_out = (data.load(name="digits", evaluation=e) for e in (False, True))
-        process = DiscreteVP.from_betas(beta_table("linear"))
-        given = Prior(process, mixture(process, data.arrays(split)["x"]), grids.discrete("linspace"))
-    train, truth = data.arrays(split)["x"], data.shuffled(held_out, args.num)["x"]
+    given = priors.opened(parser, args)
+    train, truth = given.train["x"][: args.most], data.shuffled(given.held_out(), args.num)["x"]
     every = settings(float(train.var(0).mean()))
     if unknown := set(args.methods) - set(every):
         parser.error(f"--methods: {', '.join(unknown)} are not among {', '.join(every)}")
     tasks = {name: made(TASKS[name], truth, train) for name in args.tasks if name in TASKS}
     chosen = {name: every[name] for name in args.methods or every}
     if tasks:
-        compare(tasks, given, {k: v for k, v in chosen.items() if k not in FOR_PHASE}, args.each, exact=not args.run)
+        linear = {name: setting for name, setting in chosen.items() if name not in FOR_PHASE}
+        compare(tasks, given, linear, args.each, exact=bool(args.exact))
     if "phase" in args.tasks:
         phase_retrieval(given, truth, {k: v for k, v in chosen.items() if k in ("dps", "dps_250", *FOR_PHASE)})
     if args.picture:

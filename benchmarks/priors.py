@@ -1,8 +1,10 @@
-"""Priors of benchmarks of editing: a trained run, or the exact denoiser of training images, and the data of both."""
+"""Priors of the benchmarks of editing and inverse problems: a trained run, or the exact one, and the data of both."""
 
 import argparse
 import dataclasses
+import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +18,20 @@ from diffusion_jax.solvers import grids
 from diffusion_jax.training.rows import in_batches
 from diffusion_jax.types import Params
 
+WIDTH = 0.12  # standard deviation of the noise around each training image of the exact prior
+
 
 class Prior(NamedTuple):
-    """A diffusion model of images, and its training and held-out images in [-1, 1] with their labels."""
+    """A diffusion model of images, and its training and held-out images in [-1, 1] with their labels.
+
+    `held_out()` is the split of the latter, to draw from it in another order; None if there is no split.
+    """
 
     system: systems.Diffusion
     params: Params
     train: dict[str, np.ndarray]
     test: dict[str, np.ndarray]
+    held_out: Callable[[], data.Source] | None = None
 
     def drawn(self, editing: Editing, steps: int, cond: dict[str, np.ndarray], **fields: Any) -> np.ndarray:
         """One edit of each row of `cond`, by the ancestral sampler or with other `fields` of the system."""
@@ -57,9 +65,10 @@ def opened(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prior:
     run = trained.open_run(args.workdir, "workdir", _made, "denoiser") if args.workdir else None
     source = build.build(run.config if run else from_file(args.exact)).source
     train, test = (data.arrays(source(evaluation=evaluation)) for evaluation in (False, True))
+    held_out = functools.partial(source, evaluation=True)
     if run:
-        return Prior(run.system, run.load(), train, test)
-    return Prior(exact_prior(train["x"][: args.most]), {"network": {}}, train, test)
+        return Prior(run.system, run.load(), train, test, held_out)
+    return Prior(exact_prior(train["x"][: args.most]), {"network": {}}, train, test, held_out)
 
 
 def _made(config: Any) -> tuple[Any, str]:
@@ -67,7 +76,7 @@ def _made(config: Any) -> tuple[Any, str]:
     return built.system, built.recipe.role
 
 
-def exact_prior(x: np.ndarray, width: float = 0.12) -> systems.Diffusion:
+def exact_prior(x: np.ndarray, width: float = WIDTH) -> systems.Diffusion:
     """The diffusion model whose data are the images x with Gaussian noise of standard deviation `width`, without error.
 
     Its denoiser is a softmax over the images: no network, no training.
@@ -77,7 +86,7 @@ def exact_prior(x: np.ndarray, width: float = 0.12) -> systems.Diffusion:
     def apply(params, x, c_noise, cond, *, key=None):
         alpha, sigma = (f(c_noise / 999)[:, None] for f in (process.alpha, process.sigma))
         flat, variance = x.reshape(len(x), -1), alpha**2 * v + sigma**2
-        products = alpha * (flat @ means.T) - alpha**2 * (means**2).sum(1) / 2
+        products = alpha * jnp.matmul(flat, means.T, precision="highest") - alpha**2 * (means**2).sum(1) / 2
         nearest = jax.nn.softmax(products / variance) @ means
         return (nearest + alpha * v / variance * (flat - alpha * nearest)).reshape(x.shape)
 

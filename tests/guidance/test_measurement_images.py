@@ -3,11 +3,9 @@
 import numpy as np
 import pytest
 
-from benchmarks import inverse_problems
+from benchmarks import inverse_problems, priors
 from diffusion_jax import data
 from diffusion_jax.evaluation import restoration
-from diffusion_jax.processes import DiscreteVP, beta_table
-from diffusion_jax.solvers import grids
 
 EACH = 6
 
@@ -15,9 +13,7 @@ EACH = 6
 @pytest.fixture(scope="module")
 def prior():
     images = data.arrays(data.load(name="digits", evaluation=False))["x"]
-    process = DiscreteVP.from_betas(beta_table("linear"))
-    D = inverse_problems.mixture(process, images)
-    return inverse_problems.Prior(process, D, grids.discrete("linspace")), images
+    return priors.Prior(priors.exact_prior(images), {"network": {}}, {"x": images}, {}), images
 
 
 @pytest.mark.slow
