@@ -7,7 +7,7 @@
 The first command trains the prior, the run of `ddpm.py` on the 8 x 8 digits of scikit-learn; nothing else is trained.
 The others restore measurements of held-out digits: `digits` is super-resolution from 4 x 4 pixels, and
 `digits_{box,half,compressed,blur,tomography,phase}` are what they are called. The method is MMPS (arXiv:2405.13712),
-for phase retrieval DPS. Any pair of operator and method is a change of two sections (docs/inverse_problems.md):
+for phase retrieval DPS. Another operator or method is a change of its section (docs/inverse_problems.md):
 
     python -m diffusion_jax.main --config=configs/inverse.py:digits_box --workdir=runs/ddpm --mode=evaluate \\
         --config.guidance.method.name=ddnm --config.solver.name=renoised

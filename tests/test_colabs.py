@@ -71,15 +71,19 @@ def test_the_quickstart_runs_and_its_figures_hold(monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_notebook_of_inverse_problems_runs_and_its_figures_hold(monkeypatch, tmp_path):
-    """With 20 steps and 8 digits: MMPS is far above the estimates that know nothing of digits."""
+    """With 20 steps and 8 digits: MMPS is far above the estimates that know nothing of digits.
+
+    In four other draws the mean of 2 of every second line was within 1 dB of LMMSE, and 3 dB above interpolation.
+    """
     text, pictures = run("inverse_problems", monkeypatch, tmp_path)
     simple, found = figures(text["operators"], "PSNR"), figures(text["methods"], "PSNR")
     assert len(found) == 24
     assert found["super-resolution, MMPS, one sample"] > simple["super-resolution, interpolation"] + 1
-    assert found["super-resolution, MMPS, mean of 2"] > found["super-resolution, MMPS, one sample"]
-    assert found["tomography, MMPS, mean of 2"] > simple["tomography, back_projection"] + 1
-    assert found["lower half, MMPS, mean of 2"] > simple["lower half, pinv"] + 1
+    assert found["super-resolution, MMPS, mean of 4"] > found["super-resolution, MMPS, one sample"]
+    assert found["tomography, MMPS, mean of 4"] > simple["tomography, back_projection"] + 1
+    assert found["lower half, MMPS, mean of 4"] > simple["lower half, pinv"] + 1
     own = figures(text["own"], "PSNR")
-    assert own["every second line, MMPS, mean of 2"] > own["every second line, lmmse"] - 2
+    assert own["every second line, MMPS, mean of 4"] > own["every second line, interpolation"] + 2
+    assert own["every second line, MMPS, mean of 4"] > own["every second line, lmmse"] - 2
     assert "restoration_mean_psnr" in text["evaluate"] and "nfe" in text["evaluate"]
     assert pictures == {"sheet": 1}

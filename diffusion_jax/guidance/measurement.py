@@ -1,6 +1,6 @@
 """Guidance by a measurement y = A x_0 + n, n ~ N(0, q^2 I): an unconditional model as the prior of an inverse problem.
 
-One formula from denoiser to denoiser holds the methods, so that each goes with every solver and grid:
+One formula from denoiser to denoiser holds the methods, so that solver and grid are chosen apart from them:
 
     D_y(x, t) = D + C A^T (q^2 I + A R A^T)^-1 (y - A D)    (arXiv:2402.02149, eq. 1 of its survey)
 

@@ -1,11 +1,14 @@
 """Restored images with the exact prior of the digits, against estimates without a model, by stated margins."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from benchmarks import inverse_problems, priors
 from diffusion_jax import data
 from diffusion_jax.evaluation import restoration
+from tests.oracles import Mixture
 
 EACH = 6
 
@@ -14,6 +17,19 @@ EACH = 6
 def prior():
     images = data.arrays(data.load(name="digits", evaluation=False))["x"]
     return priors.Prior(priors.exact_prior(images), {"network": {}}, {"x": images}, {}), images
+
+
+def test_the_exact_prior_is_the_denoiser_of_the_mixture(prior):
+    """A width that is off by a tenth is seen."""
+    images = prior[1][:40]
+    mixture = Mixture(weights=jnp.full(40, 1 / 40), means=images.reshape(40, -1), variances=jnp.full(40, 0.12**2))
+    x = jax.random.normal(jax.random.key(0), (6, 8, 8, 1)) + images[:6]
+    for t in (0.01, 0.1, 0.3):
+        system, other = priors.exact_prior(images), priors.exact_prior(images, 1.1 * priors.WIDTH)
+        found, off = (s.unguided.denoiser({"network": {}})(x, jnp.full(6, t)) for s in (system, other))
+        wanted = mixture.denoiser(system.process)(x.reshape(6, -1), jnp.float32(t)).reshape(x.shape)
+        np.testing.assert_allclose(found, wanted, atol=2e-3)
+        assert np.abs(off - wanted).max() > 5e-3
 
 
 @pytest.mark.slow
