@@ -62,7 +62,9 @@ def digits(head: str = "logits", **process: Any) -> ConfigDict:
         ce=0.001,
         system=dict(name="discrete_diffusion", head=head, num_times=50),
         process=dict(**process, num_steps=100),
-        network=dict(name="unet", channels=32, channel_mult=(1, 2), num_res_blocks=1, num_groups=8),
+        network=dict(
+            name="unet", channels=32, channel_mult=(1, 2), attention_resolutions=(4,), num_res_blocks=1, num_groups=8
+        ),
         data=dict(levels=17),
         **presets.digits(3000, 64),
     )

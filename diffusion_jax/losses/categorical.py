@@ -55,7 +55,7 @@ def _losses(make: Callable[..., Callable]) -> Callable[..., TokenLoss]:
         check(ce >= 0, "ce", ce, "at least 0, the weight of the cross-entropy of x_0")
         value = make(param, process, **options)
 
-        @needing(categorical=value.needs.categorical)
+        @needing(value)
         def loss(
             params: Params, key: Key[Array, ""], x_0: Tokens, cond: Cond = None, *, train: bool = True
         ) -> tuple[Array, dict[str, Array]]:

@@ -26,6 +26,7 @@ from diffusion_jax.types import check, check_key
 Matrices = Float[np.ndarray, "steps states states"]
 
 
+@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class TransitionTable:
     """q(x_i | x_{i-1}) = Q_i[x_{i-1}, x_i], i = 1..T, at the times t = i / T (arXiv:2107.03006).

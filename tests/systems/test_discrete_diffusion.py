@@ -63,10 +63,12 @@ def test_a_short_training_learns_a_sentence(run):
     values = json.loads((folder / "evaluation.json").read_text())
     assert np.log2(24) / 12 - 0.15 < values["held_out_bits_per_token"] < 2
     assert 0 < values["held_out_bits_per_token_standard_error"] < 0.3
-    assert values["held_out_bits_3gram"] < 1.2 and values["bits_3gram"] < 3
+    assert values["held_out_bits_3gram"] < 1.2
     sample.sample(config, folder)
     samples = np.load(folder / "samples" / "samples.npz")["samples"]
     assert samples.shape == (4, 12) and samples.dtype == np.int32 and samples.max() < 96
+    letters = build.build(config).source().facts["encode"]("".join(sorted(set(TEXT))))
+    assert np.isin(samples, letters).mean() > 0.9  # 11 of 96 characters
     written = (folder / "samples" / "samples.txt").read_text()
     assert written.startswith("=== 0\n") and written.count("===") == 4
 
@@ -236,7 +238,7 @@ def test_grey_levels_are_tokens(variant):
     """A step of the loss and of sampling, whose images are on the levels of the data."""
     config = read(f"d3pm:{variant}")
     config.process.num_steps = config.sampling.steps = 4
-    config.network.update(channels=8, num_groups=4, channel_mult=(1,))
+    config.network.update(channels=8, num_groups=4, channel_mult=(1,), attention_resolutions=())
     system = build.system(config)
     params = system.init(jax.random.key(0))
     x = 2 * jax.random.randint(jax.random.key(1), (2, 8, 8, 1), 0, 17) / 16 - 1.0
