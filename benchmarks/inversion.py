@@ -41,7 +41,7 @@ GRIDS = {
     "uniform_log_snr": grids.uniform_log_snr(t_min=1e-3, t_max=0.999),
 }
 # What the tables of interpolation and of classes are drawn by.
-USED = dict(solver=solvers.dpm_solver(order=2), steps=50, grid=GRIDS["discrete, trailing, end=1"], denoise=True)
+USED = dict(solver=solvers.ddim(), steps=100, grid=GRIDS["discrete, trailing, end=1"], denoise=True)
 
 
 def reconstruction(prior: Prior, classifier: Classifier, cond: dict[str, np.ndarray]) -> None:

@@ -6,7 +6,7 @@
 The first command trains DDPM on the digits of scikit-learn, the second edits held-out digits by SDEdit: they are noised
 for 0.4 of the steps and denoised. Your own picture is --config.editing.image=drawing.png, and with
 --config.editing.mask=mask.png only its white region changes. `digits_between` interpolates between held-out digits,
-whose latents DPM-Solver finds (arXiv:2010.02502). `digits_classes` writes held-out digits as another one and keeps
+whose latents DDIM finds (arXiv:2010.02502). `digits_classes` writes held-out digits as another one and keeps
 their style: each is encoded under its own class and decoded under the requested one, by a class-conditional model.
 
     python -m diffusion_jax.main --config=configs/editing.py:digits_between --workdir=runs/ddpm --mode=sample
@@ -41,9 +41,9 @@ def sdedit(prior: str, *, strength: float, repeats: int = 1, **sections: Any) ->
 
 
 def encoded(**sampling: Any) -> dict[str, Any]:
-    """DPM-Solver, single-step, on a grid that ends before the noise is gone, where the ODE is singular."""
+    """DDIM on a grid that ends before the noise is gone, where the ODE is singular."""
     grid = dict(name="discrete", spacing="trailing", end=1)
-    return dict(solver=dict(name="dpm_solver", order=2), sampling=dict(steps=50, grid=grid, denoise=True, **sampling))
+    return dict(solver=dict(name="ddim", eta=0.0), sampling=dict(steps=100, grid=grid, denoise=True, **sampling))
 
 
 def between(prior: str) -> ConfigDict:
