@@ -68,7 +68,7 @@ def log_snr_label(process: Process, t: Time) -> Time:
     return 1000 * (13.3 - log_snr(process, t)) / 18.3
 
 
-@needing(sigma=True)
+@needing(time=True)
 def ddbm_label(process: Process, t: Time) -> Time:
     """250 log t, of DDBM's networks; for its VE process, whose time is sigma, it is `ddbm_sigma_label`."""
     return 250 * jnp.log(t)

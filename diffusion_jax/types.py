@@ -63,6 +63,7 @@ class Needs:
     sigma: bool = False  # sigma > 0
     sigma_after: bool = False  # sigma > 0 at the times at which steps end
     bridge: bool = False  # a bridge between two data sets
+    time: bool = False  # t > 0
     derivatives: bool = False  # finite derivatives of alpha and sigma
     final_derivatives: bool = False  # and at t = 1 too, to which churn may raise a time
     least_sigma: float | None = None  # sigma(0) greater than this number

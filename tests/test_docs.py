@@ -43,6 +43,9 @@ def check(config: ConfigDict, original: ConfigDict) -> None:
     """Every section is one that its constructor takes. Networks and systems are not built: only their keys are read."""
     checks.check_keys(config)
     build.check_read(config)
+    if config.process.name in names.CATEGORICAL_PROCESSES:  # the recipe makes the parts
+        build.system(config)
+        return
     reads = build.RECIPES[config.system.name].reads
     # What latents are is written in their folder.
     own = parts.Parts(config, None if config.data.name == "latents" else data.spec(config), None)

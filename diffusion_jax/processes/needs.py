@@ -40,6 +40,7 @@ def unmet(
         (needs.unit_alpha, alpha == 1, "alpha = 1", "alpha", alpha, starts),
         (needs.alpha, alpha > 0, "alpha > 0", "alpha", alpha, starts),
         (needs.sigma, sigma > 0, "sigma > 0", "sigma", sigma, starts),
+        (needs.time, starts > 0, "t > 0", "t", starts, starts),
     ):
         if needed and not met.all():
             first = np.argmin(met)

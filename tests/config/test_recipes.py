@@ -7,7 +7,7 @@ from diffusion_jax.config import build, defaults, saved
 from diffusion_jax.config.recipes.recipe import CHOICES
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.run.job import prepare
-from tests.config.test_configs import as_if_trained, read
+from tests.config.test_configs import STANDS_ON, as_if_trained, read
 
 # Of every choice a section that is not the default.
 CHANGED = {
@@ -35,6 +35,10 @@ RUNS = {
     "autoencoder_kl": "autoencoder_kl:digits",
     "vqgan": "vqgan:digits",
     "discrete_diffusion": "masked_text:python",
+    "consistency": "consistency:digits",
+    "progressive_distillation": "progressive_distillation:digits",
+    "bridge": "bridge:digits",
+    "schroedinger_bridge": "schroedinger:moons",
 }
 
 
@@ -90,8 +94,9 @@ def test_an_older_run_with_such_sections_is_opened_and_gone_on_with(tmp_path, sy
     """Its config.json has the sections as they were changed; the config that goes on has the defaults."""
     now = read(RUNS[system])
     assert now.system.name == system
-    if system == "variational_dequantization":
-        now.system.model = as_if_trained("score_sde:digits_vp_likelihood")
+    if RUNS[system] in STANDS_ON:
+        field, other = STANDS_ON[RUNS[system]]
+        now.update_from_flattened_dict({field: as_if_trained(other)})
     then = now
     for choice in UNREAD[system]:
         then = with_section(then, choice, CHANGED[choice])

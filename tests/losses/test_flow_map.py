@@ -50,7 +50,7 @@ def test_the_mean_flow_identity_holds_at_float_precision():
 
 def test_two_steps_of_an_exact_map_are_one():
     x, t, s = states()
-    np.testing.assert_allclose(shortcut_target(exact, x, t, s), exact(x, t, s), atol=2e-5)
+    np.testing.assert_allclose(shortcut_target(exact, x, t, s), exact(x, t, s), atol=5e-5)  # two roundings
     euler = lambda x, t, s, cond=None: exact(x, t, t)
     assert jnp.abs(shortcut_target(euler, x, t, s) - exact(x, t, s)).max() > 0.1
 

@@ -112,7 +112,7 @@ def test_sample_points(points, capsys):
     drawn = np.load(points / "samples" / "drawn.npz")
     assert drawn["samples"].shape == (6, 2)
     assert drawn["samples"].dtype == np.float32
-    assert set(drawn) == {"samples"}
+    assert set(drawn) == {"samples", "seed"}
     assert PIL.Image.open(points / "samples" / "drawn.png").size[0] > 100
 
 

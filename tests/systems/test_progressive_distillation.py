@@ -191,7 +191,6 @@ def test_a_trained_fixed_point_makes_the_samples_of_its_teacher():
         (("parameterization", dict(name="v", label="time")), r"config\.parameterization.*starts as a copy"),
         (("network.hidden", 16), r"same network"),
         (("data.kind", "checkerboard"), r"another data set: config\.data\.kind"),
-        (("evaluation.likelihood", dict(name="ode")), r"config\.evaluation\.likelihood\.name='ode'"),
     ],
 )
 def test_refusals(run, change, message):

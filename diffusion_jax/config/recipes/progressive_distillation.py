@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 
 from diffusion_jax import systems
 from diffusion_jax.config import fits
-from diffusion_jax.config.parts import Parts, no_likelihood
+from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes import teacher
 from diffusion_jax.config.recipes.diffusion import diffusion
 from diffusion_jax.config.recipes.recipe import SAMPLING, Recipe
@@ -18,8 +18,6 @@ from diffusion_jax.types import Params
 
 def build(parts: Parts) -> systems.ProgressiveDistillation:
     """The student of a config and its teacher, a copy of the same network. Raises ConfigError."""
-    config = parts.config
-    no_likelihood(config, "the denoiser of a student is the target of its steps, not E[x_0 | x_t]")
     section = {key: value for key, value in parts.section("system").items() if key not in teacher.KEYS}
     _check_teacher(parts)
     system = construct({section["name"]: functools.partial(_student, parts)}, "system", section)
