@@ -152,6 +152,7 @@ def test_langevin_steps_of_daps_have_their_stationary_law():
     np.testing.assert_allclose(exact.std(0), 0.2, rtol=0.03)
 
 
+@pytest.mark.slow
 def test_mcg_is_replacement_and_the_gradient_of_dps():
     """Without the gradient it has the law of replacement, .622 and .300 for .9 and .19; with it more of the shift."""
     x = drawn(PAIR, first(), [1.0], METHODS["mcg"](0.0), solvers.ancestral(), 250, num=3000)

@@ -85,6 +85,7 @@ def gradient(system, key, x_0):
     return jax.jit(lambda params: jax.value_and_grad(mean)(params["network"], params))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("step", "ratio", "close"), [(solvers.heun(), 1.2196, 1e-3), (solvers.euler(), 0.7304, 1e-3), (None, 0.7304, 0.03)]
 )

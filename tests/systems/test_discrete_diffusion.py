@@ -56,6 +56,7 @@ def run(text, tmp_path_factory):
     return config, folder
 
 
+@pytest.mark.slow
 def test_a_short_training_learns_a_sentence(run):
     """A period of 24 characters costs log2(24) / 12 = 0.38 bits per character, its letters alone 3.1, all 96 6.6."""
     config, folder = run
@@ -73,6 +74,7 @@ def test_a_short_training_learns_a_sentence(run):
     assert written.startswith("=== 0\n") and written.count("===") == 4
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("solver", [dict(name="ancestral", cache=True), dict(name="first_hitting")])
 def test_hidden_characters_are_drawn_and_the_others_kept(run, solver):
     config, folder = run
@@ -94,6 +96,7 @@ def test_hidden_characters_are_drawn_and_the_others_kept(run, solver):
     assert all(text[:6] == "e cat " and text[9:] == " on" for text in drawn[1::2])
 
 
+@pytest.mark.slow
 def test_training_resumes_exactly(text, tmp_path):
     whole, broken = tiny(text), tiny(text)
     train.train(whole, tmp_path / "whole")

@@ -127,6 +127,7 @@ def test_a_condition_and_its_dropout_reach_the_loss():
     assert 0 < dropped.sum() < 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mean_flow", "shortcut"])
 def test_a_resumed_run_equals_one_that_was_not_interrupted(name, tmp_path):
     config = config_of(name, optimizer__schedule="constant")

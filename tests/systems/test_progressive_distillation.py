@@ -124,6 +124,7 @@ def test_the_first_teacher_and_student_are_copies_of_the_run(run, tmp_path):
         np.testing.assert_allclose(found[f".params{name}"], value, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path):
     """The first part ends with a stage, where the teacher was replaced and the learning rate starts again."""
     config = config_of(run)

@@ -69,6 +69,7 @@ def test_the_noise_is_what_the_samples_started_from(run):
     np.testing.assert_array_equal(noise_of(3, np.array([63]), (2,))[0], batch["noise"][2])
 
 
+@pytest.mark.slow
 def test_training_starts_from_the_teacher_and_resumes_exactly(run, tmp_path):
     config = config_of(run)
     config.optimizer.schedule = "constant"
@@ -123,6 +124,7 @@ def reflowed():
     return np.asarray(noise[:, 0]), np.asarray(x_0[:, 0])
 
 
+@pytest.mark.slow
 def test_the_flow_is_the_monotone_map():
     """F_0^-1(Phi(z)): the samples of a flow in one dimension are in the order of their noise."""
     noise, x_0 = reflowed()

@@ -61,6 +61,7 @@ def test_the_first_pairs():
     assert float(c.mean()) == pytest.approx(1, abs=0.05) and abs(float(jnp.corrcoef(b[:, 0], c[:, 0])[0, 1])) < 0.05
 
 
+@pytest.mark.slow
 def test_made_pairs_keep_their_true_ends_and_come_from_the_target():
     """Before `pretrain` the target is unused; after it the loss depends on it, without a gradient."""
     system = linear(pretrain=5)

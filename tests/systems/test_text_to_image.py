@@ -114,6 +114,7 @@ IMAGES = np.float32(np.random.default_rng(0).uniform(-0.9, 0.9, (2, 8, 8, 1)))
 MASK = np.where(np.random.default_rng(1).uniform(size=IMAGES.shape) < 0.5, 1, -1).astype(np.float32)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     "section",
     [
