@@ -22,7 +22,8 @@ CELLS = 2**12  # of a table of a process over time
 GRIDS = {"1 to 0": np.linspace(FIRST, LAST, 4), "near 1 to near 0": np.linspace(NEAR, 1e-3, 4)}
 GRIDS["levels"] = np.array([1, 1, 0.5, 0])
 VARIANTS = {  # of the solvers of a config, with the defaults that are tested under their names
-    **SOLVERS,
+    # Those of bridges take their coefficients from another protocol: tests/solvers/test_bridge.py.
+    **{name: solver for name, solver in SOLVERS.items() if not solver.needs.bridge},
     "adaptive_ode": solvers.adaptive_ode("heun", rtol=10.0, atol=10.0, max_steps=16),
     "adaptive_sde": solvers.adaptive_sde(rtol=1e3, atol=1e3, max_steps=32),
     "annealed_langevin": solvers.annealed_langevin(num_steps=25),
