@@ -22,12 +22,12 @@ NoiseLabel = Callable[[Process, Time], Time]
 # The noise label: c_noise, by which the network is conditioned on the time.
 
 
-def time_label(process: Process, t: Time) -> Time:
+def time_label(process: object, t: Time) -> Time:
     """999 t: the label of continuous-time networks with positional embeddings (score_sde's VP models)."""
     return 999 * t
 
 
-def unit_time_label(process: Process, t: Time) -> Time:
+def unit_time_label(process: object, t: Time) -> Time:
     """t itself: the label of networks that are differentiated with respect to the time (arXiv:2505.13447)."""
     return t
 

@@ -63,14 +63,14 @@ def restoration(
     return {f"restoration_{name}": value if isinstance(value, int) else float(value) for name, value in values.items()}
 
 
-def psnr(x: Images, truth: Images, unknown: Images) -> Float[np.ndarray, "n"]:
-    """Peak signal-to-noise ratio in dB, of values in [-1, 1], where `unknown` is 1; at most 100."""
+def psnr(x: Images, truth: Images, unknown: Float[np.ndarray, "_ _ _ _"]) -> Float[np.ndarray, "n"]:
+    """Peak signal-to-noise ratio in dB, of values in [-1, 1], where `unknown`, which is broadcast, is 1; at most 100."""
     where = np.broadcast_to(unknown, truth.shape)
     error = (np.square(x - truth) * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
     return 10 * np.log10(4 / np.maximum(error, 4e-10))
 
 
-def unknown_of(measurement: Float[np.ndarray, "n *entry"], operator: Operator) -> Images:
+def unknown_of(measurement: Float[np.ndarray, "n *entry"], operator: Operator) -> Float[np.ndarray, "_ _ _ _"]:
     """1 for the pixels that are to be restored: for inpainting those without the mask, otherwise all."""
     y, mask = operator.split(np.asarray(measurement))
     inpainting = mask is not None and y.shape[1:] == operator.shape

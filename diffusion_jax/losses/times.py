@@ -21,7 +21,7 @@ def uniform(t_min: float = 1e-5, t_max: float = 1.0) -> Times:
     """Independent uniform times in [t_min, t_max]. Raises ValueError unless t_min <= t_max."""
     _check_interval(t_min, t_max)
 
-    def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
+    def draw(process: object, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
         return jax.random.uniform(key, (n,), minval=t_min, maxval=t_max), jnp.ones(n)
 
     return draw
@@ -34,7 +34,7 @@ def low_discrepancy(t_min: float = 1e-5, t_max: float = 1.0) -> Times:
     """
     _check_interval(t_min, t_max)
 
-    def draw(process: Process, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
+    def draw(process: object, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
         u = (jax.random.uniform(key) + jnp.arange(n) / n) % 1
         return t_min + (t_max - t_min) * u, jnp.ones(n)
 

@@ -43,7 +43,7 @@ class Diffusion(Sampled):
     apply: Apply
     process: Process
     param: Parameterization
-    loss_fn: Loss
+    loss_fn: Loss | None  # None: a model that is only sampled
     solver: Solver
     grid: Grid
     steps: int

@@ -168,7 +168,7 @@ def test_the_estimate_of_the_bound_is_that_of_a_markov_chain(kind, steps):
     """Its mean is -log p(x) in continuous time, and above it with steps; the loss of training has the same mean."""
     chain = tokens.Chain(values=4, length=6)
     process = kind(4, num_steps=steps)
-    x = chain.sample(256)
+    x = jnp.asarray(chain.sample(256))
     nats = np.asarray(jax.jit(lambda x: losses.bound(process, chain.D(process), jax.random.key(0), x, 64))(x))
     gap = nats + chain.log_prob(x)
     error = gap.std() / np.sqrt(len(gap))

@@ -44,7 +44,7 @@ def test_students_of_students_make_the_samples_of_the_first_teacher(name):
 def test_a_step_is_that_of_the_solver():
     process, D = VP(), DATA.denoiser(VP())
     x, t, s = jax.random.normal(jax.random.key(1), (4, 2)), jnp.float32(0.7), jnp.float32(0.2)
-    expected, _ = solvers.ddim().step(process, D, None, x, t, s, ())
+    expected, _ = solvers.ddim().step(process, D, jax.random.split(jax.random.key(0), len(x)), x, t, s, ())
     np.testing.assert_allclose(ddim_step(process, D, x, jnp.full(4, t), jnp.full(4, s)), expected, atol=1e-5)
 
 

@@ -74,8 +74,8 @@ def test_an_exact_map_is_sampled_without_error_in_any_number_of_steps(steps):
 def test_the_denoiser_of_a_map_is_that_of_its_velocity_and_stays_a_map_under_a_condition():
     x, t, s = states()
     np.testing.assert_allclose(FlowMap(exact)(x, t), DATA.denoiser(FLOW)(x, t), atol=1e-5)
-    shifted = FlowMap(lambda x, t, s, cond: exact(x, t, s) + cond)
-    bound = parameterizations.bound_to(shifted, 2.0)
+    shifted = FlowMap(lambda x, t, s, cond: exact(x, t, s) + cond["shift"])
+    bound = parameterizations.bound_to(shifted, {"shift": jnp.float32(2)})
     np.testing.assert_allclose(bound.to(x, t, s), x - bcast(t - s, x) * (exact(x, t, s) + 2), atol=1e-5)
 
 
@@ -129,7 +129,8 @@ def test_the_weight_is_the_papers_for_power_one():
     x_0 = DATA.sample(jax.random.key(3), 8)
     u = lambda x, t, s, cond=None: jnp.zeros_like(x)
     plain, weighted = (
-        mean_flow(ratio=0.0, power=power).loss(u, u, spread, FLOW, jax.random.key(4), Rows(x_0))[0] for power in (0, 1)
+        mean_flow(ratio=0.0, power=power).loss(u, u, spread, FLOW, jax.random.key(4), Rows(x_0))[0]
+        for power in (0.0, 1.0)
     )
     total = plain * x_0.shape[1]
     np.testing.assert_allclose(weighted, total / (total + 0.01), rtol=1e-5)
