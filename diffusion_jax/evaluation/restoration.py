@@ -64,7 +64,7 @@ def restoration(
 
 
 def psnr(x: Images, truth: Images, unknown: Float[np.ndarray, "_ _ _ _"]) -> Float[np.ndarray, "n"]:
-    """Peak signal-to-noise ratio in dB, of values in [-1, 1], where `unknown`, which is broadcast, is 1; at most 100."""
+    """Peak signal-to-noise ratio in dB, of values in [-1, 1], where `unknown` (broadcast) is 1; at most 100."""
     where = np.broadcast_to(unknown, truth.shape)
     error = (np.square(x - truth) * where).sum((1, 2, 3)) / np.maximum(where.sum((1, 2, 3)), 1)
     return 10 * np.log10(4 / np.maximum(error, 4e-10))
