@@ -29,6 +29,7 @@ OUTSIDE = {
     "CITATION.cff": "CITATION.cff",
     "benchmarks/README.md": "benchmarks.md",
     "colabs/quickstart.ipynb": "quickstart.ipynb",
+    "colabs/inverse_problems.ipynb": "inverse_problems.ipynb",
 }
 TOP = ("parameterizations", "types", "main")  # modules that are in no folder
 
