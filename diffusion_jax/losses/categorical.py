@@ -41,38 +41,33 @@ def prior_bound(process: CategoricalProcess, x_0: Tokens) -> Float[Array, "batch
     return row_sum(jnp.sum(jnp.exp(log_q) * (log_q - process.log_prior()), axis=-1))
 
 
-def _losses(make: Callable[..., Callable]) -> Callable[..., TokenLoss]:
-    """A loss from a function that makes `value(F, x_0, x_t, t) -> [batch, *shape]` of the output F of the network."""
+def _loss(
+    value: Callable[[Array, Tokens, Tokens, Array], Array],
+    apply: Apply,
+    param: TokenParameterization,
+    process: CategoricalProcess,
+    times: Times,
+    ce: float,
+) -> TokenLoss:
+    """The loss with `value(F, x_0, x_t, t) -> [batch, *shape]` of the output F of the network."""
+    check(ce >= 0, "ce", ce, "at least 0, the weight of the cross-entropy of x_0")
 
-    def build(
-        apply: Apply,
-        param: TokenParameterization,
-        process: CategoricalProcess,
-        times: Times,
-        ce: float,
-        **options: object,
-    ) -> TokenLoss:
-        check(ce >= 0, "ce", ce, "at least 0, the weight of the cross-entropy of x_0")
-        value = make(param, process, **options)
+    @needing(value)
+    def loss(
+        params: Params, key: Key[Array, ""], x_0: Tokens, cond: Cond = None, *, train: bool = True
+    ) -> tuple[Array, dict[str, Array]]:
+        check_key(key)
+        time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        t, weight = times(process, time_key, x_0.shape[0])
+        x_t = process.perturb(noise_key, x_0, t)
+        F = apply(params, x_t, param.label(process, t), cond, key=dropout_key if train else None)
+        bound = weight * row_mean(value(F, x_0, x_t, t))
+        if not ce:
+            return bound, {"t": t}
+        entropy = row_mean(-at_values(param.log_D(process, F, x_t, t), x_0))
+        return bound + ce * entropy, {"t": t, "bound": bound, "ce": entropy}
 
-        @needing(value)
-        def loss(
-            params: Params, key: Key[Array, ""], x_0: Tokens, cond: Cond = None, *, train: bool = True
-        ) -> tuple[Array, dict[str, Array]]:
-            check_key(key)
-            time_key, noise_key, dropout_key = jax.random.split(key, 3)
-            t, weight = times(process, time_key, x_0.shape[0])
-            x_t = process.perturb(noise_key, x_0, t)
-            F = apply(params, x_t, param.label(process, t), cond, key=dropout_key if train else None)
-            bound = weight * row_mean(value(F, x_0, x_t, t))
-            if not ce:
-                return bound, {"t": t}
-            entropy = row_mean(-at_values(param.log_D(process, F, x_t, t), x_0))
-            return bound + ce * entropy, {"t": t, "bound": bound, "ce": entropy}
-
-        return loss
-
-    return build
+    return loss
 
 
 def nelbo(
@@ -88,14 +83,11 @@ def nelbo(
     the score entropy of the ratios of D. The exact D gives the entropy of the data.
     """
 
-    def make(param: TokenParameterization, process: CategoricalProcess) -> Callable:
-        @needing(categorical=("bound_rate",))
-        def value(F: Array, x_0: Tokens, x_t: Tokens, t: Array) -> Array:
-            return process.bound_rate(param.log_D(process, F, x_t, t), x_0, x_t, t)
+    @needing(categorical=("bound_rate",))
+    def value(F: Array, x_0: Tokens, x_t: Tokens, t: Array) -> Array:
+        return process.bound_rate(param.log_D(process, F, x_t, t), x_0, x_t, t)
 
-        return value
-
-    return _losses(make)(apply, param, process, times, ce)
+    return _loss(value, apply, param, process, times, ce)
 
 
 def discrete_nelbo(
@@ -111,19 +103,16 @@ def discrete_nelbo(
     times drawn are rounded up to i / T. It is larger than the bound in continuous time and falls towards it with T.
     """
 
-    def make(param: TokenParameterization, process: CategoricalProcess) -> Callable:
-        @needing(categorical=("log_posterior",), num_steps=True)
-        def value(F: Array, x_0: Tokens, x_t: Tokens, t: Array) -> Array:
-            steps = process.num_steps
-            return steps * step_bound(process, param.log_D(process, F, x_t, t), x_0, x_t, t, t - 1 / steps)
-
-        return value
+    @needing(categorical=("log_posterior",), num_steps=True)
+    def value(F: Array, x_0: Tokens, x_t: Tokens, t: Array) -> Array:
+        steps = process.num_steps
+        return steps * step_bound(process, param.log_D(process, F, x_t, t), x_0, x_t, t, t - 1 / steps)
 
     def on_grid(process: CategoricalProcess, key: Key[Array, ""], n: int) -> tuple[Array, Array]:
         t, weight = times(process, key, n)
         return jnp.clip(jnp.ceil(t * process.num_steps), 1, process.num_steps) / process.num_steps, weight
 
-    return _losses(make)(apply, param, process, on_grid, ce)
+    return _loss(value, apply, param, process, on_grid, ce)
 
 
 def score_entropy(
@@ -137,16 +126,13 @@ def score_entropy(
     The parameterization must be `log_score`. For ratios of a normalised D it is `nelbo`.
     """
 
-    def make(param: TokenParameterization, process: CategoricalProcess) -> Callable:
-        @needing(categorical=("score_entropy",))
-        def value(F: Array, x_0: Tokens, x_t: Tokens, t: Array) -> Array:
-            return process.score_entropy(param.log_ratios(process, F, x_t, t), x_0, x_t, t)
-
-        return value
+    @needing(categorical=("score_entropy",))
+    def value(F: Array, x_0: Tokens, x_t: Tokens, t: Array) -> Array:
+        return process.score_entropy(param.log_ratios(process, F, x_t, t), x_0, x_t, t)
 
     if param.log_ratios is None:
         raise ValueError("score_entropy needs the parameterization 'log_score', whose output are ratios")
-    return _losses(make)(apply, param, process, times, 0.0)
+    return _loss(value, apply, param, process, times, 0.0)
 
 
 def bound(
