@@ -14,47 +14,38 @@ digits of scikit-learn, in minutes on two CPU cores. A third flow has --config.s
     python -m diffusion_jax.main --config=configs/reflow.py:cifar10 --workdir=runs/reflow_cifar10
 """
 
+import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, defaults, presets, replace
+from diffusion_jax.config import choose, from_file, presets, replace
+
+FOLDER = pathlib.Path(__file__).parent
 
 
-def reflow(**sections: Any) -> ConfigDict:
-    """The sections that all variants share: those of `flow.py`, whose weights training starts from, and one step."""
-    config = replace(
-        defaults(),
-        process=dict(name="rectified_flow"),
-        parameterization=dict(name="velocity", label="time"),
-        weighting=dict(name="velocity_matching"),
-        times=dict(name="uniform", t_min=1e-3),
+def reflow(variant: str, run: str, **sections: Any) -> ConfigDict:
+    """The config of the teacher, "flow.py:VARIANT" trained in `run`, with its pairs as data and one step of Euler."""
+    return replace(
+        from_file(f"{FOLDER}/flow.py:{variant}"),
+        system=dict(name="reflow", teacher=run, teacher_config=f"configs/flow.py:{variant}", pairs=""),
         solver=dict(name="euler"),
-        sampling=dict(steps=1, grid=dict(name="uniform", t_min=0.0)),
+        sampling=dict(steps=1),
+        **sections,
     )
-    return replace(config, **sections)
-
-
-def teacher(run: str, variant: str) -> dict[str, str]:
-    return dict(name="reflow", teacher=run, teacher_config=f"configs/flow.py:{variant}", pairs="")
 
 
 def digits() -> ConfigDict:
-    return reflow(
-        system=teacher("runs/flow", "digits"),
-        network=dict(name="mlp", hidden=512, num_layers=4, embedding="positional"),
-        **presets.digits(4000),
-        sampling=dict(batch_size=500),
-    )
+    return reflow("digits", "runs/flow", training=dict(num_steps=4000))
 
 
 def cifar10() -> ConfigDict:
     # Pairs are not flipped: the noise of a flipped sample is not the flipped noise.
-    training = presets.cifar10(1_300_000) | dict(data=presets.cifar10_data(flip=False))
     return reflow(
-        system=teacher("runs/flow_cifar10", "cifar10"),
+        "cifar10",
+        "runs/flow_cifar10",
         network=dict(name="ncsnpp", fir=False, progressive_input="none", embedding="positional", dropout=0.1),
-        **training,
+        **presets.cifar10(1_300_000) | dict(data=presets.cifar10_data(flip=False)),
     )
 
 
