@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import data, main
 from diffusion_jax.config import build, from_file, parts
 from diffusion_jax.config import data as data_section
+from diffusion_jax.run import train
 from diffusion_jax.run.job import prepare
 from diffusion_jax.training.checkpoints import Checkpoints
 
@@ -24,7 +25,11 @@ TOY = str(ROOT / "tests" / "tiny_config.py")
 
 def toy(**changes: Any) -> ConfigDict:
     """tiny_config.py with `changes` such as network__hidden=8."""
-    config = from_file(TOY)
+    return changed(from_file(TOY), **changes)
+
+
+def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
+    """The config with `changes` such as network__hidden=8, which are made in place."""
     for name, value in changes.items():
         *sections, last = name.replace("__", ".").split(".")
         section = config
@@ -113,6 +118,22 @@ def final_state(config: ConfigDict, folder: pathlib.Path) -> tuple[int, dict[str
     )
     arrays = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(raw)}
     return step, arrays, batches.get_state()
+
+
+def resumed(config: ConfigDict, folder: pathlib.Path, num_steps: int, **first: Any) -> dict[str, np.ndarray]:
+    """Train at once, and with an interruption after `num_steps` steps: step, position in the data and all arrays of the
+    train state must be the same. Returns these arrays. `first` are further changes of the config of the first part.
+    """
+    half = changed(config.copy_and_resolve_references(), training__num_steps=num_steps, **first)
+    train.train(config, folder / "whole")
+    for part in (half, config):
+        train.train(part, folder / "broken")
+    states = (final_state(config, folder / name) for name in ("whole", "broken"))
+    (step, whole, position), (again, broken, there) = states
+    assert (step, position) == (again, there) == (config.training.num_steps, position)
+    for path in whole:
+        np.testing.assert_array_equal(whole[path], broken[path], err_msg=path)
+    return whole
 
 
 def listing(folder: pathlib.Path) -> dict[str, tuple[int, int]]:

@@ -20,6 +20,7 @@ from diffusion_jax.losses.times import Times
 from diffusion_jax.processes import bcast, perturb, row_keys, time_derivative
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.teacher import Teacher
+from diffusion_jax.training import ema
 from diffusion_jax.types import Cond, Denoiser, Params, Solver, Train
 
 _FEATURES = 8  # of the time, in the learned weight of the loss in continuous time
@@ -113,9 +114,7 @@ class Consistency(Student):
         """The target network follows the student: target <- mu target + (1 - mu) network, as it is after this step."""
         if self.target_rate is None:
             return params
-        mu = self.target_rate(train)
-        follow = lambda target, network: (mu * target + (1 - mu) * network).astype(target.dtype)  # noqa: E731
-        target = jax.tree.map(follow, params["frozen"]["target"], params["network"])
+        target = ema.follow(params["frozen"]["target"], params["network"], self.target_rate(train))
         return {**params, "frozen": {**params["frozen"], "target": target}}
 
 

@@ -13,6 +13,7 @@ from diffusion_jax.losses.flow_map import MeanVelocity, Objective, Rows
 from diffusion_jax.losses.times import Times
 from diffusion_jax.parameterizations import FlowMap, NoiseLabel
 from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.training import ema
 from diffusion_jax.types import Cond, Params, Train
 
 
@@ -83,6 +84,5 @@ class FlowMapModel(Diffusion):
         """The target network follows the trained one: target <- rate target + (1 - rate) network."""
         if not self.objective.averaged:
             return params
-        old, rate = params["frozen"]["target"], self.target_rate
-        target = jax.tree.map(lambda e, p: e + (1 - rate) * (p - e), old, params["network"])
+        target = ema.follow(params["frozen"]["target"], params["network"], self.target_rate)
         return {**params, "frozen": {"target": target}}

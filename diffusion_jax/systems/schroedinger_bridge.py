@@ -20,6 +20,7 @@ from diffusion_jax.solvers import sampling
 from diffusion_jax.solvers.grids import Grid
 from diffusion_jax.systems.base import Sampled, entries
 from diffusion_jax.systems.bridge import START
+from diffusion_jax.training import ema
 from diffusion_jax.types import Apply, BridgeProcess, Denoiser, Params, Placed, Solver, Spec, Train, check, check_choice
 
 COUPLINGS = ("independent", "reference")
@@ -102,9 +103,7 @@ class SchroedingerBridge(Sampled):
     def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
         frozen, trained = params["frozen"], {name: params[name] for name in DIRECTIONS}
         averages = frozen["average" if self.refresh else "target"]
-        # The average of the first steps would otherwise keep the initial weights for 1 / (1 - rate) steps.
-        decay = jnp.minimum(self.rate, (1 + train.step) / (10 + train.step))
-        averages = jax.tree.map(lambda a, p: a + (1 - decay) * (p - a), averages, trained)
+        averages = ema.follow(averages, trained, ema.warmed_up(self.rate, train.step))
         if not self.refresh:
             return {**params, "frozen": {"target": averages}}
         since = train.step + 1 - self.pretrain

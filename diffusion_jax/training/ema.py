@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
 from diffusion_jax.types import Params
 
@@ -25,6 +25,17 @@ def init(params: Params, rates: Sequence[float]) -> dict[str, Params]:
     return {str(rate): jax.tree.map(lambda p: jnp.array(p, jnp.float32), trained) for rate in rates}
 
 
+def follow(average: Params, params: Params, decay: float | Float[Array, ""]) -> Params:
+    """One step of an average, e <- d e + (1 - d) p with the decay d, in the type of e."""
+    # 1 - d is formed before float32 rounds d: 1 - float32(0.9999) is off by 5e-5 of itself.
+    return jax.tree.map(lambda e, p: (e + (1 - decay) * (p - e)).astype(e.dtype), average, params)
+
+
+def warmed_up(rate: float, step: Int[Array, ""] | int) -> Float[Array, ""]:
+    """The decay min(rate, (1 + step) / (10 + step)), with which initial weights are forgotten in the first steps."""
+    return jnp.minimum(rate, (1 + step) / (10 + step))
+
+
 def update(
     ema: dict[str, Params],
     params: Params,
@@ -33,21 +44,18 @@ def update(
     warmup: bool = False,
     rampup: float = 0.0,
 ) -> dict[str, Params]:
-    """Update the averages: e <- d e + (1 - d) p, with the decay d = rate per step.
+    """Update the averages, see `follow`, with the decay d = rate per step.
 
-    With `warmup`, d = min(rate, (1 + step) / (10 + step)), where `step` is the number of past updates, so that the
-    initial weights are forgotten in the first steps. With `rampup` r > 0 the half-life is at most r times the number of
-    past updates, d = min(rate, 2^(-1 / (r step))), as in EDM (arXiv:2206.00364), whose r is 0.05.
+    With `warmup`, d is that of `warmed_up`, and `step` the number of past updates. With `rampup` r > 0 the half-life is
+    at most r times that number, d = min(rate, 2^(-1 / (r step))), as in EDM (arXiv:2206.00364), whose r is 0.05.
     """
 
     def average(rate: float) -> Params:
-        decay = jnp.minimum(rate, (1 + step) / (10 + step)) if warmup else rate
+        decay = warmed_up(rate, step) if warmup else rate
         if rampup:
             decay = jnp.minimum(decay, jnp.exp2(-1 / (rampup * jnp.maximum(step, 1e-6))))
         old = ema[str(rate)]
-        new = {group: params[group] for group in old}
-        # 1 - d is formed before float32 rounds d: 1 - float32(0.9999) is off by 5e-5 of itself.
-        return jax.tree.map(lambda e, p: e + (1 - decay) * (p.astype(jnp.float32) - e), old, new)
+        return follow(old, {group: params[group] for group in old}, decay)
 
     return {str(rate): average(rate) for rate in rates}
 

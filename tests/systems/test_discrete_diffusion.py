@@ -15,7 +15,7 @@ from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.processes.categorical import at_values
 from diffusion_jax.run import evaluate, sample, train
 from tests.config.test_configs import read
-from tests.runs import ROOT, final_state, with_devices
+from tests.runs import ROOT, resumed, with_devices
 
 TEXT = "the cat sat on the mat. " * 200
 TIMED = dict(name="token_dit", hidden_size=16, depth=1, num_heads=2, cond_dim=8, time_conditioned=True)
@@ -98,20 +98,9 @@ def test_hidden_characters_are_drawn_and_the_others_kept(run, solver):
 
 @pytest.mark.slow
 def test_training_resumes_exactly(text, tmp_path):
-    whole, broken = tiny(text), tiny(text)
-    train.train(whole, tmp_path / "whole")
-    broken.training.num_steps = 4
-    first = broken.copy_and_resolve_references()
-    first.training.num_steps = 2
-    first.optimizer.schedule = whole.optimizer.schedule = broken.optimizer.schedule = "constant"
-    train.train(whole, tmp_path / "constant")
-    train.train(first, tmp_path / "broken")
-    train.train(broken, tmp_path / "broken")
-    step, arrays, position = final_state(whole, tmp_path / "constant")
-    again = final_state(broken, tmp_path / "broken")
-    assert (step, position) == (again[0], again[2]) == (4, position)
-    for name, value in arrays.items():
-        np.testing.assert_array_equal(again[1][name], value, err_msg=name)
+    config = tiny(text)
+    config.training.num_steps, config.optimizer.schedule = 4, "constant"
+    resumed(config, tmp_path, 2)
 
 
 PROGRAM = """

@@ -18,7 +18,7 @@ from diffusion_jax.solvers import ddim
 from diffusion_jax.solvers.sampling import sample
 from diffusion_jax.types import System, Train
 from tests.oracles import Gaussian
-from tests.runs import final_state, toy
+from tests.runs import final_state, resumed, toy
 
 STAGES = (2, 2, 4)
 
@@ -127,16 +127,7 @@ def test_the_first_teacher_and_student_are_copies_of_the_run(run, tmp_path):
 @pytest.mark.slow
 def test_a_resumed_run_equals_one_that_was_not_interrupted(run, tmp_path):
     """The first part ends with a stage, where the teacher was replaced and the learning rate starts again."""
-    config = config_of(run)
-    train.train(config, tmp_path / "whole")
-    half = config.copy_and_resolve_references()
-    half.training.num_steps, half.sampling.steps = 4, 4
-    train.train(half, tmp_path / "broken")
-    train.train(config, tmp_path / "broken")
-    _, whole, _ = final_state(config, tmp_path / "whole")
-    _, broken, _ = final_state(config, tmp_path / "broken")
-    for path in whole:
-        np.testing.assert_array_equal(whole[path], broken[path], err_msg=path)
+    resumed(config_of(run), tmp_path, 4, sampling__steps=4)
 
 
 def test_the_learning_rate_falls_in_every_stage(run):
