@@ -21,6 +21,7 @@ from diffusion_jax.config.recipes import (
     noisy_classifier,
     progressive_distillation,
     reflow,
+    super_resolution,
     text_to_image,
     vdm,
 )
@@ -46,6 +47,7 @@ RECIPES = {
     "progressive_distillation": progressive_distillation.RECIPE,
     "bridge": bridge.RECIPE,
     "schroedinger_bridge": bridge.SCHROEDINGER,
+    "super_resolution": super_resolution.RECIPE,
     "discrete_diffusion": discrete_diffusion.RECIPE,
 }
 

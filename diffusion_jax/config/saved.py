@@ -25,8 +25,8 @@ _DATA = ("data.image_size", "data.channels")
 # Paths of files and runs of the frozen parts. They may be moved, but the tokenizer "bytes" is not a path.
 _RUNS = tuple(f"system.{run}{end}" for run in ("first_stage", "model", "teacher") for end in ("", "_config"))
 _PATHS = ("system.pipeline", "system.tokenizer", *_RUNS)
-# Keys of config.system that only sampling reads.
-_OF_SAMPLING = ("system.direction",)
+# Keys of config.system that only sampling reads. The base of a cascade may be replaced by another run.
+_OF_SAMPLING = ("system.direction", "system.level", "system.base", "system.base_config")
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -76,7 +76,7 @@ def check_same_model(
     refused = _among(differences, (*model, *(STATE if resume else ())))
     runs_before = _read(workdir / "runs.json") or {}
     for key, run in (runs or {}).items():
-        before = runs_before.get(key)
+        before = None if key.removeprefix("config.") in _OF_SAMPLING else runs_before.get(key)
         if isinstance(before, dict):
             other = _among(changes(run, {**defaults().to_dict(), **before}), ("system", *MODEL, *_DATA))
             refused += [f"{key} is another model, whose {line}" for line in other]
