@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
@@ -57,18 +58,27 @@ def transport(
 
 
 def paired(
-    samples: Float[np.ndarray, "n h w c"], start: Float[np.ndarray, "n h w c"], truth: Float[np.ndarray, "m h w c"]
+    samples: Float[np.ndarray, "n h w c"], start: Float[np.ndarray, "n h2 w2 c"], truth: Float[np.ndarray, "m h w c"]
 ) -> dict[str, Any]:
     """Metrics of samples [k m, ...], sample i of the pair i mod m, with names that begin with "pairs_".
 
     `psnr` and `ssim` of single samples against the truth of their pairs, `mean_psnr` of the mean of the k samples of a
     pair, and `psnr_start` of x_1 itself. The PSNR is that of the mean squared error over all pairs, since pairs that
-    are the same image have none of their own. Raises ValueError unless k is whole.
+    are the same image have none of their own. An x_1 that is a smaller image is enlarged by bicubic interpolation, and
+    `consistency` is the mean squared difference between it and the samples, averaged to its size. Raises ValueError
+    unless k is whole.
     """
     num = len(truth)
     if len(samples) % num:
         raise ValueError(f"{len(samples)} samples of {num} pairs; every pair needs as many")
     rows = samples.reshape(-1, *truth.shape)
+    enlarged, consistency = start[:num], {}
+    if start.shape[1:] != truth.shape[1:]:
+        enlarged = np.clip(jax.image.resize(start[:num], truth.shape, "bicubic"), -1, 1)
+        height, width = start.shape[1:3]
+        blocks = (height, truth.shape[1] // height, width, truth.shape[2] // width)
+        reduced = samples.reshape(len(samples), *blocks, truth.shape[3]).mean((2, 4))
+        consistency = {"consistency": np.mean(np.square(reduced - np.tile(start[:num], (len(rows), 1, 1, 1))))}
 
     def psnr(x: np.ndarray) -> float:
         return 10 * np.log10(4 / max(np.mean(np.square(x - truth)), 4e-10))
@@ -77,6 +87,7 @@ def paired(
         "psnr": psnr(rows),
         "ssim": np.mean([ssim(x, truth) for x in rows]),
         "mean_psnr": psnr(rows.mean(0)),
-        "psnr_start": psnr(start[:num]),
+        "psnr_start": psnr(enlarged),
+        **consistency,
     }
     return {"pairs_num": num, **{f"pairs_{name}": float(value) for name, value in values.items()}}

@@ -172,7 +172,7 @@ def _perceptual(evaluation: Evaluation) -> Callable[[np.ndarray, np.ndarray], np
 def _pairs(evaluation: Evaluation) -> Metric:
     need(evaluation, "image", "images")
     if not any(condition.start == "paired" for condition in evaluation.conditions.values()):
-        raise ValueError("it needs config.system.name='bridge', whose samples start from an image of a pair")
+        raise ValueError("it needs config.system.name='bridge' or 'super_resolution', whose samples belong to pairs")
     num, each = (evaluation.options.get(name, 1) for name in ("num_samples", "samples_per_condition"))
     if each < 1 or num % each:
         raise ValueError(f"evaluation.samples_per_condition={each} must divide evaluation.num_samples={num}")

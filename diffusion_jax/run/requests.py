@@ -167,8 +167,11 @@ def compared(job: Job, cond: Mapping[str, np.ndarray] | None) -> dict[str, np.nd
 
 
 def _from_start(job: Job, start: np.ndarray, paired: bool) -> dict[str, np.ndarray]:
-    """What a picture shows next to samples of a bridge: where they start, and for pairs the held-out example."""
-    panels = {"measured": start[..., : job.system.makes.shape[-1]]}
+    """What a picture shows next to samples of pairs: where they start, at their size, and the held-out example."""
+    *sides, channels = job.system.makes.shape
+    for axis, side in enumerate(sides, 1):
+        start = start.repeat(side // start.shape[axis], axis)
+    panels = {"measured": start[..., :channels]}
     if paired and not job.config.sampling.cond:
         panels["original"] = _truth(job, len(start))
     return panels

@@ -88,7 +88,9 @@ class SuperResolution(OnDiffusion):
     def conditions(self) -> Conditions:
         """The conditions of samples: with a base its own instead of the smaller image."""
         own = _without(self.diffusion.conditions, *([LEVEL] if self.augmented else []))
-        return own if self.base is None else _without(own, IMAGE) | self.base.system.conditions
+        if self.base is not None:
+            return _without(own, IMAGE) | self.base.system.conditions
+        return Conditions({**own, IMAGE: own[IMAGE]._replace(start="paired")})
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None

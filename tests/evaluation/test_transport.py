@@ -38,3 +38,15 @@ def test_pairs():
     assert values["pairs_mean_psnr"] > 60 and values["pairs_num"] == 2
     with pytest.raises(ValueError, match="every pair needs as many"):
         transport.paired(samples[:3], truth, truth)
+
+
+def test_a_smaller_start_is_compared_at_both_sizes():
+    """Samples that repeat the pixels of a smaller image average to it; bicubic interpolation of a constant is exact."""
+    start = np.random.default_rng(0).uniform(-1, 1, (5, 2, 2, 1))
+    truth = np.repeat(np.repeat(start, 4, 1), 4, 2)
+    found = transport.paired(truth + 0.1, start, truth)
+    assert found["pairs_consistency"] == pytest.approx(0.01)
+    assert found["pairs_psnr"] == pytest.approx(10 * np.log10(4 / 0.01))
+    flat = np.full((5, 2, 2, 1), 0.3)
+    assert transport.paired(truth, flat, np.full((5, 8, 8, 1), 0.3))["pairs_psnr_start"] > 90
+    assert "pairs_consistency" not in transport.paired(truth, truth, truth)
