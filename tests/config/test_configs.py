@@ -84,6 +84,8 @@ STANDS_ON = {
     "dequantization:digits": ("system.model", "score_sde:digits_vp_likelihood"),
     "dequantization:mnist": ("system.model", "score_sde:mnist_vp_likelihood"),
     "dequantization:cifar10": ("system.model", "score_sde:cifar10_vp_ddpmpp_deep_likelihood"),
+    "cascade:digits": ("system.base", "cascade:digits_base"),
+    "cascade:mnist": ("system.base", "cascade:mnist_base"),
     "reflow:digits": ("system.teacher", "flow:digits"),
     "reflow:cifar10": ("system.teacher", "flow:cifar10"),
     "progressive_distillation:digits": ("system.teacher", "ddpm:digits"),
@@ -111,8 +113,10 @@ STANDS_ON = {
         }.items()
     },
 }
-# Of these, what only starts as a copy of the other run.
+# Of these, what only starts as a copy of the other run, or only samples with it.
 STARTS_FROM = (
+    "cascade:digits",
+    "cascade:mnist",
     "consistency:digits_ect",
     "consistency:cifar10_ect",
     "consistency:cifar10_scm",
@@ -157,6 +161,15 @@ def built(name: str):
     return config, system, optimizer, state
 
 
+def numbers_of(system):
+    """What `draw` reads once, abstractly for the base of a cascade, which is not trained here; None: it reads it."""
+    if getattr(system, "base", None) is None:
+        return None
+    base = system.base.system
+    params = jax.eval_shape(base.init, jax.random.key(0))
+    return {"guidance": system.diffusion.numbers(), "base": params, "of_base": base.numbers()}
+
+
 def test_the_files_are_found():
     assert {"ncsn", "ncsnv2", "ddpm", "score_sde", "edm", "flow", "dit", "toy2d"} <= {path.stem for path in FILES}
     assert len(ALL) >= 40
@@ -177,7 +190,8 @@ def test_builds_and_traces_a_train_and_a_sample_step(name):
 
     if system.makes is None:  # it draws nothing
         return
-    drawn = jax.eval_shape(system.draw, state.params, jax.random.key(0), jnp.arange(2), system.conditions.null(2))
+    cond = system.conditions.null(2)
+    drawn = jax.eval_shape(system.draw, state.params, jax.random.key(0), jnp.arange(2), cond, numbers_of(system))
     assert drawn["samples"].shape == (2, *system.makes.shape)
 
 
