@@ -309,12 +309,11 @@ def test_an_embedding_at_zero_leaves_the_network_exactly_as_it_is():
     x, c_noise = jax.random.normal(jax.random.key(0), (2, 2, 2, 4)), jnp.float32([3.0, 800.0])
     tokens = Embedded(context=jax.random.normal(jax.random.key(1), (2, 3, 6)))
     expected = jax.jit(base)(params, x, c_noise, tokens)
-    cond = lambda scale: guided(tokens, scale, 12)
+    run = jax.jit(apply)
 
-    @jax.jit
     def output(kernel, scale):
         encoder = {**params["encoder"], "time_embedding": {**time, "cond_proj": {"kernel": kernel}}}
-        return apply({**params, "encoder": encoder}, x, c_noise, cond(scale))
+        return run({**params, "encoder": encoder}, x, c_noise, guided(tokens, scale, 12))
 
     for scale in (1.0, 7.5):
         np.testing.assert_array_equal(output(0 * kernel, jnp.full(2, scale)), expected)
