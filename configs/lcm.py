@@ -103,6 +103,7 @@ def latents(**sections: Any) -> ConfigDict:
         system="latent_consistency",
         guidance=(2.0, 2.0),
         parameterization=dict(name="consistency", sigma_data=1.0, t_min=0.001),
+        times=dict(name="uniform", t_min=0.001),
         **presets.digits(2000, batch_size=64) | dict(optimizer=presets.adam(5e-4, warmup_steps=100)),
         **sections,
     )

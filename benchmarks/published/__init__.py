@@ -5,13 +5,14 @@ Every value was read in the repository that its source names, "owner/name file:l
 Values are in the units of the configs: data in [-1, 1], numbers of steps, rates per step.
 """
 
-from benchmarks.published import bridges, consistency, ddpm, editing, flow_maps, inverse, latents, sde, tokens
+from benchmarks.published import bridges, consistency, ddpm, editing, flow_maps, inverse, latents, lcm, sde, tokens
 from benchmarks.published.entry import Published
 
 TABLE: tuple[Published, ...] = (
     *ddpm.TABLE,
     *sde.TABLE,
     *consistency.TABLE,
+    *lcm.TABLE,
     *latents.TABLE,
     *editing.TABLE,
     *inverse.TABLE,

@@ -25,7 +25,7 @@ FILES = sorted(CONFIGS.glob("*.py"))
 AXES = ("system", "network", "loss", "parameterization", "process", "solver", "editing")
 
 # Public networks of up to 2.6 billion parameters, which `tests/parity` compares with diffusers' at full size.
-PUBLIC = re.compile("stable_diffusion:(?!digits)")
+PUBLIC = re.compile("(stable_diffusion|lcm):(?!digits)")
 SLOW = pytest.mark.slow
 
 
