@@ -81,7 +81,7 @@ def words(**changes: Any) -> ConfigDict:
         "runs/words",
         prediction="v",
         guidance=(1.0, 4.0),
-        **presets.digits(1000, batch_size=64) | dict(optimizer=presets.adam(5e-4, warmup_steps=100)) | changes,
+        **presets.digits(800, batch_size=64) | dict(optimizer=presets.adam(5e-4, warmup_steps=100)) | changes,
     )
 
 
@@ -104,7 +104,7 @@ def latents(**sections: Any) -> ConfigDict:
         guidance=(2.0, 2.0),
         parameterization=dict(name="consistency", sigma_data=1.0, t_min=0.001),
         times=dict(name="uniform", t_min=0.001),
-        **presets.digits(2000, batch_size=64) | dict(optimizer=presets.adam(5e-4, warmup_steps=100)),
+        **presets.digits(1000, batch_size=64) | dict(optimizer=presets.adam(5e-4, warmup_steps=100)),
         **sections,
     )
 

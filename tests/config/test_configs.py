@@ -126,10 +126,13 @@ STARTS_FROM = (
 
 
 def as_if_trained(name: str) -> str:
-    """A work directory with the config.json of "FILE:VARIANT", in which nothing was trained."""
-    directory = pathlib.Path(tempfile.mkdtemp())
+    """A work directory with the config.json of "FILE:VARIANT", in which nothing was trained; so are its own runs."""
+    directory, config = pathlib.Path(tempfile.mkdtemp()), read(name)
     (directory / "checkpoints").mkdir()
-    saved.write_config(directory, read(name))
+    if name in STANDS_ON:
+        field, run = STANDS_ON[name]
+        config.update_from_flattened_dict({field: as_if_trained(run)})
+    saved.write_config(directory, config)
     return str(directory)
 
 
