@@ -75,6 +75,7 @@ class Needs:
     conditional: bool = False  # a network that reads any condition
     conditions: tuple[str, ...] = ()  # a network that reads all of these conditions
     unguided: bool = False  # the denoiser without other guidance
+    guidance_embedding: bool = False  # a network that reads an embedding of the scale of its guidance
     channels: int = 0  # examples of at least so many channels
     categorical: tuple[str, ...] = ()  # a categorical process with these methods, such as "reverse"
     time_free: bool = False  # a network that does not read t

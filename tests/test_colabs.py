@@ -87,3 +87,16 @@ def test_the_notebook_of_inverse_problems_runs_and_its_figures_hold(monkeypatch,
     assert own["every second line, MMPS, mean of 4"] > own["every second line, lmmse"] - 2
     assert "restoration_mean_psnr" in text["evaluate"] and "nfe" in text["evaluate"]
     assert pictures == {"sheet": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_notebook_of_few_steps_runs_and_prints_its_table(monkeypatch, tmp_path):
+    """With 60 steps of training, whose digits are not yet digits: one step of Heun's method is still the worst."""
+    text, pictures = run("few_steps", monkeypatch, tmp_path)
+    found = figures("".join(text[name] for name in ("measure", "consistency", "mean-flow")), "Frechet ratio")
+    assert len(found) == 9 and all(ratio > 0 for ratio in found.values())
+    rows = text["table"].splitlines()
+    assert [row.split()[0] for row in rows] == ["evaluations", "teacher", "consistency", "MeanFlow"]
+    assert rows[0].split()[1:] == ["1", "2", "3", "4", "7", "35"]
+    assert pictures == {"measure": 1, "consistency": 1, "mean-flow": 1}

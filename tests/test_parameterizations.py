@@ -198,3 +198,25 @@ def test_ends_that_the_source_does_not_reach_are_its_own(source, end):
     D = P.at_equal_snr(MIXTURE.denoiser(there), there, process)(x, jnp.float64(end))
     expected = x if end == 0 else jnp.broadcast_to(MIXTURE.weights @ MIXTURE.means, x.shape)
     np.testing.assert_allclose(D, expected, atol=1e-3 if end == 0 else 0.05)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_latent_consistency_keeps_x_at_the_first_timestep_and_is_d_later(prediction):
+    """With c_skip and c_out of the authors' code, sigma_data = .5 and 10 times the timestep, at every timestep."""
+    process = DiscreteVP.from_betas(beta_table("scaled_linear", 1000))
+    times = jnp.arange(1, 1001) / 1000
+    x = jax.random.normal(jax.random.key(0), (1000, 2))
+    network = lambda x, c_noise, cond: jnp.sin(3 * x) + c_noise[:, None] / 500
+    D = P.denoiser(network, PARAMETERIZATIONS[prediction], process)(x, times)
+    if prediction != "x0":  # whose label is 999 t there
+        D = P.denoiser(network, getattr(P, f"{prediction}_prediction")(P.index_label), process)(x, times)
+    else:
+        D = P.denoiser(network, P.x0_prediction(P.index_label), process)(x, times)
+    f = P.denoiser(network, P.latent_consistency(prediction), process)(x, times)
+    np.testing.assert_array_equal(f[0], x[0])
+    k = np.arange(1000)[:, None]
+    skip, out = 0.25 / ((k / 0.1) ** 2 + 0.25), (k / 0.1) / np.sqrt((k / 0.1) ** 2 + 0.25)
+    np.testing.assert_allclose(f, skip * x + out * D, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(f[1:], D[1:], rtol=4e-3, atol=0.02)
+    with pytest.raises(ValueError, match="prediction is 'score'; choose eps, x0 or v"):
+        P.latent_consistency("score")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ from diffusion_jax.config.recipes import (
     discrete_diffusion,
     first_stage,
     flow_map,
+    latent_consistency,
     latent_diffusion,
     noisy_classifier,
     progressive_distillation,
@@ -40,7 +42,9 @@ RECIPES = {
     "vqgan": first_stage.VQGAN,
     "latent_diffusion": latent_diffusion.RECIPE,
     "consistency": consistency.RECIPE,
+    "latent_consistency": latent_consistency.RECIPE,
     "text_to_image": text_to_image.RECIPE,
+    "text_to_image_consistency": latent_consistency.TEXT_TO_IMAGE,
     "mean_flow": flow_map.MEAN_FLOW,
     "shortcut": flow_map.SHORTCUT,
     "reflow": reflow.RECIPE,
@@ -83,7 +87,7 @@ def build(config: ConfigDict, *, planning: bool = False) -> Built:
     With `planning` the runs that it depends on need not be trained yet, see `config.trained.open_run`.
     """
     recipe = lookup(RECIPES, "system.name", config.system.name)
-    parts = Parts(config, data.spec(config), _of_run, planning=planning)
+    parts = Parts(config, data.spec(config), functools.partial(_of_run, planning=planning), planning=planning)
     system = recipe.build(parts)
     # A plan reads no data, and the tokenizer may not be made yet.
     return Built(parts, recipe, system, Reading() if planning else recipe.reading(parts, system))
@@ -99,9 +103,9 @@ def trained(path: str, field: str, role: str = "") -> Trained:
     return open_run(path, field, _of_run, role)
 
 
-def _of_run(config: ConfigDict) -> tuple[System, str]:
+def _of_run(config: ConfigDict, planning: bool = False) -> tuple[System, str]:
     """Returns the system of the config of another run, and its role."""
-    built = build(config)
+    built = build(config, planning=planning)
     return built.system, built.recipe.role
 
 

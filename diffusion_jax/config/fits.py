@@ -248,6 +248,13 @@ def check_guidance(
             "config.network.num_classes, for example"
         )
     needs, named = guidance.needs, f"config.guidance.name={config.guidance.name!r}"
+    dim = config.network.get("time_cond_proj_dim", 0)
+    if dim and not needs.guidance_embedding:
+        raise ConfigError(
+            f"config.network.time_cond_proj_dim={dim}: the network was distilled with guidance, whose scale it reads "
+            f"as an embedding. config.guidance.name must be 'embedded'; {config.guidance.name!r} does not give it"
+            f"{' and would guide twice' if needs.unguided else ''}"
+        )
     if needs.channels > shape[-1]:
         raise ConfigError(f"config.guidance.channels={needs.channels} must be at most {shape[-1]}, the channels of x")
     for name in needs.conditions:
@@ -262,6 +269,8 @@ def check_guidance(
             f"{named} needs a conditional model; this network reads no condition: set config.network.num_classes, for "
             "example"
         )
+    if needs.guidance_embedding:
+        return
     ever = cond_dropout or all(cond_dropouts.get(name) for name in available)
     scale = guidance.values.get("scale", 1.0)
     if not ever and scale != 1:

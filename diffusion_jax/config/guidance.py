@@ -13,6 +13,8 @@ from diffusion_jax.guidance import operators, steering
 from diffusion_jax.guidance.operators import Operator
 from diffusion_jax.guidance.steering import Guidance
 
+EMBEDDING = "time_cond_proj_dim"  # key of config.network: the size of the embedding of a guidance scale
+
 if TYPE_CHECKING:
     from diffusion_jax.config.parts import Parts
 
@@ -34,6 +36,21 @@ def classifier(
         )
     system = run.system
     return steering.classifier(system.log_prob, run.load, system.classes, scale=scale, schedule=schedule)
+
+
+def embedded(parts: Parts, place: str = "guidance", *, scale: float = 8.0) -> Guidance:
+    """The guidance of a distilled network that reads the `scale`, see `steering.embedded`.
+
+    Raises ConfigError for a network without an embedding of the scale.
+    """
+    dim = parts.config.network.get(EMBEDDING, 0)
+    if not dim:
+        raise ConfigError(
+            f"config.{place}.name='embedded' needs a network with an embedding of the scale, config.network."
+            f"{EMBEDDING}, such as a latent consistency model; config.network.name={parts.config.network.name!r} has "
+            "none"
+        )
+    return steering.embedded(scale, dim)
 
 
 def autoguidance(

@@ -72,6 +72,7 @@ PARAMETERIZATIONS = {
     "velocity": parameterizations.velocity_prediction,
     "edm": parameterizations.edm_preconditioning,
     "consistency": parameterizations.consistency,
+    "latent_consistency": parameterizations.latent_consistency,
 }
 BRIDGE_PARAMETERIZATIONS = {
     "i2sb": parameterizations.i2sb_prediction,
@@ -120,6 +121,7 @@ GRIDS = {
     "discrete": grids.discrete,
     "levels": grids.levels,
     "noise_levels": grids.noise_levels,
+    "latent_consistency": grids.latent_consistency,
     "cosine": grids.cosine,
 }
 LOSSES = {
@@ -207,6 +209,7 @@ OPERATORS = {
 GUIDANCE = {
     "none": steering.none,
     "classifier_free": steering.classifier_free,
+    "embedded": guidance.embedded,
     "classifier": guidance.classifier,
     "autoguidance": guidance.autoguidance,
     "instruct_pix2pix": steering.instruct_pix2pix,

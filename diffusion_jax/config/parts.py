@@ -64,7 +64,9 @@ class Parts:
 
     def at(self, spec: Spec) -> Parts:
         """The parts of the same config for other examples, such as the latents of a first stage."""
-        return Parts(self.config, spec, self._system_of, levels=256, planning=self._planning)
+        there = Parts(self.config, spec, self._system_of, levels=256, planning=self._planning)
+        there._runs = self._runs
+        return there
 
     def section(self, name: str) -> dict[str, Any]:
         """A section of the config, as a plain dict."""

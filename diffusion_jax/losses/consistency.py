@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Key
 from diffusion_jax.losses.denoising import row_mean
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import bcast, row_dot, time_derivative
-from diffusion_jax.types import Params, Process, check, check_choice
+from diffusion_jax.types import Denoiser, Params, Process, check, check_choice
 
 Time = Float[Array, "batch"]
 Examples = Float[Array, "batch *shape"]
@@ -64,21 +64,36 @@ def l1(weight: str = "equal") -> Distance:
     return Distance(lambda params, a, b: row_mean(jnp.abs(a - b)), _weighting(weight))
 
 
-def huber(c: float = 0.0, weight: str = "equal") -> Distance:
+def huber(c: float = 0.0, weight: str = "equal", entrywise: bool = False) -> Distance:
     """Pseudo-Huber: sqrt(|a - b|^2 + c^2) - c with the norm of the whole example (arXiv:2310.14189, section 3.3).
 
     The default, `c` = 0, is 0.00054 sqrt(d) for d numbers in an example, as in the paper. A tiny c gives the norm
-    itself, as easy consistency tuning uses. Per entry instead of per example it would be another loss, without the
+    itself, as easy consistency tuning uses. With `entrywise` it is the mean over the entries of the same with the
+    absolute value of each, as in the code of latent consistency models, which has c = 0.001: another loss, without the
     weight 1 / |a - b| of the gradient that adapts to each example. Raises ValueError for a negative c, or a `weight`
     that is not one of `WEIGHTS`.
     """
     check(c >= 0, "c", c, "at least 0, where 0 is 0.00054 sqrt(d)")
+    check(c > 0 or not entrywise, "c", c, "positive with entrywise=True")
 
     def measure(params: Params, a: Examples, b: Examples) -> Float[Array, "batch"]:
+        if entrywise:
+            return row_mean(jnp.sqrt(jnp.square(a - b) + c**2) - c)
         width = c or 0.00054 * math.sqrt(a[0].size)
         return jnp.sqrt(row_dot(a - b, a - b) + width**2) - width
 
     return Distance(measure, _weighting(weight))
+
+
+def carried(process: Process, f: Denoiser, x: Examples, t: Time, s: Time) -> Examples:
+    """x_s = alpha_s f + sigma_s / sigma_t (x_t - alpha_t f): a step of DDIM with f(x_t, t), from t to s <= t.
+
+    It is x for s = t, and what a multistep consistency model compares, with the beginning s of the segment of t
+    (arXiv:2403.06807; arXiv:2405.18407). sigma_t must be positive.
+    """
+    x_0 = f(x, t)
+    rest = x - bcast(process.alpha(t), x) * x_0
+    return bcast(process.alpha(s), x) * x_0 + bcast(process.sigma(s) / process.sigma(t), x) * rest
 
 
 class Tangent(NamedTuple):

@@ -20,10 +20,14 @@ Points = Callable[[Train | None], Array]  # the number N of grid points, a float
 
 
 class Schedule(NamedTuple):
-    """Intervals of time: `interval(process, t, train) -> (t, s)`, and `points(train)`, None without a grid."""
+    """Intervals of time: `interval(process, t, train) -> (t, s)`, and `points(train)`, None without a grid.
+
+    `start(process, t)` is where the segment of t begins, for schedules with several segments.
+    """
 
     interval: Callable[[Process, Time, Train | None], tuple[Time, Time]]
     points: Points | None = None
+    start: Callable[[Process, Time], Time] | None = None
 
 
 def _karras(rho: float) -> tuple[Callable, Callable]:
@@ -38,11 +42,15 @@ def _karras(rho: float) -> tuple[Callable, Callable]:
     return position, time
 
 
-def on_grid(points: Points, spacing: str = "karras", rho: float = 7.0, t_min: float = 0.0) -> Schedule:
+def on_grid(
+    points: Points, spacing: str = "karras", rho: float = 7.0, t_min: float = 0.0, skip: int = 1, segments: int = 1
+) -> Schedule:
     """The interval between neighbours of a grid of `points` times from t_min to 1 in which a drawn time falls.
 
-    `spacing` "karras" has (sigma / alpha)^(1 / rho) evenly spaced (arXiv:2206.00364, eq. 5), which needs sigma > 0 at
-    t_min and alpha > 0 at t = 1. "uniform" has the times i / (N - 1) themselves, the first raised to t_min.
+    With `skip` it ends as many points further down, but not below the first point of the segment of t: there are
+    `segments` of equally many intervals. `spacing` "karras" has (sigma / alpha)^(1 / rho) evenly spaced
+    (arXiv:2206.00364, eq. 5), which needs sigma > 0 at t_min and alpha > 0 at t = 1. "uniform" has the times
+    i / (N - 1) themselves, the first raised to t_min.
     """
     check(rho > 0, "rho", rho, "positive")
     check_choice("spacing", spacing, ("karras", "uniform"))
@@ -50,28 +58,62 @@ def on_grid(points: Points, spacing: str = "karras", rho: float = 7.0, t_min: fl
 
     def interval(process: Process, t: Time, train: Train | None) -> tuple[Time, Time]:
         count = points(train) - 1
+        index = interval_of(process, t, count)
+        lower = jnp.maximum(index + 1 - skip, first(index, count))
+        return at(process, index + 1, count), at(process, lower, count)
+
+    def interval_of(process: Process, t: Time, count: Array) -> Array:
+        """The index of the lower end of the interval of t."""
         if spacing == "uniform":
-            upper = jnp.clip(jnp.ceil(t * count), 1, count)
-            return upper / count, jnp.maximum((upper - 1) / count, t_min)
+            return jnp.clip(jnp.ceil(t * count), 1, count) - 1
+        low, high, position, _ = ends(process)
+        return jnp.clip(jnp.floor((position(process, t) - low) / (high - low) * count), 0, count - 1)
+
+    def first(index: Array, count: Array) -> Array:
+        """The index of the point where the segment of an interval begins."""
+        length = count / segments
+        return jnp.floor(index / length) * length
+
+    def at(process: Process, index: Array, count: Array) -> Time:
+        """The time of a point of the grid; those of its ends are not rounded."""
+        if spacing == "uniform":
+            return jnp.maximum(index / count, t_min)
+        low, high, _, time = ends(process)
+        inner = time(process, low + index / count * (high - low))
+        return jnp.where(index == count, 1.0, jnp.where(index == 0, jnp.float32(t_min), inner))
+
+    def ends(process: Process) -> tuple[Array, Array, Callable, Callable]:
         position, time = _karras(rho)
         low, high = (position(process, jnp.float32(end)) for end in (t_min, 1))
-        index = jnp.floor((position(process, t) - low) / (high - low) * count)
-        index = jnp.clip(index, 0, count - 1)
-        # The ends themselves, without rounding.
-        ends = [low + (index + i) / count * (high - low) for i in (1, 0)]
-        upper = jnp.where(index == count - 1, 1.0, time(process, ends[0]))
-        return upper, jnp.where(index == 0, jnp.float32(t_min), time(process, ends[1]))
+        return low, high, position, time
 
-    return Schedule(interval, points)
+    def start(process: Process, t: Time) -> Time:
+        """Of the segment of t, where t is a point of the grid and belongs to the segment below it."""
+        count = points(None) - 1
+        if spacing == "uniform":
+            index = jnp.round(t * count)
+        else:
+            low, high, position, _ = ends(process)
+            index = jnp.round((position(process, t) - low) / (high - low) * count)
+        return at(process, first(jnp.clip(index - 1, 0, count - 1), count), count)
+
+    return Schedule(interval, points, start if segments > 1 else None)
 
 
-def fixed(points: int = 18, spacing: str = "karras", rho: float = 7.0, t_min: float = 0.0) -> Schedule:
+def fixed(
+    points: int = 18, spacing: str = "karras", rho: float = 7.0, t_min: float = 0.0, skip: int = 1, segments: int = 1
+) -> Schedule:
     """A grid of always N = `points` points, as in consistency distillation (arXiv:2303.01469, algorithm 2).
 
-    `spacing`, `rho` and `t_min` as in `on_grid`. Raises ValueError for fewer than 2 points.
+    `spacing`, `rho`, `t_min`, `skip` and `segments` as in `on_grid`. The `skip` of latent consistency distillation is
+    20 of 1000 intervals (arXiv:2310.04378, section 4.3). Raises ValueError for fewer than 2 points, a skip that is not
+    less than them, or segments that are not of the same number of intervals.
     """
     check(points >= 2, "points", points, "at least 2")
-    return on_grid(lambda train: jnp.float32(points), spacing, rho, t_min)
+    check(1 <= skip < points, "skip", skip, f"from 1 to {points - 1}")
+    allowed = segments >= 1 and (points - 1) % segments == 0
+    check(allowed, "segments", segments, f"at least 1 and a divisor of the {points - 1} intervals")
+    return on_grid(lambda train: jnp.float32(points), spacing, rho, t_min, skip, segments)
 
 
 def scales(s0: int = 2, s1: int = 150, rho: float = 7.0, t_min: float = 0.0) -> Schedule:

@@ -15,6 +15,7 @@ from diffusion_jax.networks.attention import check_heads, dot_product_attention,
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.types import Cond, Embedded
 
+GUIDANCE = "guidance"  # name of the embedding of a guidance scale among `Embedded.others`
 _USUAL = ("label", "vector", "sizes", "tokens", "mask", "image")  # names that `embed` reads itself
 
 
@@ -59,6 +60,16 @@ def embed(
         vectors.append(pool(total / jnp.maximum(present.sum(1), 1)[:, None]))  # of an empty text: zeros
     others = {name: array for name, array in entries.items() if name not in _USUAL}
     return Embedded(sum(vectors) if vectors else None, context, mask, entries.get("image"), others=others or None)
+
+
+def guided(cond: Embedded, scale: Float[Array, "batch"], dim: int) -> Embedded:
+    """`cond` with the embedding of the scale of classifier-free guidance that a network has learned to imitate.
+
+    It is a sinusoidal embedding of 1000 w with w = scale - 1, in which scale 1 is the conditional model, of the size
+    `dim`, as in diffusers' pipeline of latent consistency models (arXiv:2310.04378, section 4.2).
+    """
+    embedding = layers.sinusoidal_embedding(1000 * (scale - 1), dim)
+    return cond._replace(others={**(cond.others or {}), GUIDANCE: embedding})
 
 
 def cast(cond: Cond, dtype: DTypeLike) -> Cond:

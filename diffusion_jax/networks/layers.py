@@ -207,6 +207,8 @@ class TimeEmbedding(nnx.Module):
         flip_sin_to_cos: of the positional embedding, see `sinusoidal_embedding`.
         downscale_freq_shift: likewise.
         init: of the kernels, see `conv`.
+        cond_proj_dim: size of a further embedding, such as that of a guidance scale, which is projected, at first to
+            zero, and added to that of c_noise; 0 for none.
         rngs: randomness of the initial parameters.
 
     Raises:
@@ -223,6 +225,7 @@ class TimeEmbedding(nnx.Module):
         flip_sin_to_cos: bool = False,
         downscale_freq_shift: float = 1.0,
         init: str = "fan_avg",
+        cond_proj_dim: int = 0,
         rngs: nnx.Rngs,
     ):
         if embedding not in ("positional", "fourier"):
@@ -233,13 +236,20 @@ class TimeEmbedding(nnx.Module):
         self.time_proj = FourierEmbedding(dim, scale=fourier_scale, rngs=rngs) if fourier else None
         self.linear_1 = linear(2 * dim if fourier else dim, out_features, init=init, rngs=rngs)
         self.linear_2 = linear(out_features, out_features, init=init, rngs=rngs)
+        width = 2 * dim if fourier else dim
+        self.cond_proj = linear(cond_proj_dim, width, scale=0.0, use_bias=False, rngs=rngs) if cond_proj_dim else None
 
-    def __call__(self, c_noise: Float[Array, "batch"], dtype: jnp.dtype) -> Float[Array, "batch features"]:
+    def __call__(
+        self, c_noise: Float[Array, "batch"], dtype: jnp.dtype, cond: Float[Array, "batch c"] | None = None
+    ) -> Float[Array, "batch features"]:
         if self.time_proj is None:
             emb = sinusoidal_embedding(c_noise, self.dim, **self.waves)
         else:
             emb = self.time_proj(c_noise)
-        return self.linear_2(jax.nn.silu(self.linear_1(emb.astype(dtype))))
+        emb = emb.astype(dtype)
+        if cond is not None:
+            emb = emb + self.cond_proj(cond.astype(dtype))
+        return self.linear_2(jax.nn.silu(self.linear_1(emb)))
 
 
 def embed_times(

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.networks import layers
 from diffusion_jax.networks.base import DenoisingNetwork
-from diffusion_jax.networks.conditioning import VectorEmbedding
+from diffusion_jax.networks.conditioning import GUIDANCE, VectorEmbedding
 from diffusion_jax.networks.unet import DownBlock, Downsample, MidBlock, UpBlock, Upsample
 from diffusion_jax.networks.unet_spec import EPSILON, UNetSpec
 from diffusion_jax.types import Embedded, spread
@@ -38,6 +38,8 @@ class UNet2DConditionModel(DenoisingNetwork):
         spec: the fields of `UNetSpec`, each by its name.
         out_channels: channels of the output; None: `in_channels`.
         image_channels: of "image"; 0 for none.
+        time_cond_proj_dim: size of the embedding of a guidance scale that is added to that of c_noise, see
+            `conditioning.guided`, as in latent consistency models (arXiv:2310.04378); 0 for none.
         rngs: randomness of the initial parameters.
 
     Raises:
@@ -52,12 +54,13 @@ class UNet2DConditionModel(DenoisingNetwork):
         *,
         out_channels: int | None = None,
         image_channels: int = 0,
+        time_cond_proj_dim: int = 0,
         rngs: nnx.Rngs,
     ):
         self.input_shape, self.divisor, self.remat = (None, None, spec.in_channels), spec.divisor, spec.remat
         image_shape = (spec.image_size, spec.image_size, image_channels) if image_channels else ()
         self.conditions = spec.conditions(image_shape=image_shape)
-        self.encoder = Encoder(spec, spec.in_channels + image_channels, rngs=rngs)
+        self.encoder = Encoder(spec, spec.in_channels + image_channels, time_cond_proj_dim, rngs=rngs)
         skips = spec.skips
         widths = spec.widths[::-1]
         up_blocks = []
@@ -110,15 +113,22 @@ class Encoder(nnx.Module):
     Args:
         spec: sizes of the network.
         in_channels: channels of x and of the condition "image" together.
+        time_cond_proj_dim: of `UNet2DConditionModel`.
         rngs: randomness of the initial parameters.
     """
 
-    def __init__(self, spec: UNetSpec, in_channels: int, *, rngs: nnx.Rngs):
+    def __init__(self, spec: UNetSpec, in_channels: int, time_cond_proj_dim: int = 0, *, rngs: nnx.Rngs):
         widths = spec.widths
         emb_dim = 4 * widths[0]
         self.sizes_dim = spec.sizes_dim
         self.time_embedding = layers.TimeEmbedding(
-            widths[0], emb_dim, embedding="positional", flip_sin_to_cos=True, downscale_freq_shift=0.0, rngs=rngs
+            widths[0],
+            emb_dim,
+            embedding="positional",
+            flip_sin_to_cos=True,
+            downscale_freq_shift=0.0,
+            cond_proj_dim=time_cond_proj_dim,
+            rngs=rngs,
         )
         classes, numbers = spec.num_classes, spec.vector_dim + spec.num_sizes * spec.sizes_dim
         self.class_embedding = nnx.Embed(classes + 1, emb_dim, rngs=rngs) if classes else None
@@ -151,7 +161,7 @@ class Encoder(nnx.Module):
         remat: bool = False,
     ) -> tuple[Float[Array, "batch _ _ _"], list[Array], Float[Array, "batch emb"]]:
         """(activations of the middle, those for the decoder, activated embedding); `hint` is added to the first."""
-        emb = self.time_embedding(c_noise, x.dtype)
+        emb = self.time_embedding(c_noise, x.dtype, (cond.others or {}).get(GUIDANCE))
         emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector.astype(x.dtype))
         context = (cond.context.astype(x.dtype), cond.mask)
         h = self.conv_in(x if cond.image is None else jnp.concatenate([x, cond.image.astype(x.dtype)], -1))

@@ -44,7 +44,8 @@ def fresh_state(job: Job) -> TrainState:
         # The EMA is a copy, because the train step donates every buffer of its state, and only once.
         return jax.jit(start, out_shardings=job.layout, donate_argnums=1)(key, params)
     if job.learner is not job.system:
-        raise ConfigError(f"config.lora.rank={job.config.lora.rank} fine-tunes existing weights; set config.weights")
+        params = _with_factors(job, key, _copied(job))
+        return jax.jit(start, out_shardings=job.layout, donate_argnums=1)(key, params)
     with refusal("config.system.pipeline"):
         check_schedule(job, None)
     others = stands_on(job)
@@ -55,6 +56,18 @@ def fresh_state(job: Job) -> TrainState:
         return state
     averages = functools.partial(averages_of, rates=job.config.ema.rates)
     return dataclasses.replace(state, ema=jax.jit(averages, out_shardings=job.layout.ema)(state.params))
+
+
+def _copied(job: Job) -> Params:
+    """The parameters of the system at step 0, whose network starts as a copy of that of another run.
+
+    Raises ConfigError for a system whose network starts at random: there is nothing that low-rank updates are added to.
+    """
+    if "network" not in job.recipe.stands_on(job.built.parts):
+        raise ConfigError(f"config.lora.rank={job.config.lora.rank} fine-tunes existing weights; set config.weights")
+    layout, others = jax.tree.map(lambda x: x.sharding, job.params), stands_on(job)
+    params = jax.jit(job.system.init, out_shardings=layout)(jax.random.key(job.config.seed))
+    return _filled(params, jax.device_put(others, _part(layout, others)))
 
 
 def stands_on(job: Job) -> Params:

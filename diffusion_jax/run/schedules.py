@@ -57,7 +57,7 @@ def check_schedule(job: Job, source: pathlib.Path | None) -> None:
 
 
 def _of_prediction(job: Job, said: Said) -> Iterator[str]:
-    here = job.config.parameterization.name
+    here = job.config.parameterization.get("prediction", job.config.parameterization.name)
     if said.prediction and said.prediction[2] != here:
         key, value, name = said.prediction
         yield f"{key}={value!r} there, config.parameterization.name={here!r} here, which must be {name!r}"

@@ -136,6 +136,22 @@ def noise_levels(values: tuple[float, ...] = (80.0,), t_min: float = 0.0) -> Gri
     return _stepping(grid)
 
 
+def latent_consistency(original_steps: int = 50) -> Grid:
+    """A part of the times i / M, i = M..1, with M = `original_steps`, those at which a teacher was distilled; then 0.
+
+    Of n steps the i-th starts at the time of index M - floor(i M / n), as in the authors' code: four of 50 are the
+    timesteps 999, 759, 499 and 259 of 1000 (arXiv:2310.04378, section 4.3). Raises ValueError for more steps than M.
+    """
+    check(original_steps >= 1, "original_steps", original_steps, "at least 1")
+
+    def grid(process: Process, num_steps: int) -> Array:
+        check(num_steps <= original_steps, "num_steps", num_steps, f"at most original_steps, {original_steps}")
+        indices = original_steps - np.arange(num_steps) * original_steps // num_steps
+        return jnp.asarray(np.append(indices / original_steps, 0), jnp.float32)
+
+    return _stepping(grid)
+
+
 def levels() -> Grid:
     """t = 1, then all `num_steps` noise levels from 1 to 0, evenly spaced: what annealed Langevin visits."""
     return _stepping(lambda process, num_steps: jnp.append(1.0, jnp.linspace(1.0, 0.0, num_steps)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from diffusion_jax.losses.consistency import Distance
 from diffusion_jax.losses.denoising import Loss
 from diffusion_jax.losses.intervals import Schedule
 from diffusion_jax.losses.times import Times
+from diffusion_jax.networks.conditioning import guided
 from diffusion_jax.processes import bcast, perturb, row_keys, time_derivative
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.teacher import Teacher
@@ -39,19 +41,37 @@ class Student(Diffusion):
     times: Times
     teacher: Teacher | None = None
     scales: tuple[float, float] | None = None  # range of the scale of the teacher's classifier-free guidance
+    guidance_dim: int = 0  # size of the embedding of this scale that the network reads; 0: it reads none
 
     def init(self, key: Key[Array, ""]) -> Params:
         network_key, teacher_key = jax.random.split(key)
         params = {"network": self.init_network(network_key)}
         return params if self.teacher is None else {**params, "frozen": {"teacher": self.teacher.init(teacher_key)}}
 
-    def taught(self, params: Params, key: Key[Array, ""], cond: Cond, rows: int) -> Denoiser:
-        """The denoiser of the teacher, with a random scale of guidance for each row if there are `scales`."""
-        scale = None
-        if self.scales is not None:
-            low, high = self.scales
-            scale = low + (high - low) * jax.random.uniform(key, (rows,))
-        return self.teacher.denoiser(params["frozen"]["teacher"], self.process, cond, scale)
+    @property
+    def reads_null(self) -> bool:
+        return self.scales is not None
+
+    def drawn_scales(self, key: Key[Array, ""], rows: int) -> Float[Array, "batch"] | None:
+        """A random scale of guidance for each row, if there are `scales`."""
+        if self.scales is None:
+            return None
+        low, high = self.scales
+        return low + (high - low) * jax.random.uniform(key, (rows,))
+
+    def taught(
+        self, params: Params, batch: Mapping[str, Any], cond: Cond, scale: Float[Array, "batch"] | None
+    ) -> Denoiser:
+        """The denoiser of the teacher, with a scale of guidance for each row.
+
+        Its null condition is the entry "null" of the batch, if there is one, otherwise that of `network_conditions`.
+        """
+        null = {name: batch[name] for name in ("null",) if name in batch}
+        return self.teacher.denoiser(params["frozen"]["teacher"], self.process, cond, scale, **null)
+
+    def conditioned(self, network: Params, cond: Cond, scale: Float[Array, "batch"] | None) -> Cond:
+        """The conditions of the network: with an embedding of the scale of guidance, if it reads one."""
+        return guided(self.embed(network, cond), scale, self.guidance_dim) if self.guidance_dim else cond
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,7 +82,8 @@ class Consistency(Student):
     `step` along the ODE of the teacher (consistency distillation), or, without a teacher, x_0 with the same noise as
     x_t (consistency training; improved consistency training and easy consistency tuning are other schedules, distances
     and weights). f^- is the student itself, or with `target_rate` an EMA of it; no gradient flows through it. Both have
-    the same dropout mask.
+    the same dropout mask. With several segments of the `schedule` f carries x_t to the beginning of the segment of t
+    instead, see `losses.consistency.carried`, and one step of DDIM per segment draws samples (arXiv:2403.06807).
 
     Parameters in addition to those of `Student` are {"frozen": {"target": ..., "distance": ...}}, where they are used.
     """
@@ -89,15 +110,21 @@ class Consistency(Student):
         t, weight = self.times(self.process, time_key, len(x_0))
         t, s = self.schedule.interval(self.process, t, train)
         x_t, eps = perturb(self.process, noise_key, x_0, t)
+        scale = self.drawn_scales(teacher_key, len(x_0))
         if self.teacher is None:
             x_s = bcast(self.process.alpha(s), x_0) * x_0 + bcast(self.process.sigma(s), x_0) * eps
         else:
-            D = self.taught(params, teacher_key, cond, len(x_0))
+            D = self.taught(params, batch, cond, scale)
             x_s, _ = self.step.step(self.process, D, row_keys(teacher_key, jnp.arange(len(x_0))), x_t, t, s, ())
         dropout_key = dropout_key if train is not None else None
         frozen = params.get("frozen", {})
-        f = self._function(params["network"], cond, dropout_key)(x_t, t)
-        target = self._function(frozen.get("target", params["network"]), cond, dropout_key)(x_s, s)
+        f, target = (
+            self._compared(self._function(network, cond, dropout_key, scale), x, time, t)
+            for network, x, time in (
+                (params["network"], x_t, t),
+                (frozen.get("target", params["network"]), x_s, s),
+            )
+        )
         distance = self.distance.measure(frozen.get("distance", {}), f, jax.lax.stop_gradient(target))
         return weight * self.distance.weight(self.process, t, s) * distance, self._logged(train)
 
@@ -105,8 +132,23 @@ class Consistency(Student):
         """The number of points of the grid, which says where in its schedule the training is."""
         return {} if self.schedule.points is None else {"points": self.schedule.points(train)}
 
-    def _function(self, network: Params, cond: Cond, key: Key[Array, ""] | None) -> Denoiser:
+    def _compared(
+        self, f: Denoiser, x: Float[Array, "batch *shape"], time: Float[Array, "batch"], t: Float[Array, "batch"]
+    ) -> Float[Array, "batch *shape"]:
+        """f(x, time), or with several segments where it carries x to, at the beginning of the segment of t."""
+        if self.schedule.start is None:
+            return f(x, time)
+        return consistency.carried(self.process, f, x, time, self.schedule.start(self.process, t))
+
+    def _function(
+        self,
+        network: Params,
+        cond: Cond,
+        key: Key[Array, ""] | None,
+        scale: Float[Array, "batch"] | None = None,
+    ) -> Denoiser:
         """The consistency function f(x, t) with the parameters `network`; with a key, dropout is active."""
+        cond = self.conditioned(network, cond, scale)
         apply = lambda x, c_noise, cond: self.apply(network, x, c_noise, cond, key=key)  # noqa: E731
         return parameterizations.bound_to(parameterizations.denoiser(apply, self.param, self.process), cond)
 
@@ -148,7 +190,9 @@ class ContinuousConsistency(Student):
             slopes = [time_derivative(f, t)[1] for f in (self.process.alpha, self.process.sigma)]
             velocity = bcast(slopes[0], x_0) * x_0 + bcast(slopes[1], x_0) * eps
         else:
-            D = self.taught(params, teacher_key, cond, len(x_0))
+            scale = self.drawn_scales(teacher_key, len(x_0))
+            D = self.taught(params, batch, cond, scale)
+            cond = self.conditioned(params["network"], cond, scale)
             velocity = parameterizations.velocity(self.process, D, x_t, t)
         dropout_key = dropout_key if train is not None else None
 

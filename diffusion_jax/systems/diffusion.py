@@ -103,6 +103,11 @@ class Diffusion(Sampled):
         times, losses = metrics["t"].reshape(-1), metrics["vlb"].reshape(-1)
         return {**params, "frozen": {"resampler": self.resampler.update(params["frozen"]["resampler"], times, losses)}}
 
+    @property
+    def reads_null(self) -> bool:
+        """Whether the loss reads the null condition of guidance, in systems that distil guidance."""
+        return False
+
     def model(self, params: Params, cond: Cond = None) -> Model:
         """The denoiser of the network before guidance, with the embedded condition and null condition."""
         make = parameterizations.learned_variance_denoiser if self.learned_variance else parameterizations.denoiser

@@ -34,6 +34,7 @@ class Teacher:
         process: Process | None = None,
         cond: Cond = None,
         scale: float | Float[Array, "batch"] | None = None,
+        null: Cond = None,
     ) -> Denoiser:
         """The denoiser D(x, t) under `cond`, without dropout, editing and the guidance of its config.
 
@@ -43,9 +44,15 @@ class Teacher:
             `parameterizations.at_equal_snr`; None: the teacher's own.
           cond: conditions by name.
           scale: of classifier-free guidance, one number or one per example; None: without.
+          null: the null condition of guidance, such as that of a text; None: that of the conditions.
         """
-        model = self.diffusion.unguided.model(jax.lax.stop_gradient(params), cond)
-        D = model.D if scale is None else classifier_free(model.D, lambda t: scale, model.null)
+        params = jax.lax.stop_gradient(params)
+        model = self.diffusion.unguided.model(params, cond)
+        if scale is None:
+            D = model.D
+        else:
+            empty = model.null if null is None else self.diffusion.embed(params["network"], null)
+            D = classifier_free(model.D, lambda t: scale, empty)
         D = self.diffusion.threshold(bound_to(D, model.cond))
         own = self.diffusion.process
         return D if process is None or _alike(process, own) else at_equal_snr(D, own, process)

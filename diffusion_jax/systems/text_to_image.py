@@ -58,9 +58,9 @@ class TextToImage(OnDiffusion):
     """Train and sample `diffusion`, a model of the latents of `first_stage` given a text. See `types.System`.
 
     Batches are {"x": images in [-1, 1], "tokens": ids, ...} with the other conditions by name. Parameters are
-    {"network", "frozen": {"first_stage", "text"}}; with a ControlNet, "network" is the ControlNet and "frozen" also has
-    its "unet". The null condition of guidance is the negative prompt. An image as a condition is encoded as the mean of
-    its latents, as in diffusers.
+    {"network", "frozen": {"first_stage", "text"}}, with what `diffusion` has frozen; with a ControlNet, "network" is
+    the ControlNet and "frozen" also has its "unet". The null condition of guidance is the negative prompt. An image as
+    a condition is encoded as the mean of its latents, as in diffusers.
     """
 
     diffusion: Diffusion
@@ -110,8 +110,10 @@ class TextToImage(OnDiffusion):
 
     def init(self, key: Key[Array, ""]) -> Params:
         network_key, stage_key, text_key = jax.random.split(key, 3)
-        network = self.diffusion.init_network(network_key)
+        own = self.diffusion.init(network_key)
+        network = own["network"]
         frozen = {
+            **own.get("frozen", {}),
             "first_stage": first_stage_params(self.first_stage.init(stage_key)),
             "text": self.texts.init(text_key),
         }
@@ -134,8 +136,14 @@ class TextToImage(OnDiffusion):
             keep = jax.random.bernoulli(jax.random.fold_in(drop_key, 1), 1 - self.cond_dropout, rows.shape)
             cond["image"] = cond["image"] * bcast(keep, cond["image"])
         cond = jax.lax.stop_gradient(cond)
-        network = {"network": self._network(params)}
-        return self.diffusion.loss(network, loss_key, {"x": jax.lax.stop_gradient(z), **cond}, train)
+        example = {"x": jax.lax.stop_gradient(z), **cond}
+        if self.diffusion.reads_null:
+            example["null"] = {**cond, **self._negative(params, cond)}
+        network = {"network": self._network(params), "frozen": params["frozen"]}
+        return self.diffusion.loss(network, loss_key, example, train)
+
+    def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
+        return self.diffusion.advance(params, train, metrics)
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """The loss of held-out images, without dropout."""

@@ -89,12 +89,23 @@ _DDIM = Class(
     defaults=_TABLE | _ZERO | _DYNAMIC | _CLIP | _LEADING | dict(set_alpha_to_one=True),
     solver=lambda options: dict(name="ddim"),
 )
+_LCM = Class(
+    defaults=_TABLE
+    | _LATER
+    | _ZERO
+    | _DYNAMIC
+    | _LEADING
+    | dict(beta_schedule="scaled_linear", clip_sample=False, clip_sample_range=1.0, set_alpha_to_one=True)
+    | dict(original_inference_steps=50, timestep_scaling=10.0),
+    steps=4,
+)
 _KDPM = Class(defaults=_TABLE | _LATER | _SIGMAS | _LINSPACE)
 SCHEDULERS: dict[str, Class] = {
     "DDPMScheduler": _DDPM,
     "DDPMParallelScheduler": _DDPM,
     "DDIMScheduler": _DDIM,
     "DDIMParallelScheduler": _DDIM,
+    "LCMScheduler": _LCM,
     "PNDMScheduler": Class(
         defaults=_TABLE | _LEADING | dict(skip_prk_steps=False, set_alpha_to_one=False),
         solver=lambda options: dict(name="plms" if options["skip_prk_steps"] else "pndm"),

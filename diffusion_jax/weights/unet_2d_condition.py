@@ -57,7 +57,11 @@ _SHARED: dict[str, Any] = dict(
     projection_class_embeddings_input_dim=None,
 )
 _UNET: dict[str, Any] = _SHARED | dict(
-    sample_size=None, out_channels=4, dropout=0.0, up_block_types=(_PLAIN[1],) + (_CROSS[1],) * 3
+    sample_size=None,
+    out_channels=4,
+    dropout=0.0,
+    up_block_types=(_PLAIN[1],) + (_CROSS[1],) * 3,
+    time_cond_proj_dim=None,
 )
 _CONTROLNET: dict[str, Any] = _SHARED | dict(
     conditioning_channels=3, conditioning_embedding_out_channels=(16, 32, 96, 256)
@@ -108,6 +112,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "in_channels": channels,
         "image_channels": settings["in_channels"] - channels,
         "dropout": settings["dropout"],
+        "time_cond_proj_dim": settings["time_cond_proj_dim"] or 0,
     }
     return ours | ({"image_size": square(settings["sample_size"])} if settings["sample_size"] else {})
 
@@ -172,6 +177,7 @@ def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "out_channels": ours["in_channels"],
         "up_block_types": [_CROSS[1] if depth else _PLAIN[1] for depth in reversed(ours["transformer_layers"])],
         "dropout": ours["dropout"],
+        "time_cond_proj_dim": ours["time_cond_proj_dim"] or None,
         "sample_size": ours["image_size"],
     }
 

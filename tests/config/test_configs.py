@@ -25,7 +25,7 @@ FILES = sorted(CONFIGS.glob("*.py"))
 AXES = ("system", "network", "loss", "parameterization", "process", "solver", "editing")
 
 # Public networks of up to 2.6 billion parameters, which `tests/parity` compares with diffusers' at full size.
-PUBLIC = re.compile("stable_diffusion:(?!digits)")
+PUBLIC = re.compile("(stable_diffusion|lcm):(?!digits)")
 SLOW = pytest.mark.slow
 
 
@@ -86,6 +86,10 @@ STANDS_ON = {
     "dequantization:cifar10": ("system.model", "score_sde:cifar10_vp_ddpmpp_deep_likelihood"),
     "cascade:digits": ("system.base", "cascade:digits_base"),
     "cascade:mnist": ("system.base", "cascade:mnist_base"),
+    "lcm:digits": ("system.teacher", "stable_diffusion:digits"),
+    "lcm:digits_lora": ("system.teacher", "stable_diffusion:digits"),
+    "lcm:digits_latent": ("system.teacher", "latent_diffusion:digits_dit"),
+    "lcm:digits_segments": ("system.teacher", "latent_diffusion:digits_dit"),
     "reflow:digits": ("system.teacher", "flow:digits"),
     "reflow:cifar10": ("system.teacher", "flow:cifar10"),
     "progressive_distillation:digits": ("system.teacher", "ddpm:digits"),
@@ -126,10 +130,13 @@ STARTS_FROM = (
 
 
 def as_if_trained(name: str) -> str:
-    """A work directory with the config.json of "FILE:VARIANT", in which nothing was trained."""
-    directory = pathlib.Path(tempfile.mkdtemp())
+    """A work directory with the config.json of "FILE:VARIANT", in which nothing was trained; so are its own runs."""
+    directory, config = pathlib.Path(tempfile.mkdtemp()), read(name)
     (directory / "checkpoints").mkdir()
-    saved.write_config(directory, read(name))
+    if name in STANDS_ON:
+        field, run = STANDS_ON[name]
+        config.update_from_flattened_dict({field: as_if_trained(run)})
+    saved.write_config(directory, config)
     return str(directory)
 
 

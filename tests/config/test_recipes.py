@@ -36,6 +36,8 @@ RUNS = {
     "vqgan": "vqgan:digits",
     "discrete_diffusion": "masked_text:python",
     "consistency": "consistency:digits",
+    "latent_consistency": "lcm:digits_latent",
+    "text_to_image_consistency": "lcm:digits",
     "progressive_distillation": "progressive_distillation:digits",
     "bridge": "bridge:digits",
     "schroedinger_bridge": "schroedinger:moons",

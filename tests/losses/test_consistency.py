@@ -106,6 +106,14 @@ def test_on_trigflow_the_tangent_is_algorithm_1_of_the_paper():
     np.testing.assert_allclose(gradient, expected / (norm + 0.1), rtol=1e-6)
 
 
+def test_pseudo_huber_may_be_of_each_entry():
+    a, b = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+    expected = np.mean(np.sqrt((np.asarray(a) - np.asarray(b)) ** 2 + 0.001**2) - 0.001, axis=(1, 2))
+    np.testing.assert_allclose(consistency.huber(c=0.001, entrywise=True).measure({}, a, b), expected, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"c is 0\.0; it must be positive with entrywise=True"):
+        consistency.huber(entrywise=True)
+
+
 def test_pseudo_huber_is_of_the_whole_example():
     a, b = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
     norm = np.linalg.norm((a - b).reshape(3, -1), axis=1)

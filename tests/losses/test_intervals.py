@@ -127,3 +127,42 @@ def test_ratio_of_easy_consistency_tuning():
 def test_refuses_numbers_out_of_range(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_pairs_of_latent_consistency_are_those_of_the_authors():
+    """Timesteps 19, 39, ..., 999 and 20 less, where -1 is 0, each as likely; with `skip` of 1000 at any timestep."""
+    process = DiscreteVP.from_betas(beta_table("scaled_linear", 1000))
+    drawn, _ = times.uniform(t_min=0.0)(process, jax.random.key(0), 50_000)
+    t, s = intervals.fixed(points=51, spacing="uniform", t_min=0.001).interval(process, drawn, None)
+    start, end = (np.rint(np.asarray(x) * 1000 - 1).astype(int) for x in (t, s))
+    np.testing.assert_array_equal(np.unique(start), np.arange(1, 51) * 20 - 1)
+    np.testing.assert_array_equal(end, np.maximum(start - 20, 0))
+    np.testing.assert_allclose(np.unique(start, return_counts=True)[1] / 50_000, 0.02, rtol=0.2)
+    skipping = intervals.fixed(points=1001, spacing="uniform", t_min=0.001, skip=20)
+    t, s = skipping.interval(process, drawn, None)
+    start, end = (np.rint(np.asarray(x) * 1000 - 1).astype(int) for x in (t, s))
+    np.testing.assert_array_equal(end, np.maximum(start - 20, 0))
+    assert len(np.unique(start)) == 1000
+    with pytest.raises(ValueError, match="skip is 51; it must be from 1 to 50"):
+        intervals.fixed(points=51, skip=51)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "process"), [("uniform", DiscreteVP.from_betas(beta_table())), ("karras", PROCESS)]
+)
+def test_no_interval_leaves_its_segment(spacing, process):
+    t_min = 0.001 if spacing == "uniform" else 0.0
+    schedule = intervals.fixed(points=25, spacing=spacing, t_min=t_min, skip=5, segments=4)
+    drawn = jax.random.uniform(jax.random.key(0), (2000,))
+    t, s = schedule.interval(process, drawn, None)
+    start = schedule.start(process, t)
+    assert (s >= start - 1e-6).all() and (s < t).all()
+    grid = grids.karras() if spacing == "karras" else grids.uniform(t_min=0.0)
+    expected = np.maximum(grid(process, 4)[1:][::-1], t_min)
+    found = np.unique(np.asarray(start).round(5))
+    np.testing.assert_allclose(found, np.float32(expected).round(5), atol=2e-5)
+    np.testing.assert_array_equal(
+        schedule.start(process, jnp.float32([1.0])), schedule.start(process, jnp.float32([0.99]))
+    )
+    with pytest.raises(ValueError, match="segments is 5; it must be at least 1 and a divisor of the 24 intervals"):
+        intervals.fixed(points=25, segments=5)

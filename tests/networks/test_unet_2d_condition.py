@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from diffusion_jax.config import from_file
 from diffusion_jax.networks.controlnet import ControlledUNet, ControlNetModel
 from diffusion_jax.networks.functional import embedder, init_apply
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
+from diffusion_jax.systems import low_rank
 from diffusion_jax.types import Embedded
 from diffusion_jax.weights import unet_2d_condition as weights
+from diffusion_jax.weights.files import write_weights
+from diffusion_jax.weights.layout import export_params, tensors
+from diffusion_jax.weights.public import read_factors
 from tests.networks import random_params
 
 TINY = dict(
@@ -109,3 +114,47 @@ def test_equal_numbers_for_all_levels_are_one_number_in_config_json():
 def test_options_of_other_unets_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         weights.arguments({"_class_name": "UNet2DConditionModel", **changes})
+
+
+def test_options_of_latent_consistency_models():
+    """As in the config.json of SimianLuo/LCM_Dreamshaper_v7, with the name of the projection in its weights."""
+    there = {"_class_name": "UNet2DConditionModel", "cross_attention_dim": 768, "time_cond_proj_dim": 256}
+    there |= {"time_embedding_dim": None, "time_embedding_type": "positional", "timestep_post_act": None}
+    arguments = weights.arguments(there)
+    assert arguments["time_cond_proj_dim"] == 256
+    assert weights.config_of({**arguments, "image_size": 64})["time_cond_proj_dim"] == 256
+    sizes = TINY | dict(time_cond_proj_dim=12)
+    init, _ = init_apply(lambda rngs: UNet2DConditionModel(**sizes, rngs=rngs))
+    assert tensors(weights.LAYOUT, jax.eval_shape(init, jax.random.key(0)))["time_embedding.cond_proj.weight"]
+
+
+def test_lcm_lora_updates_every_layer_that_it_names(tmp_path):
+    """In the layout of latent-consistency/lcm-lora-sdv1-5, which is kohya's: dense layers and convolutions."""
+    init, _ = init_apply(lambda rngs: UNet2DConditionModel(**TINY, rngs=rngs))
+    network = jax.eval_shape(init, jax.random.key(0))
+    layers = low_rank.targets(network, from_file("configs/lcm.py:sd15_lora").lora.modules)
+    ends = (".to_q", ".to_k", ".to_v", ".to_out.0", ".proj_in", ".proj_out", ".ff.net.0.proj", ".ff.net.2", ".conv1")
+    ends += (".conv2", ".conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", ".time_emb_proj")
+    arrays, random, named = {}, np.random.default_rng(0), 0
+    shapes = {name: (tensor.shape, tensor) for name, tensor in tensors(weights.LAYOUT, network).items()}
+    full = export_params(weights.LAYOUT, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), network))
+    for name in shapes:
+        layer = name.removesuffix(".weight")
+        if not name.endswith(".weight") or not layer.endswith(ends):
+            continue
+        kernel, key, named = full[name], f"lora_unet_{layer.replace('.', '_')}", named + 1
+        arrays[f"{key}.lora_down.weight"] = random.normal(size=(2, *kernel.shape[1:])).astype(np.float32)
+        window = (1,) * (kernel.ndim - 2)
+        arrays[f"{key}.lora_up.weight"] = random.normal(size=(kernel.shape[0], 2, *window)).astype(np.float32)
+        arrays[f"{key}.alpha"] = np.float32(8)
+    (file,) = write_weights(tmp_path, arrays)
+    factors = read_factors(str(file), {"name": "unet_2d_condition", **TINY}, network)
+    found = {path[:-1] for path, _ in _leaves(factors)}
+    assert found == set(layers) and len(found) == named
+    one = arrays["lora_unet_down_blocks_0_resnets_0_conv1.lora_up.weight"]
+    up = factors["encoder"]["down_blocks"]["0"]["resnets"]["0"]["conv1"]["up"]
+    np.testing.assert_allclose(up, 8 / 2 * one[:, :, 0, 0].T, rtol=1e-6)
+
+
+def _leaves(tree):
+    return [(tuple(key.key for key in path), leaf) for path, leaf in jax.tree.leaves_with_path(tree)]

@@ -9,10 +9,12 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from diffusion_jax.config import from_file
+from diffusion_jax.networks.conditioning import guided
 from diffusion_jax.networks.controlnet import ControlledUNet, ControlNetModel
 from diffusion_jax.networks.functional import count_parameters, init_apply
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
 from diffusion_jax.systems import low_rank
+from diffusion_jax.types import Embedded
 from diffusion_jax.weights import families
 from diffusion_jax.weights import unet_2d_condition as weights
 from diffusion_jax.weights.files import write_weights
@@ -36,6 +38,7 @@ SHARED = dict(
 VARIANTS = {
     "sd1": {},
     "sd2": dict(attention_head_dim=(2, 4), use_linear_projection=True, upcast_attention=True),
+    "lcm": dict(time_cond_proj_dim=20),
     "inpainting": dict(in_channels=9),
     "x4_upscaler": dict(
         in_channels=7,
@@ -162,6 +165,10 @@ def test_unet(name, tmp_path):
     if arguments["image_channels"]:
         cond["image"] = normal(3, 2, 8, 8, arguments["image_channels"])
         joined = np.concatenate([x, cond["image"]], -1)
+    if arguments["time_cond_proj_dim"]:
+        embedding = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+        theirs["timestep_cond"] = embedding(None, torch.tensor([0.5, 7.5]), arguments["time_cond_proj_dim"])
+        cond = guided(Embedded(context=cond["tokens"]), jnp.float32([1.5, 8.5]), arguments["time_cond_proj_dim"])
     with torch.set_grad_enabled(name == "sd1"):
         expected = model(nchw(joined, torch), torch.tensor(c_noise), **theirs).sample
     x_ours, c_ours, cond = jax.tree.map(jnp.asarray, (x, c_noise, cond))
@@ -226,7 +233,7 @@ def test_controlnet_and_controlled_unet():
     assert relative_error(y, nhwc(expected)) < TOLERANCE
 
 
-@pytest.mark.parametrize("name", [*VARIANTS, "controlnet"])
+@pytest.mark.parametrize("name", [*(name for name in VARIANTS if name != "lcm"), "controlnet"])  # theirs has no LCM
 def test_checkpoints_of_the_authors(name):
     """What we export under their names is what diffusers' converter makes the model's own names of, and comes back."""
     torch = pytest.importorskip("torch")

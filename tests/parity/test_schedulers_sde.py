@@ -4,6 +4,8 @@ What differs, why, and how each is brought to the same numbers (besides what `te
 
 - DDPM (`ancestral`, fixed_small = beta_tilde, fixed_large = beta), DDIM with eta = 1 (`ddim`), Euler ancestral
   (`ancestral`, which it is in x / alpha): nothing.
+- LCM (`consistency`): c_skip of the boundary, below 1e-6 at these timesteps, is in the scheduler and belongs to the
+  parameterization here.
 - DPM multistep SDE and EDM DPM multistep SDE (`sde_dpm_solver_pp`): nothing in orders 1 and 2; there is no order 3
   here, whose second difference has half its weight there.
 - DPM multistep `sde-dpmsolver` of order 1 is `seeds(1)`.
@@ -66,6 +68,16 @@ def test_ddpm(variance_type, variance, betas):
     times = grids.discrete("leading")(process, 50)
     levels = schedulers.ratios(scheduler)
     compare(scheduler, solvers.ancestral(variance), process, levels, times=times, noises=noises())
+
+
+@pytest.mark.parametrize("num_steps", [2, 4, 8])
+def test_latent_consistency(num_steps):
+    process, table = schedulers.table("scaled_linear")
+    scheduler = make("LCMScheduler", **table)
+    scheduler.set_timesteps(num_steps)
+    times = grids.latent_consistency()(process, num_steps)
+    levels = schedulers.ratios(scheduler)
+    compare(scheduler, solvers.consistency(), process, levels, times=times, noises=noises())
 
 
 @pytest.mark.parametrize("eta", [0.3, 1.0])

@@ -103,7 +103,7 @@ def make_pipeline(kind, parts, folder, components=None, safety=True, **unet):
     given = shared | dict(unet=shaken(network, torch, 2), scheduler=diffusers.DDIMScheduler(**DDIM))
     if safety:
         given |= dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
-    pipeline = getattr(diffusers, kind)(**given, **(components or {}))
+    pipeline = getattr(diffusers, kind)(**given | (components or {}))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.save_pretrained(folder)
     return pipeline
@@ -196,6 +196,32 @@ def test_text_to_image_from_a_folder(parts, tmp_path):
     with schedulers.full_order():
         ours_drawn = system.sample(params, key, 2, cond)["samples"]
     assert relative_error(ours_drawn, images(pipeline, torch, **common)) < 1e-3
+
+
+def test_latent_consistency(parts, tmp_path):
+    """With the embedding of the scale, which both evaluate the network with once, and the same noise between steps."""
+    torch, diffusers, _ = parts
+    components = dict(scheduler=diffusers.LCMScheduler(original_inference_steps=50))
+    pipeline = make_pipeline("LatentConsistencyModelPipeline", parts, tmp_path, components, time_cond_proj_dim=20)
+    key, student = jax.random.key(11), from_file("configs/lcm.py:dreamshaper")
+    sections = {name: student[name].to_dict() for name in ("parameterization", "solver")}
+    sampling = dict(steps=STEPS, grid=student.sampling.grid.to_dict())
+    guidance = dict(name="embedded", scale=3.0)
+    system, params = ours(pipeline, tmp_path, guidance=guidance, sampling=sampling, **sections)
+    rows = row_keys(jax.random.split(key, 3)[1], jnp.arange(len(PROMPTS)))
+    z = jnp.zeros((len(PROMPTS), *system.diffusion.shape))
+    noises = lambda step: row_normal(row_keys(rows, step), z).transpose(0, 3, 1, 2)
+    with torch.no_grad(), schedulers.injected(pipeline.scheduler, noises):
+        found = pipeline(
+            prompt=list(PROMPTS),
+            num_inference_steps=STEPS,
+            guidance_scale=3.0,
+            latents=torch.tensor(noise(system, key)),
+            output_type="latent",
+        ).images
+        expected = pipeline.vae.decode(found / 0.7).sample.numpy().transpose(0, 2, 3, 1)
+    cond = {"tokens": system.texts.tokenize(PROMPTS)}
+    assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
 
 
 def test_image_to_image(parts, tmp_path, monkeypatch):

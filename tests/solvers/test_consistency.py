@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from diffusion_jax import solvers
-from diffusion_jax.processes import EDM, VP, DiscreteVP, Trig, beta_table, prior
+from diffusion_jax.parameterizations import denoiser, index_label, latent_consistency
+from diffusion_jax.processes import EDM, VP, DiscreteVP, Trig, beta_table, prior, row_keys, row_normal
 from diffusion_jax.solvers import grids
 from diffusion_jax.solvers.sampling import sample
 from tests.oracles import Gaussian
@@ -68,3 +69,44 @@ def test_noise_levels_name_the_steps():
         grids.noise_levels((80.0, 0.821))(EDM(), 3)
     with pytest.raises(ValueError, match=r"t_min is 1\.0"):
         solvers.consistency(1.0)
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "timesteps"),
+    [(1, [999]), (2, [999, 499]), (4, [999, 759, 499, 259]), (8, [999, 879, 759, 639, 499, 379, 259, 139])],
+)
+def test_times_of_latent_consistency_models_are_those_of_the_authors(num_steps, timesteps):
+    """Of the timesteps 19, 39, ..., 999, and for every number of steps the indices floor(linspace) of the reversed."""
+    times = grids.latent_consistency()(DISCRETE, num_steps)
+    np.testing.assert_allclose(times[:-1] * 1000 - 1, timesteps, atol=1e-3)
+    assert times[-1] == 0
+    for steps in range(1, 51):
+        indices = np.floor(np.linspace(0, 50, num=steps, endpoint=False)).astype(int)
+        expected = (np.arange(1, 51) * 20 - 1)[::-1][indices]
+        np.testing.assert_allclose(grids.latent_consistency()(DISCRETE, steps)[:-1] * 1000 - 1, expected, atol=1e-3)
+    with pytest.raises(ValueError, match="num_steps is 51; it must be at most original_steps, 50"):
+        grids.latent_consistency()(DISCRETE, 51)
+
+
+def test_latent_consistency_sampling_is_the_papers():
+    """Algorithm 3 of arXiv:2310.04378 in numpy, with the noise that our solver draws."""
+    process, steps = DiscreteVP.from_betas(beta_table("scaled_linear", 1000)), 4
+    bars = np.cumprod(1 - np.asarray(beta_table("scaled_linear", 1000), np.float64))
+    timesteps = [999, 759, 499, 259]
+    predict = lambda x, k: 0.3 * x + np.float32(k) / 2000  # eps
+    param = latent_consistency(label=index_label)
+    f = denoiser(lambda x, c_noise, cond: 0.3 * x + c_noise[:, None] / 2000, param, process)
+    x = np.asarray(jax.random.normal(jax.random.key(0), (3, 2)), np.float64)
+    keys = row_keys(jax.random.key(1), jnp.arange(3))
+    ours = sample(
+        solvers.consistency(), process, f, jax.random.key(1), jnp.float32(x), grids.latent_consistency()(process, steps)
+    )
+    for i, k in enumerate(timesteps):
+        bar, scaled = bars[k], 10 * k
+        x_0 = (x - np.sqrt(1 - bar) * predict(x, k)) / np.sqrt(bar)
+        z = 0.25 / (scaled**2 + 0.25) * x + scaled / np.sqrt(scaled**2 + 0.25) * x_0
+        if i + 1 < steps:
+            bar = bars[timesteps[i + 1]]
+            noise = np.asarray(row_normal(row_keys(keys, i), jnp.float32(x)))
+            x = np.sqrt(bar) * z + np.sqrt(1 - bar) * noise
+    np.testing.assert_allclose(ours, z, rtol=2e-3)

@@ -46,7 +46,9 @@ def test_processes(tmp_path, options, process):
     assert scheduler.prediction() == "eps"
 
 
-@pytest.mark.parametrize("name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "DPMSolverSDEScheduler"])
+@pytest.mark.parametrize(
+    "name", ["HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "DPMSolverSDEScheduler", "LCMScheduler"]
+)
 def test_defaults_are_those_of_the_class(tmp_path, name):
     assert read(tmp_path, name).process()["beta_end"] == 0.012
     with pytest.raises(ValueError, match=name):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffusion_jax.config import fits
+from diffusion_jax.config.guidance import EMBEDDING
 from diffusion_jax.config.names import SOLVERS
 from diffusion_jax.config.parts import Network, Parts
 from diffusion_jax.config.recipes import first_stage
@@ -70,11 +71,12 @@ def continuous(warmup_steps: int = 10_000, c: float = 0.1) -> dict[str, Any]:
 
 def build(parts: Parts) -> Consistency:
     """The consistency model of a config. Raises ConfigError."""
-    return construct({"consistency": functools.partial(consistency, parts)}, "system", parts.config.system)
+    return construct({"consistency": functools.partial(consistency, parts, "denoiser")}, "system", parts.config.system)
 
 
 def consistency(
     parts: Parts,
+    role: str,
     teacher: str = "",
     teacher_config: str = "",
     pairs: str = "teacher",
@@ -88,9 +90,9 @@ def consistency(
 ) -> Consistency:
     """The consistency model of `parts`, for examples of `parts.spec`. Keywords are config.system. Raises ConfigError.
 
-    `teacher` and `teacher_config` are the run of `recipes.teacher`. `pairs` says where x_s comes from: a step of the
-    `solver` along the teacher's ODE, guided by a random scale in the range `guidance` if there is one, or the same
-    noise. The network starts with the parameters of the teacher or random ones (`start`).
+    `teacher` and `teacher_config` are the run of `recipes.teacher`, with the `role`. `pairs` says where x_s comes from:
+    a step of the `solver` along the teacher's ODE, guided by a random scale in the range `guidance` if there is one, or
+    the same noise. The network starts with the parameters of the teacher or random ones (`start`).
     """
     config, network = parts.config, parts.network()
     for field, value, choices in (("pairs", pairs, PAIRS), ("start", start, STARTS)):
@@ -100,16 +102,19 @@ def consistency(
     fits.check_one_time(config)
     fits.check_drawn(config, parts.process, parts.parameterization, drawn, weights)
     if start == "teacher":
-        teachers.check_same_network(parts)
+        teachers.check_same_network(parts, role)
+    _check_guidance(parts, guidance)
     fields = sampler(parts, network, cond_dropout, cond_dropouts) | dict(times=parts.times)
     if pairs == "teacher":
-        fields |= dict(teacher=teachers.teacher(parts), scales=_scales(network, guidance))
+        guided = dict(scales=_scales(network, guidance), guidance_dim=config.network.get(EMBEDDING, 0))
+        fields |= dict(teacher=teachers.teacher(parts, role), **guided)
     elif guidance:
         raise ConfigError(f"config.system.guidance={guidance} guides a teacher; config.system.pairs={pairs!r} has none")
     if schedule.get("name") == CONTINUOUS:
         return _continuous(parts, network, schedule, target, fields)
     made = construct(SCHEDULES, "system.schedule", schedule)
     _check_intervals(parts, made, drawn)
+    _check_segments(parts, made)
     return Consistency(
         schedule=made,
         target_rate=construct(TARGETS, "system.target", target, points=made.points),
@@ -163,6 +168,49 @@ def _scales(network: Network, guidance: tuple[float, ...]) -> tuple[float, float
     return float(guidance[0]), float(guidance[1])
 
 
+def _check_guidance(parts: Parts, guidance: tuple[float, ...]) -> None:
+    """Raises ConfigError if guidance is distilled and sampling guides again, or a network reads a scale of none."""
+    config, dim = parts.config, parts.config.network.get(EMBEDDING, 0)
+    if dim and not guidance:
+        raise ConfigError(
+            f"config.network.{EMBEDDING}={dim} reads the scale of the teacher's guidance, and config.system.guidance "
+            "is empty: give the least and the greatest scale, or leave the embedding out"
+        )
+    if dim and config.lora.rank:
+        raise ConfigError(
+            f"config.network.{EMBEDDING}={dim} must be 0 with config.lora.rank={config.lora.rank}: the embedding would "
+            "stay at zero, as low-rank updates train no layer that the teacher does not have"
+        )
+    needs = parts.guidance.needs
+    if guidance and needs.unguided and not needs.guidance_embedding:
+        raise ConfigError(
+            f"config.guidance.name={config.guidance.name!r} guides a student a second time that has learned to be "
+            f"guided by config.system.guidance={guidance!r}; set config.guidance.name={'embedded' if dim else 'none'!r}"
+        )
+
+
+def _check_segments(parts: Parts, schedule: Schedule) -> None:
+    """Raises ConfigError unless every step of sampling is one of DDIM within a segment of the schedule."""
+    if schedule.start is None:
+        return
+    config = parts.config
+    times = parts.grid(parts.process, config.sampling.steps)
+    starts = schedule.start(parts.process, times[:-1])
+    named = f"config.system.schedule.segments={config.system.schedule.segments}"
+    if config.solver.name != "ddim" or config.solver.get("eta", 0.0) != 0:
+        raise ConfigError(
+            f"config.solver.name={config.solver.name!r} must be 'ddim' with eta=0 for {named}: f leads to the "
+            "beginning of a segment, and not of the trajectory"
+        )
+    inner = starts > schedule.start(parts.process, jnp.zeros(1)) + 1e-5  # the first segment begins the trajectory
+    if (inner & (times[1:] < starts - 1e-5)).any():
+        raise ConfigError(
+            f"config.sampling.steps={config.sampling.steps} on config.sampling.grid={config.sampling.grid.to_dict()}: "
+            f"a step crosses the beginning of a segment of {named}; take a multiple of it, on a grid like that of the "
+            "schedule"
+        )
+
+
 def _check_boundary(parts: Parts, t_min: Any) -> None:
     """Raises ConfigError unless f(x, t_min) = x / alpha for every network: c_out = 0 and alpha c_skip = 1."""
     check_type("system.schedule.t_min", t_min, "float")
@@ -195,11 +243,11 @@ def _check_intervals(parts: Parts, schedule: Schedule, drawn: np.ndarray) -> Non
             raise ConfigError(f"{fits.described(config, 'times')}: times below config.system.schedule.t_min are drawn")
 
 
-def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
+def stands_on(parts: Parts, role: str = "denoiser") -> Mapping[str, Callable[[], Params]]:
     """The frozen teacher, the parameters that the network and its target start from, and the weights of LPIPS."""
     config, section = parts.config, parts.config.system
     frozen, copied = section.get("pairs", "teacher") == "teacher", section.get("start", "teacher") == "teacher"
-    loads = dict(teachers.stands_on(parts, copied=copied)) if frozen or copied else {}
+    loads = dict(teachers.stands_on(parts, role, copied=copied)) if frozen or copied else {}
     if not frozen:
         loads.pop("frozen/teacher", None)
     if copied and section.get("target", _SELF)["name"] != "self":

@@ -22,6 +22,7 @@ from diffusion_jax.training.checksums import checksums
 from diffusion_jax.types import Params, Spec
 from diffusion_jax.weights import public
 
+ROLE = "latent_diffusion_model"
 _OTHERS = ("first_stage", "first_stage_config")
 _OWN = ("name", "decode_batch_size")  # keys of config.system that a diffusion model does not have
 _LATENTS = ("normalize", "latent_scale")  # those that say how latents are normalised
@@ -104,4 +105,4 @@ def fingerprint(params: Params) -> str:
     return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
 
-RECIPE = Recipe(build=build, reads=TRAINING | SAMPLING | {"evaluation.likelihood"}, stands_on=stands_on)
+RECIPE = Recipe(build=build, reads=TRAINING | SAMPLING | {"evaluation.likelihood"}, stands_on=stands_on, role=ROLE)

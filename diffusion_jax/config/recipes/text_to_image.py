@@ -41,6 +41,7 @@ TASKS = {
     "instruct_pix2pix": Task(image=True, read=tasks.edited, dropped=True),
     "upscaling": Task(image=True, read=tasks.noised, at_latents=True),
 }
+ROLE = "text_to_image_model"
 _NETWORKS = ("unet_2d_condition", "controlnet")
 _BERT_ENDS = (101, 102)  # ids of [CLS] and [SEP] in the vocabulary of BERT; in that of CLIP they are the last two
 # Keys of config.system that are not fields of `TextToImage`.
@@ -298,4 +299,5 @@ RECIPE = Recipe(
     reads=TRAINING | SAMPLING | {"evaluation.likelihood"},
     stands_on=pipelines.stands_on,
     reading=reading,
+    role=ROLE,
 )
