@@ -10,6 +10,8 @@ every call. `mnist_sr4` enlarges MNIST from 7 x 7 to 28 x 28 pixels.
 `emoji` (I2SB) and `emoji_ddbm` change the skin tone of emoji, from exact pairs: make them from a file of emoji by
 `python -m diffusion_jax.data.prepare emoji_tones --from FILE.npz --data_dir DIR` and give --config.data.path=DIR.
 
+`digits_regression` and `emoji_regression` train the same networks to predict x_0 from x_1 in one step, for comparison.
+
 `imagenet256_{sr4x_pool,sr4x_bicubic,jpeg5,jpeg10,deblur,inpaint}` are I2SB's restorations with its training settings,
 on a folder of images, to start from ADM's weights (--config.weights=FILE): FID 2.7 and 2.8, 4.6 and 3.6, 3.9 and 4.9.
 `e2h64_ve`, `e2h64_vp` and `diode256_vp` are DDBM's, on pairs in an array file with the keys images and image: FID 2.93
@@ -75,8 +77,8 @@ SR2 = dict(name="bridge", degradation=dict(name="average", factor=2))
 def digits() -> ConfigDict:
     return i2sb(
         system=SR2,
-        network=dict(name="mlp", hidden=512, num_layers=4),
-        **presets.digits(8000),
+        network=dict(name="mlp", hidden=256, num_layers=4),
+        **presets.digits(4000),
         sampling=dict(batch_size=500),
     )
 
@@ -86,8 +88,8 @@ def digits_ddbm() -> ConfigDict:
         sigma_max=5.0,
         system=SR2,
         parameterization=dict(name="ddbm", label="ddbm_sigma", sigma_data=0.75, sigma_end=0.6, covariance=0.35),
-        network=dict(name="mlp", hidden=512, num_layers=4, image_channels=1),
-        **presets.digits(8000),
+        network=dict(name="mlp", hidden=256, num_layers=4, image_channels=1),
+        **presets.digits(4000),
         solver=dict(name="bridge_ddim", eta=0.0),
         sampling=dict(steps=9, batch_size=500),
     )
@@ -117,7 +119,7 @@ EMOJI = dict(
         image_channels=3,
     ),
     data=dict(name="arrays", split="train", eval_split="test", image_size=32, channels=3, path=""),
-    training=dict(num_steps=2000, batch_size=16, log_every=50, checkpoint_every=200, sample_every=0),
+    training=dict(num_steps=2000, batch_size=8, log_every=50, checkpoint_every=500, sample_every=0),
     optimizer=presets.adam(2e-3, warmup_steps=100),
     ema=dict(rates=(0.995,)),
     sampling=dict(num_samples=60, batch_size=60),

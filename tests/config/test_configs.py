@@ -85,6 +85,7 @@ STANDS_ON = {
     "dequantization:mnist": ("system.model", "score_sde:mnist_vp_likelihood"),
     "dequantization:cifar10": ("system.model", "score_sde:cifar10_vp_ddpmpp_deep_likelihood"),
     "reflow:digits": ("system.teacher", "flow:digits"),
+    "reflow:plane": ("system.teacher", "flow:plane"),
     "reflow:cifar10": ("system.teacher", "flow:cifar10"),
     "progressive_distillation:digits": ("system.teacher", "ddpm:digits"),
     "progressive_distillation:cifar10": ("system.teacher", "progressive_distillation:cifar10_teacher"),
@@ -117,6 +118,7 @@ STARTS_FROM = (
     "consistency:cifar10_ect",
     "consistency:cifar10_scm",
     "reflow:digits",
+    "reflow:plane",
     "reflow:cifar10",
 )
 
