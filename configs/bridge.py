@@ -10,6 +10,8 @@ every call. `mnist_sr4` enlarges MNIST from 7 x 7 to 28 x 28 pixels.
 `emoji` (I2SB) and `emoji_ddbm` change the skin tone of emoji, from exact pairs: make them from a file of emoji by
 `python -m diffusion_jax.data.prepare emoji_tones --from FILE.npz --data_dir DIR` and give --config.data.path=DIR.
 
+`digits_regression` and `emoji_regression` train the same networks to predict x_0 from x_1 in one step, for comparison.
+
 `imagenet256_{sr4x_pool,sr4x_bicubic,jpeg5,jpeg10,deblur,inpaint}` are I2SB's restorations with its training settings,
 on a folder of images, to start from ADM's weights (--config.weights=FILE): FID 2.7 and 2.8, 4.6 and 3.6, 3.9 and 4.9.
 `e2h64_ve`, `e2h64_vp` and `diode256_vp` are DDBM's, on pairs in an array file with the keys images and image: FID 2.93
@@ -64,14 +66,19 @@ def ddbm(kind: str = "ve", *, steps: int = 40, sigma_max: float = 80.0, sigma_mi
     return replace(config, **sections)
 
 
+def regression(config: ConfigDict) -> ConfigDict:
+    """The network of `config`, I2SB, trained at t = 1 alone and sampled in one step: x_1 in, E[x_0 | x_1] out."""
+    return replace(config, times=dict(name="uniform", t_min=1.0, t_max=1.0), sampling=dict(steps=1))
+
+
 SR2 = dict(name="bridge", degradation=dict(name="average", factor=2))
 
 
 def digits() -> ConfigDict:
     return i2sb(
         system=SR2,
-        network=dict(name="mlp", hidden=512, num_layers=4),
-        **presets.digits(8000),
+        network=dict(name="mlp", hidden=256, num_layers=4),
+        **presets.digits(4000),
         sampling=dict(batch_size=500),
     )
 
@@ -81,11 +88,15 @@ def digits_ddbm() -> ConfigDict:
         sigma_max=5.0,
         system=SR2,
         parameterization=dict(name="ddbm", label="ddbm_sigma", sigma_data=0.75, sigma_end=0.6, covariance=0.35),
-        network=dict(name="mlp", hidden=512, num_layers=4, image_channels=1),
-        **presets.digits(8000),
+        network=dict(name="mlp", hidden=256, num_layers=4, image_channels=1),
+        **presets.digits(4000),
         solver=dict(name="bridge_ddim", eta=0.0),
         sampling=dict(steps=9, batch_size=500),
     )
+
+
+def digits_regression() -> ConfigDict:
+    return regression(digits())
 
 
 def mnist_sr4() -> ConfigDict:
@@ -108,11 +119,11 @@ EMOJI = dict(
         image_channels=3,
     ),
     data=dict(name="arrays", split="train", eval_split="test", image_size=32, channels=3, path=""),
-    training=dict(num_steps=800, batch_size=8, log_every=50, checkpoint_every=200, sample_every=0),
-    optimizer=presets.adam(2e-3, warmup_steps=50),
+    training=dict(num_steps=2000, batch_size=8, log_every=50, checkpoint_every=500, sample_every=0),
+    optimizer=presets.adam(2e-3, warmup_steps=100),
     ema=dict(rates=(0.995,)),
     sampling=dict(num_samples=60, batch_size=60),
-    evaluation=dict(num_samples=60, metrics=(), after_training=False),
+    evaluation=dict(num_samples=60, metrics=("pairs",)),
 )
 
 
@@ -121,13 +132,17 @@ def emoji() -> ConfigDict:
 
 
 def emoji_ddbm() -> ConfigDict:
-    config = ddbm(sigma_max=3.0, **EMOJI)
+    config = ddbm(sigma_max=1.0, **EMOJI)
     return replace(
         config,
-        parameterization=dict(name="ddbm", label="ddbm_sigma", sigma_data=0.6, sigma_end=0.6, covariance=0.3),
+        parameterization=dict(name="ddbm", label="ddbm_sigma", sigma_data=0.69, sigma_end=0.57, covariance=0.33),
         solver=dict(name="bridge_ddim", eta=0.0),
         sampling=dict(steps=9),
     )
+
+
+def emoji_regression() -> ConfigDict:
+    return regression(emoji())
 
 
 def imagenet256(beta_max: float = 0.3, noisy: bool = True, masked: bool = False, **degradation: Any) -> ConfigDict:
@@ -176,9 +191,11 @@ def diode256() -> ConfigDict:
 VARIANTS = {
     "digits": digits,
     "digits_ddbm": digits_ddbm,
+    "digits_regression": digits_regression,
     "mnist_sr4": mnist_sr4,
     "emoji": emoji,
     "emoji_ddbm": emoji_ddbm,
+    "emoji_regression": emoji_regression,
     "imagenet256_sr4x_pool": functools.partial(imagenet256, name="average", factor=4),
     "imagenet256_sr4x_bicubic": functools.partial(imagenet256, name="bicubic", factor=4),
     "imagenet256_jpeg5": functools.partial(imagenet256, name="jpeg", quality=5),

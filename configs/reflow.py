@@ -9,6 +9,9 @@ The second command draws pairs of noise and sample. The third starts from the we
 the straight lines between the two, and samples in one step of Euler's method. Without a variant it runs on the 8 x 8
 digits of scikit-learn, in minutes on two CPU cores. A third flow has --config.system.teacher=runs/reflow.
 
+`plane` is the same for the points of `flow.py:plane` in runs/flow_plane, whose paths can be drawn
+(`python -m benchmarks.straightness`).
+
 `cifar10` is the 2-rectified flow of arXiv:2209.03003 from a run of `flow.py:cifar10`, with a million pairs:
 
     python -m diffusion_jax.main --config=configs/reflow.py:cifar10 --workdir=runs/reflow_cifar10
@@ -39,6 +42,10 @@ def digits() -> ConfigDict:
     return reflow("digits", "runs/flow", training=dict(num_steps=4000))
 
 
+def plane() -> ConfigDict:
+    return reflow("plane", "runs/flow_plane")
+
+
 def cifar10() -> ConfigDict:
     # Pairs are not flipped: the noise of a flipped sample is not the flipped noise.
     return reflow(
@@ -49,7 +56,7 @@ def cifar10() -> ConfigDict:
     )
 
 
-VARIANTS = {"digits": digits, "cifar10": cifar10}
+VARIANTS = {"digits": digits, "plane": plane, "cifar10": cifar10}
 
 
 def get_config(variant: str | None = None) -> ConfigDict:

@@ -7,6 +7,8 @@ Two networks learn the most likely way from one set to the other, given Brownian
 Without a variant, two moons become eight Gaussians in the plane, in minutes on two CPU cores, by the online algorithm
 (arXiv:2409.09347); `digits_3_8` makes threes of eights and, with --config.system.direction=forward, eights of threes.
 
+With --config.system.coupling=gaussian training starts from the bridge between Gaussians of the moments of the two sets.
+
 `gaussian5`, `gaussian20` and `gaussian50` are the paper's benchmark, Gaussians in so many dimensions between which the
 bridge is known, by iterations of IMF; `mnist_emnist` is its transfer between digits and the letters A to E.
 """

@@ -20,7 +20,8 @@ def pairs(
 
     `file` is an .npz file with `images` uint8 [n, h, w, 3 or 4] and `codepoints`, strings such as "1f44b_1f3fb" or
     "1f44b-1f3fb". Only emoji with exactly one tone count. The split is by emoji: no emoji is in both. Transparent
-    pixels are laid over white. Raises ValueError for another file, or an unknown tone.
+    pixels are laid over white. Every pair of "train" is followed by its mirror image. Raises ValueError for another
+    file, or an unknown tone.
     """
     for tone in (source, target):
         if tone not in TONES:
@@ -45,13 +46,18 @@ def pairs(
     order = np.random.default_rng(0).permutation(len(complete))
     flat = _over_white(images)
     splits = {"test": order[:_HELD_OUT], "train": order[_HELD_OUT:]}
-    return {
+    made = {
         split: {
             "images": flat[[complete[i][target] for i in rows]],
             "image": flat[[complete[i][source] for i in rows]],
         }
         for split, rows in splits.items()
     }
+    return made | {"train": {name: _with_mirrored(x) for name, x in made["train"].items()}}
+
+
+def _with_mirrored(x: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n2 h w c"]:
+    return np.stack([x, x[:, :, ::-1]], 1).reshape(-1, *x.shape[1:])
 
 
 def _over_white(images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w 3"]:

@@ -72,21 +72,21 @@ class Bridge:
     reference: Process
     noisy: bool = dataclasses.field(default=True, metadata=dict(static=True))
 
-    def _gap(self, t: Time) -> Time:
-        """1 - SNR(1) / SNR(t)."""
+    def _shares(self, t: Time) -> tuple[Time, Time]:
+        """(1 - r, r) with r = SNR(1) / SNR(t), which is too small near t = 0 to be formed from 1 - r."""
         t, one = jnp.asarray(t), jnp.ones_like(t)
         root = self.reference.alpha(one) * self.reference.sigma(t) / self.reference.sigma(one) / self.reference.alpha(t)
         gap = (1 - root) * (1 + root)
-        return jnp.where(gap < _PINNED, 0, gap)
+        return jnp.where(gap < _PINNED, 0, gap), jnp.where(gap < _PINNED, 1, root**2)
 
     def near(self, t: Time) -> Time:
-        return self.reference.alpha(t) * self._gap(t)
+        return self.reference.alpha(t) * self._shares(t)[0]
 
     def far(self, t: Time) -> Time:
-        return self.reference.alpha(t) / self.reference.alpha(jnp.ones_like(t)) * (1 - self._gap(t))
+        return self.reference.alpha(t) / self.reference.alpha(jnp.ones_like(t)) * self._shares(t)[1]
 
     def sigma(self, t: Time) -> Time:
-        gap = self._gap(t)
+        gap = self._shares(t)[0]
         if not self.noisy:
             return jnp.zeros_like(gap)
         # The slope of the square root at the pinned end is not finite, and jvp would multiply it by 0.

@@ -1,4 +1,4 @@
-"""The Schroedinger bridge between two Gaussians in closed form, a reference for learned ones."""
+"""The Schroedinger bridge between two Gaussians in closed form: a reference for learned ones, and their start."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -49,7 +49,21 @@ class GaussianBridge:
         gain = ((1 - t) * self.coupling.T + t * self.covariance_1) @ jnp.linalg.inv(covariance)
         return self.mean_1 + (x - mean) @ gain.T
 
+    def end_given_start(
+        self, direction: str, x: Float[Array, "batch d"], noise: Float[Array, "batch d"]
+    ) -> Float[Array, "batch d"]:
+        """Sample x_0 given x_1 = x for the `direction` "backward", x_1 given x_0 = x for "forward"; of normal noise.
+
+        x_1 given x_0 is N(mean_1 + C' A^-1 (x_0 - mean_0), B - C' A^-1 C), and alike for x_0.
+        """
+        ends = ((self.mean_0, self.covariance_0), (self.mean_1, self.covariance_1))
+        c = self.coupling
+        (start, a), (end, b), c = (*ends, c) if direction == "forward" else (*ends[::-1], c.T)
+        gain = jnp.linalg.solve(a, c).T
+        return end + (x - start) @ gain.T + noise @ _power(b - gain @ c, 0.5)
+
 
 def _power(matrix: Float[Array, "d d"], exponent: float) -> Float[Array, "d d"]:
-    values, axes = jnp.linalg.eigh(matrix)
+    values, axes = jnp.linalg.eigh((matrix + matrix.T) / 2)
+    values = jnp.maximum(values, 1e-12)  # rounding makes small eigenvalues negative
     return (axes * values**exponent) @ axes.T

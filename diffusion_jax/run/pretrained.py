@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import build, from_file
+from diffusion_jax.config import build, from_file, names
 from diffusion_jax.config.defaults import defaults
 from diffusion_jax.config.sections import ConfigError, drop_replaced, refusal
 from diffusion_jax.run import requests, workdir
@@ -26,7 +26,7 @@ from diffusion_jax.run.configs import config_of, first_stage_folder
 from diffusion_jax.run.convert import fetch, to_workdir
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import load_params, params_of
-from diffusion_jax.types import Cond, Denoiser, Params, Process, System
+from diffusion_jax.types import BridgeProcess, Cond, Denoiser, Params, Process, System
 from diffusion_jax.weights.public import is_public
 
 
@@ -42,9 +42,10 @@ class Pretrained:
     classes: tuple[str, ...] = ()  # the names of the classes in the order of their numbers, if the run has any
 
     @property
-    def process(self) -> Process:
-        """The process of the config."""
-        return self.job.built.parts.process
+    def process(self) -> Process | BridgeProcess:
+        """The process of the config; of a bridge that between its two data sets."""
+        parts = self.job.built.parts
+        return parts.bridge if self.config.process.name in names.BRIDGES else parts.process
 
     def sample(self, key: Key[Array, ""], num: int, cond: Cond | str = None) -> np.ndarray:
         """Draw `num` samples, [num, *shape], with the solver, steps and guidance of the config.

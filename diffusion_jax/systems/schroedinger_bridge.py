@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from diffusion_jax.networks.conditions import Conditions, image
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import row_normal
 from diffusion_jax.processes.bridge import Reversed
+from diffusion_jax.processes.gaussian_bridge import GaussianBridge
 from diffusion_jax.solvers import sampling
 from diffusion_jax.solvers.grids import Grid
 from diffusion_jax.systems.base import Sampled, entries
@@ -23,7 +25,9 @@ from diffusion_jax.systems.bridge import START
 from diffusion_jax.training import ema
 from diffusion_jax.types import Apply, BridgeProcess, Denoiser, Params, Placed, Solver, Spec, Train, check, check_choice
 
-COUPLINGS = ("independent", "reference")
+COUPLINGS = ("independent", "reference", "gaussian")
+LARGEST = 1024  # numbers of an example whose covariance is taken
+_RIDGE = 1e-3  # added to variances: some pixels never change
 DIRECTIONS = {"backward": START, "forward": "source_x"}  # the condition that holds where sampling starts
 Pair = tuple[Array, Array]  # (x_0, x_1)
 
@@ -38,6 +42,10 @@ class SchroedingerBridge(Sampled):
     first `pretrain` steps the pairs come from `coupling` instead: "independent" examples of the two sets, which is
     iterative Markovian fitting (DSBM-IMF), or the "reference" process from x_0 and from x_1, which is iterative
     proportional fitting (DSBM-IPF; then the two networks are two chains of it, one from each end). arXiv:2303.16852.
+    "gaussian" is IPF that starts from the Schroedinger bridge between Gaussians with the means and covariances of the
+    two sets (arXiv:2202.05722) instead of the reference: from x_0 to x_1 given x_0, and from x_1 to x_0 given x_1. Like
+    the reference process it has the density f(x_0) g(x_1) relative to it, so the fixed point is the same, which between
+    Gaussians is reached at once. The moments are those of all batches so far, in frozen.moments.
 
     The networks that make pairs are in frozen.target. With `refresh` = n they are replaced every n steps after
     `pretrain` by averages of the networks, one iteration of DSBM each; with 0 they are the averages at every step, the
@@ -74,50 +82,77 @@ class SchroedingerBridge(Sampled):
         check(self.refresh >= 0, "refresh", self.refresh, "at least 0")
         check(0 <= self.rate < 1, "rate", self.rate, "in [0, 1)")
         check(self.inner_steps >= 1, "inner_steps", self.inner_steps, "at least 1")
+        if self.coupling == "gaussian" and math.prod(self.shape) > LARGEST:
+            raise ValueError(
+                f"coupling='gaussian' takes covariances of examples of at most {LARGEST} numbers, not of shape "
+                f"{self.shape}; 'independent' takes none"
+            )
 
     def init(self, key: Key[Array, ""]) -> Params:
         backward, forward = (self.init_network(key) for key in jax.random.split(key))
         trained = {"backward": backward, "forward": forward}
-        averages = {"average": trained} if self.refresh else {}
-        return {**trained, "frozen": {"target": trained, **averages}}
+        frozen = {"target": trained} | ({"average": trained} if self.refresh else {})
+        if self.coupling == "gaussian":
+            d = math.prod(self.shape)
+            frozen["moments"] = {name: {"mean": jnp.zeros(d), "square": jnp.eye(d)} for name in ("x", START)}
+        return {**trained, "frozen": frozen}
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
     ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
         """The sum of the losses of both directions; in evaluation on the pairs that the networks themselves make."""
         pair_key, *keys = jax.random.split(key, 3)
-        ends = batch["x"], batch[START]
+        ends, frozen = (batch["x"], batch[START]), params.get("frozen", {})
         if train is None:
             pairs = self.made_pairs(params, pair_key, *ends)
         else:
             pairs = jax.lax.cond(
                 train.step < self.pretrain,
-                lambda: self.first_pairs(pair_key, *ends),
-                lambda: self.made_pairs(params["frozen"]["target"], pair_key, *ends),
+                lambda: self.first_pairs(frozen.get("moments"), pair_key, *ends),
+                lambda: self.made_pairs(frozen["target"], pair_key, *ends),
             )
         (x_0, y_1), (y_0, x_1) = jax.lax.stop_gradient(pairs)
         backward, _ = self.loss_fn(params["backward"], keys[0], x_0, y_1, train=train is not None)
         forward, _ = self.forward_loss_fn(params["forward"], keys[1], x_1, y_0, train=train is not None)
-        return backward + forward, {"backward": backward, "forward": forward}
+        metrics = {"backward": backward, "forward": forward}
+        if train is not None and self.coupling == "gaussian":
+            metrics["statistics"] = {name: _moments(x) for name, x in zip(("x", START), ends, strict=True)}
+        return backward + forward, metrics
 
     def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
         frozen, trained = params["frozen"], {name: params[name] for name in DIRECTIONS}
+        if self.coupling == "gaussian":
+            frozen = frozen | {"moments": _mean_of_all(frozen["moments"], metrics["statistics"], train)}
         averages = frozen["average" if self.refresh else "target"]
         averages = ema.follow(averages, trained, ema.warmed_up(self.rate, train.step))
         if not self.refresh:
-            return {**params, "frozen": {"target": averages}}
+            return {**params, "frozen": {**frozen, "target": averages}}
         since = train.step + 1 - self.pretrain
         replaced = (since >= 0) & (since % self.refresh == 0)
         target = jax.tree.map(lambda new, old: jnp.where(replaced, new, old), averages, frozen["target"])
-        return {**params, "frozen": {"target": target, "average": averages}}
+        return {**params, "frozen": {**frozen, "target": target, "average": averages}}
 
-    def first_pairs(self, key: Key[Array, ""], x_0: Array, x_1: Array) -> tuple[Pair, Pair]:
-        """The pairs of `coupling`, (x_0, y_1) for the backward and (y_0, x_1) for the forward network."""
+    def first_pairs(
+        self, moments: PyTree[Array] | None, key: Key[Array, ""], x_0: Array, x_1: Array
+    ) -> tuple[Pair, Pair]:
+        """The pairs of `coupling`, (x_0, y_1) for the backward and (y_0, x_1) for the forward network.
+
+        `moments`, of "gaussian" alone, are those in frozen.moments.
+        """
         if self.coupling == "independent":
             return (x_0, x_1), (x_0, x_1)
         sigma = self.process.reference.sigma(jnp.float32(1))
         rows = [jax.random.split(key, len(x_0)) for key in jax.random.split(key)]
-        return (x_0, x_0 + sigma * row_normal(rows[0], x_0)), (x_1 + sigma * row_normal(rows[1], x_1), x_1)
+        noise_1, noise_0 = row_normal(rows[0], x_0), row_normal(rows[1], x_1)
+        if self.coupling == "reference":
+            return (x_0, x_0 + sigma * noise_1), (x_1 + sigma * noise_0, x_1)
+        exact = gaussian_bridge(moments, sigma**2)
+
+        def end(direction: str, x: Array, noise: Array) -> Array:
+            y = exact.end_given_start(direction, x.reshape(len(x), -1), noise.reshape(len(x), -1))
+            return y.reshape(x.shape)
+
+        return (x_0, end("forward", x_0, noise_1)), (end("backward", x_1, noise_0), x_1)
 
     def made_pairs(self, params: Params, key: Key[Array, ""], x_0: Array, x_1: Array) -> tuple[Pair, Pair]:
         """The pairs that the networks in `params` make of x_0 and x_1, as in `first_pairs`."""
@@ -177,3 +212,23 @@ class SchroedingerBridge(Sampled):
     def conditions(self) -> Conditions:
         """The condition that sampling starts from."""
         return Conditions({DIRECTIONS[self.direction]: image(self.shape)._replace(start="unpaired")})
+
+
+def gaussian_bridge(moments: PyTree[Array], variance: Float[Array, ""]) -> GaussianBridge:
+    """The bridge between Gaussians of these moments, {"x" and "image": {"mean", "square"}}, in x_0 and x_1."""
+    means = [moments[name]["mean"] for name in ("x", START)]
+    squares = [moments[name]["square"] for name in ("x", START)]
+    a, b = (q - jnp.outer(m, m) + _RIDGE * jnp.eye(len(m)) for q, m in zip(squares, means, strict=True))
+    return GaussianBridge(mean_0=means[0], mean_1=means[1], covariance_0=a, covariance_1=b, variance=variance)
+
+
+def _moments(x: Float[Array, "batch *shape"]) -> dict[str, Array]:
+    rows = x.reshape(len(x), -1)
+    return {"mean": rows.mean(0), "square": rows.T @ rows / len(rows)}
+
+
+def _mean_of_all(moments: PyTree[Array], batch: PyTree[Array], train: Train) -> PyTree[Array]:
+    """The mean of `batch` and of the train.step batches before."""
+    # With gradient accumulation there is one row per part of the batch.
+    part = jax.tree.map(lambda old, new: new.reshape(-1, *old.shape).mean(0), moments, batch)
+    return ema.follow(moments, part, train.step / (train.step + 1))

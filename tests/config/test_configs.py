@@ -91,6 +91,7 @@ STANDS_ON = {
     "lcm:digits_latent": ("system.teacher", "latent_diffusion:digits_dit"),
     "lcm:digits_segments": ("system.teacher", "latent_diffusion:digits_dit"),
     "reflow:digits": ("system.teacher", "flow:digits"),
+    "reflow:plane": ("system.teacher", "flow:plane"),
     "reflow:cifar10": ("system.teacher", "flow:cifar10"),
     "progressive_distillation:digits": ("system.teacher", "ddpm:digits"),
     "progressive_distillation:cifar10": ("system.teacher", "progressive_distillation:cifar10_teacher"),
@@ -125,6 +126,7 @@ STARTS_FROM = (
     "consistency:cifar10_ect",
     "consistency:cifar10_scm",
     "reflow:digits",
+    "reflow:plane",
     "reflow:cifar10",
 )
 

@@ -105,6 +105,14 @@ def test_without_noise_the_means_stay():
     assert not np.any(quiet.sigma(T))
 
 
+def test_the_far_end_keeps_its_digits_near_the_example():
+    """DDBM's VE with sigma_max = 80, down to sigma = 0.002: far = sigma^2 / 80^2 is below the rounding of 1."""
+    bridge = processes.ve_bridge()
+    sigma = np.float32([0.002, 0.01, 0.5, 20])
+    t = (sigma - 0.002) / (80 - 0.002)
+    np.testing.assert_allclose(bridge.far(jnp.asarray(t)), (sigma / 80.0) ** 2, rtol=1e-3)
+
+
 def test_samples_have_the_mean_and_deviation():
     bridge, t = BRIDGES["brownian"], jnp.float32(0.3)
     x_0, x_1 = jnp.zeros((40_000, 1)), jnp.full((40_000, 1), 2.0)

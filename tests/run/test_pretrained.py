@@ -11,9 +11,11 @@ from ml_collections import ConfigDict
 
 import diffusion_jax
 from diffusion_jax import grids, sampling, solvers
+from diffusion_jax.config import from_file
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.run import sample, train
+from diffusion_jax.run.job import prepare
 from diffusion_jax.run.pretrained import Pretrained
 from tests.run.test_conversion import pipeline  # noqa: F401 (a fixture)
 from tests.runs import ROOT, digits, toy
@@ -35,6 +37,14 @@ def images(tmp_path_factory):
     learning = dict(training__num_steps=3, optimizer__learning_rate=0.1, optimizer__warmup_steps=0)
     train.train(digits(**CLASSES, **learning, ema__rates=(), mesh__data=1), folder)
     return folder
+
+
+@pytest.mark.parametrize("file", ["bridge", "schroedinger"])
+def test_the_process_of_a_bridge_is_that_of_its_system(file):
+    job = prepare(from_file(f"configs/{file}.py"))
+    model = Pretrained(config=job.config, system=job.system, params={}, step=0, job=job)
+    assert model.process is model.system.process
+    assert float(model.process.near(jnp.float32(0))) == 1
 
 
 def test_samples_are_those_of_the_command(points):

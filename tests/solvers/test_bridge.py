@@ -109,6 +109,59 @@ def test_exact_drifts_carry_one_gaussian_to_the_other(direction):
     np.testing.assert_allclose(cross, expected, atol=0.06)
 
 
+@pytest.mark.parametrize("direction", ["backward", "forward"])
+def test_ends_given_starts_have_the_coupling_of_the_bridge(direction):
+    """With the noise sqrt(n) e_i the sample is linear: gain A gain' plus its noise is B, and gain A the coupling."""
+    a, b = jnp.float32([[1.0, 0.3], [0.3, 0.5]]), jnp.float32([[0.6, -0.2], [-0.2, 1.5]])
+    exact = GaussianBridge(
+        mean_0=jnp.zeros(2), mean_1=jnp.ones(2), covariance_0=a, covariance_1=b, variance=jnp.float32(0.7)
+    )
+    (m, start), (n, end), c = (exact.mean_0, a), (exact.mean_1, b), exact.coupling.T
+    if direction == "backward":
+        (m, start), (n, end), c = (n, end), (m, start), c.T
+    mean = exact.end_given_start(direction, m[None], jnp.zeros((1, 2)))
+    np.testing.assert_allclose(mean[0], n, atol=1e-6)
+    gain = (exact.end_given_start(direction, m + jnp.eye(2), jnp.zeros((2, 2))) - mean).T
+    root = (exact.end_given_start(direction, jnp.stack([m, m]), jnp.eye(2)) - mean).T
+    np.testing.assert_allclose(gain @ start, c, atol=1e-5)
+    np.testing.assert_allclose(gain @ start @ gain.T + root @ root.T, end, atol=1e-5)
+
+
+def test_i2sb_is_ddbm_on_its_ve_process():
+    """At times of equal sigma both are one process, so that the same D gives the same samples by each solver."""
+    i2sb = i2sb_bridge()
+    ve = ve_bridge(1e-6, float(i2sb.reference.sigma(jnp.float32(1))))
+    times = jnp.linspace(1.0, 0.05, 9)
+    sigma = i2sb.reference.sigma(times)
+    other = (sigma - 1e-6) / (sigma[0] - 1e-6)
+    for name in ("near", "far", "sigma"):
+        np.testing.assert_allclose(getattr(i2sb, name)(times), getattr(ve, name)(other), atol=2e-4)
+    x_1 = jax.random.normal(jax.random.key(3), (5, 2))
+
+    def run(solver, bridge, times):
+        # D depends on the level of noise alone, which is what the two processes have in common.
+        D = lambda x, t: jnp.tanh(2 * x + bridge.reference.sigma(t)) + 0.3 * x_1
+        return sampling.sample(solver, bridge, D, jax.random.key(0), x_1, times)
+
+    for solver in (solvers.bridge_posterior(), solvers.bridge_ddim(), solvers.bridge_ddim(0.5)):
+        np.testing.assert_allclose(run(solver, i2sb, times), run(solver, ve, other), atol=1e-3)
+    uneven = other.at[3].add(0.05)  # the control: another grid gives other samples
+    assert np.abs(run(solver, i2sb, times) - run(solver, ve, uneven)).max() > 1e-2
+
+
+def test_ddbm_far_from_its_end_samples_as_edm():
+    """For sigma_max -> infinity a step of the ODE is DDIM's on the reference process, that of EDM."""
+    bridge, (t, s) = ve_bridge(0.002, 1e5), (jnp.float32([2.0, 0.7]) - 0.002) / (1e5 - 0.002)
+    x, x_1 = jax.random.normal(jax.random.key(0), (2, 4, 3))
+    D, keys = lambda x, t: jnp.tanh(x), jax.random.split(jax.random.key(1), 4)
+    ours, _ = solvers.bridge_ddim().step(bridge, D, keys, x, t, s, x_1)
+    ddim = solvers.ddim()
+    reference, _ = ddim.step(bridge.reference, D, keys, x, t, s, ddim.init(x))
+    np.testing.assert_allclose(ours, reference, rtol=1e-3, atol=1e-3)
+    other, _ = solvers.bridge_ddim().step(ve_bridge(0.002, 5.0), D, keys, x, jnp.float32(0.4), jnp.float32(0.14), x_1)
+    assert np.abs(other - reference).max() > 1e-2
+
+
 def transported(coupling, variance_0, variance_1, direction, steps=2000):
     """(Cov(x_0, x_1), variance of the new end) of what the exact denoiser of a Gaussian coupling makes, s = 1.
 

@@ -54,12 +54,36 @@ def linear(**options) -> SchroedingerBridge:
 
 def test_the_first_pairs():
     x_0, x_1 = jnp.zeros((5000, 1)), jnp.ones((5000, 1))
-    (a, b), (c, d) = linear(coupling="independent").first_pairs(jax.random.key(0), x_0, x_1)
+    (a, b), (c, d) = linear(coupling="independent").first_pairs(None, jax.random.key(0), x_0, x_1)
     assert all(jnp.array_equal(*same) for same in ((a, x_0), (b, x_1), (c, x_0), (d, x_1)))
-    (a, b), (c, d) = linear(coupling="reference").first_pairs(jax.random.key(0), x_0, x_1)
+    (a, b), (c, d) = linear(coupling="reference").first_pairs(None, jax.random.key(0), x_0, x_1)
     assert jnp.array_equal(a, x_0) and jnp.array_equal(d, x_1)
     assert float(b.mean()) == pytest.approx(0, abs=0.05) and float(b.std()) == pytest.approx(1, rel=0.05)
     assert float(c.mean()) == pytest.approx(1, abs=0.05) and abs(float(jnp.corrcoef(b[:, 0], c[:, 0])[0, 1])) < 0.05
+
+
+def test_gaussian_pairs_are_those_of_the_bridge_between_the_moments():
+    """N(0, 1) and N(1, 1), s = 1: the mean of the moments of all batches, and pairs of covariance (sqrt 5 - 1) / 2."""
+    system = linear(coupling="gaussian", inner_steps=1)
+    params = system.init(jax.random.key(0))
+    x_0, x_1 = jax.random.normal(jax.random.key(4), (2, 3, 20_000, 1)) + jnp.float32([0, 1])[:, None, None, None]
+    for step in range(3):
+        train, batch = Train(jnp.int32(step), 10), {"x": x_0[step], "image": x_1[step]}
+        _, metrics = system.loss(params, jax.random.key(1), batch, train)
+        params = system.advance(params, train, metrics)
+    moments = params["frozen"]["moments"]
+    for name, x in {"x": x_0, "image": x_1}.items():
+        np.testing.assert_allclose(moments[name]["mean"], [x.mean()], atol=1e-5)
+        np.testing.assert_allclose(moments[name]["square"], [[(x**2).mean()]], atol=1e-5)
+    for a, b in system.first_pairs(moments, jax.random.key(5), x_0[0], x_1[0]):
+        assert float(jnp.cov(a[:, 0], b[:, 0])[0, 1]) == pytest.approx(GOLDEN, abs=0.03)
+        assert [float(v) for v in (a.mean(), b.mean())] == pytest.approx([0, 1], abs=0.03)
+        assert [float(v) for v in (a.std(), b.std())] == pytest.approx([1, 1], abs=0.03)
+
+
+def test_gaussian_pairs_need_a_covariance_that_fits():
+    with pytest.raises(ValueError, match="at most 1024 numbers, not of shape"):
+        linear(coupling="gaussian", shape=(32, 32, 3))
 
 
 @pytest.mark.slow
@@ -176,6 +200,16 @@ def test_iterations_are_those_of_imf_and_ipf(coupling):
         system = linear(coupling=coupling, pretrain=500, refresh=500, rate=0.95)
         found, _ = coupling_of(system, trained(system, 500 * (iterations + 1)), "backward")
         assert found == pytest.approx(value, abs=0.02)
+
+
+@pytest.mark.slow
+def test_gaussian_pairs_start_where_iterations_end():
+    """Between Gaussians the bridge is reached in `pretrain`, whose independent pairs give 0.5463."""
+    system = linear(coupling="gaussian", pretrain=500)
+    for direction in ("backward", "forward"):
+        found, deviation = coupling_of(system, trained(system, 500), direction)
+        assert found == pytest.approx(GOLDEN, abs=0.02)
+        assert deviation == pytest.approx(1, abs=0.04)
 
 
 def test_sampling_goes_both_ways():
