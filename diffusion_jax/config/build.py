@@ -21,6 +21,7 @@ from diffusion_jax.config.recipes import (
     noisy_classifier,
     progressive_distillation,
     reflow,
+    series_diffusion,
     text_to_image,
     vdm,
 )
@@ -47,6 +48,7 @@ RECIPES = {
     "bridge": bridge.RECIPE,
     "schroedinger_bridge": bridge.SCHROEDINGER,
     "discrete_diffusion": discrete_diffusion.RECIPE,
+    "series_diffusion": series_diffusion.RECIPE,
 }
 
 

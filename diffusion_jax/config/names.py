@@ -30,6 +30,7 @@ from diffusion_jax.networks.adm import ADM
 from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
 from diffusion_jax.networks.clip import CLIPTextModel
 from diffusion_jax.networks.controlnet import controlled_unet
+from diffusion_jax.networks.csdi import CSDI
 from diffusion_jax.networks.dit import DiT
 from diffusion_jax.networks.edm import DhariwalUNet, SongUNet
 from diffusion_jax.networks.encoder_unet import EncoderUNet
@@ -139,6 +140,7 @@ NETWORKS = {
     "dhariwal_unet": DhariwalUNet,
     "dit": DiT,
     "token_dit": TokenDiT,
+    "csdi": CSDI,
     "encoder_unet": EncoderUNet,
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,
@@ -211,6 +213,7 @@ GUIDANCE = {
     "autoguidance": guidance.autoguidance,
     "instruct_pix2pix": steering.instruct_pix2pix,
     "measurement": functools.partial(guidance.measurement, OPERATORS),
+    "observation": guidance.observation,
 }
 EDITING = {
     "none": editing.none,

@@ -11,6 +11,7 @@ from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
 from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
 from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
+from diffusion_jax.systems.series_diffusion import SeriesDiffusion
 from diffusion_jax.systems.text_to_image import TextToImage
 from diffusion_jax.systems.vdm import VDM
 
@@ -27,6 +28,7 @@ __all__ = [
     "NoisyClassifier",
     "ProgressiveDistillation",
     "SchroedingerBridge",
+    "SeriesDiffusion",
     "TextToImage",
     "VariationalDequantization",
 ]
