@@ -23,6 +23,7 @@ from diffusion_jax.config.recipes import (
     reflow,
     series_diffusion,
     text_to_image,
+    timegrad,
     vdm,
 )
 from diffusion_jax.config.recipes.recipe import CHOICES, Reading, Recipe
@@ -49,6 +50,7 @@ RECIPES = {
     "schroedinger_bridge": bridge.SCHROEDINGER,
     "discrete_diffusion": discrete_diffusion.RECIPE,
     "series_diffusion": series_diffusion.RECIPE,
+    "timegrad": timegrad.RECIPE,
 }
 
 

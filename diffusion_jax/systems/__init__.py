@@ -13,6 +13,7 @@ from diffusion_jax.systems.progressive_distillation import ProgressiveDistillati
 from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
 from diffusion_jax.systems.series_diffusion import SeriesDiffusion
 from diffusion_jax.systems.text_to_image import TextToImage
+from diffusion_jax.systems.timegrad import TimeGrad
 from diffusion_jax.systems.vdm import VDM
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "SchroedingerBridge",
     "SeriesDiffusion",
     "TextToImage",
+    "TimeGrad",
     "VariationalDequantization",
 ]
