@@ -1,4 +1,4 @@
-"""TimeGrad's networks: a small residual network over the dimensions of one step, and a recurrent encoder of the history.
+"""TimeGrad's networks: a residual network over the dimensions of one step, and a recurrent encoder of the history.
 
 arXiv:2101.12072, section 3.3 and figure 2.
 """
@@ -74,7 +74,12 @@ class TimeGradNet(DenoisingNetwork):
         self.output_projection = Convolution(channels, 1, scale=0.0, rngs=rngs)
 
     def forward(
-        self, x: Float[Array, "batch dim"], c_noise: Float[Array, "batch"], cond: Embedded, *, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "batch dim"],
+        c_noise: Float[Array, "batch"],
+        cond: Embedded,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch dim"]:
         noise = layers.sinusoidal_embedding(c_noise, 2 * self.time_dim).astype(x.dtype)
         noise = jax.nn.silu(self.projection2(jax.nn.silu(self.projection1(noise))))

@@ -59,8 +59,9 @@ def timegrad(
     model = diffusion(step)
     if set(model.network_conditions) != {"vector"}:
         raise ConfigError(
-            f"config.network.name={parts.config.network.name!r} reads {', '.join(model.network_conditions) or 'nothing'}; "
-            "it must read the encoder's state, config.network.vector_dim"
+            f"config.network.name={parts.config.network.name!r} reads "
+            f"{', '.join(model.network_conditions) or 'nothing'}; it must read the encoder's state, "
+            "config.network.vector_dim"
         )
     width = model.network_conditions["vector"].spec.shape[0]
 
