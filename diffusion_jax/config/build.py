@@ -23,8 +23,10 @@ from diffusion_jax.config.recipes import (
     noisy_classifier,
     progressive_distillation,
     reflow,
+    series_diffusion,
     super_resolution,
     text_to_image,
+    timegrad,
     vdm,
 )
 from diffusion_jax.config.recipes.recipe import CHOICES, Reading, Recipe
@@ -53,6 +55,8 @@ RECIPES = {
     "schroedinger_bridge": bridge.SCHROEDINGER,
     "super_resolution": super_resolution.RECIPE,
     "discrete_diffusion": discrete_diffusion.RECIPE,
+    "series_diffusion": series_diffusion.RECIPE,
+    "timegrad": timegrad.RECIPE,
 }
 
 

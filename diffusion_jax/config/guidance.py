@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from diffusion_jax.config.sections import ConfigError, changes, construct, refusal
 from diffusion_jax.config.trained import Trained, check_same_conditions
 from diffusion_jax.guidance import measurement as measurements
+from diffusion_jax.guidance import observation as observations
 from diffusion_jax.guidance import operators, steering
 from diffusion_jax.guidance.operators import Operator
 from diffusion_jax.guidance.steering import Guidance
@@ -111,6 +112,44 @@ def measurement(
         how.check_solver(parts.solver)
     with refusal(f"config.{place}.method.name={method['name']!r} with config.{place}.operator={dict(operator)!r}"):
         return measurements.measurement(made, how, lambda process: parts.grid(process, steps), clip)
+
+
+def observation(
+    parts: Parts,
+    place: str = "guidance",
+    *,
+    loss: str = "quantile",
+    scale: float = 4.0,
+    method: Any = MappingProxyType({"name": "self"}),
+    noise: float = 0.0,
+) -> Guidance:
+    """Guidance of an unconditional model of series by known values, see `guidance.observation`.
+
+    `method` "self" is TSDiff's, with `loss` and `scale`; others are those of measurements, with their own keys.
+    Raises ConfigError for data that is no series, or a method or solver that does not fit.
+    """
+    if parts.spec.modality != "series":
+        raise ConfigError(
+            f"config.{place}.name='observation' needs series; config.data.name={parts.config.data.name!r}"
+        )
+    _need_name(f"{place}.method", method)
+    how = None
+    if method["name"] != "self":
+        how = construct(measurements.METHODS, f"{place}.method", method)
+        with refusal(
+            f"config.solver.name={parts.config.solver.name!r} with config.{place}.method.name={method['name']!r}"
+        ):
+            how.check_solver(parts.solver)
+    steps = parts.config.sampling.steps
+    with refusal(f"config.{place}"):
+        return observations.observation(
+            parts.spec.shape,
+            loss=loss,
+            scale=scale,
+            method=how,
+            noise=noise,
+            times=lambda process: parts.grid(process, steps),
+        )
 
 
 def _operator(

@@ -30,6 +30,7 @@ from diffusion_jax.networks.adm import ADM
 from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
 from diffusion_jax.networks.clip import CLIPTextModel
 from diffusion_jax.networks.controlnet import controlled_unet
+from diffusion_jax.networks.csdi import CSDI
 from diffusion_jax.networks.dit import DiT
 from diffusion_jax.networks.edm import DhariwalUNet, SongUNet
 from diffusion_jax.networks.encoder_unet import EncoderUNet
@@ -37,6 +38,7 @@ from diffusion_jax.networks.ldm_bert import LDMBert
 from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
+from diffusion_jax.networks.timegrad import TimeGradNet
 from diffusion_jax.networks.token_dit import TokenDiT
 from diffusion_jax.networks.unet import UNet
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
@@ -141,6 +143,8 @@ NETWORKS = {
     "dhariwal_unet": DhariwalUNet,
     "dit": DiT,
     "token_dit": TokenDiT,
+    "csdi": CSDI,
+    "timegrad": TimeGradNet,
     "encoder_unet": EncoderUNet,
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,
@@ -214,6 +218,7 @@ GUIDANCE = {
     "autoguidance": guidance.autoguidance,
     "instruct_pix2pix": steering.instruct_pix2pix,
     "measurement": functools.partial(guidance.measurement, OPERATORS),
+    "observation": guidance.observation,
 }
 EDITING = {
     "none": editing.none,

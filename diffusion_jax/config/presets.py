@@ -182,3 +182,9 @@ def shakespeare_data(length: int = 64) -> Section:
     """Tiny Shakespeare, one file of 1.1 M characters, whose last tenth is held out."""
     keys = dict(length=length, alphabet=SHAKESPEARE, held_out=0.1)
     return dict(name="text", split="train", eval_split="test", path="", **keys)
+
+
+def series(*, length: int, channels: int, ends: tuple[float, ...] = (0.7, 0.8, 1.0), **options: Any) -> Section:
+    """Windows of a time series, of which the splits end at `ends`, see `data.sources.series`."""
+    where = dict(split="train", eval_split="test", path="", ends=ends)
+    return dict(name="series", length=length, channels=channels, **where, **options)

@@ -8,7 +8,19 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Source, Tokenize
-from diffusion_jax.data.sources import arrays, crops, digits, files, gaussians, images, latents, text, toys, unpaired
+from diffusion_jax.data.sources import (
+    arrays,
+    crops,
+    digits,
+    files,
+    gaussians,
+    images,
+    latents,
+    series,
+    text,
+    toys,
+    unpaired,
+)
 from diffusion_jax.types import Spec
 
 # Arguments of an opener that are no keys of config.data.
@@ -83,6 +95,7 @@ SOURCES: dict[str, Opener] = {
     "gaussian": Opener(spec=gaussians.spec, open=gaussians.open_source),
     "unpaired": Opener(spec=unpaired.spec, open=unpaired.open_source),
     "latents": Opener(spec=latents.spec, open=latents.open_source),
+    "series": Opener(spec=series.spec, open=series.open_source),
     "text": Opener(spec=text.spec, open=text.open_source, facts=text.facts),
 }
 

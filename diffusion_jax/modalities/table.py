@@ -5,10 +5,18 @@ from __future__ import annotations
 from diffusion_jax.modalities.base import PLAIN, Modality
 from diffusion_jax.modalities.image import IMAGE
 from diffusion_jax.modalities.points import POINTS
+from diffusion_jax.modalities.series import SERIES
 from diffusion_jax.modalities.tokens import TOKENS
 from diffusion_jax.types import Spec
 
-MODALITIES: dict[str, Modality] = {"array": PLAIN, "latents": PLAIN, "image": IMAGE, "points": POINTS, "tokens": TOKENS}
+MODALITIES: dict[str, Modality] = {
+    "array": PLAIN,
+    "latents": PLAIN,
+    "image": IMAGE,
+    "points": POINTS,
+    "tokens": TOKENS,
+    "series": SERIES,
+}
 
 
 def of(spec: Spec) -> Modality:

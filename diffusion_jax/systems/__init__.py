@@ -11,8 +11,10 @@ from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
 from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
 from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
+from diffusion_jax.systems.series_diffusion import SeriesDiffusion
 from diffusion_jax.systems.super_resolution import SuperResolution
 from diffusion_jax.systems.text_to_image import TextToImage
+from diffusion_jax.systems.timegrad import TimeGrad
 from diffusion_jax.systems.vdm import VDM
 
 __all__ = [
@@ -29,6 +31,8 @@ __all__ = [
     "ProgressiveDistillation",
     "SchroedingerBridge",
     "SuperResolution",
+    "SeriesDiffusion",
     "TextToImage",
+    "TimeGrad",
     "VariationalDequantization",
 ]
