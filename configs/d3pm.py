@@ -40,15 +40,15 @@ def small(**data: Any) -> ConfigDict:
         process=dict(name="uniform", schedule="cosine", num_steps=256),
         data=dict(name="text", split="train", eval_split="test", path="", **data),
         network=dict(name="token_dit", hidden_size=128, depth=4, num_heads=4, cond_dim=32, time_conditioned=True),
-        training=dict(num_steps=1500, batch_size=64, log_every=50, checkpoint_every=500, sample_every=500),
-        optimizer=presets.adam(2e-3, warmup_steps=100),
-        ema=dict(rates=(0.995,)),
-        evaluation=dict(num_samples=256, metrics=("auto",)),
+        training=dict(num_steps=6000, batch_size=8, log_every=100, checkpoint_every=1000, sample_every=2000),
+        optimizer=presets.adam(2e-3, warmup_steps=200),
+        ema=dict(rates=(0.998,)),
+        evaluation=dict(num_samples=128, metrics=("auto",)),
     )
 
 
 def python() -> ConfigDict:
-    return replace(small(length=64), sampling=dict(num_samples=16, batch_size=64))
+    return replace(small(length=128), sampling=dict(num_samples=16, batch_size=32))
 
 
 def shakespeare() -> ConfigDict:

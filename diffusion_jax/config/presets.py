@@ -178,7 +178,7 @@ def first_stage_256(*, num_steps: int, batch_size: int, **data: Any) -> dict[str
     )
 
 
-def shakespeare_data(length: int = 64) -> Section:
+def shakespeare_data(length: int = 128) -> Section:
     """Tiny Shakespeare, one file of 1.1 M characters, whose last tenth is held out."""
     keys = dict(length=length, alphabet=SHAKESPEARE, held_out=0.1)
     return dict(name="text", split="train", eval_split="test", path="", **keys)
