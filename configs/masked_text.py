@@ -61,6 +61,12 @@ def shakespeare() -> ConfigDict:
     return small(data=presets.shakespeare_data())
 
 
+def smiles() -> ConfigDict:
+    """Molecules of ZINC as SMILES, one in a line; give a folder with train.txt and test.txt."""
+    data = dict(name="text", split="train", eval_split="test", path="", length=108, lines=True, alphabet=presets.SMILES)
+    return replace(small(4000, data=data), evaluation=dict(metrics=("ngrams", "smiles")))
+
+
 def infill() -> ConfigDict:
     """Infilling with the model of `python`."""
     return replace(python(), editing=dict(name="infilling", first=-1, length=16), sampling=dict(file="infilling"))
@@ -117,6 +123,7 @@ def owt() -> ConfigDict:
 VARIANTS = {
     "python": python,
     "shakespeare": shakespeare,
+    "smiles": smiles,
     "infill": infill,
     "text8_mdlm": text8_mdlm,
     "text8_md4": text8_md4,

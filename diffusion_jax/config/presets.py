@@ -14,6 +14,7 @@ from diffusion_jax.config.defaults import defaults, replace
 Section = dict[str, Any]
 TEXT8 = " abcdefghijklmnopqrstuvwxyz"  # the characters of text8
 SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # those of Tiny Shakespeare
+SMILES = "\n#()+-/1234567=@BCFHINOPS[\\]clnors"  # those of molecules of ZINC, and the end of a line
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")  # captions of digits
 
 

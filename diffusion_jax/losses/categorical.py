@@ -168,6 +168,14 @@ def bound(
     return total / num_times + prior_bound(process, x_0)
 
 
-def bits_per_token(nats: Float[Array, "batch"], x_0: Tokens) -> Float[Array, "batch"]:
-    """Nats per example in bits per token."""
-    return nats / (math.log(2) * x_0[0].size)
+def bits_per_token(nats: Float[Array, "batch"], x_0: Tokens, pad: int | None = None) -> Float[Array, "batch"]:
+    """Nats per example in bits per token; of tokens that are `pad` only the first one counts, the end."""
+    return nats / (math.log(2) * num_tokens(x_0, pad))
+
+
+def num_tokens(x_0: Tokens, pad: int | None = None) -> Int[Array, "batch"]:
+    """The number of tokens of each example, up to and with its first `pad`."""
+    if pad is None:
+        return jnp.full(len(x_0), x_0[0].size)
+    before = jnp.cumprod(x_0 != pad, axis=-1).sum(-1)
+    return jnp.minimum(before + 1, x_0.shape[-1])
