@@ -39,9 +39,9 @@ def small(**data: Any) -> ConfigDict:
         num_steps=256,
         process=dict(name="uniform", schedule="cosine", num_steps=256),
         data=dict(name="text", split="train", eval_split="test", path="", **data),
-        network=dict(name="token_dit", hidden_size=128, depth=4, num_heads=4, cond_dim=32, time_conditioned=True),
-        training=dict(num_steps=6000, batch_size=8, log_every=100, checkpoint_every=1000, sample_every=2000),
-        optimizer=presets.adam(2e-3, warmup_steps=200),
+        network=dict(name="token_dit", hidden_size=96, depth=4, num_heads=4, cond_dim=64, time_conditioned=True),
+        training=dict(num_steps=4000, batch_size=8, log_every=100, checkpoint_every=1000, sample_every=2000),
+        optimizer=presets.adam(3e-3, warmup_steps=200),
         ema=dict(rates=(0.998,)),
         evaluation=dict(num_samples=128, metrics=("auto",)),
     )

@@ -40,11 +40,11 @@ def masked(**sections: Any) -> ConfigDict:
 
 
 def small(num_steps: int = 6000, **sections: Any) -> ConfigDict:
-    """A transformer of 0.9 M parameters on windows of 128 characters, 1024 of them in a step."""
+    """A transformer of 0.6 M parameters on windows of 128 characters, 1024 of them in a step."""
     return masked(
-        network=dict(name="token_dit", hidden_size=128, depth=4, num_heads=4, cond_dim=32),
+        network=dict(name="token_dit", hidden_size=96, depth=4, num_heads=4, cond_dim=64),
         training=dict(num_steps=num_steps, batch_size=8, log_every=100, checkpoint_every=1000, sample_every=2000),
-        optimizer=presets.adam(2e-3, warmup_steps=200),
+        optimizer=presets.adam(3e-3, warmup_steps=200),
         ema=dict(rates=(0.998,)),
         sampling=dict(num_samples=16, steps=128, batch_size=32),
         evaluation=dict(num_samples=128, metrics=("auto",)),
@@ -64,7 +64,7 @@ def shakespeare() -> ConfigDict:
 def smiles() -> ConfigDict:
     """Molecules of ZINC as SMILES, one in a line; give a folder with train.txt and test.txt."""
     data = dict(name="text", split="train", eval_split="test", path="", length=108, lines=True, alphabet=presets.SMILES)
-    return replace(small(4000, data=data), evaluation=dict(metrics=("ngrams", "smiles")))
+    return replace(small(3000, data=data), evaluation=dict(metrics=("ngrams", "smiles")))
 
 
 def infill() -> ConfigDict:

@@ -14,6 +14,7 @@ from diffusion_jax.config.recipes import (
     consistency,
     dequantizer,
     diffusion,
+    diffusion_lm,
     discrete_diffusion,
     first_stage,
     flow_map,
@@ -47,6 +48,7 @@ RECIPES = {
     "bridge": bridge.RECIPE,
     "schroedinger_bridge": bridge.SCHROEDINGER,
     "discrete_diffusion": discrete_diffusion.RECIPE,
+    "diffusion_lm": diffusion_lm.RECIPE,
 }
 
 

@@ -37,6 +37,7 @@ from diffusion_jax.networks.ldm_bert import LDMBert
 from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
+from diffusion_jax.networks.sequence_dit import SequenceDiT
 from diffusion_jax.networks.token_dit import TokenDiT
 from diffusion_jax.networks.unet import UNet
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
@@ -139,6 +140,7 @@ NETWORKS = {
     "dhariwal_unet": DhariwalUNet,
     "dit": DiT,
     "token_dit": TokenDiT,
+    "sequence_dit": SequenceDiT,
     "encoder_unet": EncoderUNet,
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,

@@ -96,20 +96,15 @@ class DiscreteDiffusion(Sampled):
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """Returns the loss of held-out examples, and the bound of their code length in bits per token.
 
-        The bound is that of the process from alpha = 1 to alpha = 0, or of its steps if it has a number of them. Of
-        examples that end with `pad` it is divided by their tokens and their end; "bits_per_example" and
-        "tokens_per_example" are its parts. It holds the bits of all tokens, as a bound must.
+        The bound is that of the process from alpha = 1 to alpha = 0, or of its steps if it has a number of them. See
+        `losses.categorical.code_length` for examples that end with `pad`.
         """
         process = getattr(self.process, "exact", self.process)
         model = dataclasses.replace(self, process=process).model(params, self.network_conditions.of(batch))
         x_0 = self.to_ids(batch["x"])
         nats = losses.bound(process, model.bound, jax.random.fold_in(key, 1), x_0, self.num_times)
         values = {"loss": self.loss(params, key, batch, None)[0]}
-        values["bits_per_token"] = losses.bits_per_token(nats, x_0, self.pad)
-        if self.pad is not None:
-            num = losses.num_tokens(x_0, self.pad)
-            values |= {"bits_per_example": values["bits_per_token"] * num, "tokens_per_example": num}
-        return values
+        return values | losses.code_length(nats, x_0, self.pad)
 
     def draw(
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
