@@ -7,8 +7,8 @@
 `held_out_bits_per_token` in evaluation.json is the bound of the code length, the code lengths of n-gram models beside.
 
 Without a variant, characters of English text that ships with Python. `shakespeare` is the same for Tiny Shakespeare.
-`e2e` and `rocstories` are the paper's settings: a folder with train.txt and test.txt, a text in each line, and by
-config.data.tokenizer_folder that of a tokenizer of words with 821 and 11,043 ids.
+`e2e` and `rocstories` are the paper's settings: a folder with train.txt and test.txt, for `rocstories` a story in each
+line, and by config.data.tokenizer_folder that of a tokenizer of words with 821 and 11,043 ids.
 """
 
 from typing import Any
@@ -58,21 +58,12 @@ def shakespeare() -> ConfigDict:
     return replace(python(), data=presets.shakespeare_data(64))
 
 
-def paper(embedding_size: int, vocabulary: int, num_steps: int) -> ConfigDict:
-    """A transformer of 12 blocks of width 768 on lines of 64 words, 2000 steps of noise."""
+def paper(embedding_size: int, num_steps: int, **data: Any) -> ConfigDict:
+    """A transformer of 12 blocks of width 768 on 64 words, 2000 steps of noise."""
     return diffusion_lm(
         2000,
         embedding_size,
-        data=dict(
-            name="text",
-            split="train",
-            eval_split="test",
-            path="",
-            length=64,
-            lines=True,
-            tokenizer_folder="",
-            vocabulary=vocabulary,
-        ),
+        data=dict(name="text", split="train", eval_split="test", path="", length=64, tokenizer_folder="", **data),
         network=dict(name="sequence_dit", hidden_size=768, depth=12, num_heads=12, cond_dim=128, dropout=0.1),
         training=dict(num_steps=num_steps, batch_size=64, checkpoint_every=10_000, sample_every=10_000),
         optimizer=dict(name="adam", learning_rate=1e-4, schedule="linear"),
@@ -82,11 +73,13 @@ def paper(embedding_size: int, vocabulary: int, num_steps: int) -> ConfigDict:
 
 
 def e2e() -> ConfigDict:
-    return paper(16, 821, 200_000)
+    """Windows of the text, as the authors' padding_mode "block"."""
+    return paper(16, 200_000, vocabulary=821)
 
 
 def rocstories() -> ConfigDict:
-    return paper(128, 11_043, 800_000)
+    """A story in each line, filled up with the padding."""
+    return paper(128, 400_000, vocabulary=11_043, lines=True)
 
 
 VARIANTS = {"python": python, "shakespeare": shakespeare, "e2e": e2e, "rocstories": rocstories}
