@@ -87,3 +87,23 @@ def test_the_notebook_of_inverse_problems_runs_and_its_figures_hold(monkeypatch,
     assert own["every second line, MMPS, mean of 4"] > own["every second line, lmmse"] - 2
     assert "restoration_mean_psnr" in text["evaluate"] and "nfe" in text["evaluate"]
     assert pictures == {"sheet": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_notebook_of_text_runs_and_its_figures_hold(monkeypatch, tmp_path):
+    """The exact bound is the entropy of the chain; 60 steps of a tiny network are better than equal probabilities."""
+    text, pictures = run("text", monkeypatch, tmp_path)
+    bits = figures(text["text"], "bits")
+    assert bits["1-gram"] > bits["2-gram"] > bits["3-gram"]
+    entropy = figures(text["exact"], "nats")["entropy"]
+    found = re.findall(r"^bound, .*: nats ([0-9.]+), standard error ([0-9.]+)$", text["exact"], re.MULTILINE)
+    assert len(found) == 2
+    for nats, error in found:
+        assert abs(float(nats) - entropy) < 4 * float(error) < 0.1
+    assert float(re.search(r"held_out_bits_per_token +([0-9.]+)", text["evaluate"])[1]) < 6.5
+    states = re.findall(r"^t = ([0-9.]+): '(.*)'$", text["write"], re.MULTILINE)
+    assert len(states) == 7 and states[0][1] == "_" * 32
+    assert "infilling_right_3gram_best" in text["infill"]
+    assert text["request"].count(" statement is ") == 3
+    assert pictures == {}
