@@ -9,7 +9,8 @@
 
 Without a variant, uniform noise of English text that ships with Python, the text of configs/masked_text.py.
 `shakespeare` is the same for Tiny Shakespeare. `digits_uniform` and `digits_gauss` are grey levels of the digits of
-scikit-learn. `text8_uniform`, `text8_absorbing` and `cifar10_*` are the paper's settings.
+scikit-learn. `text8_*`, `lm1b_*` and `cifar10_*` are the paper's settings; `lm1b_*` take the folder of a tokenizer of
+8192 pieces by config.data.tokenizer_folder.
 """
 
 from typing import Any
@@ -39,16 +40,16 @@ def small(**data: Any) -> ConfigDict:
         num_steps=256,
         process=dict(name="uniform", schedule="cosine", num_steps=256),
         data=dict(name="text", split="train", eval_split="test", path="", **data),
-        network=dict(name="token_dit", hidden_size=128, depth=4, num_heads=4, cond_dim=32, time_conditioned=True),
-        training=dict(num_steps=1500, batch_size=64, log_every=50, checkpoint_every=500, sample_every=500),
-        optimizer=presets.adam(2e-3, warmup_steps=100),
-        ema=dict(rates=(0.995,)),
-        evaluation=dict(num_samples=256, metrics=("auto",)),
+        network=dict(name="token_dit", hidden_size=96, depth=4, num_heads=4, cond_dim=64, time_conditioned=True),
+        training=dict(num_steps=4000, batch_size=8, log_every=100, checkpoint_every=1000, sample_every=2000),
+        optimizer=presets.adam(3e-3, warmup_steps=200),
+        ema=dict(rates=(0.998,)),
+        evaluation=dict(num_samples=128, metrics=("auto",)),
     )
 
 
 def python() -> ConfigDict:
-    return replace(small(length=64), sampling=dict(num_samples=16, batch_size=64))
+    return replace(small(length=128), sampling=dict(num_samples=16, batch_size=32))
 
 
 def shakespeare() -> ConfigDict:
@@ -78,25 +79,23 @@ def digits_gauss() -> ConfigDict:
     return digits(head="logistic", name="discretized_gaussian", beta_start=1e-3, beta_end=0.2)
 
 
-def text8(ce: float, **process: Any) -> ConfigDict:
-    """A transformer of 12 blocks of width 768 on 256 characters."""
+def text(ce: float, process: dict[str, Any], **data: Any) -> ConfigDict:
+    """A transformer of 12 blocks of width 768, and 1000 steps."""
     return d3pm(
         num_steps=1000,
         ce=ce,
         process=dict(**process, num_steps=1000),
-        data=dict(name="text", split="train", eval_split="test", path="", length=256, alphabet=presets.TEXT8),
+        data=dict(name="text", split="train", eval_split="test", path="", **data),
         network=dict(name="token_dit", hidden_size=768, depth=12, num_heads=12, cond_dim=128, time_conditioned=True),
         training=dict(num_steps=1_000_000, batch_size=512, checkpoint_every=10_000, sample_every=10_000),
         evaluation=dict(metrics=(), after_training=False),
     )
 
 
-def text8_uniform() -> ConfigDict:
-    return text8(0.0, name="uniform", schedule="shifted_cosine")
-
-
-def text8_absorbing() -> ConfigDict:
-    return text8(0.01, name="absorbing", schedule="linear")
+UNIFORM = dict(name="uniform", schedule="shifted_cosine")
+ABSORBING = dict(name="absorbing", schedule="linear")
+TEXT8 = dict(length=256, alphabet=presets.TEXT8)
+LM1B = dict(length=128, tokenizer_folder="", vocabulary=8192)
 
 
 def cifar10(head: str, ce: float, **process: Any) -> ConfigDict:
@@ -129,8 +128,10 @@ VARIANTS = {
     "shakespeare": shakespeare,
     "digits_uniform": digits_uniform,
     "digits_gauss": digits_gauss,
-    "text8_uniform": text8_uniform,
-    "text8_absorbing": text8_absorbing,
+    "text8_uniform": lambda: text(0.0, UNIFORM, **TEXT8),
+    "text8_absorbing": lambda: text(0.01, ABSORBING, **TEXT8),
+    "lm1b_uniform": lambda: text(0.0, UNIFORM, **LM1B),
+    "lm1b_absorbing": lambda: text(0.01, ABSORBING, **LM1B),
     "cifar10_uniform": cifar10_uniform,
     "cifar10_gauss": cifar10_gauss,
     "cifar10_gauss_logistic": cifar10_gauss_logistic,

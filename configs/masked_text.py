@@ -39,26 +39,32 @@ def masked(**sections: Any) -> ConfigDict:
     return replace(config, **sections)
 
 
-def small(num_steps: int = 1500, **sections: Any) -> ConfigDict:
-    """A transformer of 0.9 M parameters on windows of 64 characters."""
+def small(num_steps: int = 6000, **sections: Any) -> ConfigDict:
+    """A transformer of 0.6 M parameters on windows of 128 characters, 1024 of them in a step."""
     return masked(
-        network=dict(name="token_dit", hidden_size=128, depth=4, num_heads=4, cond_dim=32),
-        training=dict(num_steps=num_steps, batch_size=64, log_every=50, checkpoint_every=500, sample_every=500),
-        optimizer=presets.adam(2e-3, warmup_steps=100),
-        ema=dict(rates=(0.995,)),
-        sampling=dict(num_samples=16, steps=64, batch_size=64),
-        evaluation=dict(num_samples=256, metrics=("auto",)),
+        network=dict(name="token_dit", hidden_size=96, depth=4, num_heads=4, cond_dim=64),
+        training=dict(num_steps=num_steps, batch_size=8, log_every=100, checkpoint_every=1000, sample_every=2000),
+        optimizer=presets.adam(3e-3, warmup_steps=200),
+        ema=dict(rates=(0.998,)),
+        sampling=dict(num_samples=16, steps=128, batch_size=32),
+        evaluation=dict(num_samples=128, metrics=("auto",)),
         **sections,
     )
 
 
 def python() -> ConfigDict:
-    return small(data=dict(name="text", split="train", eval_split="test", path="", length=64))
+    return small(data=dict(name="text", split="train", eval_split="test", path="", length=128))
 
 
 def shakespeare() -> ConfigDict:
     """Tiny Shakespeare: its 65 characters, of which the last tenth is held out."""
     return small(data=presets.shakespeare_data())
+
+
+def smiles() -> ConfigDict:
+    """Molecules of ZINC as SMILES, one in a line; give a folder with train.txt and test.txt."""
+    data = dict(name="text", split="train", eval_split="test", path="", length=108, lines=True, alphabet=presets.SMILES)
+    return replace(small(3000, data=data), evaluation=dict(metrics=("ngrams", "smiles")))
 
 
 def infill() -> ConfigDict:
@@ -117,6 +123,7 @@ def owt() -> ConfigDict:
 VARIANTS = {
     "python": python,
     "shakespeare": shakespeare,
+    "smiles": smiles,
     "infill": infill,
     "text8_mdlm": text8_mdlm,
     "text8_md4": text8_md4,

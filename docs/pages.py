@@ -30,6 +30,7 @@ OUTSIDE = {
     "benchmarks/README.md": "benchmarks.md",
     "colabs/quickstart.ipynb": "quickstart.ipynb",
     "colabs/inverse_problems.ipynb": "inverse_problems.ipynb",
+    "colabs/text.ipynb": "text.ipynb",
 }
 TOP = ("parameterizations", "types", "main")  # modules that are in no folder
 

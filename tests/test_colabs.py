@@ -100,3 +100,21 @@ def test_the_notebook_of_few_steps_runs_and_prints_its_table(monkeypatch, tmp_pa
     assert [row.split()[0] for row in rows] == ["evaluations", "teacher", "consistency", "MeanFlow"]
     assert rows[0].split()[1:] == ["1", "2", "3", "4", "7", "35"]
     assert pictures == {"measure": 1, "consistency": 1, "mean-flow": 1}
+
+
+def test_the_notebook_of_text_runs_and_its_figures_hold(monkeypatch, tmp_path):
+    """The exact bound is the entropy of the chain; 60 steps of a tiny network are better than equal probabilities."""
+    text, pictures = run("text", monkeypatch, tmp_path)
+    bits = figures(text["text"], "bits")
+    assert bits["1-gram"] > bits["2-gram"] > bits["3-gram"]
+    entropy = figures(text["exact"], "nats")["entropy"]
+    found = re.findall(r"^bound, .*: nats ([0-9.]+), standard error ([0-9.]+)$", text["exact"], re.MULTILINE)
+    assert len(found) == 2
+    for nats, error in found:
+        assert abs(float(nats) - entropy) < 4 * float(error) < 0.1
+    assert float(re.search(r"held_out_bits_per_token +([0-9.]+)", text["evaluate"])[1]) < 6.5
+    states = re.findall(r"^t = ([0-9.]+): '(.*)'$", text["write"], re.MULTILINE)
+    assert len(states) == 7 and states[0][1] == "_" * 32
+    assert "infilling_right_3gram_best" in text["infill"]
+    assert text["request"].count(" statement is ") == 3
+    assert pictures == {}

@@ -1,4 +1,4 @@
-"""Published values of discrete diffusion: MDLM, MD4, SEDD and D3PM."""
+"""Published values of diffusion models of text: MDLM, MD4, SEDD, D3PM and Diffusion-LM."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ MDLM = "MDLM (arXiv:2406.07524)"
 MD4 = "MD4 (arXiv:2406.04329)"
 SEDD = "SEDD (arXiv:2310.16834)"
 D3PM = "D3PM (arXiv:2107.03006)"
+DIFFUSION_LM = "Diffusion-LM (arXiv:2205.14217)"
 _MDLM_CODE = "kuleshov-group/mdlm"
+_DIFFUSION_LM_CODE = "XiangLi1999/Diffusion-LM"
 _SEDD_CODE = "louaaron/Score-Entropy-Discrete-Diffusion"
 _TRANSFORMER = {"network.hidden_size": 768, "network.depth": 12, "network.num_heads": 12}
 _MDLM_SHARED = {
@@ -88,17 +90,23 @@ TABLE: tuple[Published, ...] = (
         },
         differences=(_WINDOWS,),
     ),
-    Published(
-        paper=D3PM,
-        variants=("d3pm:text8_uniform",),
-        values={"arXiv:2107.03006": {**_TRANSFORMER, "data.length": 256, "process.num_steps": 1000, "loss.ce": 0.0}},
-        differences=("Batch, learning rate and number of steps are those of MDLM.",),
-    ),
-    Published(
-        paper=D3PM,
-        variants=("d3pm:text8_absorbing",),
-        values={"arXiv:2107.03006": {**_TRANSFORMER, "data.length": 256, "process.num_steps": 1000, "loss.ce": 0.01}},
-        differences=("Batch, learning rate and number of steps are those of MDLM.",),
+    *(
+        Published(
+            paper=D3PM,
+            variants=(f"d3pm:{data}_{process}",),
+            values={
+                "arXiv:2107.03006": {
+                    **_TRANSFORMER,
+                    "process.num_steps": 1000,
+                    "process.name": process,
+                    "loss.ce": ce,
+                    **sizes,
+                }
+            },
+            differences=("Batch, learning rate and number of steps are those of MDLM.",),
+        )
+        for data, sizes in (("text8", {"data.length": 256}), ("lm1b", {"data.length": 128, "data.vocabulary": 8192}))
+        for process, ce in (("uniform", 0.0), ("absorbing", 0.01))
     ),
     *(
         Published(
@@ -126,6 +134,37 @@ TABLE: tuple[Published, ...] = (
                 0.001,
                 {"process.beta_start": 1e-4, "process.beta_end": 0.02, "system.head": "logistic"},
             ),
+        )
+    ),
+    *(
+        Published(
+            paper=DIFFUSION_LM,
+            variants=(f"diffusion_lm:{name}",),
+            values={
+                f"{_DIFFUSION_LM_CODE} README.md": {
+                    "process.betas": "sqrt",
+                    "process.num_steps": 2000,
+                    "parameterization.name": "x0",
+                    "optimizer.learning_rate": 1e-4,
+                    "system.embedding_size": width,
+                    "data.vocabulary": vocabulary,
+                    "training.num_steps": num_steps,
+                },
+                f"{_DIFFUSION_LM_CODE} improved-diffusion/scripts/run_train.py": {
+                    "data.length": 64,
+                    "network.dropout": 0.1,
+                    "training.batch_size": 64,
+                },
+                "arXiv:2205.14217": _TRANSFORMER,
+            },
+            differences=(
+                "The blocks are those of TokenDiT, with adaLN and RoPE, not BERT's.",
+                "D predicts the embedding of a token at every step, the authors' the noisy embedding after the first.",
+            ),
+        )
+        for name, width, vocabulary, num_steps in (
+            ("e2e", 16, 821, 200_000),
+            ("rocstories", 128, 11_043, 400_000),
         )
     ),
 )

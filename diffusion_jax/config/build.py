@@ -15,6 +15,7 @@ from diffusion_jax.config.recipes import (
     consistency,
     dequantizer,
     diffusion,
+    diffusion_lm,
     discrete_diffusion,
     first_stage,
     flow_map,
@@ -57,6 +58,7 @@ RECIPES = {
     "discrete_diffusion": discrete_diffusion.RECIPE,
     "series_diffusion": series_diffusion.RECIPE,
     "timegrad": timegrad.RECIPE,
+    "diffusion_lm": diffusion_lm.RECIPE,
 }
 
 

@@ -38,6 +38,7 @@ from diffusion_jax.networks.ldm_bert import LDMBert
 from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
+from diffusion_jax.networks.sequence_dit import SequenceDiT
 from diffusion_jax.networks.timegrad import TimeGradNet
 from diffusion_jax.networks.token_dit import TokenDiT
 from diffusion_jax.networks.unet import UNet
@@ -145,6 +146,7 @@ NETWORKS = {
     "token_dit": TokenDiT,
     "csdi": CSDI,
     "timegrad": TimeGradNet,
+    "sequence_dit": SequenceDiT,
     "encoder_unet": EncoderUNet,
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,

@@ -14,6 +14,7 @@ from diffusion_jax.config.defaults import defaults, replace
 Section = dict[str, Any]
 TEXT8 = " abcdefghijklmnopqrstuvwxyz"  # the characters of text8
 SHAKESPEARE = "\n !$&',-.3:;?ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"  # those of Tiny Shakespeare
+SMILES = "\n#()+-/1234567=@BCFHINOPS[\\]clnors"  # those of molecules of ZINC, and the end of a line
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")  # captions of digits
 
 
@@ -178,7 +179,7 @@ def first_stage_256(*, num_steps: int, batch_size: int, **data: Any) -> dict[str
     )
 
 
-def shakespeare_data(length: int = 64) -> Section:
+def shakespeare_data(length: int = 128) -> Section:
     """Tiny Shakespeare, one file of 1.1 M characters, whose last tenth is held out."""
     keys = dict(length=length, alphabet=SHAKESPEARE, held_out=0.1)
     return dict(name="text", split="train", eval_split="test", path="", **keys)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 Windows = Int[np.ndarray, "n length"]
 _LARGEST = 2**21  # trigrams of which a table is made
@@ -16,18 +16,20 @@ class NGram:
     """An interpolated n-gram model with Witten-Bell smoothing, of `order` n, from sequences of ids below `size`.
 
     p(w | h) = (c(h w) + T(h) p(w | h')) / (c(h) + T(h)), where c counts, T(h) is the number of different tokens after
-    h, and h' is h without its first token; the shortest is uniform (Witten and Bell, 1991).
+    h, and h' is h without its first token; the shortest is uniform (Witten and Bell, 1991). Sequences that end with the
+    token `pad` and are filled with it count up to and with the first one.
 
     Raises ValueError unless 1 <= order and size^order fits into 63 bits.
     """
 
-    def __init__(self, sequences: Windows, order: int, size: int):
+    def __init__(self, sequences: Windows, order: int, size: int, pad: int | None = None):
         if order < 1 or order * math.log2(size) > 62:
             raise ValueError(f"order={order} must be at least 1, and {size}^order fit into 63 bits")
-        self.order, self.size = order, size
+        self.order, self.size, self.pad = order, size, pad
+        kept = counted(sequences, pad)
         self._tables = []
         for m in range(1, order + 1):
-            codes, counts = np.unique(_codes(sequences, m, size), return_counts=True)
+            codes, counts = np.unique(_codes(sequences, m, size)[kept[:, m - 1 :]], return_counts=True)
             contexts, first = np.unique(codes // size, return_index=True)
             totals = np.add.reduceat(counts, first)
             kinds = np.diff(np.append(first, len(codes)))
@@ -40,7 +42,7 @@ class NGram:
         for m, (codes, counts, contexts, totals, kinds) in enumerate(self._tables, start=1):
             if m > windows.shape[1]:
                 break
-            here = _codes(windows, m, self.size, flat=False)
+            here = _codes(windows, m, self.size)
             c, seen = _lookup(codes, counts, here), _lookup(contexts, totals, here // self.size)
             t = _lookup(contexts, kinds, here // self.size)
             lower = p[:, m - 1 :]
@@ -49,7 +51,7 @@ class NGram:
 
     def bits(self, windows: Windows) -> float:
         """Mean code length in bits per token, of windows that know nothing of what is before them."""
-        return float(-np.log2(self.prob(windows)).mean())
+        return float(-np.log2(self.prob(windows))[counted(windows, self.pad)].mean())
 
     def hidden(self, known: Windows) -> Float[np.ndarray, "n length size"]:
         """p of every token of a window given those that are known, -1 being unknown, by forward-backward.
@@ -102,14 +104,20 @@ def _scaled(message: np.ndarray) -> np.ndarray:
     return message / message.sum((1, 2), keepdims=True)
 
 
-def _codes(sequences: np.ndarray, m: int, size: int, flat: bool = True) -> Int[np.ndarray, "..."]:
+def counted(windows: Windows, pad: int | None) -> Bool[np.ndarray, "n length"]:
+    """Whether a token is before or at the first `pad` of its window."""
+    is_pad = np.zeros(np.shape(windows), bool) if pad is None else np.asarray(windows) == pad
+    return np.cumsum(is_pad, axis=1) - is_pad == 0
+
+
+def _codes(sequences: np.ndarray, m: int, size: int) -> Int[np.ndarray, "n places"]:
     """The number of every m-gram of the sequences."""
     sequences = np.asarray(sequences, np.int64)
     count = sequences.shape[1] - m + 1
     codes = np.zeros((len(sequences), max(count, 0)), np.int64)
     for i in range(m):
         codes = codes * size + sequences[:, i : i + count]
-    return codes.reshape(-1) if flat else codes
+    return codes
 
 
 def _lookup(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -117,17 +125,16 @@ def _lookup(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray) -> np.ndar
     return np.where(keys[place] == wanted, values[place], 0)
 
 
-def token_entropy(windows: Windows) -> float:
+def token_entropy(windows: Windows, pad: int | None = None) -> float:
     """The entropy in bits of the tokens of one window, averaged over windows: low for repetitive samples."""
     rows = []
-    for row in np.asarray(windows):
-        p = np.unique(row, return_counts=True)[1] / len(row)
+    for row, kept in zip(np.asarray(windows), counted(windows, pad), strict=True):
+        p = np.unique(row[kept], return_counts=True)[1] / kept.sum()
         rows.append(-(p * np.log2(p)).sum())
     return float(np.mean(rows))
 
 
-def seen(windows: Windows, train: Windows, order: int, size: int) -> float:
+def seen(windows: Windows, train: Windows, order: int, size: int, pad: int | None = None) -> float:
     """The share of n-grams of the windows that occur in `train`."""
-    known, found = np.unique(_codes(train, order, size)), _codes(windows, order, size)
-    place = np.minimum(np.searchsorted(known, found), len(known) - 1)
-    return float((known[place] == found).mean())
+    known, found = (_codes(x, order, size)[counted(x, pad)[:, order - 1 :]] for x in (train, windows))
+    return float(np.isin(found, known).mean())

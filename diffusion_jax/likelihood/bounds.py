@@ -99,14 +99,30 @@ def continuous_bound(
     Unlike `likelihood.log_prob` it is cheap to differentiate. arXiv:2101.09258, theorem 3; arXiv:2107.00630, eq. 17.
     Row r has the randomness of fold_in(key, r).
     """
+    end = jnp.asarray(t_min, x_0.dtype)
+    decoder = 0.5 + 0.5 * jnp.log(2 * jnp.pi) + jnp.log(process.sigma(end) / process.alpha(end))
+    return path_bound(process, D, key, x_0, t_min=t_min, t_max=t_max) + x_0[0].size * decoder
+
+
+def path_bound(
+    process: Process,
+    D: Denoiser,
+    key: Key[Array, ""],
+    x_0: Float[Array, "batch *shape"],
+    *,
+    t_min: float = 1e-5,
+    t_max: float = 1.0,
+) -> Float[Array, "batch"]:
+    """The first two terms of `continuous_bound`: KL(q(x_{t_min} .. x_{t_max} | x_0) || p), in nats, estimated.
+
+    It is what x_{t_min} costs, so that with -log p(w | x_{t_min}) it bounds -log p(w) for what x_0 encodes.
+    """
     keys = row_keys(key, jnp.arange(x_0.shape[0]))
     draw = times_module.importance(weightings.likelihood(), t_min=t_min, t_max=t_max)
     t, weight = jax.tree.map(jnp.ravel, jax.vmap(lambda k: draw(process, k, 1))(row_keys(keys, 0)))
     x_t = bcast(process.alpha(t), x_0) * x_0 + bcast(process.sigma(t), x_0) * row_normal(row_keys(keys, 1), x_0)
     error = (t_max - t_min) * weight * weightings.likelihood()(process, t) * row_sum((x_0 - D(x_t, t)) ** 2)
-    end = jnp.asarray(t_min, x_0.dtype)
-    decoder = 0.5 + 0.5 * jnp.log(2 * jnp.pi) + jnp.log(process.sigma(end) / process.alpha(end))
-    return prior_kl(process, x_0, t_max) + 0.5 * error + x_0[0].size * decoder
+    return prior_kl(process, x_0, t_max) + 0.5 * error
 
 
 def bound_likelihood(

@@ -168,6 +168,14 @@ def bound(
     return total / num_times + prior_bound(process, x_0)
 
 
-def bits_per_token(nats: Float[Array, "batch"], x_0: Tokens) -> Float[Array, "batch"]:
-    """Nats per example in bits per token."""
-    return nats / (math.log(2) * x_0[0].size)
+def code_length(nats: Float[Array, "batch"], x_0: Tokens, pad: int | None = None) -> dict[str, Float[Array, "batch"]]:
+    """{"bits_per_token": ...} of nats per example.
+
+    Of examples that end with `pad` and are filled with it, tokens count up to and with the first one; the parts of the
+    quotient are "bits_per_example" and "tokens_per_example". The bits are those of all tokens, as a bound must count.
+    """
+    bits = nats / math.log(2)
+    if pad is None:
+        return {"bits_per_token": bits / x_0[0].size}
+    num = jnp.minimum(jnp.cumprod(x_0 != pad, axis=-1).sum(-1) + 1, x_0.shape[-1])
+    return {"bits_per_token": bits / num, "bits_per_example": bits, "tokens_per_example": num}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from diffusion_jax import data
-from diffusion_jax.evaluation import ngrams
+from diffusion_jax.evaluation import ngrams, smiles
 from diffusion_jax.evaluation.ngrams import NGram
 from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need
 
@@ -48,7 +48,7 @@ def _ngram(evaluation: Evaluation) -> Metric:
     samples near those of held-out windows are right; lower ones are repetitive text.
     """
     need(evaluation, "tokens", "texts")
-    size = evaluation.makes.values
+    size, pad = evaluation.makes.values, evaluation.train.facts.get("pad")
 
     def metric(drawn: Drawn) -> dict[str, Any]:
         samples, train = np.asarray(drawn["samples"]), data.arrays(evaluation.train)["x"]
@@ -57,12 +57,32 @@ def _ngram(evaluation: Evaluation) -> Metric:
         real = data.shuffled(held_out(evaluation), max(len(samples), 1))["x"]
         values: dict[str, Any] = {}
         for order in _ORDERS:
-            model = NGram(train, order, size)
+            model = NGram(train, order, size, pad)
             values |= {f"bits_{order}gram": model.bits(samples), f"held_out_bits_{order}gram": model.bits(real)}
         for name, windows in (("", samples), ("held_out_", real)):
-            values[f"{name}token_entropy"] = ngrams.token_entropy(windows)
-            values[f"{name}seen_{_LONG}grams"] = ngrams.seen(windows, train, _LONG, size)
+            values[f"{name}token_entropy"] = ngrams.token_entropy(windows, pad)
+            values[f"{name}seen_{_LONG}grams"] = ngrams.seen(windows, train, _LONG, size, pad)
         return values
+
+    return metric
+
+
+def _smiles(evaluation: Evaluation) -> Metric:
+    """The shares of samples whose parentheses and rings are closed, and that are new and different molecules."""
+    need(evaluation, "tokens", "texts")
+    if "pad" not in evaluation.train.facts:
+        raise ValueError("it needs config.data.lines=True, a molecule in each line")
+    decode = evaluation.train.facts["decode"]
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        samples, train = decode(np.asarray(drawn["samples"])), set(decode(data.arrays(evaluation.train)["x"]))
+        real = decode(data.shuffled(held_out(evaluation), max(len(samples), 1))["x"])
+        return {
+            "smiles_closed": float(np.mean([smiles.closed(text) for text in samples])),
+            "held_out_smiles_closed": float(np.mean([smiles.closed(text) for text in real])),
+            "smiles_distinct": len(set(samples)) / len(samples),
+            "smiles_new": float(np.mean([text not in train for text in samples])),
+        }
 
     return metric
 
@@ -104,5 +124,8 @@ def _error(right: np.ndarray, hidden: np.ndarray) -> float:
 
 
 TOKENS = Modality(
-    files=files, formats=("txt",), metrics={"ngrams": _ngram, "infilling": _infilling}, usual=("ngrams", "infilling")
+    files=files,
+    formats=("txt",),
+    metrics={"ngrams": _ngram, "infilling": _infilling, "smiles": _smiles},
+    usual=("ngrams", "infilling"),
 )

@@ -5,6 +5,7 @@ from diffusion_jax.systems.bridge import Bridge
 from diffusion_jax.systems.consistency import Consistency, ContinuousConsistency
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.diffusion_lm import DiffusionLM
 from diffusion_jax.systems.discrete_diffusion import DiscreteDiffusion
 from diffusion_jax.systems.flow_map import FlowMapModel
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
@@ -24,6 +25,7 @@ __all__ = [
     "Consistency",
     "ContinuousConsistency",
     "Diffusion",
+    "DiffusionLM",
     "DiscreteDiffusion",
     "FlowMapModel",
     "LatentDiffusion",

@@ -58,6 +58,7 @@ class DiscreteDiffusion(Sampled):
     batch_size: int = 128  # number of samples that are drawn at once
     denoise: bool = False  # draw x_0 from D at the last time of the grid
     num_times: int = 64  # of the estimate of the bound of a held-out example
+    pad: int | None = None  # the token that ends an example and fills it up; None where all have the same length
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     def init(self, key: Key[Array, ""]) -> Params:
@@ -95,13 +96,15 @@ class DiscreteDiffusion(Sampled):
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
         """Returns the loss of held-out examples, and the bound of their code length in bits per token.
 
-        The bound is that of the process from alpha = 1 to alpha = 0, or of its steps if it has a number of them.
+        The bound is that of the process from alpha = 1 to alpha = 0, or of its steps if it has a number of them. See
+        `losses.categorical.code_length` for examples that end with `pad`.
         """
         process = getattr(self.process, "exact", self.process)
         model = dataclasses.replace(self, process=process).model(params, self.network_conditions.of(batch))
         x_0 = self.to_ids(batch["x"])
         nats = losses.bound(process, model.bound, jax.random.fold_in(key, 1), x_0, self.num_times)
-        return {"loss": self.loss(params, key, batch, None)[0], "bits_per_token": losses.bits_per_token(nats, x_0)}
+        values = {"loss": self.loss(params, key, batch, None)[0]}
+        return values | losses.code_length(nats, x_0, self.pad)
 
     def draw(
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None

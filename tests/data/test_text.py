@@ -74,6 +74,21 @@ def test_refused_texts(tmp_path, content, arguments, words):
         open_text(tmp_path, content, **arguments)
 
 
+def test_lines_are_examples_with_an_end(tmp_path):
+    train, test = (
+        open_text(tmp_path, "ab\n\nabc\nb\na\n", lines=True, length=5, alphabet="\nabc", held_out=0.25, split=split)
+        for split in ("train", "test")
+    )
+    np.testing.assert_array_equal(data.arrays(train)["x"], [[1, 2, 0, 0, 0], [1, 2, 3, 0, 0], [2, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(data.arrays(test)["x"], [[1, 0, 0, 0, 0]])
+    assert train.facts["pad"] == 0
+    assert train.facts["decode"](np.array([[1, 0, 2, 0], [4, 1, 2, 3]])) == ["a", "_abc"]
+    with pytest.raises(ValueError, match=r"line 1 of the split 'train' of .* has 3 tokens; data\.length=3"):
+        open_text(tmp_path, "ab\nabc\n" * 9, lines=True, length=3)
+    with pytest.raises(ValueError, match=r"data\.lines=True needs a data\.alphabet with a new line"):
+        open_text(tmp_path, "ab\nabc\n" * 9, lines=True, length=4, alphabet="abc")
+
+
 def test_unknown_characters_are_replaced_and_masks_are_written():
     alphabet = Alphabet("abc?", unknown="?")
     np.testing.assert_array_equal(alphabet.encode("abzc"), [0, 1, 3, 2])

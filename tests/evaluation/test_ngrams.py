@@ -59,6 +59,18 @@ def test_bits_of_uniform_tokens_and_entropy_of_repetitive_ones():
     assert ngrams.seen(np.array([[0, 1, 2, 4]]), np.array([[0, 1, 2, 3]]), 3, 5) == 0.5
 
 
+def test_what_fills_a_sequence_does_not_count():
+    rows = np.array([[1, 2, 0, 0, 0], [2, 0, 0, 0, 0], [1, 2, 1, 2, 0]])
+    padded, plain = NGram(rows, 2, 3, pad=0), [[1, 2, 0], [2, 0], [1, 2, 1, 2, 0]]
+    firsts = np.concatenate(plain)
+    p_1 = (np.bincount(firsts) + 3 / 3) / (len(firsts) + 3)
+    assert padded.prob(np.array([[2, 0]]))[0] == pytest.approx([p_1[2], (3 + 2 * p_1[0]) / (4 + 2)])
+    lengths = [-np.log2(padded.prob(np.array([row]))).sum() for row in plain]
+    assert padded.bits(rows) == pytest.approx(sum(lengths) / len(firsts))
+    assert ngrams.token_entropy(rows[1:2], pad=0) == 1
+    assert ngrams.seen(np.array([[2, 1, 0, 0]]), rows, 2, 3, pad=0) == 0.5  # of (2, 1) and (1, 0)
+
+
 def test_refused_orders():
     with pytest.raises(ValueError, match="order=0"):
         NGram(TRAIN, 0, 5)

@@ -87,6 +87,7 @@ def discrete_diffusion(
         batch_size=config.sampling.batch_size,
         denoise=config.sampling.denoise,
         num_times=num_times,
+        pad=_facts(parts).get("pad"),
         networks={"transformer" if spec.values else "unet": network.placed},
     )
 
@@ -211,12 +212,16 @@ def _check_outputs(config: Any, network: Network, channels: int | None, expected
 
 def reading(parts: Parts, system: systems.DiscreteDiffusion) -> Reading:
     """How texts of requests become ids: by the alphabet or tokenizer of the data, with "_" for hidden tokens."""
-    with refusal("config.data"):
-        known = data.facts(parts.config)
+    known = _facts(parts)
     if "encode" not in known:
         return Reading()
     tokenize = functools.partial(hidden_text, known["encode"], system.spec.shape[0])
     return Reading(tokenize, lambda ids: known["decode"](np.asarray(ids)))
+
+
+def _facts(parts: Parts) -> Mapping[str, Any]:
+    with refusal("config.data"):
+        return data.facts(parts.config)
 
 
 def check(parts: Parts, source: Source) -> None:

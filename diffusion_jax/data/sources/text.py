@@ -1,4 +1,4 @@
-"""Windows of text files as token ids: characters, bytes, or the tokens of a tokenizer."""
+"""Windows or lines of text files as token ids: characters, bytes, or the tokens of a tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from diffusion_jax.data import alphabets, tokenization
 from diffusion_jax.data.alphabets import Alphabet
 from diffusion_jax.data.derived import Derived
-from diffusion_jax.data.source import NOTHING, Batch, Source, Tokenize, Uniform
+from diffusion_jax.data.source import NOTHING, Batch, Source, Tokenize, Uniform, in_memory
 from diffusion_jax.data.sources import files
 from diffusion_jax.types import Spec
 
@@ -31,15 +31,35 @@ def spec(section: Mapping[str, Any]) -> Spec:
 
 
 def facts(section: Mapping[str, Any]) -> dict[str, Any]:
-    """`decode`, a function from rows of ids to texts, and `encode`, from a text to ids."""
+    """`decode`, a function from rows of ids to texts, and `encode`, from a text to ids.
+
+    Of `lines` also `pad`, the id that ends and fills a row: a new line, or with a tokenizer its padding. Raises
+    ValueError for an alphabet without a new line.
+    """
+    lines = section.get("lines", False)
     if _tokenized(section):
         folder = section.get("tokenizer_folder", "")
         if not folder:
             return {}
-        backend = _backend(folder)
-        return {"decode": lambda ids: backend.decode_batch(np.maximum(ids, 0).tolist()), "encode": _encoder(backend)}
-    alphabet = _alphabet(section)
-    return {"decode": alphabet.decode, "encode": alphabet.encode}
+        backend, pad = _backend(folder)
+        decode, encode = (lambda ids: backend.decode_batch(np.maximum(ids, 0).tolist())), _encoder(backend)
+    else:
+        alphabet = _alphabet(section)
+        if lines and (alphabet.characters == alphabets.BYTES or "\n" not in alphabet.characters):
+            raise ValueError(
+                "data.lines=True needs a data.alphabet with a new line, which ends a line and fills its row"
+            )
+        decode, encode, pad = alphabet.decode, alphabet.encode, alphabet.characters.find("\n")
+    if not lines:
+        return {"decode": decode, "encode": encode}
+    ended = lambda ids: [decode(row[None, :end])[0] for row, end in zip(ids, first(ids, pad), strict=True)]  # noqa: E731
+    return {"decode": ended, "encode": encode, "pad": pad}
+
+
+def first(ids: np.ndarray, pad: int) -> np.ndarray:
+    """The place of the first `pad` in each row of ids [n, length], which is the length of its line."""
+    there = np.asarray(ids) == pad
+    return np.where(there.any(1), there.argmax(1), ids.shape[1])
 
 
 def _tokenized(section: Mapping[str, Any]) -> bool:
@@ -60,10 +80,11 @@ def _alphabet(section: Mapping[str, Any]) -> Alphabet:
 
 
 @functools.lru_cache(maxsize=2)
-def _backend(folder: str) -> Any:
-    backend = tokenization.load(folder, 2**20).backend
-    backend.no_truncation()
-    return backend
+def _backend(folder: str) -> tuple[Any, int]:
+    """The tokenizer in a folder, and the id of its padding."""
+    tokenizer = tokenization.load(folder, 2**20)
+    tokenizer.backend.no_truncation()
+    return tokenizer.backend, tokenizer.pad_id
 
 
 def _encoder(backend: Any) -> Callable[[str], np.ndarray]:
@@ -94,6 +115,7 @@ def open_source(
     held_out: float = 0.1,
     tokenizer_folder: str = "",
     vocabulary: int = 0,
+    lines: bool = False,
 ) -> Source:
     """Windows of `length` tokens of a text, `path`: a file, or a folder with <split>.txt or <split>.npy (ids).
 
@@ -102,14 +124,21 @@ def open_source(
     places from there on. The last window ends with the text, so that no character is left out. Ids in .npy files are
     mapped, not read into memory. With a `vocabulary` the tokens are those of the tokenizer in `tokenizer_folder`.
 
-    Raises ValueError for a text that is missing, unreadable, too short or has characters outside of the `alphabet`.
+    With `lines` an example is a line of a text file, empty ones left out, that is filled up with the pad id of `facts`,
+    at least one; of one file the last fraction `held_out` of the lines is the split "test".
+
+    Raises ValueError for a text that is missing, unreadable, too short or has characters outside of the `alphabet`, and
+    for a line that is not shorter than `length`.
     """
     section = dict(length=length, alphabet=alphabet, unknown=unknown, tokenizer_folder=tokenizer_folder)
-    section |= {"vocabulary": vocabulary}
+    section |= {"vocabulary": vocabulary, "lines": lines}
     entry = spec(section)
     if not 0 < held_out < 1:
         raise ValueError(f"data.held_out={held_out} must be in (0, 1), the fraction of a file that is its test split")
     known = facts(section)
+    if lines:
+        rows = _rows(path, split, held_out, known, entry)
+        return Source(entries={"x": entry}, size=len(rows), read=in_memory({"x": rows}), facts=known)
     ids = _ids(path, split, held_out, known.get("encode"), entry.values)
     if len(ids) < length:
         raise ValueError(f"the split {split!r} of {path or 'the embedded text'} has {len(ids)} tokens, not {length}.")
@@ -132,34 +161,67 @@ def open_source(
     return Source(entries={"x": entry}, size=len(starts), read=read, ready=ready, draws=2, facts=known)
 
 
-def _ids(path: str, split: str, held_out: float, encode: Callable[[str], np.ndarray] | None, size: int) -> np.ndarray:
-    """The ids of one split."""
+def _file(path: str, split: str) -> tuple[pathlib.Path, bool]:
+    """The file of a split, and whether other splits are in it too. Raises ValueError."""
     name, whole = files.named(split), pathlib.Path(path).expanduser()
     if path and whole.is_dir():
-        file, cut = files.locate(whole, split, _SUFFIXES), None
+        file = files.locate(whole, split, _SUFFIXES)
         if file == whole:
             raise ValueError(f"{path} has no {' or '.join(f'{name}{suffix}' for suffix in _SUFFIXES)} in it.")
-    else:
-        if name not in ("train", "test"):
-            raise ValueError(f"Unknown split {name!r} of one text: there are 'train' and 'test'.")
-        file, cut = whole, held_out
+        return file, False
+    if name not in ("train", "test"):
+        raise ValueError(f"Unknown split {name!r} of one text: there are 'train' and 'test'.")
+    return whole, True
+
+
+def _ids(path: str, split: str, held_out: float, encode: Callable[[str], np.ndarray] | None, size: int) -> np.ndarray:
+    """The ids of one split."""
+    file, shared = _file(path, split)
+    ids = _mapped(file, size) if path and file.suffix == ".npy" else _encoded(_read(path, file), encode, size)
+    return _part(ids, split, held_out) if shared else ids
+
+
+def _rows(path: str, split: str, held_out: float, known: Mapping[str, Any], entry: Spec) -> np.ndarray:
+    """The lines of one split, each a row of ids."""
+    file, shared = _file(path, split)
+    if path and file.suffix == ".npy":
+        raise ValueError(f"data.lines=True reads lines of a text; {file} holds ids.")
+    texts = [line for line in _read(path, file).splitlines() if line]
+    texts = _part(texts, split, held_out) if shared else texts
+    rows = np.full((len(texts), *entry.shape), known.get("pad", 0), np.int32)
+    for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
+        ids = _encoded(text, known.get("encode"), entry.values)
+        if len(ids) >= len(row):
+            raise ValueError(
+                f"line {i} of the split {split!r} of {path or 'the embedded text'} has {len(ids)} tokens; "
+                f"data.length={len(row)} must be more, for the line and its end."
+            )
+        row[: len(ids)] = ids
+    return rows[files.select(split, len(rows))]
+
+
+def _part(items: Any, split: str, held_out: float) -> Any:
+    """The items of one file that are of a split."""
+    place = int(len(items) * (1 - held_out))
+    return items[:place] if files.named(split) == "train" else items[place:]
+
+
+def _read(path: str, file: pathlib.Path) -> str:
     if not path:
-        ids = encode(embedded())
-    elif file.suffix == ".npy":
-        ids = _mapped(file, size)
-    elif encode is None:
+        return embedded()
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from error
+
+
+def _encoded(text: str, encode: Callable[[str], np.ndarray] | None, size: int) -> np.ndarray:
+    if encode is None:
         raise ValueError("data.tokenizer_folder is empty; a text with a data.vocabulary needs the tokenizer's files.")
-    else:
-        try:
-            ids = encode(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from error
-        if len(ids) and ids.max() >= size:
-            raise ValueError(f"the tokenizer gives the id {ids.max()}, and data.vocabulary={size}.")
-    if cut is None:
-        return ids
-    place = int(len(ids) * (1 - cut))
-    return ids[:place] if name == "train" else ids[place:]
+    ids = encode(text)
+    if len(ids) and ids.max() >= size:
+        raise ValueError(f"the tokenizer gives the id {ids.max()}, and data.vocabulary={size}.")
+    return ids
 
 
 def _mapped(file: pathlib.Path, size: int) -> np.ndarray:
