@@ -182,3 +182,20 @@ def shakespeare_data(length: int = 64) -> Section:
     """Tiny Shakespeare, one file of 1.1 M characters, whose last tenth is held out."""
     keys = dict(length=length, alphabet=SHAKESPEARE, held_out=0.1)
     return dict(name="text", split="train", eval_split="test", path="", **keys)
+
+
+def fsdd(length: int = 6144, n_fft: int = 256, hop: int = 64, num_mels: int = 40, **data: Any) -> Section:
+    """The Free Spoken Digit Dataset, 8 kHz: recordings 0 to 4 of each speaker and digit are held out."""
+    names = dict(pattern=r"(?P<label>\d)_[^_]+_(?P<index>\d+)", held_out=5)
+    mel = dict(n_fft=n_fft, hop=hop, num_mels=num_mels, f_min=20.0)
+    return dict(
+        name="audio",
+        split="train",
+        eval_split="test",
+        path="",
+        sample_rate=8000,
+        length=length,
+        mel=mel,
+        **names,
+        **data,
+    )

@@ -8,7 +8,19 @@ from typing import Any, NamedTuple
 
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Source, Tokenize
-from diffusion_jax.data.sources import arrays, crops, digits, files, gaussians, images, latents, text, toys, unpaired
+from diffusion_jax.data.sources import (
+    arrays,
+    audio,
+    crops,
+    digits,
+    files,
+    gaussians,
+    images,
+    latents,
+    text,
+    toys,
+    unpaired,
+)
 from diffusion_jax.types import Spec
 
 # Arguments of an opener that are no keys of config.data.
@@ -83,6 +95,7 @@ SOURCES: dict[str, Opener] = {
     "gaussian": Opener(spec=gaussians.spec, open=gaussians.open_source),
     "unpaired": Opener(spec=unpaired.spec, open=unpaired.open_source),
     "latents": Opener(spec=latents.spec, open=latents.open_source),
+    "audio": Opener(spec=audio.spec, open=audio.open_source, facts=audio.facts),
     "text": Opener(spec=text.spec, open=text.open_source, facts=text.facts),
 }
 
@@ -114,7 +127,7 @@ def load(
 
     Args:
         name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points),
-            "gaussian" (vectors), "unpaired" (two of these sets),
+            "gaussian" (vectors), "audio" (.wav and .flac files, see `sources.audio`), "unpaired" (two of these sets),
             "latents" (of `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS
             image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and

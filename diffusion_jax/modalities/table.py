@@ -6,9 +6,18 @@ from diffusion_jax.modalities.base import PLAIN, Modality
 from diffusion_jax.modalities.image import IMAGE
 from diffusion_jax.modalities.points import POINTS
 from diffusion_jax.modalities.tokens import TOKENS
+from diffusion_jax.modalities.waveform import MEL, WAVEFORM
 from diffusion_jax.types import Spec
 
-MODALITIES: dict[str, Modality] = {"array": PLAIN, "latents": PLAIN, "image": IMAGE, "points": POINTS, "tokens": TOKENS}
+MODALITIES: dict[str, Modality] = {
+    "array": PLAIN,
+    "latents": PLAIN,
+    "image": IMAGE,
+    "points": POINTS,
+    "tokens": TOKENS,
+    "waveform": WAVEFORM,
+    "mel": MEL,
+}
 
 
 def of(spec: Spec) -> Modality:

@@ -9,7 +9,7 @@ from benchmarks.published import TABLE
 from tests.config.test_configs import ALL, PUBLIC, read
 
 SMALL = re.compile(  # variants that a CPU trains
-    "toy2d:|:digits|:mnist(?!_emnist)|schroedinger:moons|:python|:shakespeare|:infill$|sedd:absorb|sedd:uniform"
+    "toy2d:|:digits|:mnist(?!_emnist)|schroedinger:moons|:python|:shakespeare|:infill$|:fsdd|sedd:absorb|sedd:uniform"
 )
 # Other variants that follow no single paper.
 OWN = (
