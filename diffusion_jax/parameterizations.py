@@ -42,6 +42,11 @@ def unit_time_label(process: object, t: Time) -> Time:
     return t
 
 
+def alpha_label(process: Process, t: Time) -> Time:
+    """alpha itself, the continuous noise level of WaveGrad's network (arXiv:2009.00713, section 3)."""
+    return process.alpha(t)
+
+
 @needing(num_steps=True)
 def index_label(process: Process, t: Time) -> Time:
     """T t - 1, the timestep 0..T-1 of a discrete process with `num_steps` = T."""

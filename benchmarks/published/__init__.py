@@ -6,6 +6,7 @@ Values are in the units of the configs: data in [-1, 1], numbers of steps, rates
 """
 
 from benchmarks.published import (
+    audio,
     bridges,
     consistency,
     ddpm,
@@ -32,4 +33,5 @@ TABLE: tuple[Published, ...] = (
     *bridges.TABLE,
     *tokens.TABLE,
     *super_resolution.TABLE,
+    *audio.TABLE,
 )

@@ -31,6 +31,7 @@ from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
 from diffusion_jax.networks.clip import CLIPTextModel
 from diffusion_jax.networks.controlnet import controlled_unet
 from diffusion_jax.networks.csdi import CSDI
+from diffusion_jax.networks.diffwave import DiffWave
 from diffusion_jax.networks.dit import DiT
 from diffusion_jax.networks.edm import DhariwalUNet, SongUNet
 from diffusion_jax.networks.encoder_unet import EncoderUNet
@@ -44,6 +45,7 @@ from diffusion_jax.networks.token_dit import TokenDiT
 from diffusion_jax.networks.unet import UNet
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
 from diffusion_jax.networks.vq_model import VQModel
+from diffusion_jax.networks.wavegrad import WaveGrad
 from diffusion_jax.processes import categorical, transition_tables
 from diffusion_jax.solvers import categorical as categorical_solvers
 from diffusion_jax.solvers import grids
@@ -85,6 +87,7 @@ LABELS = {
     "time": parameterizations.time_label,
     "unit_time": parameterizations.unit_time_label,
     "index": parameterizations.index_label,
+    "alpha": parameterizations.alpha_label,
     "timestep": parameterizations.timestep_label,
     "log_sigma": parameterizations.log_sigma_label,
     "quarter_log_sigma": parameterizations.quarter_log_sigma_label,
@@ -126,6 +129,7 @@ GRIDS = {
     "noise_levels": grids.noise_levels,
     "latent_consistency": grids.latent_consistency,
     "cosine": grids.cosine,
+    "betas": grids.betas,
 }
 LOSSES = {
     "denoising": denoising_loss,
@@ -143,6 +147,8 @@ NETWORKS = {
     "song_unet": SongUNet,
     "dhariwal_unet": DhariwalUNet,
     "dit": DiT,
+    "diffwave": DiffWave,
+    "wavegrad": WaveGrad,
     "token_dit": TokenDiT,
     "csdi": CSDI,
     "timegrad": TimeGradNet,

@@ -189,3 +189,20 @@ def series(*, length: int, channels: int, ends: tuple[float, ...] = (0.7, 0.8, 1
     """Windows of a time series, of which the splits end at `ends`, see `data.sources.series`."""
     where = dict(split="train", eval_split="test", path="", ends=ends)
     return dict(name="series", length=length, channels=channels, **where, **options)
+
+
+def fsdd(length: int = 6144, n_fft: int = 256, hop: int = 64, num_mels: int = 40, **data: Any) -> Section:
+    """The Free Spoken Digit Dataset, 8 kHz: recordings 0 to 4 of each speaker and digit are held out."""
+    names = dict(pattern=r"(?P<label>\d)_[^_]+_(?P<index>\d+)", held_out=5)
+    mel = dict(n_fft=n_fft, hop=hop, num_mels=num_mels, f_min=20.0)
+    return dict(
+        name="audio",
+        split="train",
+        eval_split="test",
+        path="",
+        sample_rate=8000,
+        length=length,
+        mel=mel,
+        **names,
+        **data,
+    )

@@ -10,6 +10,7 @@ from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Source, Tokenize
 from diffusion_jax.data.sources import (
     arrays,
+    audio,
     crops,
     digits,
     files,
@@ -96,6 +97,7 @@ SOURCES: dict[str, Opener] = {
     "unpaired": Opener(spec=unpaired.spec, open=unpaired.open_source),
     "latents": Opener(spec=latents.spec, open=latents.open_source),
     "series": Opener(spec=series.spec, open=series.open_source),
+    "audio": Opener(spec=audio.spec, open=audio.open_source, facts=audio.facts),
     "text": Opener(spec=text.spec, open=text.open_source, facts=text.facts),
 }
 
@@ -127,7 +129,7 @@ def load(
 
     Args:
         name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points),
-            "gaussian" (vectors), "unpaired" (two of these sets),
+            "gaussian" (vectors), "audio" (.wav and .flac files, see `sources.audio`), "unpaired" (two of these sets),
             "latents" (of `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS
             image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and

@@ -85,6 +85,22 @@ def image_sheet(
     return sheet
 
 
+def spectrogram_sheet(
+    spectrograms: np.ndarray | Array,
+    *,
+    path: str | os.PathLike | None = None,
+    columns: int | None = None,
+    labels: Sequence | None = None,
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A sheet of spectrograms `[n, frames, frequencies]` in [-1, 1], in colours; time goes right, frequency up."""
+    from matplotlib import colormaps
+
+    values = (np.clip(np.asarray(spectrograms, np.float32), -1, 1) + 1) / 2
+    upright = values.transpose(0, 2, 1)[:, ::-1]
+    images = np.round(255 * colormaps["magma"](upright)[..., :3]).astype(np.uint8)
+    return image_sheet(images, path=path, columns=columns, labels=labels)
+
+
 def scatter_sheet(
     samples: np.ndarray | Array | Mapping[str, np.ndarray | Array],
     *,

@@ -7,6 +7,7 @@ from diffusion_jax.modalities.image import IMAGE
 from diffusion_jax.modalities.points import POINTS
 from diffusion_jax.modalities.series import SERIES
 from diffusion_jax.modalities.tokens import TOKENS
+from diffusion_jax.modalities.waveform import MEL, WAVEFORM
 from diffusion_jax.types import Spec
 
 MODALITIES: dict[str, Modality] = {
@@ -16,6 +17,8 @@ MODALITIES: dict[str, Modality] = {
     "points": POINTS,
     "tokens": TOKENS,
     "series": SERIES,
+    "waveform": WAVEFORM,
+    "mel": MEL,
 }
 
 

@@ -149,6 +149,23 @@ def latent_consistency(original_steps: int = 50) -> Grid:
         indices = original_steps - np.arange(num_steps) * original_steps // num_steps
         return jnp.asarray(np.append(indices / original_steps, 0), jnp.float32)
 
+
+def betas(values: tuple[float, ...] = (1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5)) -> Grid:
+    """The times at which alpha^2 = prod_{j <= i} (1 - beta_j), i = S..1, of a noise schedule for S steps, and t = 0.
+
+    How vocoders are sampled in few steps by a network that was trained with many: the default is DiffWave's fast
+    schedule (arXiv:2009.09761, appendix B). Between those of training, times and with them the label of the network are
+    fractional. Noise that the process does not reach is that of t = 1. Raises ValueError for values outside of
+    (0, 1), or if there are not as many as steps.
+    """
+    check(bool(values) and all(0 < value < 1 for value in values), "values", values, "in (0, 1), one for each step")
+    alpha_squared = np.cumprod(1 - np.asarray(values, np.float64))[::-1]
+
+    def grid(process: Process, num_steps: int) -> Array:
+        check(num_steps == len(values), "num_steps", num_steps, f"{len(values)}, one for each of the values {values}")
+        target = jnp.asarray(np.log(alpha_squared / (1 - alpha_squared)), jnp.float32)
+        return jnp.append(time_of_log_snr(process, target), jnp.float32(0))
+
     return _stepping(grid)
 
 
