@@ -120,11 +120,15 @@ def digits(
     sampling: dict[str, Any] | None = None,
     **sections: Any,
 ) -> ConfigDict:
-    """A variant of the digits, with the network of `edm.py`, which most of them start from."""
+    """A variant of the digits, with the network of `edm.py`, which most of them start from.
+
+    The gradient of f by the output of the network is c_out, which is about sigma for little noise. Without a weight
+    these times are forgotten in the first hundred steps, and all others learn from them.
+    """
     shared = presets.digits(num_steps)
     shared["optimizer"] = presets.adam(learning_rate)
     return consistency(
-        **(dict(loss=dict(name="huber")) | sections),
+        **(dict(loss=dict(name="huber", weight="inverse_gap")) | sections),
         system=system,
         teacher=teacher,
         network=dict(name="mlp", hidden=512, num_layers=4),

@@ -142,6 +142,22 @@ def test_distances_and_weights():
         consistency.huber(c=-1.0)
 
 
+def test_inverse_gap_gives_the_output_of_the_network_equal_gradients_below_sigma_1():
+    """The gradient of a pair by F is the weight times c_out, as that of pseudo-Huber by f has norm 1."""
+    process, param = EDM(), P.consistency(0.5)
+    times = jnp.float64(grids.karras()(process, 17))
+    t, s = times[:-1], times[1:]
+    low, high = process.sigma(t) < 1, process.sigma(t) > 5
+    gradient = {
+        weight: np.asarray(consistency.huber(weight=weight).weight(process, t, s) * param(process, t).c_out)
+        for weight in consistency.WEIGHTS
+    }
+    spread = {weight: size[low].max() / size[low].min() for weight, size in gradient.items()}
+    assert spread["inverse_gap"] < 2 < 50 < spread["equal"]
+    # Where there is almost only noise, all pairs say the same, and have less.
+    assert gradient["inverse_gap"][high].max() < gradient["inverse_gap"][low].min() / 2
+
+
 @pytest.mark.parametrize("name", ["edm", "vp"])
 def test_parameterization_keeps_x_at_t_min(name):
     process, param, t_min = CONTINUOUS[name]
