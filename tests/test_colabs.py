@@ -102,6 +102,8 @@ def test_the_notebook_of_few_steps_runs_and_prints_its_table(monkeypatch, tmp_pa
     assert pictures == {"measure": 1, "consistency": 1, "mean-flow": 1}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_notebook_of_text_runs_and_its_figures_hold(monkeypatch, tmp_path):
     """The exact bound is the entropy of the chain; 60 steps of a tiny network are better than equal probabilities."""
     text, pictures = run("text", monkeypatch, tmp_path)

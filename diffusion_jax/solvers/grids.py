@@ -149,6 +149,8 @@ def latent_consistency(original_steps: int = 50) -> Grid:
         indices = original_steps - np.arange(num_steps) * original_steps // num_steps
         return jnp.asarray(np.append(indices / original_steps, 0), jnp.float32)
 
+    return _stepping(grid)
+
 
 def betas(values: tuple[float, ...] = (1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5)) -> Grid:
     """The times at which alpha^2 = prod_{j <= i} (1 - beta_j), i = S..1, of a noise schedule for S steps, and t = 0.
