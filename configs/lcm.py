@@ -2,7 +2,7 @@
 
     python -m diffusion_jax.main --config=configs/stable_diffusion.py --workdir=runs/words
     python -m diffusion_jax.main --config=configs/lcm.py --workdir=runs/lcm
-    python -m diffusion_jax.main --config=configs/lcm.py --workdir=runs/lcm --mode=sample --config.sampling.steps=4 \
+    python -m diffusion_jax.main --config=configs/lcm.py --workdir=runs/lcm --mode=sample --config.sampling.steps=4 \\
         --config.sampling.cond="three|eight"
 
 Without a variant, the run of `stable_diffusion.py`, which draws the digits of scikit-learn from words, is distilled
@@ -14,13 +14,13 @@ updates for one scale instead (LCM-LoRA). `digits_latent` distils the class-cond
 `sd15`, `sdxl`, `sd15_lora` and `sdxl_lora` are the authors' settings. Their teacher is a public pipeline that was
 converted, and the data a folder of images with texts:
 
-    python -m diffusion_jax.weights --from FOLDER --to runs/sd15 --config=configs/stable_diffusion.py:sd15 \
-        --config.system.pipeline=FOLDER
+    python -m diffusion_jax.weights --from FOLDER --to runs/sd15 --format orbax \\
+        --config configs/stable_diffusion.py:sd15
     python -m diffusion_jax.main --config=configs/lcm.py:sd15_lora --workdir=runs/lcm_lora --config.data.path=IMAGES
 
 `dreamshaper` is a public latent consistency model as it is (SimianLuo/LCM_Dreamshaper_v7), for samples:
 
-    python -m diffusion_jax.main --config=configs/lcm.py:dreamshaper --workdir=runs/dreamshaper --mode=sample \
+    python -m diffusion_jax.main --config=configs/lcm.py:dreamshaper --workdir=runs/dreamshaper --mode=sample \\
         --config.weights=FOLDER --config.sampling.cond="a photograph of an astronaut"
 """
 

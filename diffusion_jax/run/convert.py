@@ -43,7 +43,7 @@ def to_workdir(source: pathlib.Path, target: pathlib.Path, config: ConfigDict | 
 
     `target` holds config.json, the same config as config.py, and checkpoints/ with the parameters of `source`, also as
     their EMA. Without `config` it is derived from the folder, see `config_of`. The first stage of a pipeline becomes a
-    work directory `target`/first_stage.
+    work directory `target`/first_stage; a text-to-image model goes on reading its tokenizer from `source`.
 
     Raises:
       FileNotFoundError: `source` or a part of it is missing.
@@ -66,6 +66,8 @@ def to_workdir(source: pathlib.Path, target: pathlib.Path, config: ConfigDict | 
         with Checkpoints(target / "checkpoints") as checkpoints:
             checkpoints.save(0, state, Beginning(), wait=True)
     config.weights = ""
+    if config.system.get("pipeline") == "" and folders.is_pipeline(source):
+        config.system.pipeline = str(source)  # whose tokenizer a text-to-image model reads
     saved.write_config(target, config)
     text = pprint.pformat(config.to_dict(), sort_dicts=False, width=100)
     with replacing(target / "config.py", "w") as file:

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from diffusion_jax import solvers
 from diffusion_jax.config import from_file, replace
 from diffusion_jax.processes import prior, row_keys, row_normal
-from diffusion_jax.run import requests
+from diffusion_jax.run import convert, requests
 from diffusion_jax.run.job import prepare
-from diffusion_jax.run.parameters import load_params
+from diffusion_jax.run.parameters import fresh_state, load_params
 from diffusion_jax.solvers import grids
 from diffusion_jax.weights import autoencoders, clip, unet_2d_condition
 from tests.parity import relative_error, schedulers
@@ -113,8 +113,8 @@ def text_section(folder, **more):
     return {"name": "clip_text", **clip.text_arguments(json.loads((folder / "config.json").read_text())), **more}
 
 
-def ours(pipeline, folder, task="text_to_image", network=None, **sections):
-    """The system of a config with the folder's weights, and its parameters."""
+def configured(pipeline, folder, task="text_to_image", network=None, **sections):
+    """A config with the folder's weights."""
     config = from_file("configs/stable_diffusion.py:sd15")
     stage = autoencoders.kl_arguments(dict(pipeline.vae.config))
     unet = {"name": "unet_2d_condition", **unet_2d_condition.arguments(dict(pipeline.unet.config))}
@@ -135,7 +135,12 @@ def ours(pipeline, folder, task="text_to_image", network=None, **sections):
     )
     for key, value in (system | sections.pop("system", {})).items():
         config.system[key] = ConfigDict(value) if isinstance(value, dict) else value
-    job = prepare(replace(config, **given | sections))
+    return replace(config, **given | sections)
+
+
+def ours(pipeline, folder, *arguments, **sections):
+    """The system of `configured` and its parameters."""
+    job = prepare(configured(pipeline, folder, *arguments, **sections))
     return job.system, load_params(job, folder)[0]
 
 
@@ -222,6 +227,25 @@ def test_latent_consistency(parts, tmp_path):
         expected = pipeline.vae.decode(found / 0.7).sample.numpy().transpose(0, 2, 3, 1)
     cond = {"tokens": system.texts.tokenize(PROMPTS)}
     assert relative_error(system.sample(params, key, 2, cond)["samples"], expected) < 1e-3
+
+
+def test_a_converted_pipeline_is_a_teacher(parts, tmp_path):
+    """Its tokenizer, encoders and first stage are those of the student, and its U-Net the base of low-rank updates."""
+    pipeline = make_pipeline("StableDiffusionPipeline", parts, tmp_path / "theirs")
+    config = configured(pipeline, tmp_path / "theirs")
+    convert.to_workdir(tmp_path / "theirs", tmp_path / "run", config)
+    student = from_file("configs/lcm.py:sd15_lora")
+    student.network, student.system.teacher = config.network, str(tmp_path / "run")
+    training = dict(dtype="float32", batch_size=2)
+    job = prepare(replace(student, data=dict(image_size=16), training=training, lora=dict(rank=2)))
+    params = fresh_state(job).params
+    expected = pipeline.unet.conv_out.weight.detach().numpy().transpose(2, 3, 1, 0)
+    for network in (params["frozen"]["network"], params["frozen"]["teacher"]["network"]):
+        np.testing.assert_array_equal(network["conv_out"]["kernel"], expected)
+    assert params["lora"]["encoder"]["mid_block"]["resnets"]["0"]["conv1"]["down"].shape[-1] == 2
+    batch = {"x": photo(3), "tokens": job.system.tokenize(PROMPTS)}
+    loss, _ = jax.jit(lambda p: job.learner.loss(p, jax.random.key(0), batch, None))(params)
+    assert loss.shape == (2,) and np.isfinite(loss).all() and (loss > 0).all()
 
 
 def test_image_to_image(parts, tmp_path, monkeypatch):

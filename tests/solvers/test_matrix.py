@@ -9,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from benchmarks import solver_matrix
-from benchmarks.solver_matrix import FIRST, GUIDANCE, LAST, NEAR, PARAMETERIZATIONS, PROCESSES, SOLVERS
+from benchmarks.solver_matrix import FIRST, GUIDANCE, LAST, NEAR, PROCESSES, SOLVERS
 from diffusion_jax import guidance, solvers
 from diffusion_jax.config import build, fits
 from diffusion_jax.config.sections import ConfigError
@@ -29,6 +29,10 @@ VARIANTS = {  # of the solvers of a config, with the defaults that are tested un
     "annealed_langevin": solvers.annealed_langevin(num_steps=25),
     "ddim, eta": solvers.ddim(1.0),
     "heun, churn": solvers.heun(churn=2.0, num_steps=3),
+}
+# That of latent consistency models is for discrete processes alone: tests/test_parameterizations.py.
+PARAMETERIZATIONS = {
+    name: param for name, param in solver_matrix.PARAMETERIZATIONS.items() if not needs_of(param).num_steps
 }
 NAMES, PARAMS = list(PROCESSES), list(PARAMETERIZATIONS)
 GUIDED = ["none", "classifier_free", "classifier"]
