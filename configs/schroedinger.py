@@ -5,9 +5,8 @@
 
 Two networks learn the most likely way from one set to the other, given Brownian motion, and back; no pairs are needed.
 Without a variant, two moons become eight Gaussians in the plane, in minutes on two CPU cores, by the online algorithm
-(arXiv:2409.09347); `digits_3_8` makes threes of eights and, with --config.system.direction=forward, eights of threes.
-
-With --config.system.coupling=gaussian training starts from the bridge between Gaussians of the moments of the two sets.
+(arXiv:2409.09347), whose first pairs are those of the bridge between Gaussians with the moments of the two sets.
+`digits_3_8` makes threes of eights and, with --config.system.direction=forward, eights of threes.
 
 `gaussian5`, `gaussian20` and `gaussian50` are the paper's benchmark, Gaussians in so many dimensions between which the
 bridge is known, by iterations of IMF; `mnist_emnist` is its transfer between digits and the letters A to E.
@@ -42,7 +41,7 @@ def toy() -> ConfigDict:
     return dsbm(
         scale=0.5,
         steps=16,
-        system=dict(coupling="independent", pretrain=800, refresh=0, rate=0.995),
+        system=dict(coupling="gaussian", pretrain=800, refresh=0, rate=0.995),
         network=dict(name="mlp", hidden=64, num_layers=3),
         data=dict(
             name="unpaired",
@@ -51,7 +50,7 @@ def toy() -> ConfigDict:
             x=dict(kind="gaussian_mixture", **plane),
             image=dict(kind="two_moons", **plane),
         ),
-        training=dict(num_steps=2000, batch_size=256, log_every=100, sample_every=0),
+        training=dict(num_steps=2500, batch_size=256, log_every=100, sample_every=0),
         optimizer=presets.adam(2e-3, warmup_steps=100),
         ema=dict(rates=(0.999,)),
         sampling=dict(num_samples=2000, batch_size=2000),
