@@ -40,6 +40,7 @@ from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
 from diffusion_jax.networks.timegrad import TimeGradNet
 from diffusion_jax.networks.token_dit import TokenDiT
+from diffusion_jax.networks.tsdiff import TSDiffNet
 from diffusion_jax.networks.unet import UNet
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
 from diffusion_jax.networks.vq_model import VQModel
@@ -143,6 +144,7 @@ NETWORKS = {
     "token_dit": TokenDiT,
     "csdi": CSDI,
     "timegrad": TimeGradNet,
+    "tsdiff": TSDiffNet,
     "encoder_unet": EncoderUNet,
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,
