@@ -69,7 +69,7 @@ def etth1() -> ConfigDict:
     ends = (8640, 11520, 14400)
     data = presets.series(length=120, channels=7, horizon=24, ends=ends, season=24, univariate=True)
     config = small(data, 24, num_steps=2000)
-    config.evaluation.update(num_samples=13_440, after_training=False, metrics=())
+    config.evaluation.update(num_samples=6720, samples_per_condition=8, after_training=False, metrics=())
     return config
 
 

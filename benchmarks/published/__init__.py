@@ -5,7 +5,7 @@ Every value was read in the repository that its source names, "owner/name file:l
 Values are in the units of the configs: data in [-1, 1], numbers of steps, rates per step.
 """
 
-from benchmarks.published import bridges, consistency, ddpm, editing, flow_maps, inverse, latents, sde, tokens
+from benchmarks.published import bridges, consistency, ddpm, editing, flow_maps, inverse, latents, sde, series, tokens
 from benchmarks.published.entry import Published
 
 TABLE: tuple[Published, ...] = (
@@ -18,4 +18,5 @@ TABLE: tuple[Published, ...] = (
     *flow_maps.TABLE,
     *bridges.TABLE,
     *tokens.TABLE,
+    *series.TABLE,
 )
