@@ -16,6 +16,7 @@ nothing was measured. `electricity`, `solar`, `traffic` and `exchange` are its s
 is a .csv or .npz file of the series, [steps, channels].
 """
 
+import functools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -90,7 +91,48 @@ def etth1_imputation() -> ConfigDict:
     )
 
 
-VARIANTS = {"eeg": eeg, "etth1": etth1, "etth1_imputation": etth1_imputation}
+def paper(data: dict[str, Any], batch_size: int, num_steps: int, **system: Any) -> ConfigDict:
+    """The authors' training: eps-prediction, Adam at 1e-3, 100 samples of each window."""
+    return csdi(
+        system=dict(name="series_diffusion", scaling="none", **system),
+        data=data,
+        training=dict(num_steps=num_steps, batch_size=batch_size, checkpoint_every=5000, sample_every=0),
+        optimizer=dict(name="adamw", learning_rate=1e-3, weight_decay=1e-6),
+        ema=dict(rates=(0.0,), warmup=False),
+        sampling=dict(samples_per_condition=100, batch_size=100),
+        evaluation=dict(metrics=(), after_training=False),
+    )
+
+
+def physionet() -> ConfigDict:
+    """200 epochs of 2,800 patients."""
+    data = presets.series(length=48, channels=35, ends=(0.7, 0.8, 1.0))
+    return paper(data, batch_size=16, num_steps=35_000, targets="random", missing=0.1, horizon=0)
+
+
+def forecast(channels: int, history: int, horizon: int) -> ConfigDict:
+    """100 samples of the last `horizon` steps, given the `history`."""
+    data = presets.series(
+        length=history + horizon,
+        channels=channels,
+        horizon=horizon,
+        season=24 if horizon == 24 else 0,
+    )
+    config = paper(data, batch_size=8, num_steps=80_000, targets="forecast", missing=0.0, horizon=horizon)
+    config.network.remat = True
+    return config
+
+
+VARIANTS = {
+    "eeg": eeg,
+    "etth1": etth1,
+    "etth1_imputation": etth1_imputation,
+    "physionet": physionet,
+    "electricity": functools.partial(forecast, 370, 168, 24),
+    "solar": functools.partial(forecast, 137, 168, 24),
+    "traffic": functools.partial(forecast, 963, 168, 24),
+    "exchange": functools.partial(forecast, 8, 90, 30),
+}
 
 
 def get_config(variant: str | None = None) -> ConfigDict:

@@ -70,7 +70,7 @@ def eeg() -> ConfigDict:
 def etth1() -> ConfigDict:
     """A day of the transformer's load and temperature."""
     data = presets.series(length=120, channels=7, horizon=24, ends=(8640, 11520, 14400), season=24)
-    config = small(data, horizon=24, lags=(1, 2, 3, 24, 25, 48), num_steps=2500)
+    config = small(data, horizon=24, lags=(1, 2, 3, 24, 25, 48), num_steps=1000)
     config.evaluation.update(num_samples=1920, after_training=False, metrics=())
     return config
 

@@ -16,6 +16,7 @@ from benchmarks.published import (
     latents,
     lcm,
     sde,
+    series,
     super_resolution,
     tokens,
 )
@@ -34,4 +35,5 @@ TABLE: tuple[Published, ...] = (
     *tokens.TABLE,
     *super_resolution.TABLE,
     *audio.TABLE,
+    *series.TABLE,
 )

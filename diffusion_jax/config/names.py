@@ -42,6 +42,7 @@ from diffusion_jax.networks.refinenet import NCSN, NCSNv2
 from diffusion_jax.networks.sequence_dit import SequenceDiT
 from diffusion_jax.networks.timegrad import TimeGradNet
 from diffusion_jax.networks.token_dit import TokenDiT
+from diffusion_jax.networks.tsdiff import TSDiffNet
 from diffusion_jax.networks.unet import UNet
 from diffusion_jax.networks.unet_2d_condition import UNet2DConditionModel
 from diffusion_jax.networks.vq_model import VQModel
@@ -153,6 +154,7 @@ NETWORKS = {
     "csdi": CSDI,
     "timegrad": TimeGradNet,
     "sequence_dit": SequenceDiT,
+    "tsdiff": TSDiffNet,
     "encoder_unet": EncoderUNet,
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,

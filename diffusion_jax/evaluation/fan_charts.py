@@ -46,7 +46,7 @@ def fans(
             ax.plot(steps, given[:, row], color="black", linewidth=1.0, marker=".", markersize=2, label="known")
             if column == 0:
                 ax.set_ylabel(names[row] if names else f"channel {row}")
-    axes[0, 0].legend(fontsize=6, loc="upper left")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside upper center", ncols=3)
     return _drawn(figure, path)
 
 

@@ -240,7 +240,7 @@ def test_data_section(name):
     if ":digits" in name:
         assert names == {"digits"} and config.training.num_steps <= 20_000
     small = names <= {"digits", "mnist", "toy"} or "retrieval" in config.evaluation.metrics
-    small = small or (names == {"text"} and config.training.num_steps <= 20_000)
+    small = small or (names == {"text"} and config.training.num_steps <= 20_000) or ":eeg" in name
     assert config.evaluation.after_training == small
     assert bool(config.evaluation.metrics) == (small and config.system.name != "noisy_classifier")
 
@@ -248,7 +248,7 @@ def test_data_section(name):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_default_variant_runs_anywhere(path):
     config = from_file(str(path))
-    assert config.data.get("x", config.data).name in ("digits", "toy", "text") and not config.data.get("path")
+    assert config.data.get("x", config.data).name in ("digits", "toy", "text", "series") and not config.data.get("path")
     assert config.to_dict() == read(f"{path.stem}:{variants(path)[0]}").to_dict()
 
 

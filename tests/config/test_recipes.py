@@ -42,6 +42,8 @@ RUNS = {
     "progressive_distillation": "progressive_distillation:digits",
     "bridge": "bridge:digits",
     "schroedinger_bridge": "schroedinger:moons",
+    "series_diffusion": "csdi:eeg",
+    "timegrad": "timegrad:eeg",
 }
 
 
