@@ -35,7 +35,6 @@ RUNS = {
     "autoencoder_kl": "autoencoder_kl:digits",
     "vqgan": "vqgan:digits",
     "discrete_diffusion": "masked_text:python",
-    "diffusion_lm": "diffusion_lm:python",
     "consistency": "consistency:digits",
     "progressive_distillation": "progressive_distillation:digits",
     "bridge": "bridge:digits",

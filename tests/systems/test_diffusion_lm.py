@@ -149,6 +149,13 @@ def test_refused_configs():
         build.build(tiny(system=dict(first=1.5)))
     with pytest.raises(ConfigError, match=r"embedding_size=0"):
         build.build(tiny(system=dict(embedding_size=0)))
+    for field, name in (("guidance", "classifier_free"), ("editing", "sdedit")):
+        with pytest.raises(ConfigError, match=rf"config\.{field}\.name='{name}' must be 'none'"):
+            build.build(tiny(**{field: dict(name=name)}))
+    config = tiny()
+    config.evaluation.likelihood.name = "ode"
+    with pytest.raises(ConfigError, match=r"likelihood\.name='ode' must be 'none'"):
+        build.build(config)
 
 
 def test_the_published_sizes():
