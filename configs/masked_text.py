@@ -9,8 +9,9 @@
 error and the code lengths of n-gram models on the same windows (docs/text_generation.md).
 
 Without a variant, a small transformer is trained on English text that ships with Python, the language reference of
-`help`. `shakespeare` is the same with the characters of Tiny Shakespeare. `infill` draws 16 hidden characters of
-held-out windows with the model of the default variant.
+`help`. `shakespeare` is the same with the characters of Tiny Shakespeare, `smiles` with molecules of ZINC, one in a
+line: give a folder with train.txt and test.txt by config.data.path. `infill` draws 16 hidden characters of held-out
+windows with the model of the default variant.
 
 `text8_mdlm`, `text8_md4`, `lm1b` and `owt` are the papers' settings. Give a folder with train.txt and test.txt, or
 token ids in train.npy and test.npy, by config.data.path, and for `lm1b` and `owt` the folder of the tokenizer, BERT's

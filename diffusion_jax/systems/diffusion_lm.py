@@ -100,11 +100,12 @@ class DiffusionLM(OnDiffusion):
         return {"samples": jnp.argmax(rounding.log_rounding(embedding["table"], embedding["bias"], x_0), axis=-1)}
 
     def _model(self, params: Params) -> Diffusion:
-        """The diffusion system of embeddings, with the clamping trick as its threshold."""
+        """The diffusion system of embeddings, with the clamping trick after its threshold."""
         if not self.clamp:
             return self.diffusion
         clamped = functools.partial(rounding.nearest, params["embedding"]["table"])
-        return dataclasses.replace(self.diffusion, threshold=lambda D: mapped(D, clamped))
+        limited = self.diffusion.threshold
+        return dataclasses.replace(self.diffusion, threshold=lambda D: mapped(limited(D), clamped))
 
     def _rounding(
         self, params: Params, key: Key[Array, ""], tokens: Int[Array, "batch length"]

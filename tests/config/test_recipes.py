@@ -35,7 +35,6 @@ RUNS = {
     "autoencoder_kl": "autoencoder_kl:digits",
     "vqgan": "vqgan:digits",
     "discrete_diffusion": "masked_text:python",
-    "diffusion_lm": "diffusion_lm:python",
     "consistency": "consistency:digits",
     "latent_consistency": "lcm:digits_latent",
     "text_to_image_consistency": "lcm:digits",

@@ -196,3 +196,12 @@ def test_the_hybrid_loss_adds_the_cross_entropy():
         losses.nelbo(*arguments, ce=-1.0)
     with pytest.raises(ValueError, match="log_score"):
         losses.score_entropy(*arguments)
+
+
+def test_the_code_length_of_filled_examples_counts_up_to_their_end():
+    x = jnp.array([[1, 2, 0, 0], [0, 0, 0, 0], [1, 2, 1, 2]])
+    found = losses.code_length(jnp.log(2.0) * jnp.array([6.0, 3.0, 8.0]), x, pad=0)
+    np.testing.assert_array_equal(found["tokens_per_example"], [3, 1, 4])
+    np.testing.assert_allclose(found["bits_per_example"], [6, 3, 8], rtol=1e-6)
+    np.testing.assert_allclose(found["bits_per_token"], [2, 3, 2], rtol=1e-6)
+    np.testing.assert_allclose(losses.code_length(jnp.log(2.0) * jnp.ones(3), x)["bits_per_token"], 0.25, rtol=1e-6)

@@ -1,5 +1,7 @@
 """How samples are saved, drawn and evaluated by the kind of data they are."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ from diffusion_jax.evaluation import sheets
 from diffusion_jax.modalities import base, image
 from diffusion_jax.types import Spec
 
-IMAGE, POINTS, PLAIN = (modalities.MODALITIES[name] for name in ("image", "points", "array"))
+IMAGE, POINTS, PLAIN, TOKENS = (modalities.MODALITIES[name] for name in ("image", "points", "array", "tokens"))
 
 
 def _images(n=6, seed=0):
@@ -104,6 +106,29 @@ def test_metrics_without_a_held_out_split_are_only_checked():
     (metric,) = modalities.metrics(POINTS, evaluation)
     with pytest.raises(ValueError, match="held-out"):
         metric({"samples": np.zeros((4, 2))})
+
+
+def test_molecules_are_compared_with_the_training_lines(tmp_path):
+    for split, lines in (("train", "CC\nCCO\nC1CC1\n"), ("test", "CO\nC(C)O\n")):
+        (tmp_path / f"{split}.txt").write_text(lines)
+    section = dict(name="text", path=str(tmp_path), length=8, alphabet="\n()1CO")
+    train, test = (data.load(**section, lines=True, split=split) for split in ("train", "test"))
+    evaluation = modalities.Evaluation(
+        options=dict(metrics=("smiles", "ngrams")), train=train, test=test, makes=train.entries["x"]
+    )
+    smiles, ngrams = modalities.metrics(TOKENS, evaluation)
+    encode = train.facts["encode"]
+    samples = np.stack([np.pad(encode(text), (0, 8 - len(text))) for text in ("CC", "C(CO", "CO", "CO")])
+    assert smiles({"samples": samples}) == {
+        "smiles_closed": 0.75,
+        "held_out_smiles_closed": 1.0,
+        "smiles_distinct": 0.75,
+        "smiles_new": 0.75,
+    }
+    assert ngrams({"samples": data.arrays(train)["x"]})["seen_4grams"] == 1.0
+    windows = dataclasses.replace(evaluation, train=data.load(**section))
+    with pytest.raises(ValueError, match=r"config\.data\.lines=True"):
+        modalities.metrics(TOKENS, windows)
 
 
 def test_what_is_shared_is_made_once():

@@ -126,11 +126,12 @@ def test_clamped_denoisers_give_embeddings_and_samples_are_tokens():
 def test_a_short_training_learns_a_sentence(tmp_path):
     """A period of 24 characters costs 0.38 bits per character, its letters alone 3.1, all 96 characters 6.6."""
     (tmp_path / "a.txt").write_text(TEXT)
-    config = tiny(training=dict(num_steps=600, batch_size=32, log_every=100, checkpoint_every=600))
+    config = tiny(training=dict(num_steps=2000, batch_size=32, log_every=100, checkpoint_every=2000))
     config.data.path = str(tmp_path / "a.txt")
     config.network.update(hidden_size=32, depth=2)
     config.optimizer.update(learning_rate=5e-3, warmup_steps=20)
     config.system.num_times = 16
+    config.evaluation.num_samples = 32
     train.train(config, tmp_path / "run")
     evaluate.evaluate(config, tmp_path / "run")
     values = json.loads((tmp_path / "run" / "evaluation.json").read_text())
@@ -149,6 +150,13 @@ def test_refused_configs():
         build.build(tiny(system=dict(first=1.5)))
     with pytest.raises(ConfigError, match=r"embedding_size=0"):
         build.build(tiny(system=dict(embedding_size=0)))
+    for field, name in (("guidance", "classifier_free"), ("editing", "sdedit")):
+        with pytest.raises(ConfigError, match=rf"config\.{field}\.name='{name}' must be 'none'"):
+            build.build(tiny(**{field: dict(name=name)}))
+    config = tiny()
+    config.evaluation.likelihood.name = "ode"
+    with pytest.raises(ConfigError, match=r"likelihood\.name='ode' must be 'none'"):
+        build.build(config)
 
 
 def test_the_published_sizes():

@@ -6,9 +6,9 @@ import functools
 
 from diffusion_jax import systems
 from diffusion_jax.config import data
-from diffusion_jax.config.parts import Parts
+from diffusion_jax.config.parts import Parts, no_likelihood
 from diffusion_jax.config.recipes.diffusion import diffusion
-from diffusion_jax.config.recipes.recipe import TRAINING, Recipe
+from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe
 from diffusion_jax.config.sections import ConfigError, construct, refusal
 from diffusion_jax.types import Spec
 
@@ -23,13 +23,19 @@ def diffusion_lm(
 ) -> systems.DiffusionLM:
     """The model of `parts`. Keywords are config.system: the width of the embeddings, and fields of the system.
 
-    Raises ConfigError for data that is not tokens.
+    Raises ConfigError for data that is not tokens, and for guidance, editing or a likelihood.
     """
     if not parts.spec.values:
         raise ConfigError(
             f"config.data.name={parts.config.data.name!r} must be tokens, which config.system.name='diffusion_lm' "
             "embeds; choose 'text'"
         )
+    for field, section in (("guidance", parts.config.guidance), ("editing", parts.config.editing)):
+        if section.name != "none":
+            raise ConfigError(
+                f"config.{field}.name={section.name!r} must be 'none': config.system.name='diffusion_lm' draws tokens"
+            )
+    no_likelihood(parts.config, "config.system.name='diffusion_lm' has a bound of its own, held_out_bits_per_token")
     if embedding_size < 1:
         raise ConfigError(f"config.system.embedding_size={embedding_size} must be at least 1")
     with refusal("config.data"):
@@ -41,4 +47,4 @@ def diffusion_lm(
         )
 
 
-RECIPE = Recipe(build=build, reads=TRAINING | {"solver", "sampling.grid"})
+RECIPE = Recipe(build=build, reads=TRAINING | SAMPLING | {"evaluation.likelihood"})
