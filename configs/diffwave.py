@@ -7,7 +7,8 @@
 FOLDER holds .wav or .flac files. Without a variant it is recordings/ of the Free Spoken Digit Dataset
 (github.com/Jakobovski/free-spoken-digit-dataset, 8 kHz), whose recordings 0 to 4 of each speaker and digit are held
 out. A small network is trained on crops of 2048 samples; it vocodes mel spectrograms of any length. docs/audio.md has
-the figures. `fsdd_unconditional` is the same without a mel spectrogram.
+the figures. `fsdd_unconditional` is the same without a mel spectrogram, and `fsdd_bandwidth` extends recordings of half
+the bandwidth with that model.
 
 `ljspeech_base` and `ljspeech_large` are the paper's vocoders, and `ljspeech_fast` samples the first in 6 steps;
 `sc09`, `sc09_deep_thin` and `sc09_class`, by class, are its models without a spectrogram, of words of 16,000 samples in
@@ -51,6 +52,14 @@ def fsdd_unconditional() -> ConfigDict:
     config = fsdd(num_mels=0)
     config.evaluation.metrics = ()
     return config
+
+
+def fsdd_bandwidth() -> ConfigDict:
+    """Spoken digits of half the bandwidth, extended by the model of `fsdd_unconditional`."""
+    config = fsdd_unconditional()
+    config.sampling.file = "bandwidth"
+    config.evaluation.metrics = ("bandwidth",)
+    return replace(config, editing=dict(name="bandwidth", keep=0.5))
 
 
 def paper(*, channels: int, layers: int, cycle: int, num_steps: int, beta_end: float, **options: Any) -> ConfigDict:
@@ -115,6 +124,7 @@ def sc09_class() -> ConfigDict:
 VARIANTS = {
     "fsdd": fsdd,
     "fsdd_unconditional": fsdd_unconditional,
+    "fsdd_bandwidth": fsdd_bandwidth,
     "ljspeech_base": ljspeech_base,
     "ljspeech_large": ljspeech_large,
     "ljspeech_fast": ljspeech_fast,

@@ -8,8 +8,8 @@
         --config.data.path=FOLDER --config.sampling.cond='three|one|four' --mode=sample
 
 FOLDER is recordings/ of the Free Spoken Digit Dataset (github.com/Jakobovski/free-spoken-digit-dataset), whose
-recordings 0 to 4 of each speaker and digit are held out. A small U-Net with classifier-free guidance is trained on
-spectrograms of 24 frames and 32 mels, under the digit, or with `fsdd_words` under its English word. Samples are
+recordings 0 to 4 of each speaker and digit are held out. A small transformer with classifier-free guidance is trained on
+spectrograms of 32 frames and 32 mels, under the digit, or with `fsdd_words` under its English word. Samples are
 spectrograms in samples.npz, and waveforms in samples.wav.
 """
 
@@ -20,14 +20,16 @@ from ml_collections import ConfigDict
 from diffusion_jax.config import choose, defaults, presets, replace
 
 
-def speech(network: dict[str, Any], num_steps: int, batch_size: int, **data: Any) -> ConfigDict:
+def fsdd(captions: tuple[str, ...] = (), **conditions: Any) -> ConfigDict:
+    network = dict(name="dit", patch_size=4, hidden_size=128, depth=3, num_heads=4)
+    front_end = dict(features="mel", length=8192, n_fft=512, hop=256, num_mels=32)
     return replace(
         defaults(),
         system=dict(name="diffusion", cond_dropout=0.1),
         **presets.preconditioned(sigma_data=0.6),
-        network=network,
-        data=presets.fsdd(features="mel", shift=512, n_fft=512, hop=256, num_mels=32, **data),
-        training=dict(num_steps=num_steps, batch_size=batch_size, log_every=50, checkpoint_every=200, sample_every=0),
+        network=network | (conditions or dict(num_classes=10)),
+        data=presets.fsdd(**front_end, shift=1024, captions=captions),
+        training=dict(num_steps=1000, batch_size=16, log_every=50, checkpoint_every=200, sample_every=0),
         optimizer=presets.adam(1e-3, warmup_steps=50),
         ema=dict(rates=(0.99,)),
         guidance=dict(name="classifier_free", scale=2.0),
@@ -37,14 +39,8 @@ def speech(network: dict[str, Any], num_steps: int, batch_size: int, **data: Any
     )
 
 
-def fsdd() -> ConfigDict:
-    return speech(dict(name="mlp", hidden=384, num_layers=3, num_classes=10), num_steps=1000, batch_size=64)
-
-
 def fsdd_words() -> ConfigDict:
-    sizes = dict(patch_size=8, hidden_size=128, depth=3, num_heads=4)
-    text = dict(token_dim=64, vocabulary=257, max_tokens=8, pool_tokens=True)
-    return speech(dict(name="dit", **sizes, **text), num_steps=500, batch_size=32, length=8192, captions=presets.WORDS)
+    return fsdd(presets.WORDS, token_dim=64, vocabulary=257, max_tokens=8, pool_tokens=True)
 
 
 VARIANTS = {"fsdd": fsdd, "fsdd_words": fsdd_words}

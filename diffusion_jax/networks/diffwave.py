@@ -119,17 +119,22 @@ class DiffusionEmbedding(nnx.Module):
         self.projection2 = layers.linear(_WIDTH, _WIDTH, rngs=rngs)
 
     def __call__(self, step: Float[Array, "batch"], dtype: jnp.dtype) -> Float[Array, "batch c"]:
-        step = step.astype(jnp.float32)
-        low = jnp.floor(step)
-        share = (step - low)[:, None]
-        table = (1 - share) * _sinusoids(low) + share * _sinusoids(low + 1)
-        return jax.nn.silu(self.projection2(jax.nn.silu(self.projection1(table.astype(dtype)))))
+        encoding = step_encoding(step.astype(jnp.float32)).astype(dtype)
+        return jax.nn.silu(self.projection2(jax.nn.silu(self.projection1(encoding))))
 
 
-def _sinusoids(step: Float[Array, "batch"]) -> Float[Array, "batch c"]:
+def step_encoding(step: Float[Array, "batch"]) -> Float[Array, "batch 128"]:
+    """sin and cos of 10^(4 i / 63) times the step, interpolated between integers."""
     half = _EMBEDDING // 2
-    angles = step[:, None] * 10.0 ** (jnp.arange(half) * 4 / (half - 1))
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    rates = 10.0 ** (jnp.arange(half) * 4 / (half - 1))
+    low = jnp.floor(step)
+
+    def sinusoids(step: Float[Array, "batch"]) -> Float[Array, "batch 128"]:
+        angles = step[:, None] * rates
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+    share = (step - low)[:, None]
+    return (1 - share) * sinusoids(low) + share * sinusoids(low + 1)
 
 
 class SpectrogramUpsampler(nnx.Module):

@@ -20,8 +20,8 @@ class WaveGrad(DenoisingNetwork):
     """WaveGrad: [batch, length, 1] -> [batch, length, 1] under the mel spectrogram "mel" [length / hop, num_mels].
 
     Upsampling blocks stretch the spectrogram by each of the `factors`, hop = prod(factors). Downsampling blocks shrink
-    the waveform by the same factors, and where both have one length FiLM gives the shift and the scale of the upsampling
-    block from the waveform and the noise level. c_noise is this level itself, the continuous alpha of the process.
+    the waveform by the same factors, and where both have one length FiLM gives the shift and the scale of the
+    upsampling block from the waveform and the noise level. c_noise is this level itself, the continuous alpha of the process.
 
     Attributes have the names of the PyTorch module lmnt-com/wavegrad. 15,920,993 parameters with the defaults, the
     paper's base model; the details of blocks that the paper leaves open are those of that module.
