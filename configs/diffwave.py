@@ -37,13 +37,13 @@ def diffwave(num_steps: int = 50, beta_end: float = 0.05, **sections: Any) -> Co
 
 def fsdd(num_mels: int = 40, upsample: tuple[int, ...] = (8, 8)) -> ConfigDict:
     """A small vocoder of spoken digits."""
-    sizes = dict(residual_channels=32, residual_layers=10, dilation_cycle=8)
+    sizes = dict(residual_channels=24, residual_layers=6, dilation_cycle=6)
     return diffwave(
         network=dict(name="diffwave", num_mels=num_mels, upsample=upsample, **sizes),
         data=presets.fsdd(length=2048),
-        training=dict(num_steps=1000, batch_size=8, log_every=50, checkpoint_every=200, sample_every=0),
-        optimizer=presets.adam(1e-3, warmup_steps=100),
-        ema=dict(rates=(0.995,)),
+        training=dict(num_steps=1000, batch_size=4, log_every=50, checkpoint_every=100, sample_every=0),
+        optimizer=presets.adam(2e-3, warmup_steps=50),
+        ema=dict(rates=(0.99,)),
         evaluation=dict(num_samples=60),
     )
 

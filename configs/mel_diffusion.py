@@ -21,15 +21,16 @@ from diffusion_jax.config import choose, defaults, presets, replace
 
 
 def fsdd(captions: tuple[str, ...] = (), **conditions: Any) -> ConfigDict:
-    network = dict(name="dit", patch_size=4, hidden_size=128, depth=3, num_heads=4)
-    front_end = dict(features="mel", length=8192, n_fft=512, hop=256, num_mels=32)
+    network = dict(name="diffwave", residual_channels=96, residual_layers=6, dilation_cycle=3)
+    front_end = dict(features="mel", length=6144, n_fft=512, hop=256, num_mels=32)
     return replace(
         defaults(),
         system=dict(name="diffusion", cond_dropout=0.1),
-        **presets.preconditioned(sigma_data=0.6),
+        process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
+        parameterization=dict(name="edm", sigma_data=0.6, label="index"),
         network=network | (conditions or dict(num_classes=10)),
         data=presets.fsdd(**front_end, shift=1024, captions=captions),
-        training=dict(num_steps=1000, batch_size=16, log_every=50, checkpoint_every=200, sample_every=0),
+        training=dict(num_steps=2000, batch_size=16, log_every=50, checkpoint_every=200, sample_every=0),
         optimizer=presets.adam(1e-3, warmup_steps=50),
         ema=dict(rates=(0.99,)),
         guidance=dict(name="classifier_free", scale=2.0),

@@ -73,9 +73,9 @@ def files(path: pathlib.Path, drawn: Drawn, words: Words, views: Views) -> list[
 
 def _waves(samples: np.ndarray, front_end: MelSpectrogram) -> Float32[np.ndarray, "n length"]:
     """Waveforms without the axis of channels; those of spectrograms by Griffin-Lim."""
-    if samples.ndim == 3:
+    if samples.ndim == 3 and samples.shape[-1] == 1:
         return samples[..., 0]
-    return np.asarray(_inverted(front_end)(jnp.asarray(samples[..., 0])))
+    return np.asarray(_inverted(front_end)(jnp.asarray(_mels(samples, front_end))))
 
 
 @functools.lru_cache(maxsize=4)

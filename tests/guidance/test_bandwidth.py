@@ -1,4 +1,4 @@
-"""Bandwidth extension of Gaussian waveforms, whose frequencies are independent: the conditional law is known exactly."""
+"""Bandwidth extension of Gaussian waveforms, whose frequencies are independent, so that the conditional law is known."""
 
 import jax
 import jax.numpy as jnp

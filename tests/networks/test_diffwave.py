@@ -19,10 +19,10 @@ TINY_GRAD = dict(shape=(64, 1), num_mels=3, factors=(2, 2, 2), channels=(8, 6, 4
 @pytest.mark.parametrize(
     ("network", "kwargs", "count"),
     [
-        (DiffWave, dict(shape=(62 * 256, 1)), 2_619_971),
-        (DiffWave, dict(shape=(62 * 256, 1), residual_channels=128), 6_885_315),
-        (DiffWave, dict(num_mels=0, residual_layers=36, residual_channels=256, dilation_cycle=12), 24_034_305),
-        (DiffWave, dict(num_mels=0, residual_layers=48, residual_channels=128, dilation_cycle=12), 9_813_505),
+        (DiffWave, dict(shape=(62 * 256, 1), num_mels=80), 2_619_971),
+        (DiffWave, dict(shape=(62 * 256, 1), num_mels=80, residual_channels=128), 6_885_315),
+        (DiffWave, dict(residual_layers=36, residual_channels=256, dilation_cycle=12), 24_034_305),
+        (DiffWave, dict(residual_layers=48, residual_channels=128, dilation_cycle=12), 9_813_505),
         (WaveGrad, {}, 15_920_993),
     ],
 )
@@ -98,6 +98,7 @@ def test_the_transposed_convolution_is_the_gradient_of_a_strided_one():
     ("network", "changes", "words"),
     [
         (DiffWave, dict(shape=(8, 8, 1)), r"no waveforms, \[length, 1\]"),
+        (WaveGrad, dict(shape=(64, 3)), r"shape is \(64, 3\); it must be \(length, 1\)"),
         (DiffWave, dict(shape=(60, 1)), "product 8 must divide the 60 samples"),
         (DiffWave, dict(upsample=(3,), shape=(60, 1)), "upsample is .3,.; it must be even factors"),
         (DiffWave, dict(num_classes=3), "num_classes is 3; it must be 0 with num_mels=3"),

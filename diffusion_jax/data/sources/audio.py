@@ -22,6 +22,7 @@ from diffusion_jax.data.spectrograms import MelSpectrogram
 from diffusion_jax.types import Spec
 
 SUFFIXES = (".wav", ".flac")
+FEATURES = ("waveform", "mel", "mel_image")
 PEAK = 0.95  # of a recording, to which it is scaled
 _WHERE = (
     "data.path is empty; it must be a folder of .wav or .flac files. The spoken digits of the configs are the folder "
@@ -30,10 +31,10 @@ _WHERE = (
 
 
 def spec(section: Mapping[str, Any]) -> Spec:
-    """[length, 1] of modality "waveform", or [length / hop, num_mels, 1] of modality "mel". Raises ValueError."""
+    """[length, 1] of modality "waveform", or [length / hop, num_mels(, 1)] of modality "mel". Raises ValueError."""
     features, length = section.get("features", "waveform"), section.get("length", 6144)
-    if features not in ("waveform", "mel"):
-        raise ValueError(f"data.features={features!r} must be 'waveform' or 'mel'")
+    if features not in FEATURES:
+        raise ValueError(f"data.features={features!r} must be one of {', '.join(FEATURES)}")
     if not isinstance(length, int) or length < 2:
         raise ValueError(f"data.length={length!r} must be an integer of at least 2, the samples of an example")
     mel = front_end(section)
@@ -41,7 +42,8 @@ def spec(section: Mapping[str, Any]) -> Spec:
         return Spec((length, 1), modality="waveform")
     if length % mel.hop:
         raise ValueError(f"data.length={length} must be a multiple of data.mel.hop={mel.hop}")
-    return Spec((length // mel.hop, mel.num_mels, 1), modality="mel")
+    shape = (length // mel.hop, mel.num_mels)
+    return Spec(shape if features == "mel" else (*shape, 1), modality="mel")
 
 
 def front_end(section: Mapping[str, Any]) -> MelSpectrogram:
@@ -83,7 +85,8 @@ def open_source(
     beginning; shorter recordings end in silence, in training at most `shift` samples of it come first.
 
     Args:
-        features: "waveform", or "mel" for log-mel spectrograms [length / hop, num_mels, 1].
+        features: "waveform", "mel" for log-mel spectrograms [length / hop, num_mels] with mels as channels, or
+            "mel_image" for the same with one channel.
         sample_rate: of all files.
         mel: keyword arguments of `MelSpectrogram` but the sample rate.
         pattern: a regular expression of paths within the folder, without suffix, with the groups `label`, the class,
@@ -128,8 +131,8 @@ def open_source(
             part = clip[start : start + length - first]
             x[row, first : first + len(part)] = part
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            if features == "mel":
-                batch["x"] = np.asarray(compute(jnp.asarray(x)))[..., None]
+            if features != "waveform":
+                batch["x"] = np.asarray(compute(jnp.asarray(x))).reshape(-1, *entry.shape)
                 return batch
             batch["x"] = x[..., None]
             if "mel" in entries:
