@@ -107,25 +107,25 @@ def bandwidth(options: argparse.Namespace) -> None:
 
 
 def speech(options: argparse.Namespace) -> None:
-    """Samples of each class, or of each word, made audible by Griffin-Lim."""
+    """Samples of each class, made audible by Griffin-Lim."""
     _, test = recordings(options.data)
     recognize, panels = recognizer(options.data), []
+    labels = (np.arange(options.num) % 10).astype(np.int32)
     for run in options.runs:
         model = diffusion_jax.load(run, changes={"data.path": options.data})
         front_end = model.job.source.facts["mel"]
         invert = jax.jit(lambda mel, front_end=front_end: front_end.invert(jnp.clip(mel, -1, 1)))
-        if not panels:
-            print(f"{'recordings':40} recognised {np.mean(recognize(test['x'][..., 0]) == test['label']):.3f}")
         through = fitted(np.asarray(invert(jax.jit(front_end)(test["x"][..., 0]))))
-        print(f"{'through Griffin-Lim':40} recognised {np.mean(recognize(through) == test['label']):.3f}")
-        labels = np.arange(options.num) % 10
-        words = "|".join(presets.WORDS[label] for label in labels) if "tokens" in model.system.conditions else None
-        cond = model.conditions(words, options.num) if words else {"label": labels.astype(np.int32)}
-        mels = model.sample(jax.random.key(0), options.num, cond).reshape(options.num, -1, front_end.num_mels)
-        waves = fitted(np.asarray(invert(mels)))
-        right = recognize(waves) == labels
-        print(f"{pathlib.Path(run).name:40} recognised {np.mean(right):.3f} of {options.num}", flush=True)
-        panels = [np.stack([through[test["label"] == digit][0] for digit in range(10)]), waves[:10]]
+        mels = model.sample(jax.random.key(0), options.num, {"label": labels})
+        waves = fitted(np.asarray(invert(mels.reshape(len(mels), -1, front_end.num_mels))))
+        rows = [(pathlib.Path(run).name, waves, labels)]
+        if not panels:
+            recorded = [("recordings", test["x"][..., 0]), ("recordings through Griffin-Lim", through)]
+            rows = [(name, x, test["label"]) for name, x in recorded] + rows
+            panels = [np.stack([through[test["label"] == digit][0] for digit in range(10)])]
+        for name, x, wanted in rows:
+            print(f"{name:40} recognised {np.mean(recognize(x) == wanted):.3f} of {len(x)}", flush=True)
+        panels.append(waves[:10])
     draw(options, panels, columns=10)
 
 

@@ -1,4 +1,4 @@
-"""Bandwidth extension of Gaussian waveforms, whose frequencies are independent, so that the conditional law is known."""
+"""Bandwidth extension of Gaussian waveforms, whose frequencies are independent: the conditional law is exact."""
 
 import jax
 import jax.numpy as jnp
