@@ -105,8 +105,8 @@ TABLE: tuple[Published, ...] = (
             f"{_WAVEGRAD_CODE} src/wavegrad/params.py": {"optimizer.learning_rate": 2e-4, "optimizer.clip_norm": 1.0},
         },
         differences=(
-            "Noise levels are uniform in t, where alpha^2 is linear between two of the thousand; the paper's are uniform "
-            "in alpha. The difference is of the order of a beta.",
+            "Noise levels are uniform in t, where alpha^2 is linear between two of the thousand; the paper's are "
+            "uniform in alpha. The difference is of the order of a beta.",
         ),
     ),
 )

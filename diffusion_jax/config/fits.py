@@ -296,7 +296,8 @@ def check_editing(
     """
     named = described(config, "editing")
     needed = editing.conditions(makes.shape).shapes
-    if "image" in needed and len(makes.shape) != 3:
+    waveform = makes.modality == "waveform" and "mask" not in needed  # of which a whole one may be given
+    if "image" in needed and len(makes.shape) != 3 and not waveform:
         raise ConfigError(f"{named} needs images; config.data.name={config.data.name!r} has examples of {makes.shape}")
     if makes.modality == "latents" and not editing.latents:
         raise ConfigError(

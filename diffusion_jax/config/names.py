@@ -12,6 +12,7 @@ from diffusion_jax import parameterizations, processes, solvers, token_parameter
 from diffusion_jax.config import guidance
 from diffusion_jax.config.sections import construct
 from diffusion_jax.guidance import (
+    bandwidth,
     editing,
     filters,
     infilling,
@@ -219,6 +220,7 @@ OPERATORS = {
     "k_space": scans.k_space,
     "phase": scans.phase,
     "jpeg": jpeg.jpeg,
+    "low_pass": bandwidth.low_pass,
 }
 GUIDANCE = {
     "none": steering.none,
@@ -239,6 +241,7 @@ EDITING = {
     "inversion": inversion.inversion,
     "between": inversion.between,
     "infilling": infilling.infilling,
+    "bandwidth": bandwidth.bandwidth,
 }
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": ode_likelihood, "bound": bound_likelihood}

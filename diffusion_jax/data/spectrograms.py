@@ -75,7 +75,7 @@ class MelSpectrogram:
     """A log-mel spectrogram: waveforms [batch, length] -> [batch, length // hop, num_mels] in [-1, 1].
 
     The amplitudes of the STFT, divided by the norm of the window, are summed by `mel_filters` and given in decibels:
-    -1 is `range` dB below 1, and 1 is the amplitude `reference` dB.  With range=100 and reference=20 it is
+    -1 is `range` dB below 1, and 1 is the amplitude `reference` dB. With range=100 and reference=20 it is
     2 y - 1 of the y in [0, 1] that DiffWave and WaveGrad read in their authors' implementations.
 
     Attributes:
@@ -197,14 +197,3 @@ def griffin_lim(
     angles = 2 * jnp.pi * jax.random.uniform(key, magnitudes.shape)
     phases, _ = jax.lax.fori_loop(0, steps, step, (jnp.exp(1j * angles), jnp.zeros(magnitudes.shape, jnp.complex64)))
     return istft(magnitudes * phases, n_fft, hop, length, window)
-
-
-def low_pass(x: Float[Array, "batch length *c"], keep: float) -> Float[Array, "batch length *c"]:
-    """The frequencies of x below `keep` times half the sample rate, exactly: a projection on the circle.
-
-    Raises ValueError unless 0 < keep <= 1.
-    """
-    check(0 < keep <= 1, "keep", keep, "in (0, 1], the share of the frequencies that is known")
-    size = x.shape[1]
-    known = (np.arange(size // 2 + 1) < keep * (size / 2)).reshape(-1, *(1,) * (x.ndim - 2))
-    return jnp.fft.irfft(jnp.fft.rfft(x, axis=1) * known, size, axis=1).astype(x.dtype)

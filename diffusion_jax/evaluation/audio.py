@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -49,7 +50,7 @@ class Recognizer(nnx.Module):
 
     def __init__(self, num_mels: int, num_classes: int, *, rngs: nnx.Rngs) -> None:
         sizes = (1, 32, 64, 64)
-        pairs = zip(sizes, sizes[1:], strict=False)
+        pairs = itertools.pairwise(sizes)
         self.convs = nnx.List([nnx.Conv(a, b, (5, 5) if a == 1 else (3, 3), strides=2, rngs=rngs) for a, b in pairs])
         self.hidden = nnx.Linear(2 * sizes[-1] * math.ceil(num_mels / 8), 64, rngs=rngs)
         self.logits = nnx.Linear(64, num_classes, rngs=rngs)
@@ -67,7 +68,7 @@ def train_recognizer(
     labels: Int[np.ndarray, "n"],
     *,
     seed: int = 0,
-    epochs: int = 60,
+    epochs: int = 300,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
 ) -> Callable[[Float[np.ndarray, "n frames mels"]], Int[np.ndarray, "n"]]:

@@ -73,9 +73,9 @@ def files(path: pathlib.Path, drawn: Drawn, words: Words, views: Views) -> list[
 
 def _waves(samples: np.ndarray, front_end: MelSpectrogram) -> Float32[np.ndarray, "n length"]:
     """Waveforms without the axis of channels; those of spectrograms by Griffin-Lim."""
-    if samples.ndim == 3:
+    if samples.ndim == 3 and samples.shape[-1] == 1:
         return samples[..., 0]
-    return np.asarray(_inverted(front_end)(jnp.asarray(samples[..., 0])))
+    return np.asarray(_inverted(front_end)(jnp.asarray(_mels(samples, front_end))))
 
 
 @functools.lru_cache(maxsize=4)
@@ -123,6 +123,32 @@ def _vocoder(evaluation: Evaluation) -> Metric:
     return metric
 
 
+def _bandwidth(evaluation: Evaluation) -> Metric:
+    """Log-spectral distance and signal-to-noise ratio of held-out recordings whose upper frequencies are drawn.
+
+    Next to them those of the low-passed input.
+    """
+    need(evaluation, "waveform", "waveforms")
+    operators = {name: c.operator for name, c in evaluation.conditions.items() if c.operator}
+    if not operators:
+        raise ValueError("it needs config.editing.name='bandwidth', or guidance by a measurement")
+    ((name, operator),) = operators.items()
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        num = len(drawn["samples"])
+        truth = data.shuffled(held_out(evaluation), num)["x"]
+        truth = truth[np.arange(num) % len(truth)]
+        if not np.allclose(operator.measure(truth), drawn[name], atol=1e-4):
+            raise ValueError("the measurements are not those of held-out examples: leave config.sampling.cond empty")
+        values = {}
+        for suffix, x in (("", stored(drawn["samples"])), ("_input", np.asarray(drawn[name]))):
+            values[f"lsd{suffix}"] = float(audio.lsd(truth[..., 0], x[..., 0]).mean())
+            values[f"snr{suffix}"] = float(audio.snr(truth[..., 0], x[..., 0]).mean())
+        return values
+
+    return metric
+
+
 def _recognition(evaluation: Evaluation) -> Metric:
     """Share of the samples that a classifier of log-mel spectrograms recognises as their class; also of recordings."""
     kind = evaluation.makes.modality
@@ -160,8 +186,8 @@ WAVEFORM = Modality(
     files=files,
     formats=("wav",),
     shown=_SHOWN,
-    metrics={"vocoder": _vocoder, "recognition": _recognition},
-    usual=("vocoder",),
+    metrics={"vocoder": _vocoder, "bandwidth": _bandwidth, "recognition": _recognition},
+    usual=("vocoder", "bandwidth"),
 )
 MEL = Modality(
     stored=stored,

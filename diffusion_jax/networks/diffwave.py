@@ -23,7 +23,7 @@ _KERNEL = 3  # over mels, of the upsampler
 
 
 class DiffWave(DenoisingNetwork):
-    """DiffWave: residual layers of dilated convolutions, [batch, length, 1] -> [batch, length, 1].
+    """DiffWave: residual layers of dilated convolutions, [batch, length, c] -> [batch, length, c].
 
     Layer i is y = h + W_t emb(step); a convolution of 3 entries `2^(i mod cycle)` samples apart to twice the width,
     plus a projection of the condition; sigmoid times tanh; and a projection to the next layer and the output, which is
@@ -31,11 +31,12 @@ class DiffWave(DenoisingNetwork):
     spectrogram "mel" [length / hop, num_mels] with hop = prod(upsample), or a class "label", or none.
 
     Attributes have the names of the authors' PyTorch module lmnt-com/diffwave. c_noise is the timestep, 0 the first; of
-    a fractional one the embedding is interpolated, as there. 2,619,971 parameters with the defaults (the paper's base
-    model of LJSpeech), 6,885,315 with residual_channels=128 (large).
+    a fractional one the embedding is interpolated, as there. With num_mels=80, the paper's vocoder of LJSpeech, the
+    defaults have 2,619,971 parameters (base), and residual_channels=128 has 6,885,315 (large).
 
     Args:
-        shape: (length, 1) of the waveform.
+        shape: (length, c) of an example: a waveform has one channel, and the frames of a log-mel spectrogram, of which
+            DiffSinger's denoiser is such a network (arXiv:2105.02446), have as many as mels.
         residual_channels: width.
         residual_layers: number of layers.
         dilation_cycle: layers until the dilation is 1 again.
@@ -46,7 +47,7 @@ class DiffWave(DenoisingNetwork):
         rngs: randomness of the initial parameters.
 
     Raises:
-        ValueError: examples that are no waveforms, a length that the hop does not divide, an odd factor, or both
+        ValueError: examples that are no sequences, a length that the hop does not divide, an odd factor, or both
             conditions.
     """
 
@@ -57,20 +58,20 @@ class DiffWave(DenoisingNetwork):
         residual_channels: int = 64,
         residual_layers: int = 30,
         dilation_cycle: int = 10,
-        num_mels: int = 80,
+        num_mels: int = 0,
         upsample: tuple[int, ...] = (16, 16),
         num_classes: int = 0,
         remat: bool = False,
         rngs: nnx.Rngs,
     ):
-        length = check_waveform(shape)
+        length = check_sequence(shape)
         check(residual_layers >= 1 and dilation_cycle >= 1, "dilation_cycle", dilation_cycle, "at least 1, as layers")
         check(not (num_mels and num_classes), "num_classes", num_classes, f"0 with num_mels={num_mels}")
         check(all(factor % 2 == 0 for factor in upsample), "upsample", upsample, "even factors")
         self.input_shape = tuple(shape)
         self.remat = remat
         self.conditions = mel_conditions(length, num_mels, upsample) | Conditions(num_classes=num_classes)
-        self.input_projection = Conv1d(1, residual_channels, rngs=rngs)
+        self.input_projection = Conv1d(shape[-1], residual_channels, rngs=rngs)
         self.diffusion_embedding = DiffusionEmbedding(rngs=rngs)
         self.spectrogram_upsampler = SpectrogramUpsampler(upsample, rngs=rngs) if num_mels else None
         self.class_embedding = nnx.Embed(num_classes + 1, _EMBEDDING, rngs=rngs) if num_classes else None
@@ -82,16 +83,16 @@ class DiffWave(DenoisingNetwork):
             ]
         )
         self.skip_projection = Conv1d(residual_channels, residual_channels, rngs=rngs)
-        self.output_projection = Conv1d(residual_channels, 1, scale=0.0, rngs=rngs)
+        self.output_projection = Conv1d(residual_channels, shape[-1], scale=0.0, rngs=rngs)
 
     def forward(
         self,
-        x: Float[Array, "batch length 1"],
+        x: Float[Array, "batch length c"],
         c_noise: Float[Array, "batch"],
         cond: Embedded,
         *,
         rngs: nnx.Rngs | None = None,
-    ) -> Float[Array, "batch length 1"]:
+    ) -> Float[Array, "batch length c"]:
         h = jax.nn.relu(self.input_projection(x))
         emb = self.diffusion_embedding(c_noise, x.dtype)
         condition = None if cond.vector is None else cond.vector[:, None]
@@ -119,17 +120,22 @@ class DiffusionEmbedding(nnx.Module):
         self.projection2 = layers.linear(_WIDTH, _WIDTH, rngs=rngs)
 
     def __call__(self, step: Float[Array, "batch"], dtype: jnp.dtype) -> Float[Array, "batch c"]:
-        step = step.astype(jnp.float32)
-        low = jnp.floor(step)
-        share = (step - low)[:, None]
-        table = (1 - share) * _sinusoids(low) + share * _sinusoids(low + 1)
-        return jax.nn.silu(self.projection2(jax.nn.silu(self.projection1(table.astype(dtype)))))
+        encoding = step_encoding(step.astype(jnp.float32)).astype(dtype)
+        return jax.nn.silu(self.projection2(jax.nn.silu(self.projection1(encoding))))
 
 
-def _sinusoids(step: Float[Array, "batch"]) -> Float[Array, "batch c"]:
+def step_encoding(step: Float[Array, "batch"]) -> Float[Array, "batch 128"]:
+    """sin and cos of 10^(4 i / 63) times the step, interpolated between integers."""
     half = _EMBEDDING // 2
-    angles = step[:, None] * 10.0 ** (jnp.arange(half) * 4 / (half - 1))
-    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    rates = 10.0 ** (jnp.arange(half) * 4 / (half - 1))
+    low = jnp.floor(step)
+
+    def sinusoids(step: Float[Array, "batch"]) -> Float[Array, "batch 128"]:
+        angles = step[:, None] * rates
+        return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+
+    share = (step - low)[:, None]
+    return (1 - share) * sinusoids(low) + share * sinusoids(low + 1)
 
 
 class SpectrogramUpsampler(nnx.Module):
@@ -199,9 +205,9 @@ class ResidualBlock(nnx.Module):
         return (h + residual) / math.sqrt(2), skip
 
 
-def check_waveform(shape: tuple[int, ...]) -> int:
-    """The length of examples [length, 1]. Raises ValueError for others."""
-    if len(shape) != 2 or shape[-1] != 1:
+def check_sequence(shape: tuple[int, ...]) -> int:
+    """The length of examples [length, channels]. Raises ValueError for others."""
+    if len(shape) != 2:
         raise ValueError(f"examples of shape {shape} are no waveforms, [length, 1]; config.data.name='audio' has some")
     return shape[0]
 

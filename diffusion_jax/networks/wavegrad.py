@@ -9,7 +9,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.networks.base import DenoisingNetwork
 from diffusion_jax.networks.conv1d import Conv1d
-from diffusion_jax.networks.diffwave import check_waveform, mel_conditions
+from diffusion_jax.networks.diffwave import check_sequence, mel_conditions
 from diffusion_jax.types import Embedded, check
 
 _SLOPE = 0.2
@@ -20,7 +20,7 @@ class WaveGrad(DenoisingNetwork):
     """WaveGrad: [batch, length, 1] -> [batch, length, 1] under the mel spectrogram "mel" [length / hop, num_mels].
 
     Upsampling blocks stretch the spectrogram by each of the `factors`, hop = prod(factors). Downsampling blocks shrink
-    the waveform by the same factors, and where both have one length FiLM gives the shift and the scale of the upsampling
+    the waveform by the same factors. Where both have one length, FiLM gives the shift and the scale of the upsampling
     block from the waveform and the noise level. c_noise is this level itself, the continuous alpha of the process.
 
     Attributes have the names of the PyTorch module lmnt-com/wavegrad. 15,920,993 parameters with the defaults, the
@@ -51,7 +51,8 @@ class WaveGrad(DenoisingNetwork):
         level_scale: float = 5000.0,
         rngs: nnx.Rngs,
     ):
-        length = check_waveform(shape)
+        length = check_sequence(shape)
+        check(shape[-1] == 1, "shape", shape, "(length, 1), that of a waveform")
         check(num_mels >= 1, "num_mels", num_mels, "at least 1: a vocoder reads a spectrogram")
         check(len(factors) == len(channels) >= 2, "channels", channels, f"at least 2, one for each of {factors}")
         self.input_shape = tuple(shape)

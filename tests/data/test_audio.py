@@ -57,7 +57,9 @@ def test_the_mel_spectrogram_of_a_crop_is_its_condition(recordings):
     expected = source.facts["mel"](batch["x"][..., 0])
     np.testing.assert_allclose(batch["mel"], expected, atol=1e-5)
     mel = load(recordings, features="mel", n_fft=512, hop=128, num_mels=16)
-    assert mel.entries["x"] == Spec((4, 16, 1), modality="mel") and data.arrays(mel)["x"].shape == (6, 4, 16, 1)
+    assert mel.entries["x"] == Spec((4, 16), modality="mel") and data.arrays(mel)["x"].shape == (6, 4, 16)
+    image = load(recordings, features="mel_image", n_fft=512, hop=128, num_mels=16)
+    np.testing.assert_array_equal(data.arrays(image)["x"][..., 0], data.arrays(mel)["x"])
 
 
 def test_folders_of_splits_and_of_classes(tmp_path):
@@ -84,7 +86,7 @@ def test_folders_of_splits_and_of_classes(tmp_path):
         (dict(held_out=9), "The split 'train' is empty"),
         (dict(mel=dict(hop=999)), r"data\.mel=.*hop is 999; it must be at most half of n_fft"),
         (dict(mel=dict(size=3)), r"data\.mel=\{'size': 3\}"),
-        (dict(features="text"), r"data\.features='text' must be 'waveform' or 'mel'"),
+        (dict(features="text"), r"data\.features='text' must be one of waveform, mel"),
         (dict(length=1), r"data\.length=1 must be an integer of at least 2"),
         (dict(features="mel", length=100), r"data\.length=100 must be a multiple of data\.mel\.hop=64"),
     ],

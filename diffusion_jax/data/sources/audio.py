@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 import re
 import struct
@@ -19,22 +18,23 @@ from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Batch, Source, Tokenize, Uniform
 from diffusion_jax.data.sources import files, images
 from diffusion_jax.data.sources.classes import Classes, numbered
-from diffusion_jax.data.spectrograms import MelSpectrogram, low_pass
+from diffusion_jax.data.spectrograms import MelSpectrogram
 from diffusion_jax.types import Spec
 
 SUFFIXES = (".wav", ".flac")
+FEATURES = ("waveform", "mel", "mel_image")
 PEAK = 0.95  # of a recording, to which it is scaled
 _WHERE = (
     "data.path is empty; it must be a folder of .wav or .flac files. The spoken digits of the configs are the folder "
-    "recordings/ of github.com/Jakobovski/free-spoken-digit-dataset, LJSpeech is at keithito.com/LJ-Speech-Dataset"
+    "recordings/ of github.com/Jakobovski/free-spoken-digit-dataset, LJSpeech is at keithito.com/LJ-Speech-Dataset."
 )
 
 
 def spec(section: Mapping[str, Any]) -> Spec:
-    """[length, 1] of modality "waveform", or [length / hop, num_mels, 1] of modality "mel". Raises ValueError."""
+    """[length, 1] of modality "waveform", or [length / hop, num_mels(, 1)] of modality "mel". Raises ValueError."""
     features, length = section.get("features", "waveform"), section.get("length", 6144)
-    if features not in ("waveform", "mel"):
-        raise ValueError(f"data.features={features!r} must be 'waveform' or 'mel'")
+    if features not in FEATURES:
+        raise ValueError(f"data.features={features!r} must be one of {', '.join(FEATURES)}")
     if not isinstance(length, int) or length < 2:
         raise ValueError(f"data.length={length!r} must be an integer of at least 2, the samples of an example")
     mel = front_end(section)
@@ -42,7 +42,8 @@ def spec(section: Mapping[str, Any]) -> Spec:
         return Spec((length, 1), modality="waveform")
     if length % mel.hop:
         raise ValueError(f"data.length={length} must be a multiple of data.mel.hop={mel.hop}")
-    return Spec((length // mel.hop, mel.num_mels, 1), modality="mel")
+    shape = (length // mel.hop, mel.num_mels)
+    return Spec(shape if features == "mel" else (*shape, 1), modality="mel")
 
 
 def front_end(section: Mapping[str, Any]) -> MelSpectrogram:
@@ -74,7 +75,6 @@ def open_source(
     mel: Mapping[str, Any] = NOTHING,
     pattern: str = "",
     held_out: int = 0,
-    narrow: float = 0.5,
     shift: int = 0,
     num_workers: int = 1,
     captions: tuple[str, ...] = (),
@@ -85,14 +85,14 @@ def open_source(
     beginning; shorter recordings end in silence, in training at most `shift` samples of it come first.
 
     Args:
-        features: "waveform", or "mel" for log-mel spectrograms [length / hop, num_mels, 1].
+        features: "waveform", "mel" for log-mel spectrograms [length / hop, num_mels] with mels as channels, or
+            "mel_image" for the same with one channel.
         sample_rate: of all files.
         mel: keyword arguments of `MelSpectrogram` but the sample rate.
-        pattern: a regular expression of paths within the folder, without suffix, with the groups `label`, the class, and `index`, an
-            integer. Without `label` examples have no classes.
+        pattern: a regular expression of paths within the folder, without suffix, with the groups `label`, the class,
+            and `index`, an integer. Without `label` examples have no classes.
         held_out: recordings with an index below it are the split "test", the others "train". Without it folders called
             like splits hold these, or "train" is all of them.
-        narrow: share of the frequencies in the condition "image" of waveforms, a low-passed example.
         captions: one text per class.
 
     Raises ValueError for a folder that is missing or empty, and for files that cannot be read, have another sample rate
@@ -114,10 +114,7 @@ def open_source(
         entries["label"] = Spec((), "int32", values=classes.size)
     if "mel" in wanted and features == "waveform":
         entries["mel"] = Spec((length // transform.hop, transform.num_mels))
-    if "image" in wanted and features == "waveform":
-        entries["image"] = Spec((length, 1))
     compute = jax.jit(transform)
-    filtered = jax.jit(functools.partial(low_pass, keep=narrow))
 
     def read(indices: np.ndarray) -> Batch:
         batch = {"clip": np.fromiter(indices, np.int32, len(indices))}
@@ -134,14 +131,12 @@ def open_source(
             part = clip[start : start + length - first]
             x[row, first : first + len(part)] = part
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
-            if features == "mel":
-                batch["x"] = np.asarray(compute(jnp.asarray(x)))[..., None]
+            if features != "waveform":
+                batch["x"] = np.asarray(compute(jnp.asarray(x))).reshape(-1, *entry.shape)
                 return batch
             batch["x"] = x[..., None]
             if "mel" in entries:
                 batch["mel"] = np.asarray(compute(jnp.asarray(x)))
-            if "image" in entries:
-                batch["image"] = np.asarray(filtered(jnp.asarray(x)))[..., None]
         return batch
 
     source = Source(
