@@ -2,8 +2,9 @@
 
     python -m benchmarks.latent_consistency runs/words:ddim:50:2 runs/lcm:consistency:4:2 [--picture FILE]
 
-Each argument is RUN:SOLVER:STEPS or RUN:SOLVER:STEPS:SCALE, with the scale of the guidance of the run's config, on the
-grid of the run; `ddim` of a teacher takes "trailing" timesteps, which few steps need. A run of text to image is asked
+Each argument is RUN:SOLVER:STEPS or RUN:SOLVER:STEPS:SCALE, with the scale of the guidance of the run's config, or of
+classifier-free guidance where it has none, on the grid of the run; `ddim` takes "trailing" timesteps instead of
+"linspace", as few steps need. A run of text to image is asked
 for the digits in words, others by class. Printed are the evaluations of the network for one sample, of which
 classifier-free guidance takes two in a step, the Frechet ratio with its range, the share of samples that are the digit
 asked for (see `evaluation.metrics.classifier_metrics`), means over four seeds of 500 samples, and the milliseconds for
@@ -33,12 +34,14 @@ def opened(row: str) -> tuple[Pretrained, int]:
     """The model of an argument and its evaluations of the network for one sample."""
     run, solver, steps, *scale = row.split(":")
     changes = {"solver.name": solver, "sampling.steps": int(steps)}
+    model = diffusion_jax.load(run, changes=changes)
     if scale:
-        changes["guidance.scale"] = float(scale[0])
+        name = model.config.guidance.name
+        changes |= {"guidance.name": "classifier_free" if name == "none" else name, "guidance.scale": float(scale[0])}
+    if solver == "ddim" and model.config.sampling.grid.get("spacing") == "linspace":
+        changes["sampling.grid.spacing"] = "trailing"
     model = diffusion_jax.load(run, changes=changes)
     twice = model.config.guidance.name == "classifier_free"
-    if solver == "ddim" and model.config.sampling.grid.get("spacing") == "linspace":
-        model = diffusion_jax.load(run, changes=changes | {"sampling.grid.spacing": "trailing"})
     return model, int(steps) * (1 + twice)
 
 
