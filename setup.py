@@ -37,6 +37,7 @@ setuptools.setup(
         "tqdm>=4.60",  # progress on a terminal
         "tokenizers>=0.20",  # prompts of public text encoders
         "pillow>=10",
+        "scipy>=1.11",  # .wav files
         "scikit-learn>=1.5",  # its digits are the embedded data set of every default config
         "matplotlib>=3.8",
     ],
@@ -63,6 +64,7 @@ setuptools.setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "hub": ["huggingface_hub>=0.30"],
+        "audio": ["soundfile>=0.12"],
         "colab": ["ipywidgets"],
     },
     classifiers=[

@@ -55,9 +55,7 @@ def fsdd(num_mels: int = 40, upsample: tuple[int, ...] = (8, 8)) -> ConfigDict:
 
 
 def fsdd_unconditional() -> ConfigDict:
-    config = fsdd(num_mels=0)
-    config.evaluation.metrics = ()
-    return config
+    return fsdd(num_mels=0)
 
 
 def fsdd_bandwidth() -> ConfigDict:

@@ -156,6 +156,7 @@ def test_labels():
     process = DiscreteVP.from_betas(beta_table("linear", 1000))
     t = jnp.arange(1, 1001) / 1000
     np.testing.assert_allclose(P.index_label(process, t), np.arange(1000), atol=1e-9)
+    np.testing.assert_allclose(P.alpha_label(process, t), process.alpha(t))
     np.testing.assert_allclose(P.time_label(process, t), 999 * t)
     np.testing.assert_allclose(P.log_sigma_label(process, t), -log_snr(process, t) / 2, rtol=1e-6)
     levels = jnp.linspace(1.0, 0.0, 10)

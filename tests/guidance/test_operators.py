@@ -26,6 +26,7 @@ CASES = {
     "compressed": (GREY, dict(num=16)),
     "tomography": (RGB, dict(angles=5)),
     "k_space": (GREY, dict(acceleration=2)),
+    "low_pass": ((32, 2), dict(keep=0.4)),
 }
 FAST = ("random", "motion_blur", "tomography")
 NONLINEAR = {"phase": (GREY, dict()), "jpeg": (GREY, dict(quality=20))}

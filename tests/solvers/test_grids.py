@@ -127,3 +127,20 @@ def test_no_step_is_refused(name):
     process = DISCRETE if name == "discrete" else VE()
     with pytest.raises(ValueError, match="steps is 0"):
         getattr(grids, name)()(process, 0)
+
+
+def test_betas_of_another_schedule_are_found_by_their_alpha():
+    """DiffWave's fast schedule on its 50 steps; all betas of a process are its own grid."""
+    base = DiscreteVP.from_betas(beta_table("linear", 50, beta_start=1e-4, beta_end=0.05))
+    fast = (1e-4, 1e-3, 0.01, 0.05, 0.2, 0.5)
+    t = grids.betas(fast)(base, 6)
+    expected = np.cumprod(1 - np.array(fast))[::-1]
+    np.testing.assert_allclose(base.alpha(t[:-1]) ** 2, expected, rtol=1e-5)
+    assert t[-1] == 0 and np.all(np.diff(t) < 0)
+    np.testing.assert_allclose(expected[0], 0.3758, atol=1e-4)
+    own = grids.betas(tuple(np.linspace(1e-4, 0.05, 50).tolist()))(base, 50)
+    np.testing.assert_allclose(own, grids.discrete()(base, 50), atol=1e-5)
+    with pytest.raises(ValueError, match="num_steps is 5; it must be 6, one for each"):
+        grids.betas(fast)(base, 5)
+    with pytest.raises(ValueError, match=r"values is \(0.5, 1.0\); it must be in \(0, 1\)"):
+        grids.betas((0.5, 1.0))

@@ -232,7 +232,7 @@ def _flac(file: pathlib.Path) -> tuple[np.ndarray, int]:
     try:
         import soundfile
     except ImportError as error:
-        raise ValueError(f"{file}: .flac files need the package soundfile; pip install soundfile") from error
+        raise ValueError(f"{file}: .flac files need the package soundfile: pip install soundfile") from error
     try:
         return soundfile.read(file, dtype="float32")
     except (OSError, RuntimeError) as error:
