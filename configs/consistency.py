@@ -99,10 +99,10 @@ def easy(stages: int, c: float = 1e-8) -> dict[str, Any]:
     )
 
 
-def continuous(pairs: str, warmup_steps: int, std: float) -> dict[str, Any]:
+def continuous(pairs: str, warmup_steps: int, *, std: float, c: float = 0.1) -> dict[str, Any]:
     """The sections of consistency models in continuous time. The network keeps EDM's label, log(sigma) / 4."""
     return dict(
-        system=dict(pairs=pairs, schedule=dict(name="continuous", warmup_steps=warmup_steps, c=0.1)),
+        system=dict(pairs=pairs, schedule=dict(name="continuous", warmup_steps=warmup_steps, c=c)),
         process=dict(name="trig", sigma_data=0.5),
         parameterization=dict(name="edm", sigma_data=0.5),
         times=dict(name="log_normal", mean=-1.0, std=std),
@@ -215,7 +215,8 @@ VARIANTS = {
     "digits_ct": functools.partial(digits, system=trained(2, 150, 0.9), teacher="", num_steps=8000, learning_rate=1e-3),
     "digits_ict": functools.partial(digits, **improved(160), teacher="", num_steps=8000, learning_rate=1e-3),
     "digits_ect": functools.partial(digits, **easy(6), num_steps=3000),
-    "digits_scm": functools.partial(digits, **continuous("teacher", 1000, 1.4)),
+    # c is 0.1 for each of 64 entries.
+    "digits_scm": functools.partial(digits, **continuous("teacher", 1000, std=1.8, c=0.8), learning_rate=1e-4),
     "cifar10_cd": functools.partial(
         cifar10, NCSNPP, system=distilled(18), teacher="cifar10_ncsnpp", loss=LPIPS, learning_rate=4e-4
     ),
@@ -243,7 +244,7 @@ VARIANTS = {
     "cifar10_scm": functools.partial(
         cifar10,
         DDPMPP,
-        **continuous("shared_noise", 10_000, 1.8),
+        **continuous("shared_noise", 10_000, std=1.8),
         teacher="cifar10_ddpmpp",
         dropout=0.2,
         num_steps=400_000,

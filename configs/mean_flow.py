@@ -40,7 +40,7 @@ def digits() -> ConfigDict:
         system=dict(name="mean_flow", ratio=0.5, power=0.5),
         times=dict(name="logit_normal", mean=-0.4, std=1.6),
         network=dict(name="mlp", gap=True, hidden=512, num_layers=4),
-        **presets.digits(10_000),
+        **presets.digits(8000),
         sampling=dict(batch_size=500),
     )
 
