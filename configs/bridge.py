@@ -123,7 +123,7 @@ EMOJI = dict(
     optimizer=presets.adam(2e-3, warmup_steps=100),
     ema=dict(rates=(0.995,)),
     sampling=dict(num_samples=60, batch_size=60),
-    evaluation=dict(num_samples=60, metrics=("pairs",), after_training=False),
+    evaluation=dict(num_samples=60, metrics=(), after_training=False),
 )
 
 
