@@ -27,6 +27,8 @@ _RUNS = tuple(f"system.{run}{end}" for run in ("first_stage", "model", "teacher"
 _PATHS = ("system.pipeline", "system.tokenizer", *_RUNS)
 # Keys of config.system that only sampling reads. The base of a cascade may be replaced by another run.
 _OF_SAMPLING = ("system.direction", "system.level", "system.base", "system.base_config")
+# Keys of config.system that only sampling reads.
+_OF_SAMPLING = ("system.direction", "system.missing")
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
