@@ -122,7 +122,7 @@ def speech(options: argparse.Namespace) -> None:
         if not panels:
             recorded = [("recordings", test["x"][..., 0]), ("recordings through Griffin-Lim", through)]
             rows = [(name, x, test["label"]) for name, x in recorded] + rows
-            panels = [np.stack([through[test["label"] == digit][0] for digit in range(10)])]
+            panels = [np.stack([x[test["label"] == digit][0] for digit in range(10)]) for _, x in recorded]
         for name, x, wanted in rows:
             print(f"{name:40} recognised {np.mean(recognize(x) == wanted):.3f} of {len(x)}", flush=True)
         panels.append(waves[:10])

@@ -36,18 +36,12 @@ def diffwave(num_steps: int = 50, beta_end: float = 0.05, **sections: Any) -> Co
 
 
 def fsdd(num_mels: int = 40, upsample: tuple[int, ...] = (8, 8)) -> ConfigDict:
-    """A small vocoder of spoken digits.
-
-    Silence and all that is quieter than the noise need no learning with EDM's preconditioning, unlike with the paper's
-    eps-prediction, which so small a network does not get right in a short training.
-    """
+    """A small vocoder of spoken digits."""
     sizes = dict(residual_channels=24, residual_layers=6, dilation_cycle=6)
     return diffwave(
         network=dict(name="diffwave", num_mels=num_mels, upsample=upsample, **sizes),
-        parameterization=dict(name="edm", sigma_data=0.12, label="index"),
-        weighting=dict(name="edm", sigma_data=0.12),
         data=presets.fsdd(length=2048),
-        training=dict(num_steps=1500, batch_size=4, log_every=50, checkpoint_every=500, sample_every=0),
+        training=dict(num_steps=8000, batch_size=4, log_every=50, checkpoint_every=500, sample_every=0),
         optimizer=presets.adam(2e-3, warmup_steps=50),
         ema=dict(rates=(0.99,)),
         evaluation=dict(num_samples=60),
