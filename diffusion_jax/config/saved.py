@@ -26,9 +26,7 @@ _DATA = ("data.image_size", "data.channels")
 _RUNS = tuple(f"system.{run}{end}" for run in ("first_stage", "model", "teacher") for end in ("", "_config"))
 _PATHS = ("system.pipeline", "system.tokenizer", *_RUNS)
 # Keys of config.system that only sampling reads. The base of a cascade may be replaced by another run.
-_OF_SAMPLING = ("system.direction", "system.level", "system.base", "system.base_config")
-# Keys of config.system that only sampling reads.
-_OF_SAMPLING = ("system.direction", "system.missing")
+_OF_SAMPLING = ("system.direction", "system.missing", "system.level", "system.base", "system.base_config")
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
