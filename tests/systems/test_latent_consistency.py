@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -25,7 +26,9 @@ from diffusion_jax.solvers.base import stateless
 from diffusion_jax.systems.consistency import Consistency
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.teacher import Teacher
+from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import Coefficients, Embedded
+from tests import runs
 from tests.networks import random_params
 from tests.systems.test_consistency import pretend
 
@@ -200,7 +203,7 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_student_starts_as_its_teacher(run):
+def test_a_student_starts_as_its_teacher_and_only_it_is_trained(run):
     prepared = job.prepare(lcm(run))
     params = parameters.fresh_state(prepared).params
     teacher = build.trained(str(run), "config.system.teacher").load()
@@ -211,6 +214,42 @@ def test_a_student_starts_as_its_teacher(run):
     params = parameters.fresh_state(prepared).params
     for name in ("first_stage", "text"):
         jax.tree.map(np.testing.assert_array_equal, params["frozen"][name], teacher["frozen"][name])
+    system = prepared.system
+    x = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1), minval=-1)
+    batch = {"x": x, "tokens": jnp.asarray(system.tokenize(["one", "two", "three", "four"]))}
+    optimizer = optax.sgd(1e-2)
+    state = init_state(system, optimizer, (), jax.random.key(0), params)
+    before = jax.tree.map(np.asarray, params)
+    after = jax.jit(make_train_step(system, optimizer, num_steps=10, ema_rates=()))(state, batch)[0].params
+    for name in ("teacher", "text"):
+        jax.tree.map(np.testing.assert_array_equal, after["frozen"][name], before["frozen"][name])
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), after["network"], before["network"])
+    assert moved["encoder"]["time_embedding"]["cond_proj"]["kernel"] > 0
+    jax.tree.map(
+        lambda target, old, new: np.testing.assert_allclose(target, 0.95 * old + 0.05 * new, atol=1e-6),
+        after["frozen"]["target"],
+        before["frozen"]["target"],
+        after["network"],
+    )
+
+
+@pytest.mark.slow
+def test_low_rank_updates_leave_the_base_as_it_is(run, tmp_path):
+    config = lcm(run, "digits_lora")
+    train.train(config, tmp_path)
+    teacher = build.trained(str(run), "config.system.teacher").load()["network"]
+    _, arrays, _ = runs.final_state(config, tmp_path)
+    paths = {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(teacher)}
+    for path, value in paths.items():
+        np.testing.assert_array_equal(arrays[f".params['frozen']['network']{path}"], value)
+        np.testing.assert_array_equal(arrays[f".params['frozen']['teacher']['network']{path}"], value)
+    assert any("['lora']" in path and "'up'" in path and np.abs(x).max() > 0 for path, x in arrays.items())
+    params, _ = parameters.load_params(job.prepare(config), tmp_path)
+    assert np.isfinite(build.system(config).sample(params, jax.random.key(0), 2, _words(config, 2))["samples"]).all()
+
+
+def _words(config, num):
+    return {"tokens": np.asarray(build.system(config).tokenize(["three"] * num))}
 
 
 @pytest.mark.slow
