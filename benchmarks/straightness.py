@@ -10,6 +10,7 @@ distance to held-out points of 100 steps and of one step of Euler's method, next
 from __future__ import annotations
 
 import argparse
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,7 @@ def main() -> None:
         ax.scatter(*states[0, :600].T, s=3, alpha=0.3, color="tab:blue", linewidths=0, label="noise")
         ax.scatter(*states[-1, :600].T, s=3, alpha=0.3, color="tab:orange", linewidths=0, label="samples")
         ax.plot(*states[:, :PATHS].transpose(2, 0, 1), color="black", linewidth=0.5, alpha=0.6)
-        ax.set(title=model.config.system.name, aspect="equal", xlim=(-2.8, 2.8), ylim=(-2.8, 2.8))
+        ax.set(title=pathlib.Path(run).name, aspect="equal", xlim=(-2.8, 2.8), ylim=(-2.8, 2.8))
         ax.legend(loc="upper right", markerscale=4, fontsize=8)
     if options.picture:
         canvas.draw()
