@@ -39,6 +39,7 @@ RUNS = {
     "latent_consistency": "lcm:digits_latent",
     "text_to_image_consistency": "lcm:digits",
     "progressive_distillation": "progressive_distillation:digits",
+    "super_resolution": "sr3:digits",
     "bridge": "bridge:digits",
     "schroedinger_bridge": "schroedinger:moons",
     "series_diffusion": "csdi:eeg",

@@ -80,7 +80,7 @@ def test_signatures_list_the_fields_of_the_spec():
     """They are what a section of a config is checked against."""
     fields = inspect.signature(UNetSpec).parameters
     for make, own in (
-        (UNet2DConditionModel.__init__, {"self", "out_channels", "image_channels", "rngs"}),
+        (UNet2DConditionModel.__init__, {"self", "out_channels", "image_channels", "time_cond_proj_dim", "rngs"}),
         (ControlNetModel.__init__, {"self", "control_channels", "hint_channels", "rngs"}),
         (controlled_unet, {"control_channels", "hint_channels", "control_scale", "rngs"}),
     ):

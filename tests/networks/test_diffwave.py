@@ -31,6 +31,7 @@ def test_sizes_of_the_authors_code(network, kwargs, count):
     assert count_parameters(jax.eval_shape(init, jax.random.key(0))) == count
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("network", "kwargs"), [(DiffWave, TINY), (WaveGrad, TINY_GRAD)])
 def test_the_output_starts_at_zero_and_moves_with_waveform_and_spectrogram(network, kwargs):
     init, apply = init_apply(lambda rngs: network(**kwargs | dict(shape=(256, 1)), rngs=rngs))

@@ -126,6 +126,7 @@ def test_the_flow_is_the_monotone_map():
     np.testing.assert_allclose(MIXTURE.cdf(FLOW, jnp.asarray(x_0[:200, None]), jnp.float32(0)), exact, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_second_flow_is_straight_and_one_step_is_the_monotone_map():
     """E[noise - x_0 | x_t] of the pairs is their own difference, as monotone pairs do not cross: one step arrives.
 
