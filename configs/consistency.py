@@ -211,7 +211,7 @@ def lsun256(system: dict[str, Any], *, num_steps: int, learning_rate: float) -> 
 
 
 VARIANTS = {
-    "digits": functools.partial(digits, system=distilled(18)),
+    "digits": functools.partial(digits, system=distilled(18), num_steps=16_000),
     "digits_ct": functools.partial(digits, system=trained(2, 150, 0.9), teacher="", num_steps=8000, learning_rate=1e-3),
     "digits_ict": functools.partial(digits, **improved(160), teacher="", num_steps=8000, learning_rate=1e-3),
     "digits_ect": functools.partial(digits, **easy(6), num_steps=3000),
