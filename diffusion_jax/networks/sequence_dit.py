@@ -7,10 +7,9 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from diffusion_jax.networks import layers
-from diffusion_jax.networks.attention import check_heads
 from diffusion_jax.networks.base import DenoisingNetwork
 from diffusion_jax.networks.dit import TimestepEmbedder
-from diffusion_jax.networks.token_dit import OutputLayer, TokenBlock
+from diffusion_jax.networks.token_dit import OutputLayer, TokenBlock, check_rotary
 from diffusion_jax.types import Embedded
 
 
@@ -51,10 +50,7 @@ class SequenceDiT(DenoisingNetwork):
     ):
         if len(shape) != 2:
             raise ValueError(f"examples of shape {shape} are no sequences of vectors")
-        if (hidden_size // check_heads(num_heads, hidden_size)) % 2:
-            raise ValueError(
-                f"hidden_size={hidden_size} over num_heads={num_heads} must be even, for rotary embeddings."
-            )
+        check_rotary(hidden_size, num_heads)
         self.input_shape = tuple(shape)
         self.remat = remat
         self.input_layer = layers.linear(shape[-1], hidden_size, rngs=rngs)

@@ -66,10 +66,7 @@ class TokenDiT(DenoisingNetwork):
     ):
         if len(shape) != 1:
             raise ValueError(f"examples of shape {shape} are no sequences of tokens")
-        if (hidden_size // check_heads(num_heads, hidden_size)) % 2:
-            raise ValueError(
-                f"hidden_size={hidden_size} over num_heads={num_heads} must be even, for rotary embeddings."
-            )
+        check_rotary(hidden_size, num_heads)
         self.input_shape = tuple(shape)
         self.time_conditioned = time_conditioned
         self.remat = remat
@@ -154,6 +151,12 @@ class OutputLayer(nnx.Module):
     def __call__(self, x: Float[Array, "batch n c"], emb: Float[Array, "batch c2"]) -> Float[Array, "batch n out"]:
         shift, scale = jnp.split(self.adaLN_modulation(emb)[:, None, :], 2, -1)
         return self.linear(self.norm_final(x) * (1 + scale) + shift)
+
+
+def check_rotary(hidden_size: int, num_heads: int) -> None:
+    """Raises ValueError unless the heads divide the width, into even widths that rotary embeddings can rotate."""
+    if (hidden_size // check_heads(num_heads, hidden_size)) % 2:
+        raise ValueError(f"hidden_size={hidden_size} over num_heads={num_heads} must be even, for rotary embeddings.")
 
 
 def rotary(x: Float[Array, "batch n c"], num_heads: int) -> Float[Array, "batch n c"]:
