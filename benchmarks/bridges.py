@@ -66,13 +66,13 @@ def pairs(options: argparse.Namespace) -> None:
     train, test = data.arrays(model.job.source), data.arrays(model.job.held_out)
     n, x_1 = len(test["x"]), test["image"]
     both = np.concatenate([train["x"], train["image"]])
-    judge = classifiers.train_classifier(both, np.repeat([0, 1], len(train["x"])), num_classes=2)
-    real = frechet.statistics(classifiers.features(judge, test["x"]))
+    classifier = classifiers.train_classifier(both, np.repeat([0, 1], len(train["x"])), num_classes=2)
+    real = frechet.statistics(classifiers.features(classifier, test["x"]))
 
     def row(name: str, nfe: int, draws: list[np.ndarray]) -> None:
         values = transport.paired(np.concatenate(draws), x_1, test["x"])
         distances = [
-            frechet.frechet_distance(*real, *frechet.statistics(classifiers.features(judge, x))) for x in draws
+            frechet.frechet_distance(*real, *frechet.statistics(classifiers.features(classifier, x))) for x in draws
         ]
         print(f"{name:28} {nfe:5} {values['pairs_psnr']:7.2f} {values['pairs_ssim']:6.3f}", end="")
         print(f" {np.mean(distances):8.3f} ({min(distances):.3f} to {max(distances):.3f})", flush=True)
@@ -151,17 +151,17 @@ def report(
 
 def digits(options: argparse.Namespace) -> None:
     train = data.arrays(data.load(name="digits", image_size=8, channels=1))
-    judge = classifiers.train_classifier(train["x"], train["label"], num_classes=10)
+    classifier = classifiers.train_classifier(train["x"], train["label"], num_classes=10)
     panels = []
     for direction, of in (("backward", "x"), ("forward", "image")):
         start, samples, other, model = carried(options.runs[0], direction, 50)
         (wanted,) = model.config.data[of].only
-        found = classifiers.probabilities(judge, np.clip(samples, -1, 1)).argmax(1)
+        found = classifiers.probabilities(classifier, np.clip(samples, -1, 1)).argmax(1)
         train, exact = data.arrays(model.job.source)[of], gaussian_reference(model, direction, start)
         report(
             f"{direction}, class {wanted}: {np.mean(found == wanted):.3f} of {len(found)}", samples, start, other, train
         )
-        found = classifiers.probabilities(judge, np.clip(exact, -1, 1)).argmax(1)
+        found = classifiers.probabilities(classifier, np.clip(exact, -1, 1)).argmax(1)
         report(f"{direction}, between Gaussians: {np.mean(found == wanted):.3f}", exact, start, other, train)
         panels += [start[:SHOWN], samples[:SHOWN]]
     if options.picture:

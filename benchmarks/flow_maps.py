@@ -6,7 +6,7 @@
 Each argument is RUN:SOLVER:STEPS or RUN:SOLVER:STEPS:LEVELS, with the noise level sigma / alpha that each step starts
 at. Printed are the evaluations of the network for one sample, the Frechet ratio with its range and the entropy of the
 classes (see `evaluation.metrics.classifier_metrics`), means over four seeds of 500 samples, and the milliseconds for
-one sample on this machine, those of the fastest seed. All runs are compared by one classifier.
+one sample in this run, those of the fastest seed. All runs are compared by one classifier.
 """
 
 from __future__ import annotations

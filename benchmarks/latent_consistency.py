@@ -8,7 +8,7 @@ classifier-free guidance where it has none, on the grid of the run; `ddim` takes
 for the digits in words, others by class. Printed are the evaluations of the network for one sample, of which
 classifier-free guidance takes two in a step, the Frechet ratio with its range, the share of samples that are the digit
 asked for (see `evaluation.metrics.classifier_metrics`), means over four seeds of 500 samples, and the milliseconds for
-one sample on this machine. All runs are compared by one classifier.
+one sample in this run. All runs are compared by one classifier.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m diffusion_jax.main --config=configs/cascade.py:digits_base --workdir=runs/cascade_base
     python -m diffusion_jax.main --config=configs/cascade.py --workdir=runs/cascade
-    python -m diffusion_jax.main --config=configs/cascade.py --workdir=runs/cascade --mode=evaluate \
+    python -m diffusion_jax.main --config=configs/cascade.py --workdir=runs/cascade --mode=evaluate \\
         --config.system.level=0.1
 
 The first command trains a class-conditional model of 4 x 4 digits, the second one that enlarges them to 8 x 8 pixels,
@@ -10,9 +10,6 @@ and whose samples are those of both. In training the smaller image is made of th
 config.system.levels is added, of which the network knows the level; config.system.level is that of sampling.
 config.system.base is the work directory of the smaller model; --config.system.base= samples from the small images in
 config.sampling.cond=FILE instead. `mnist_base` and `mnist` go from 7 x 7 to 28 x 28 pixels (config.data.path=FOLDER).
-
-`imagenet_base32`, `imagenet64` and `imagenet256` are stages of the paper's sizes on folders of classes, with ADM's
-networks; where the paper's settings are published, docs/papers.md compares them.
 """
 
 from typing import Any

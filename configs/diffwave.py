@@ -76,7 +76,7 @@ def paper(*, channels: int, layers: int, cycle: int, num_steps: int, beta_end: f
 
 
 def ljspeech(channels: int, num_steps: int, beta_end: float) -> ConfigDict:
-    """Mel spectrograms of 80 mels and clips of 62 frames, as in the authors' code."""
+    """Mel spectrograms of 80 mels and clips of 62 frames, as in the public implementation lmnt-com/diffwave."""
     mel = dict(n_fft=1024, hop=256, num_mels=80, f_min=20.0)
     splits = dict(split="train[:99%]", eval_split="train[99%:]")
     return paper(

@@ -144,7 +144,7 @@ def whole(variant: str, run: str, guidance: tuple[float, float]) -> ConfigDict:
     return authors(variant, run, learning_rate=1e-6, guidance=guidance, **embedded)
 
 
-# In the words of the paper these ranges are w = 5 to 15 and 3 to 15, and the scale is 1 + w.
+# In the authors' scripts, whose w is the scale less 1, these ranges are 5 to 15 and 3 to 15, and the scale is 1 + w.
 SD15 = ("stable_diffusion.py:sd15", "runs/sd15", (6.0, 16.0))
 SDXL = ("stable_diffusion.py:sdxl", "runs/sdxl", (4.0, 16.0))
 

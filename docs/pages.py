@@ -29,6 +29,7 @@ OUTSIDE = {
     "CITATION.cff": "CITATION.cff",
     "benchmarks/README.md": "benchmarks.md",
     "colabs/quickstart.ipynb": "quickstart.ipynb",
+    "colabs/few_steps.ipynb": "few_steps.ipynb",
     "colabs/inverse_problems.ipynb": "inverse_problems.ipynb",
     "colabs/text.ipynb": "text.ipynb",
 }

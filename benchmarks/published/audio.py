@@ -27,7 +27,7 @@ _LJSPEECH = {
 _CROP = {f"{_DIFFWAVE_CODE} src/diffwave/params.py": {"data.length": 62 * 256, "network.upsample": (16, 16)}}
 _BASE = {**_LJSPEECH, "network.residual_channels": 64, "process.num_steps": 50, "process.beta_end": 0.05}
 _SC09 = {"data.length": 16_000, "data.sample_rate": 16_000, "process.num_steps": 200, "process.beta_end": 0.02}
-_CLIPS = "Clips have 62 frames, 15,872 samples, as in the authors' code; the paper says 16,000."
+_CLIPS = "Clips have 62 frames, 15,872 samples, as in lmnt-com/diffwave; the paper says 16,000."
 _SPLIT = "A random percent of the recordings is held out."
 _STEPS = "Batch and number of steps are those of LJSpeech; a random tenth of the recordings is held out."
 
@@ -49,7 +49,7 @@ TABLE: tuple[Published, ...] = (
             },
             **_CROP,
         },
-        differences=(_CLIPS, _SPLIT, "The state is not clipped to [-1, 1] between steps, as the authors' code does."),
+        differences=(_CLIPS, _SPLIT, "The state is not clipped to [-1, 1] between steps, as lmnt-com/diffwave does."),
     ),
     Published(
         paper=DIFFWAVE,

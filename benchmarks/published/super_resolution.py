@@ -35,7 +35,7 @@ TABLE = (
             "for the whole batch. Here every row has its own, as in the paper.",
             "The network is ADM's, and small images are averages of the large ones, enlarged bilinearly; there it is "
             "another U-Net without scales from the embedding, and images are reduced and enlarged bicubically.",
-            "The network is told the time, there the square root of alpha bar, a function of it.",
+            "The network reads the time, there the square root of alpha bar, a function of it.",
         ),
     ),
 )

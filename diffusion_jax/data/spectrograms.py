@@ -108,6 +108,7 @@ class MelSpectrogram:
         check(self.n_fft % 2 == 0, "n_fft", self.n_fft, "even")
         check(self.hop <= self.n_fft // 2, "hop", self.hop, f"at most half of n_fft, {self.n_fft // 2}")
         check(0 <= self.window <= self.n_fft, "window", self.window, f"in 0..n_fft, {self.n_fft}; 0 for n_fft")
+        check((self.window or self.n_fft) >= 2 * self.hop, "window", self.window, f"at least twice hop, {2 * self.hop}")
         check(0 <= self.f_min < self.highest, "f_min", self.f_min, f"in 0..{self.highest:g}, below f_max")
         check(self.highest <= self.sample_rate / 2, "f_max", self.f_max, f"at most {self.sample_rate / 2:g} Hz, or 0")
         check(self.range > 0, "range", self.range, "positive, in decibels")
@@ -180,8 +181,9 @@ def griffin_lim(
     """A waveform whose STFT has amplitudes near `magnitudes`, from random phases.
 
     Each step takes the phases of the STFT of the waveform that is nearest to the present spectrum. Without momentum the
-    distance |STFT(x)| - magnitudes never grows (Griffin and Lim, 1984); with it, c + momentum / (1 + momentum) times
-    the change is extrapolated, as librosa.griffinlim does for the fast algorithm (Perraudin et al., 2013).
+    distance |STFT(x)| - magnitudes never grows (Griffin and Lim, 1984); with it, the
+    phases are those of c + momentum (c - c_before), where c is this STFT, which is proportional to
+    c - momentum / (1 + momentum) c_before as in librosa.griffinlim (the fast algorithm, Perraudin et al., 2013).
 
     Raises ValueError for a negative momentum, or no steps.
     """

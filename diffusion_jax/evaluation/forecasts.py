@@ -31,8 +31,8 @@ def crps(samples: Samples, truth: Truth, *, fair: bool = True) -> Float[np.ndarr
     """CRPS = E|X - y| - E|X - X'| / 2 of each value.
 
     With `fair` E|X - X'| is over pairs of different samples, which is unbiased for independent ones; otherwise over all
-    m^2 pairs, which is the CRPS of the empirical distribution and (1 + 1/m) too large for a calibrated forecast. One
-    sample is a point forecast, whose CRPS is |x - y|.
+    m^2 pairs, which is the CRPS of the empirical distribution, too large by the factor 1 + 1/m for a calibrated
+    forecast. One sample is a point forecast, whose CRPS is |x - y|.
     """
     m = len(samples)
     error = np.abs(samples - truth).mean(0)
@@ -68,7 +68,7 @@ def quantile_crps(samples: Samples, truth: Truth, where: Where = None, levels: t
     where = counted(truth, where)
     y = truth[where]
     losses = quantile_losses(np.quantile(samples[:, where], levels, axis=0), levels, y)
-    return float(losses.mean(0).sum() / np.abs(y).sum())
+    return ratio(losses.mean(0).sum(), np.abs(y).sum())
 
 
 def crps_sum(
@@ -92,16 +92,21 @@ def energy_score(samples: Float[np.ndarray, "m n d"], truth: Float[np.ndarray, "
     return error - spread / (m * (m - 1))
 
 
+def ratio(error: float, size: float) -> float:
+    """error / size; NaN for a truth that is 0 everywhere, whose size says nothing."""
+    return float(error / size) if size > 0 else math.nan
+
+
 def nd(forecast: Truth, truth: Truth, where: Where = None) -> float:
     """Normalised deviation, sum |f - y| / sum |y|; f is the median."""
     where = counted(truth, where)
-    return float(np.abs(forecast - truth)[where].sum() / np.abs(truth[where]).sum())
+    return ratio(np.abs(forecast - truth)[where].sum(), np.abs(truth[where]).sum())
 
 
 def nrmse(forecast: Truth, truth: Truth, where: Where = None) -> float:
     """Root of the mean square error over the mean of |y|; f is the mean."""
     where = counted(truth, where)
-    return float(np.sqrt(np.square(forecast - truth)[where].mean()) / np.abs(truth[where]).mean())
+    return ratio(np.sqrt(np.square(forecast - truth)[where].mean()), np.abs(truth[where]).mean())
 
 
 def mase(

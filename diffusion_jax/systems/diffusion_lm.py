@@ -25,8 +25,8 @@ class DiffusionLM(OnDiffusion):
         L = |D(x_t, t) - e_w|^2 - log p(w | x) + |alpha(1) e_w|^2,     x ~ N(alpha e_w, sigma^2 I) at the time `first`
 
     Each term is the mean over its entries; the first is the loss of `diffusion`, whose gradient reaches the embeddings
-    too, the second keeps them apart, the third is the part of KL(q(x_1 | w) || N(0, I)) that depends on them. x is the
-    paper's x_0, a noisy embedding; D predicts the embedding without its noise. Parameters are {"network": ...,
+    too, the second keeps them apart, the third is twice the part of KL(q(x_1 | w) || N(0, I)) that depends on them. x
+    is the paper's x_0, a noisy embedding; D predicts the embedding without its noise. Parameters are {"network": ...,
     "embedding": {"table": [K, c], "bias": [K]}}. See `losses.rounding` for p(w | x).
 
     Raises ValueError for a time out of range or fewer than one time of the bound.

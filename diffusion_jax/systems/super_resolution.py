@@ -33,7 +33,7 @@ class SuperResolution(OnDiffusion):
 
     The network receives z = alpha(s) y + sigma(s) eps and the level s, alpha and sigma being those of the process of
     `diffusion`. In training s is uniform in `levels` for each row (non-truncated conditioning augmentation,
-    arXiv:2106.15282, section 4), in sampling it is `level`. A network that saw samples of another model as if they were
+    arXiv:2106.15282), in sampling it is `level`. A network that saw samples of another model as if they were
     data would copy their faults; noise hides these. At s = 0 z is y, at s = 1 it is noise, and samples are
     unconditional. With levels (0, 0) there is no augmentation and the network does not read a level.
 

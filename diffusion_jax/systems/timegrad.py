@@ -100,6 +100,9 @@ class TimeGrad(Sampled):
     ) -> dict[str, Float[Array, "batch length channels"]]:
         """Draw {"samples": ...}, windows with the known history and a drawn horizon; row r depends on ids[r], cond[r].
 
+        Known values within the horizon are kept, and later steps depend on them. A missing value of the history is 0 on
+        the scale of the model, for the encoder and in the sample.
+
         A pure function, for use under `jit`.
         """
         prior_key, noise_key = sampling_keys(key)
@@ -114,6 +117,7 @@ class TimeGrad(Sampled):
             D = self.denoiser(params, {"vector": vector}, numbers)
             keys = [jax.random.fold_in(part, t) for part in (prior_key, noise_key)]
             drawn = self.diffusion.solve(D, *keys, ids, None).astype(values.dtype)
+            drawn = jnp.where(jnp.isfinite(x[:, t]), x[:, t], drawn)
             return (jax.lax.dynamic_update_index_in_dim(values, drawn, t, 1), state), None
 
         (values, _), _ = jax.lax.scan(step, (values, state), jnp.arange(start, self.length))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import data
+from diffusion_jax.data.sources import series
 
 
 def open_series(path, **arguments):
@@ -112,3 +113,15 @@ def test_bad_input_is_refused(tmp_path, content, arguments, words):
 def test_a_missing_file_says_where_there_is_one(tmp_path):
     with pytest.raises(ValueError, match=r"ETTh1\.csv.* https://github\.com/zhouhaoyi/ETDataset"):
         open_series(tmp_path / "none.csv", length=4, channels=2)
+
+
+def test_a_csv_without_names_or_with_text_among_numbers_is_refused(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("1.0,2.0\n3.0,4.0\n")
+    with pytest.raises(ValueError, match="must hold the names of the columns"):
+        series._table(file)
+    file.write_text("date,load\nmonday,?\ntuesday,4.0\n")
+    with pytest.raises(ValueError, match=r"row 1 of column 'load' is '\?'"):
+        series._table(file)
+    file.write_text("date,load\nmonday,\ntuesday,4.0\n")
+    np.testing.assert_array_equal(series._table(file), [[np.nan], [4.0]])

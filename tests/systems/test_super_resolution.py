@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from diffusion_jax import parameterizations, processes, solvers, systems
+from diffusion_jax.config import build, from_file
+from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.losses import denoising_loss, times, weightings
 from diffusion_jax.networks.conditions import Conditions, structure
 from diffusion_jax.solvers import grids
@@ -22,7 +25,7 @@ PIXEL = (1, 1, 1)
 
 
 def exact(params, x_t, c_noise, cond, key=None):
-    """E[x given x_t and z] for z = alpha(s) y + sigma(s) eps, with the level s that the network is told."""
+    """E[x given x_t and z] for z = alpha(s) y + sigma(s) eps, with the level s that the network reads."""
     t, s = jnp.broadcast_to(c_noise, len(x_t)), cond["vector"][:, 0]
     row = lambda v: v[:, None, None, None]
     a, b, c, d = PROCESS.alpha(t), PROCESS.sigma(t), PROCESS.alpha(s), PROCESS.sigma(s)
@@ -102,14 +105,14 @@ def test_the_fault_that_remains_falls_with_the_level():
     assert divergence[-1] < 1e-4
 
 
-def test_a_network_that_is_told_another_level_draws_another_law():
-    told = lambda params, x, t, cond, key=None: exact(params, x, t, {**cond, "vector": 0 * cond["vector"]})
+def test_a_network_that_reads_another_level_draws_another_law():
+    reads = lambda params, x, t, cond, key=None: exact(params, x, t, {**cond, "vector": 0 * cond["vector"]})
     y = SHIFT + np.sqrt(1 + NOISE**2) * jax.random.normal(jax.random.key(0), (4000,))
-    x = drawn(model(diffusion=plain(apply=told), level=0.6), y)
+    x = drawn(model(diffusion=plain(apply=reads), level=0.6), y)
     assert abs(x.mean() - moments(0.6)[0]) > 0.1
 
 
-def test_training_tells_the_level_of_the_noise_it_adds():
+def test_training_passes_the_level_of_the_noise_it_adds():
     seen = {}
 
     def loss(params, key, x, cond, **options):
@@ -174,3 +177,17 @@ def test_the_noise_of_stages_is_independent():
 def test_refusals(changes, message):
     with pytest.raises(ValueError, match=message):
         model(**changes)
+
+
+def test_a_process_that_grows_is_refused():
+    config = from_file("configs/sr3.py")
+    config.system.update(levels=(0.0, 0.5))
+    config.network.vector_dim = 1
+    build.system(config)
+    config.process = ConfigDict(dict(name="edm"))
+    with pytest.raises(ConfigError, match="needs a variance-preserving process"):
+        build.system(config)
+    config = from_file("configs/sr3.py")
+    config.data = ConfigDict(dict(name="toy", kind="rings"))
+    with pytest.raises(ConfigError, match="enlarges images"):
+        build.system(config)

@@ -123,6 +123,15 @@ def test_a_row_depends_on_its_own_history_only():
     assert np.abs(other[1, -1] - whole[1, -1]).max() > 0.01
 
 
+def test_a_known_value_within_the_horizon_leads_the_next_step():
+    known = np.full((2000, LENGTH, 1), np.nan, np.float32)
+    known[:, : LENGTH - HORIZON], at = 0, LENGTH - HORIZON + 1
+    known[:, at] = 3
+    x = system().sample({"network": {}, "encoder": {}}, jax.random.key(0), len(known), {"known": known})["samples"]
+    np.testing.assert_array_equal(x[:, at], 3)
+    assert abs(x[:, at + 1].mean() - A * 3) < 4 * S / np.sqrt(len(known))
+
+
 def test_scaled_histories_give_scaled_forecasts():
     """With the exact denoiser of one scale, so that the samples are those of the other one, scaled."""
     model = system(scaling="mean")

@@ -197,6 +197,11 @@ def _check_segments(parts: Parts, schedule: Schedule) -> None:
     times = parts.grid(parts.process, config.sampling.steps)
     starts = schedule.start(parts.process, times[:-1])
     named = f"config.system.schedule.segments={config.system.schedule.segments}"
+    if not (parts.process.sigma(schedule.start(parts.process, jnp.zeros(1))) > 0).all():
+        raise ConfigError(
+            f"config.system.schedule.t_min={config.system.schedule.get('t_min', 0.0)} must be a time with noise for "
+            f"{named}: a step of DDIM divides by sigma, 0 there for config.process.name={config.process.name!r}"
+        )
     if config.solver.name != "ddim" or config.solver.get("eta", 0.0) != 0:
         raise ConfigError(
             f"config.solver.name={config.solver.name!r} must be 'ddim' with eta=0 for {named}: f leads to the "

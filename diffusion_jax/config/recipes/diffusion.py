@@ -13,7 +13,7 @@ from diffusion_jax import parameterizations, systems
 from diffusion_jax.config import fits, names
 from diffusion_jax.config.parts import Network, Parts
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe, check_likelihood_levels
-from diffusion_jax.config.sections import construct, lookup
+from diffusion_jax.config.sections import ConfigError, construct, lookup
 from diffusion_jax.networks.conditions import NO_RATES
 from diffusion_jax.systems import augmentation
 from diffusion_jax.types import Params, needs_of
@@ -72,6 +72,15 @@ def denoising(
         resampler=parts.resampler,
         **sampler(parts, network, cond_dropout, cond_dropouts, learned_variance=learned, likelihood=likelihood),
     )
+
+
+def check_no_resampler(parts: Parts, model: systems.Diffusion) -> None:
+    """Raises ConfigError for times that follow past losses, in systems that keep no statistics of these."""
+    if model.resampler is not None:
+        raise ConfigError(
+            f"config.times.name={parts.config.times.name!r} is not supported by config.system.name="
+            f"{parts.config.system.name!r}, which keeps no statistics of past losses"
+        )
 
 
 def sampler(

@@ -7,7 +7,7 @@ import functools
 from diffusion_jax import systems
 from diffusion_jax.config import data
 from diffusion_jax.config.parts import Parts, no_likelihood
-from diffusion_jax.config.recipes.diffusion import diffusion
+from diffusion_jax.config.recipes.diffusion import check_no_resampler, diffusion
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe
 from diffusion_jax.config.sections import ConfigError, construct, refusal
 from diffusion_jax.types import Spec
@@ -41,6 +41,7 @@ def diffusion_lm(
     with refusal("config.data"):
         pad = data.facts(parts.config).get("pad")
     model = diffusion(parts.at(Spec((*parts.spec.shape, embedding_size))))
+    check_no_resampler(parts, model)
     with refusal("config.system"):
         return systems.DiffusionLM(
             diffusion=model, spec=parts.spec, first=first, clamp=clamp, num_times=num_times, pad=pad

@@ -6,7 +6,7 @@ import functools
 
 from diffusion_jax import systems
 from diffusion_jax.config.parts import Parts
-from diffusion_jax.config.recipes.diffusion import diffusion
+from diffusion_jax.config.recipes.diffusion import check_no_resampler, diffusion
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe
 from diffusion_jax.config.sections import ConfigError, construct, lookup, refusal
 from diffusion_jax.guidance.observation import KNOWN, observed
@@ -28,7 +28,6 @@ def series_diffusion(
     horizon: int = 0,
     missing: float = 0.0,
     scaling: str = "none",
-    cond_dropout: float = 0.0,
 ) -> systems.SeriesDiffusion:
     """The model of `parts`. Keywords are config.system.
 
@@ -50,7 +49,8 @@ def series_diffusion(
         )
     if parts.config.loss.name != "denoising":
         raise ConfigError(f"config.loss.name={parts.config.loss.name!r} must be 'denoising', which takes a mask")
-    model = diffusion(parts, cond_dropout)
+    model = diffusion(parts)
+    check_no_resampler(parts, model)
     if KNOWN not in model.network_conditions and targets != "forecast":
         raise ConfigError(
             f"config.system.targets={targets!r} needs a network that reads what is known; an unconditional one is "

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import jax.numpy as jnp
+import numpy as np
+
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes.diffusion import diffusion
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe
@@ -40,6 +43,12 @@ def super_resolution(
     if len(levels) != 2:
         raise ConfigError(f"config.system.levels={levels} must be two times, the lowest and the highest level")
     model = diffusion(parts, cond_dropout, cond_dropouts, augment)
+    power = np.square([float(f(jnp.float32(levels[1]))) for f in (model.process.alpha, model.process.sigma)]).sum()
+    if levels[1] > 0 and abs(power - 1) > 0.01:
+        raise ConfigError(
+            f"config.process.name={parts.config.process.name!r} has alpha^2 + sigma^2 = {power:.3g} at the level "
+            f"{levels[1]} of config.system.levels; conditioning augmentation needs a variance-preserving process"
+        )
     if LEVEL in model.network_conditions:
         # A level says what the image is, so that dropout and guidance keep it.
         kept = {LEVEL: structure(model.network_conditions[LEVEL].spec.shape)}

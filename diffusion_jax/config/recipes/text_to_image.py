@@ -18,7 +18,7 @@ from diffusion_jax.config import names
 from diffusion_jax.config.names import TEXT_ENCODERS
 from diffusion_jax.config.parts import Parts, no_likelihood, positive
 from diffusion_jax.config.recipes import first_stage, pipelines
-from diffusion_jax.config.recipes.diffusion import diffusion
+from diffusion_jax.config.recipes.diffusion import check_no_resampler, diffusion
 from diffusion_jax.config.recipes.pipelines import TEXT_FOLDERS, encoder_sections, latent_size, pipeline_of
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Reading, Recipe
 from diffusion_jax.config.sections import ConfigError, construct, lookup, refusal
@@ -61,11 +61,7 @@ def build(parts: Parts) -> TextToImage:
     latents = parts.at(Spec(stage.latent_shape, modality="latents"))
     # The system drops texts itself; the rate is passed on only to be checked against the guidance.
     model = dataclasses.replace(diffusion(latents, cond_dropout=section.get("cond_dropout", 0.0)), cond_dropout=0.0)
-    if model.resampler is not None:
-        raise ConfigError(
-            f"config.times.name={config.times.name!r} is not supported for text-to-image models, which keep no "
-            "statistics of past losses"
-        )
+    check_no_resampler(parts, model)
     model = dataclasses.replace(model, editing=_editing(parts))
     options = {key: value for key, value in section.items() if key not in _OTHERS} | {"name": section["name"]}
     system = construct(

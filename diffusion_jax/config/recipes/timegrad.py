@@ -6,7 +6,7 @@ import functools
 
 from diffusion_jax import systems
 from diffusion_jax.config.parts import Parts
-from diffusion_jax.config.recipes.diffusion import diffusion
+from diffusion_jax.config.recipes.diffusion import check_no_resampler, diffusion
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe
 from diffusion_jax.config.recipes.series_diffusion import of_series
 from diffusion_jax.config.sections import ConfigError, construct, lookup, refusal
@@ -57,6 +57,7 @@ def timegrad(
             raise ConfigError(f"config.{field}.name={parts.config[field].name!r} must be {usual!r} for 'timegrad'")
     step = parts.at(Spec((channels,)))
     model = diffusion(step)
+    check_no_resampler(parts, model)
     if set(model.network_conditions) != {"vector"}:
         raise ConfigError(
             f"config.network.name={parts.config.network.name!r} reads "

@@ -177,6 +177,9 @@ def _listed(
         raise ValueError(f"{wrong} does not match data.pattern={pattern!r}.")
     chosen = np.arange(len(paths))
     if held_out:
+        for file, match in zip(paths, matches, strict=True):
+            if not (match["index"] or "").isdecimal():
+                raise ValueError(f"{_name(file, root)}: data.pattern={pattern!r} gives the index {match['index']!r}.")
         below = np.array([int(match["index"]) < held_out for match in matches])
         chosen = np.flatnonzero(below if name == "test" else ~below)
         if not len(chosen):

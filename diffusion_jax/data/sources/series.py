@@ -185,6 +185,8 @@ def _table(file: pathlib.Path) -> Float64[np.ndarray, "steps channels"]:
     if len(rows) < 2:
         raise ValueError(f"{file} has no rows below its line of names; {_WHERE}.")
     names, rows = rows[0], rows[1:]
+    if all(_is_number(name) for name in names):
+        raise ValueError(f"{file}: the first line, {','.join(names)[:60]!r}, must hold the names of the columns.")
     short = next((i for i, row in enumerate(rows) if len(row) != len(names)), None)
     if short is not None:
         raise ValueError(f"{file}: row {short + 1} has {len(rows[short])} values for {len(names)} columns.")
@@ -196,17 +198,21 @@ def _table(file: pathlib.Path) -> Float64[np.ndarray, "steps channels"]:
 
 
 def _column(file: pathlib.Path, name: str, cells: tuple[str, ...]) -> Float64[np.ndarray, "steps"] | None:
-    """One column as numbers; None if its first present value is none."""
+    """One column as numbers; None if none of its cells is one. ValueError: some are, and one is not."""
     texts = ["nan" if cell.strip().lower() in _MISSING else cell for cell in cells]
     try:
         return np.array(texts, np.float64)
     except ValueError:
         pass
-    for i, text in enumerate(texts):
-        try:
-            float(text)
-        except ValueError as error:
-            if all(other == "nan" for other in texts[:i]):
-                return None
-            raise ValueError(f"{file}: row {i + 1} of column {name!r} is {text!r}, which is no number.") from error
+    wrong = [i for i, text in enumerate(texts) if not _is_number(text)]
+    if any(_is_number(text) and text != "nan" for text in texts):
+        raise ValueError(f"{file}: row {wrong[0] + 1} of column {name!r} is {texts[wrong[0]]!r}, which is no number.")
     return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
