@@ -3,7 +3,7 @@
     python -m diffusion_jax.main --config=configs/cascade.py:digits_base --workdir=runs/cascade_base
     python -m diffusion_jax.main --config=configs/cascade.py --workdir=runs/cascade
     python -m diffusion_jax.main --config=configs/cascade.py --workdir=runs/cascade --mode=evaluate \\
-        --config.system.level=0.1
+        --config.system.level=0.4
 
 The first command trains a class-conditional model of 4 x 4 digits, the second one that enlarges them to 8 x 8 pixels,
 and whose samples are those of both. In training the smaller image is made of the data, and noise of a random level s in
@@ -58,7 +58,7 @@ def digits_base() -> ConfigDict:
 def digits() -> ConfigDict:
     return stage(
         steps=50,
-        system=enlarging("runs/cascade_base", "digits_base", highest=0.5, level=0.1),
+        system=enlarging("runs/cascade_base", "digits_base", highest=0.5, level=0.2),
         network=small_adm(low_res=4, attention_resolutions=(4,), channel_mult=(1, 2)),
         **presets.digits(2000, batch_size=64),
         sampling=dict(batch_size=500),
