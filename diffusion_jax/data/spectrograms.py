@@ -151,7 +151,7 @@ class MelSpectrogram:
         target = jnp.einsum("bfm,km->bfk", self.amplitudes(mel), filters, precision="highest")
         gram = jnp.einsum("km,lm->kl", filters, filters, precision="highest")
 
-        def update(_: int, s: Array) -> Array:
+        def update(_: Array | int, s: Array) -> Array:
             return s * target / jnp.maximum(jnp.einsum("bfk,kl->bfl", s, gram, precision="highest"), 1e-20)
 
         start = target / jnp.maximum(jnp.sum(gram, 0), 1e-8)
@@ -190,7 +190,7 @@ def griffin_lim(
     check(momentum >= 0, "momentum", momentum, "at least 0")
     check(steps >= 1, "steps", steps, "at least 1")
 
-    def step(_: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def step(_: Array | int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         phases, before = carry
         rebuilt = stft(istft(magnitudes * phases, n_fft, hop, length, window), n_fft, hop, window)
         ahead = rebuilt - momentum / (1 + momentum) * before

@@ -74,7 +74,7 @@ def quantile_crps(samples: Samples, truth: Truth, where: Where = None, levels: t
 def crps_sum(
     samples: Float[np.ndarray, "m *n channels"],
     truth: Float[np.ndarray, "*n channels"],
-    where: Where = None,
+    where: Bool[np.ndarray, "*n channels"] | None = None,
     levels: tuple[float, ...] = NINETEEN,
 ) -> float:
     """`quantile_crps` of the sum over channels, of the times at which all of them count."""
@@ -92,7 +92,7 @@ def energy_score(samples: Float[np.ndarray, "m n d"], truth: Float[np.ndarray, "
     return error - spread / (m * (m - 1))
 
 
-def ratio(error: float, size: float) -> float:
+def ratio(error: float | np.floating, size: float | np.floating) -> float:
     """error / size; NaN for a truth that is 0 everywhere, whose size says nothing."""
     return float(error / size) if size > 0 else math.nan
 

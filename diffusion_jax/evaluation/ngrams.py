@@ -134,7 +134,7 @@ def token_entropy(windows: Windows, pad: int | None = None) -> float:
     return float(np.mean(rows))
 
 
-def seen(windows: Windows, train: Windows, order: int, size: int, pad: int | None = None) -> float:
+def seen(windows: Windows, train: Int[np.ndarray, "m length"], order: int, size: int, pad: int | None = None) -> float:
     """The share of n-grams of the windows that occur in `train`."""
     known, found = (_codes(x, order, size)[counted(x, pad)[:, order - 1 :]] for x in (train, windows))
     return float(np.isin(found, known).mean())

@@ -159,6 +159,8 @@ def built(name: str):
     config.sampling.steps = min(config.sampling.steps, 2) if config.editing.name == "none" else 4
     if config.sampling.grid.name == "betas":  # one for each step
         config.sampling.grid["values"] = config.sampling.grid["values"][: config.sampling.steps]
+    if segments := config.system.get("schedule", {}).get("segments", 0):  # which steps of sampling do not cross
+        config.sampling.steps = segments
     if "length" in config.editing:  # of jumps, in steps
         config.editing.length = 1
     if name in STANDS_ON:
@@ -226,7 +228,7 @@ def test_a_missing_run_is_refused_with_the_command_that_trains_it(name):
 )
 def test_a_plan_needs_no_trained_run(name):
     job = prepare(read(name), 2, planning=True)
-    assert count_parameters(job.state.params["network"]) > 0
+    assert count_parameters(job.state.params["lora" if job.config.lora.rank else "network"]) > 0
     if name in STARTS_FROM:
         assert "frozen" not in job.state.params
     else:

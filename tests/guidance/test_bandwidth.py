@@ -79,7 +79,7 @@ def test_the_operator_is_an_orthogonal_projection():
 
 
 def test_refusals():
-    for keep in (0, 1.5):
+    for keep in (0.0, 1.5):
         with pytest.raises(ValueError, match=f"keep is {keep}; it must be in"):
             bandwidth(keep)
     with pytest.raises(ValueError, match="waveforms"):
