@@ -44,7 +44,7 @@ def opened(path: str, changes: dict[str, str], steps: int, solver: str, threshol
     return trained.open_run(path, "--curve", make)
 
 
-def curve(run: trained.Trained, scales: list[float], num: int, seed: int, judge, splits) -> list[dict[str, float]]:
+def curve(run: trained.Trained, scales: list[float], num: int, seed: int, classifier, splits) -> list[dict[str, float]]:
     """Metrics of `num` samples at each guidance scale, as `metrics.classifier_metrics` returns them."""
     system, params = run.system, run.load()
     numbers, draw = system.guidance.load(), jax.jit(system.draw)
@@ -53,7 +53,7 @@ def curve(run: trained.Trained, scales: list[float], num: int, seed: int, judge,
         here = functools.partial(draw, params, jax.random.key(seed), numbers={**numbers, "scale": jnp.float32(scale)})
         drawn = conditioned_rows(here, num, run.config.sampling.batch_size, system.conditions, None)
         samples = np.clip(drawn["samples"], -1, 1)
-        found = metrics.classifier_metrics(samples, *splits, classifier=judge, labels=drawn["label"])
+        found = metrics.classifier_metrics(samples, *splits, classifier=classifier, labels=drawn["label"])
         figures.append({"scale": scale, **found})
         print(
             f"| {scale:g} | {found['condition_accuracy']:.3f} | {found['classifier_frechet']:.2f} "
@@ -96,21 +96,21 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--picture", type=pathlib.Path, default=None)
     args = parser.parse_args()
-    curves, judges = {}, {}
+    curves, classifiers_of = {}, {}
     for title, workdir, *pairs in args.curve:
         run = opened(workdir, dict(pair.split("=", 1) for pair in pairs), args.steps, args.solver, args.threshold)
         name = (run.config.data.name, run.config.data.image_size)
-        if name not in judges:
+        if name not in classifiers_of:
             built = build.build(run.config)
             train, test = (data.arrays(built.source(evaluation=e)) for e in (False, True))
             classes = int(train["label"].max()) + 1
-            judge = classifiers.train_classifier(train["x"], train["label"], num_classes=classes)
-            judges[name] = (judge, (train, test))
+            classifier = classifiers.train_classifier(train["x"], train["label"], num_classes=classes)
+            classifiers_of[name] = (classifier, (train, test))
         print(
             f"\n{title}: {workdir}, {run.config.solver.name}, {run.config.sampling.steps} steps, {args.num} samples\n"
         )
         print("| scale | condition accuracy | Frechet distance | ratio | entropy of classes |\n|---|---|---|---|---|")
-        curves[title] = curve(run, args.scales, args.num, args.seed, *judges[name])
+        curves[title] = curve(run, args.scales, args.num, args.seed, *classifiers_of[name])
     if args.picture:
         picture(curves, args.picture)
         print(f"\n{args.picture}")
