@@ -51,15 +51,7 @@ def small(data: dict[str, Any], num_steps: int = 1800, **sections: Any) -> Confi
         training=dict(num_steps=num_steps, batch_size=16, log_every=50, checkpoint_every=500, sample_every=0),
         optimizer=presets.adam(2e-3, warmup_steps=100),
         ema=dict(rates=(0.995,)),
-        solver=dict(name="sde_dpm_solver_pp"),
-        sampling=dict(
-            num_samples=96,
-            samples_per_condition=16,
-            steps=16,
-            batch_size=128,
-            grid=dict(name="discrete", spacing="trailing"),
-        ),
-        evaluation=dict(num_samples=512, samples_per_condition=16, metrics=("auto",)),
+        **presets.paths(batch_size=128),
     )
     return replace(config, **sections)
 

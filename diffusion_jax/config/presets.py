@@ -191,6 +191,16 @@ def series(*, length: int, channels: int, ends: tuple[float, ...] = (0.7, 0.8, 1
     return dict(name="series", length=length, channels=channels, **where, **options)
 
 
+def paths(*, batch_size: int) -> dict[str, Section]:
+    """Sixteen paths of each window of a series, by a sampler of 16 steps."""
+    grid = dict(name="discrete", spacing="trailing")
+    return dict(
+        solver=dict(name="sde_dpm_solver_pp"),
+        sampling=dict(num_samples=96, samples_per_condition=16, steps=16, batch_size=batch_size, grid=grid),
+        evaluation=dict(num_samples=512, samples_per_condition=16, metrics=("auto",)),
+    )
+
+
 def fsdd(length: int = 6144, n_fft: int = 256, hop: int = 64, num_mels: int = 40, **data: Any) -> Section:
     """The Free Spoken Digit Dataset, 8 kHz: recordings 0 to 4 of each speaker and digit are held out."""
     names = dict(pattern=r"(?P<label>\d)_[^_]+_(?P<index>\d+)", held_out=5)
