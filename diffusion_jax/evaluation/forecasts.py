@@ -179,14 +179,3 @@ def ridge_forecast(
     last = known[:, -1:]
     inputs = np.concatenate([known - last, np.ones_like(last)], 1)
     return np.einsum("nlc,clh->nhc", inputs, weights) + last
-
-
-def interpolated(known: Float[np.ndarray, "n t c"]) -> Float[np.ndarray, "n t c"]:
-    """Linear interpolation in time of what is NaN, the nearest known value at the ends, 0 where nothing is known."""
-    out = np.array(known, np.float64)
-    steps = np.arange(known.shape[1])
-    for row in out:
-        for channel in row.T:
-            present = np.isfinite(channel)
-            channel[~present] = np.interp(steps[~present], steps[present], channel[present]) if present.any() else 0.0
-    return out

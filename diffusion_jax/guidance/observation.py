@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -18,6 +19,22 @@ from diffusion_jax.types import Cond, Needs, Solver, Spec, check, check_choice
 
 KNOWN = "known"  # [*shape], NaN where a value is not known
 LEVEL = "level"  # quantile level of a row, in (0, 1); the system draws it
+
+
+def interpolation(known: Float[Array, "batch length channels"]) -> Float[Array, "batch length channels"]:
+    """Linear interpolation in time of what is NaN, the nearest known value at the ends, 0 where nothing is known."""
+    length = known.shape[1]
+    present = jnp.isfinite(known)
+    at = jnp.arange(length)[:, None]
+    before = jax.lax.cummax(jnp.where(present, at, -1), axis=1)
+    after = jax.lax.cummin(jnp.where(present, at, length), axis=1, reverse=True)
+    # Beyond the first and the last known value both are that value.
+    left, right = jnp.where(before < 0, after, before), jnp.where(after == length, before, after)
+    left, right = jnp.clip(left, 0, length - 1), jnp.clip(right, 0, length - 1)
+    values = jnp.where(present, known, 0)
+    low, high = (jnp.take_along_axis(values, index, axis=1) for index in (left, right))
+    share = (at - left) / jnp.maximum(right - left, 1)
+    return jnp.where(present, known, low + share * (high - low))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

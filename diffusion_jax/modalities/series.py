@@ -9,6 +9,7 @@ from jaxtyping import Float, UInt8
 
 from diffusion_jax import data
 from diffusion_jax.evaluation import fan_charts, forecasts
+from diffusion_jax.guidance.observation import interpolation
 from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need
 
 _SHOWN = 6  # windows in a picture
@@ -142,7 +143,7 @@ def of_horizon(
 def of_gaps(truth: Float[np.ndarray, "n length c"], known: Float[np.ndarray, "n length c"]) -> dict[str, float]:
     """The mean absolute error, which is the CRPS of a point, of linear interpolation in time."""
     where = np.isfinite(truth) & ~np.isfinite(known)
-    error = (forecasts.interpolated(known) - truth)[where]
+    error = (np.asarray(interpolation(known)) - truth)[where]
     return {
         "interpolation_crps": float(np.abs(error).mean()),
         "interpolation_rmse": float(np.sqrt(np.square(error).mean())),

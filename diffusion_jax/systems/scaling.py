@@ -1,4 +1,4 @@
-"""Scales of series: what is taken out of a window before the model sees it, from its known values alone."""
+"""Scales and references of series: what is taken out of a window before the model sees it, from its known values."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from diffusion_jax.guidance.observation import interpolation
+
 _LEAST = 1e-6  # of a scale, where the known values are constant or 0
+# known [batch, length, channels], NaN for what is not known -> what x is the difference from, of the same shape
+Reference = Callable[[Float[Array, "batch length channels"]], Float[Array, "batch length channels"]]
 # known [batch, length, channels], NaN for what is not known -> (location, scale) [batch, 1, channels]
 Scaling = Callable[[Float[Array, "batch length channels"]], tuple[Array, Array]]
+
+
+def no_reference(known: Float[Array, "batch length channels"]) -> Float[Array, "batch length channels"]:
+    """Zero everywhere."""
+    return jnp.zeros_like(known)
 
 
 def no_scaling(known: Float[Array, "batch length channels"]) -> tuple[Array, Array]:
@@ -53,3 +62,5 @@ SCALINGS: dict[str, Scaling] = {
     "standard": standard_scaling,
     "last": last_scaling,
 }
+
+REFERENCES: dict[str, Reference] = {"none": no_reference, "interpolation": interpolation}

@@ -15,7 +15,7 @@ from diffusion_jax.losses.targets import Targets
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import row_keys, sampling_keys
 from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
-from diffusion_jax.systems.scaling import Scaling, no_scaling
+from diffusion_jax.systems.scaling import Reference, Scaling, no_reference, no_scaling
 from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train
 
 _LEVELS = 2**30  # folded into the keys of rows, for their quantile levels
@@ -26,16 +26,23 @@ class SeriesDiffusion(OnDiffusion):
     """A diffusion model of windows [length, channels] of series, NaN where a value is missing.
 
     Batches are {"x": [batch, length, channels]}. In training `targets` says which of the present values are known.
-    Each window is scaled by its known values. A network with the condition "known" is trained on the others alone
+    Each window is scaled by its known values, and x_0 is what is left of it after its `reference`, which equals the
+    known values where there are any, such as their linear interpolation. A network with the condition "known" is trained on the others alone
     (CSDI, arXiv:2107.03502, eq. 9); one without it on all present values (TSDiff, arXiv:2307.11494), and samples of it
     are guided by known values. In samples known values are exactly those of the condition, which for held-out windows
-    is what `operator` leaves of them. Without the condition, samples are on the scale of the model.
+    is what `operator` leaves of them. Without the condition, samples are on the scale of the model. Raises ValueError
+    for a reference without a network that reads the condition.
     """
 
     diffusion: Diffusion
     operator: Observed
     targets: Targets
     scaling: Scaling = no_scaling
+    reference: Reference = no_reference
+
+    def __post_init__(self):
+        if self.reference is not no_reference and not self.conditional:
+            raise ValueError("a reference needs a network that reads what is known")
 
     def init(self, key: Key[Array, ""]) -> Params:
         return self.diffusion.init(key)
@@ -53,8 +60,10 @@ class SeriesDiffusion(OnDiffusion):
         present = jnp.isfinite(x)
         given = self.targets(target_key, present)
         location, scale = self.scaling(jnp.where(given, x, jnp.nan))
-        x_0 = jnp.where(present, (x - location) / scale, 0)
-        cond = {KNOWN: jnp.where(given, x_0, jnp.nan)} if self.conditional else None
+        scaled = (x - location) / scale
+        known = jnp.where(given, scaled, jnp.nan)
+        x_0 = jnp.where(present, scaled - self.reference(known), 0)
+        cond = {KNOWN: known} if self.conditional else None
         where = present & ~given if self.conditional else present
         loss, _ = self.diffusion.loss_fn(params["network"], key, x_0, cond, where=where, train=train is not None)
         return loss, {}
@@ -64,15 +73,17 @@ class SeriesDiffusion(OnDiffusion):
         return {"loss": self.loss(params, key, batch, None)[0]}
 
     def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
-        """The denoiser D(x, t) of scaled windows under scaled known values, which it returns where there are any.
+        """The denoiser D(x, t) of scaled windows less their reference, under scaled known values.
 
-        That is E[x_0 | x_t, known], so that every solver ends at them.
+        Where a value is known it returns that, less the reference. So D = E[x_0 | x_t, known], and every solver ends
+        at the known values.
         """
         D = self.diffusion.denoiser(params, cond, numbers)
         if cond is None or not self.conditional:
             return D
         known = jnp.asarray(cond[KNOWN])
-        return parameterizations.mapped(D, lambda x_0: jnp.where(jnp.isfinite(known), known, x_0))
+        exact = known - self.reference(known)
+        return parameterizations.mapped(D, lambda x_0: jnp.where(jnp.isfinite(known), exact, x_0))
 
     def draw(
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
@@ -85,9 +96,11 @@ class SeriesDiffusion(OnDiffusion):
         known = jnp.asarray(cond[KNOWN])
         location, scale = self.scaling(known)
         level = jax.vmap(jax.random.uniform)(row_keys(row_keys(noise_key, ids), _LEVELS))
-        cond = {**cond, KNOWN: (known - location) / scale, LEVEL: level}
+        scaled = (known - location) / scale
+        cond = {**cond, KNOWN: scaled, LEVEL: level}
         D = self.denoiser(params, cond, numbers)
-        x = location + scale * self.diffusion.solve(D, prior_key, noise_key, ids, cond)
+        x_0 = self.reference(scaled) + self.diffusion.solve(D, prior_key, noise_key, ids, cond)
+        x = location + scale * x_0
         return {"samples": jnp.where(jnp.isfinite(known), known, x)}
 
     def evaluations(self) -> int | None:

@@ -109,7 +109,3 @@ def test_ridge_finds_a_linear_recursion_and_interpolation_a_line():
         x[:, t] = 1.6 * x[:, t - 1] - 0.8 * x[:, t - 2]
     weights = forecasts.ridge(x, 4, penalty=1e-6)
     np.testing.assert_allclose(forecasts.ridge_forecast(weights, x[:, :-4]), x[:, -4:], atol=1e-3)
-    line = np.broadcast_to(np.arange(8.0)[None, :, None], (1, 8, 1))
-    known = line.copy()
-    known[0, [0, 3, 4], 0] = np.nan
-    assert forecasts.interpolated(known)[0, :, 0] == pytest.approx([1, 1, 2, 3, 4, 5, 6, 7])

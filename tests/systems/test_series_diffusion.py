@@ -1,5 +1,6 @@
 """Imputation and forecasting of series whose conditional laws are known exactly, and what must not matter."""
 
+import dataclasses
 import json
 import math
 
@@ -13,7 +14,7 @@ from diffusion_jax import parameterizations, solvers
 from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.guidance.measurement import METHODS
-from diffusion_jax.guidance.observation import known_values, observation, observed
+from diffusion_jax.guidance.observation import interpolation, known_values, observation, observed
 from diffusion_jax.losses import denoising_loss, targets, weightings
 from diffusion_jax.modalities import series as modality
 from diffusion_jax.networks.conditions import Conditions
@@ -23,7 +24,7 @@ from diffusion_jax.processes import VP
 from diffusion_jax.run import evaluate, sample, train
 from diffusion_jax.solvers import grids
 from diffusion_jax.systems import Diffusion, SeriesDiffusion
-from diffusion_jax.systems.scaling import SCALINGS
+from diffusion_jax.systems.scaling import REFERENCES, SCALINGS
 from tests.config.test_configs import read
 from tests.oracles import Gaussian, network_of
 
@@ -56,12 +57,13 @@ def conditional(hidden: np.ndarray, known: jax.Array) -> tuple[jax.Array, jax.Ar
     return mean, LAW.covariance[np.ix_(at, at)] - gain @ LAW.covariance[np.ix_(there, at)]
 
 
-def exact_network(hidden: np.ndarray):
+def exact_network(hidden: np.ndarray, reference: str = "none"):
     """The network whose denoiser is exact under the condition "known"; it is NaN if it reads what is hidden there."""
     at = np.flatnonzero(hidden)
 
     def apply(params, x_in, c_noise, cond, *, key=None):
         mean, covariance = conditional(hidden, cond["known"])
+        mean = mean - REFERENCES[reference](cond["known"]).reshape(len(mean), -1)[:, at]
 
         def D(x, t, cond=None):
             x_t = x.reshape(len(x), -1)[:, at]
@@ -74,7 +76,9 @@ def exact_network(hidden: np.ndarray):
     return apply
 
 
-def system(apply, conditions=None, solver=None, steps=40, scaling="none", operator=None, **fields) -> SeriesDiffusion:
+def system(
+    apply, conditions=None, solver=None, steps=40, scaling="none", reference="none", operator=None, **fields
+) -> SeriesDiffusion:
     operator = operator or observed(SHAPE, horizon=2)
     conditions = Conditions({"known": known_values(operator)}) if conditions is None else conditions
     diffusion = Diffusion(
@@ -93,7 +97,11 @@ def system(apply, conditions=None, solver=None, steps=40, scaling="none", operat
         **fields,
     )
     return SeriesDiffusion(
-        diffusion=diffusion, operator=operator, targets=targets.forecast(2), scaling=SCALINGS[scaling]
+        diffusion=diffusion,
+        operator=operator,
+        targets=targets.forecast(2),
+        scaling=SCALINGS[scaling],
+        reference=REFERENCES[reference],
     )
 
 
@@ -112,15 +120,48 @@ def errors(samples: np.ndarray, known: np.ndarray, hidden: np.ndarray) -> tuple[
 
 
 @pytest.mark.parametrize(
-    ("hidden", "solver"),
-    [(GAPS, solvers.heun()), (FUTURE, solvers.sde_dpm_solver_pp())],
-    ids=["gaps-heun", "future-sde_dpm_solver_pp"],
+    ("hidden", "solver", "reference"),
+    [
+        (GAPS, solvers.heun(), "none"),
+        (GAPS, solvers.heun(), "interpolation"),
+        (FUTURE, solvers.sde_dpm_solver_pp(), "none"),
+    ],
+    ids=["gaps-heun", "gaps-heun-interpolation", "future-sde_dpm_solver_pp"],
 )
-def test_the_exact_denoiser_draws_the_conditional_law(hidden, solver):
-    samples, known = drawn(system(exact_network(hidden), solver=solver), hidden, 4096)
+def test_the_exact_denoiser_draws_the_conditional_law(hidden, solver, reference):
+    model = system(exact_network(hidden, reference), solver=solver, reference=reference)
+    samples, known = drawn(model, hidden, 4096)
     np.testing.assert_array_equal(samples[:, ~hidden], known[:, ~hidden])
     off, spread = errors(samples, known, hidden)
     assert off < 0.06 and spread < 0.06
+
+
+def test_interpolation_is_that_of_numpy():
+    """With gaps at both ends, a series with one known value, and one with none."""
+    rng = np.random.default_rng(0)
+    known = rng.standard_normal((3, 9, 4)).astype(np.float32)
+    known[rng.uniform(size=known.shape) < 0.5] = np.nan
+    known[0, :, 0] = np.nan
+    known[0, :, 1] = np.where(np.arange(9) == 4, 2.5, np.nan)
+    steps = np.arange(9)
+    for series, found in zip(known.swapaxes(1, 2).reshape(-1, 9), interpolation(known).swapaxes(1, 2).reshape(-1, 9)):
+        there = np.isfinite(series)
+        expected = np.interp(steps, steps[there], series[there]) if there.any() else np.zeros(9)
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_loss_is_that_of_what_is_left_of_the_reference(network):
+    """A line with gaps is its interpolation: x_0 = 0 there, whatever its slope. Without a reference it is not."""
+    apply, params = network
+    lines = jnp.arange(6.0)[None, :, None] * jnp.array([1.0, 5.0])[:, None, None] * jnp.ones((2, *SHAPE))
+    blind = lambda params, x, c_noise, cond, *, key=None: apply(params, x, c_noise, None, key=key)
+    inside = lambda key, present: present & ~GAPS
+    found = {}
+    for reference in REFERENCES:
+        model = dataclasses.replace(system(blind, reference=reference), targets=inside)
+        loss = jax.jit(lambda x, model=model: model.loss({"network": params}, jax.random.key(1), {"x": x}, None)[0])
+        found[reference] = np.abs(loss(lines) - loss(3 * lines)).max()
+    assert found["interpolation"] < 1e-5 < 1e-2 < found["none"]
 
 
 def test_forecasts_of_the_exact_denoiser_have_the_exact_scores():
@@ -330,6 +371,7 @@ def test_the_command_trains_samples_and_evaluates(tmp_path):
         (dict(system=dict(targets="some")), "system.targets='some' is unknown"),
         (dict(system=dict(missing=1.5)), r"missing is 1\.5"),
         (dict(system=dict(scaling="max")), "system.scaling='max' is unknown"),
+        (dict(system=dict(reference="zero")), "system.reference='zero' is unknown"),
         (dict(network=dict(conditional=False)), "targets='random' needs a network that reads what is known"),
         (dict(data=dict(name="toy", kind="two_moons")), "needs series, config.data.name='series'"),
         (dict(guidance=dict(name="observation", method=dict(name="ddim"))), "guidance.method.name='ddim' is unknown"),

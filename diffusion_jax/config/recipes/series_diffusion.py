@@ -11,7 +11,7 @@ from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Recipe
 from diffusion_jax.config.sections import ConfigError, construct, lookup, refusal
 from diffusion_jax.guidance.observation import KNOWN, observed
 from diffusion_jax.losses import targets as patterns
-from diffusion_jax.systems.scaling import SCALINGS
+from diffusion_jax.systems.scaling import REFERENCES, SCALINGS
 
 _TARGETS = {"random": patterns.random, "historical": patterns.historical, "mix": patterns.mix}
 
@@ -28,12 +28,14 @@ def series_diffusion(
     horizon: int = 0,
     missing: float = 0.0,
     scaling: str = "none",
+    reference: str = "none",
 ) -> systems.SeriesDiffusion:
     """The model of `parts`. Keywords are config.system.
 
     `targets` are the values that training hides: "forecast", the last `horizon` steps, "random", "historical" or
     "mix", see `losses.targets`. In held-out windows the last `horizon` steps are hidden, or with horizon 0 the
-    fraction `missing` of the values. `scaling` is one of `systems.scaling.SCALINGS`. Raises ConfigError.
+    fraction `missing` of the values. `scaling` is one of `systems.scaling.SCALINGS`, and `reference` one of its
+    REFERENCES. Raises ConfigError.
     """
     shape = of_series(parts)
     table = {"forecast": patterns.forecast(horizon), **_TARGETS}
@@ -56,8 +58,16 @@ def series_diffusion(
             f"config.system.targets={targets!r} needs a network that reads what is known; an unconditional one is "
             "scaled by the history, config.system.targets='forecast'"
         )
-    scale = lookup(SCALINGS, "system.scaling", scaling)
-    return systems.SeriesDiffusion(diffusion=model, operator=operator, targets=chosen, scaling=scale)
+    chosen_scaling = lookup(SCALINGS, "system.scaling", scaling)
+    chosen_reference = lookup(REFERENCES, "system.reference", reference)
+    with refusal(f"config.system.reference={reference!r}"):
+        return systems.SeriesDiffusion(
+            diffusion=model,
+            operator=operator,
+            targets=chosen,
+            scaling=chosen_scaling,
+            reference=chosen_reference,
+        )
 
 
 def of_series(parts: Parts) -> tuple[int, int]:
