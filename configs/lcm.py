@@ -96,7 +96,11 @@ def digits_lora() -> ConfigDict:
 
 
 def latents(**sections: Any) -> ConfigDict:
-    """A student of the transformer on latents of digits, which has EDM's preconditioning."""
+    """A student of the transformer on latents of digits, which has EDM's preconditioning.
+
+    The gradient of f by the output of the network is sigma. The weight makes those of all times alike, as for the
+    digits of `consistency.py`.
+    """
     return distilled(
         "latent_diffusion.py:digits_dit",
         "runs/latent_dit",
@@ -104,6 +108,7 @@ def latents(**sections: Any) -> ConfigDict:
         guidance=(2.0, 2.0),
         parameterization=dict(name="consistency", sigma_data=1.0, t_min=0.001),
         times=dict(name="uniform", t_min=0.001),
+        loss=dict(name="l2", weight="inverse_gap"),
         **presets.digits(1000, batch_size=64) | dict(optimizer=presets.adam(5e-4, warmup_steps=100)),
         **sections,
     )
