@@ -119,6 +119,8 @@ STANDS_ON = {
             "imagenet_dit_xl2": "autoencoder_kl:openimages_f8",
         }.items()
     },
+    "audio_latent:fsdd": ("system.first_stage", "audio_latent:fsdd_first_stage"),
+    **{f"audio_latent:audioldm_{size}": ("system.first_stage", "audio_latent:audioldm_first_stage") for size in "sml"},
 }
 # Of these, what only starts as a copy of the other run, or only samples with it.
 STARTS_FROM = (
