@@ -39,7 +39,7 @@ def fsdd_first_stage() -> ConfigDict:
         system=dict(name="autoencoder_kl", kl_weight=1e-3, perceptual=dict(name="laplacian", weight=1.0)),
         network=dict(
             name="autoencoder_kl",
-            block_out_channels=(16, 32, 64),
+            block_out_channels=(8, 16, 32),
             layers_per_block=1,
             mid_block_add_attention=False,
             latent_channels=8,
@@ -64,7 +64,7 @@ def fsdd() -> ConfigDict:
         **presets.preconditioned(sigma_data=1.0),
         network=dict(
             name="unet",
-            channels=64,
+            channels=48,
             channel_mult=(1, 2),
             num_res_blocks=1,
             attention_resolutions=(6, 3),
@@ -77,7 +77,7 @@ def fsdd() -> ConfigDict:
         training=dict(num_steps=2000, batch_size=16, log_every=50, checkpoint_every=500, sample_every=0),
         optimizer=presets.adam(1e-3, warmup_steps=50),
         ema=dict(rates=(0.995,)),
-        guidance=dict(name="classifier_free", scale=3.0),
+        guidance=dict(name="classifier_free", scale=4.0),
         solver=dict(name="dpm_solver_pp"),
         sampling=dict(steps=20, num_samples=16, batch_size=100),
         evaluation=dict(num_samples=200),
@@ -93,13 +93,14 @@ def recordings(**data: Any) -> dict[str, Any]:
 
 def audioldm_first_stage() -> ConfigDict:
     return presets.first_stage(
+        # Theirs is 1000 times the mean over the 256 x 16 x 8 numbers of a latent.
         system=dict(
-            name="autoencoder_kl", kl_weight=1e-6, **presets.adversarial(start=50_001, perceptual="none", weight=0.5)
+            name="autoencoder_kl", kl_weight=1000 / 32_768, **presets.adversarial(start=50_001, perceptual="none")
         ),
         network=dict(name="autoencoder_kl", block_out_channels=(128, 256, 512), layers_per_block=2, latent_channels=8),
         data=recordings(),
         training=dict(num_steps=800_000, batch_size=4, checkpoint_every=5000, sample_every=5000),
-        optimizer=dict(name="adam", learning_rate=8e-6 * 4, schedule="constant", warmup_steps=0, b1=0.5, b2=0.9),
+        optimizer=dict(name="adam", learning_rate=8e-6, schedule="constant", warmup_steps=0, b1=0.5, b2=0.9),
         ema=dict(rates=()),
         sampling=dict(num_samples=8, batch_size=4),
         evaluation=dict(metrics=(), after_training=False),

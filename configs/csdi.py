@@ -87,7 +87,7 @@ def paper(data: dict[str, Any], batch_size: int, num_steps: int, **system: Any) 
     """The authors' training: eps-prediction, Adam at 1e-3, at a tenth of it after three quarters of the steps and at a
     hundredth after nine tenths, 100 samples of each window."""
     stages = tuple(int(share * num_steps) for share in (0.75, 0.15, 0.1))
-    schedule = dict(schedule="step", final_factor=0.1, stages=stages)
+    schedule = dict(schedule="multistep", final_factor=0.1, stages=stages)
     return csdi(
         system=dict(name="series_diffusion", scaling="none", **system),
         data=data,

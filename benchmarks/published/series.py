@@ -41,7 +41,7 @@ _CSDI_SHARED = {
         "optimizer.name": "adam",
         "optimizer.weight_decay": 1e-6,
         "optimizer.decay": "all",
-        "optimizer.schedule": "step",
+        "optimizer.schedule": "multistep",
         "optimizer.final_factor": 0.1,
     },
 }

@@ -26,8 +26,8 @@ DIRECTIONS: dict[str, Callable[[float, float, float], optax.GradientTransformati
     "sgd": lambda b1, b2, eps: optax.trace(decay=b1),
 }
 DECOUPLED = ("adamw", "lion")  # decoupled weight decay; for others it is an L2 term of the gradient
-SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt", "sawtooth", "step")
-_STAGED = ("sawtooth", "step")
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt", "sawtooth", "multistep")
+_STAGED = ("sawtooth", "multistep")
 DECAYS = ("kernels", "no_biases", "all")
 _FIXED = ("time_proj", "map_noise")  # modules of random Fourier frequencies, which are not trained
 _TABLE = "embedding"  # end of the name of a codebook, or of a table of tokens, classes or positions
@@ -53,7 +53,7 @@ def make_schedule(
     - inverse_sqrt: learning_rate sqrt(max(w, 1) / max(k, 1))  (arXiv:1706.03762, eq. 3)
     - sawtooth: linear in each of `stages`, numbers of steps, u running from 0 to 1 in every one; steps after the last
       stage have its final rate (arXiv:2202.00512, algorithm 2, where training starts again in every stage)
-    - step: learning_rate f^i in the i-th of `stages`, counted from 0, as torch's MultiStepLR
+    - multistep: learning_rate f^i in the i-th of `stages`, counted from 0, as torch's MultiStepLR
 
     Raises ValueError for an unknown schedule, one in stages without stages of at least one step or with a warm-up, a
     rate that is not positive and finite, a negative warm-up, fewer than one step, or a `final_factor` outside [0, 1].
@@ -74,7 +74,7 @@ def make_schedule(
         "cosine": optax.cosine_decay_schedule(learning_rate, decay_steps, alpha=final_factor),
         "linear": optax.linear_schedule(learning_rate, learning_rate * final_factor, decay_steps),
         "sawtooth": _sawtooth(learning_rate, final_factor, stages),
-        "step": optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(_ends(stages), final_factor)),
+        "multistep": optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(_ends(stages), final_factor)),
         "inverse_sqrt": lambda k: learning_rate * (max(warmup_steps, 1) / jnp.maximum(k + warmup_steps, 1)) ** 0.5,
     }[schedule]
     if warmup_steps == 0:
