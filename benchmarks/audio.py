@@ -5,11 +5,11 @@
     python -m benchmarks.audio speech runs/mel_diffusion --picture docs/pictures/speech.png
     python -m benchmarks.audio speech runs/audio_latent --picture docs/pictures/words.png
 
-Runs are of configs/diffwave.py, wavegrad.py, mel_diffusion.py and audio_latent.py. Each table has the log-spectral distance to held-out
-recordings and the share of digits that a small classifier recognises. The classifier reads log-mel spectrograms of 48
-frames and 32 mels of whole recordings, and was trained on the recordings that the models were trained on, so that its
-speakers are theirs. Next to the models are the recordings themselves and what Griffin-Lim makes of their mel
-spectrograms in 32 steps.
+Runs are of configs/diffwave.py, wavegrad.py, mel_diffusion.py and audio_latent.py. Each table has the log-spectral
+distance to held-out recordings and the share of digits that a small classifier recognises. The classifier reads log-mel
+spectrograms of 48 frames and 32 mels of whole recordings, and was trained on the recordings that the models were
+trained on, so that its speakers are theirs. Next to the models are the recordings themselves and what Griffin-Lim makes
+of their mel spectrograms in 32 steps.
 """
 
 import argparse
