@@ -72,6 +72,7 @@ def fsdd() -> ConfigDict:
             token_dim=64,
             vocabulary=257,
             max_tokens=20,
+            pool_tokens=True,
         ),
         data=digits() | dict(captions=presets.WORDS, templates=("{label}", "{label} by {speaker}")),
         training=dict(num_steps=2000, batch_size=16, log_every=50, checkpoint_every=500, sample_every=0),

@@ -164,8 +164,8 @@ def test_a_vector_that_is_concatenated_is_read_and_no_tokens_are_self_attention(
     """Residual blocks read twice the embedding; without tokens both attentions of a transformer are of its pixels."""
     init, apply = init_apply(lambda rngs: UNet2DConditionModel(**FILM, rngs=rngs))
     params = random_params(init)
-    assert params["encoder"]["mid_block"]["resnets"][0]["time_emb_proj"]["kernel"].shape[0] == 2 * 32
-    attention = params["encoder"]["mid_block"]["cross_attentions"][0]["transformer_blocks"][0]["attn2"]
+    assert params["encoder"]["mid_block"]["resnets"]["0"]["time_emb_proj"]["kernel"].shape[0] == 2 * 32
+    attention = params["encoder"]["mid_block"]["cross_attentions"]["0"]["transformer_blocks"]["0"]["attn2"]
     assert attention["to_k"]["kernel"].shape == (16, 16)
     x, t = jax.random.normal(jax.random.key(1), (2, 4, 2, 4)), jnp.ones(2)
     vector = jax.random.normal(jax.random.key(2), (2, 5))

@@ -216,7 +216,7 @@ def test_groups_equal_separate_optimizers():
     ("keywords", "text"),
     [
         (dict(name="adagrad"), "optimizer name .*'adagrad'.* adam"),
-        (dict(schedule="multistep"), "schedule .*'step'.* constant"),
+        (dict(schedule="step"), "schedule .*'step'.* constant"),
         (dict(learning_rate=0.0), "learning_rate .*0.0"),
         (dict(learning_rate=float("nan")), "learning_rate .*nan"),
         (dict(b1=1.0), r"b1 .*1.0.*\[0, 1\)"),
