@@ -1,14 +1,15 @@
-"""Figures of audio: vocoders, bandwidth extension, and speech by class, on spoken digits.
+"""Figures of audio: vocoders, bandwidth extension, and speech by class or from words, on spoken digits.
 
     python -m benchmarks.audio vocoder runs/diffwave --picture docs/pictures/vocoder.png
     python -m benchmarks.audio bandwidth runs/diffwave_unconditional
     python -m benchmarks.audio speech runs/mel_diffusion --picture docs/pictures/speech.png
+    python -m benchmarks.audio speech runs/audio_latent --picture docs/pictures/words.png
 
-Runs are of configs/diffwave.py, wavegrad.py and mel_diffusion.py. Each table has the log-spectral distance to held-out
-recordings and the share of digits that a small classifier recognises. The classifier reads log-mel spectrograms of 48
-frames and 32 mels of whole recordings, and was trained on the recordings that the models were trained on, so that its
-speakers are theirs. Next to the models are the recordings themselves and what Griffin-Lim makes of their mel
-spectrograms in 32 steps.
+Runs are of configs/diffwave.py, wavegrad.py, mel_diffusion.py and audio_latent.py. Each table has the log-spectral
+distance to held-out recordings and the share of digits that a small classifier recognises. The classifier reads log-mel
+spectrograms of 48 frames and 32 mels of whole recordings, and was trained on the recordings that the models were
+trained on, so that its speakers are theirs. Next to the models are the recordings themselves and what Griffin-Lim makes
+of their mel spectrograms in 32 steps.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import numpy as np
 import diffusion_jax
 from diffusion_jax import data
 from diffusion_jax.config import presets
+from diffusion_jax.data.captions import tokens_of
 from diffusion_jax.data.spectrograms import MelSpectrogram
 from diffusion_jax.evaluation import audio, sheets
 
@@ -107,16 +109,18 @@ def bandwidth(options: argparse.Namespace) -> None:
 
 
 def speech(options: argparse.Namespace) -> None:
-    """Samples of each class, made audible by Griffin-Lim."""
+    """Samples of each class, or of the word that names it, made audible by Griffin-Lim."""
     _, test = recordings(options.data)
     recognize, panels = recognizer(options.data), []
     labels = (np.arange(options.num) % 10).astype(np.int32)
+    words = [presets.WORDS[label] for label in labels]
     for run in options.runs:
         model = diffusion_jax.load(run, changes={"data.path": options.data})
         front_end = model.job.source.facts["mel"]
         invert = jax.jit(lambda mel, front_end=front_end: front_end.invert(jnp.clip(mel, -1, 1)))
         through = fitted(np.asarray(invert(jax.jit(front_end)(test["x"][..., 0]))))
-        mels = model.sample(jax.random.key(0), options.num, {"label": labels})
+        tokens = tokens_of(words, model.system.conditions.max_tokens)
+        mels = model.sample(jax.random.key(0), options.num, {"label": labels, "tokens": tokens})
         waves = fitted(np.asarray(invert(mels.reshape(len(mels), -1, front_end.num_mels))))
         rows = [(pathlib.Path(run).name, waves, labels)]
         if not panels:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import choose, defaults, presets, replace
 
-HOURLY, DAILY = (1, 24, 168), (1, 7, 14)  # lags
+HOURLY, WEEKDAYS = (1, 24, 168), (1, 2)  # lags
 
 
 def timegrad(data: dict[str, Any], *, horizon: int, lags: tuple[int, ...], **sections: Any) -> ConfigDict:
@@ -81,7 +81,7 @@ def paper(channels: int, *, horizon: int, lags: tuple[int, ...], season: int) ->
         horizon=horizon,
         lags=lags,
         training=dict(num_steps=2000, batch_size=64, checkpoint_every=500, sample_every=0),
-        optimizer=dict(name="adam", learning_rate=1e-3, clip_norm=10.0, weight_decay=1e-6),
+        optimizer=dict(name="adam", learning_rate=1e-3, weight_decay=1e-6, decay="all"),
         ema=dict(rates=(0.0,), warmup=False),
         evaluation=dict(num_samples=700, samples_per_condition=100, metrics=(), after_training=False),
     )
@@ -93,7 +93,7 @@ VARIANTS = {
     "electricity": functools.partial(paper, 370, horizon=24, lags=HOURLY, season=24),
     "solar": functools.partial(paper, 137, horizon=24, lags=HOURLY, season=24),
     "traffic": functools.partial(paper, 963, horizon=24, lags=HOURLY, season=24),
-    "exchange": functools.partial(paper, 8, horizon=30, lags=DAILY, season=0),
+    "exchange": functools.partial(paper, 8, horizon=30, lags=WEEKDAYS, season=0),
 }
 
 

@@ -32,6 +32,8 @@ OUTSIDE = {
     "colabs/few_steps.ipynb": "few_steps.ipynb",
     "colabs/inverse_problems.ipynb": "inverse_problems.ipynb",
     "colabs/text.ipynb": "text.ipynb",
+    "colabs/audio.ipynb": "audio.ipynb",
+    "colabs/time_series.ipynb": "time_series.ipynb",
 }
 TOP = ("parameterizations", "types", "main")  # modules that are in no folder
 

@@ -92,12 +92,16 @@ def _front_end(evaluation: Evaluation) -> MelSpectrogram:
 
 
 def _truth(evaluation: Evaluation, drawn: Drawn) -> dict[str, np.ndarray]:
-    """The held-out examples whose conditions the samples have. Raises ValueError where these are others."""
+    """The held-out examples whose conditions the samples have, or whose reconstructions they are.
+
+    Raises ValueError where these are others.
+    """
     num = len(drawn["samples"])
     truth = data.shuffled(held_out(evaluation), num)
     truth = {name: value[np.arange(num) % len(value)] for name, value in truth.items()}
     for name in evaluation.conditions:
-        if name in truth and name != "label" and not np.allclose(truth[name], drawn[name], atol=1e-4):
+        given = drawn.get("original" if name == "x" else name)
+        if name in truth and name != "label" and (given is None or not np.allclose(truth[name], given, atol=1e-4)):
             raise ValueError(
                 f"{name!r} of the samples is not that of held-out examples: leave config.sampling.cond empty"
             )

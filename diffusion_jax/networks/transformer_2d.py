@@ -15,11 +15,13 @@ from diffusion_jax.networks.transformer import layer_norm
 class Transformer2DModel(nnx.Module):
     """x + proj_out(blocks(proj_in(norm(x)))) over all pixels of x, which attend to each other and to a context.
 
+    Without a context, context_dim=0, they attend to each other twice, as in AudioLDM (arXiv:2301.12503).
+
     It starts as the identity. Attribute names follow Transformer2DModel of diffusers.
 
     Args:
         channels: of the input and the output.
-        context_dim: of the context.
+        context_dim: of the context; 0 for none.
         depth: number of blocks.
         num_heads: attention heads; divides `channels`.
         num_groups: groups of the normalisation.
@@ -30,7 +32,8 @@ class Transformer2DModel(nnx.Module):
         rngs: randomness of the initial parameters.
 
     Raises:
-        ValueError: if `num_heads` does not divide `channels`, or `depth` is less than 1.
+        ValueError: if `num_heads` does not divide `channels`, `depth` is less than 1, or there is no context for
+            `only_cross_attention`.
     """
 
     def __init__(
@@ -49,6 +52,8 @@ class Transformer2DModel(nnx.Module):
         check_heads(num_heads, channels)
         if depth < 1:
             raise ValueError(f"depth={depth} of a transformer must be at least 1.")
+        if only_cross_attention and not context_dim:
+            raise ValueError("only_cross_attention=True needs a context: token_dim > 0.")
 
         def project(scale: float) -> nnx.Module:
             if use_linear_projection:
@@ -73,7 +78,7 @@ class Transformer2DModel(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "batch h w c"],
-        context: Float[Array, "batch n d"],
+        context: Float[Array, "batch n d"] | None = None,
         mask: Bool[Array, "batch n"] | None = None,
     ) -> Float[Array, "batch h w c"]:
         h = self.proj_in(self.norm(x))
@@ -86,7 +91,7 @@ class Transformer2DModel(nnx.Module):
 class BasicTransformerBlock(nnx.Module):
     """Self-attention, cross-attention to a context and a gated perceptron, each residual after a LayerNorm.
 
-    Arguments are those of `Transformer2DModel`.
+    Without a context the second attention is self-attention too. Arguments are those of `Transformer2DModel`.
     """
 
     def __init__(
@@ -104,17 +109,21 @@ class BasicTransformerBlock(nnx.Module):
         self.norm1 = layer_norm(channels, rngs=rngs)
         self.attn1 = Attention(channels, context_dim if only_cross_attention else channels, **options)
         self.norm2 = layer_norm(channels, rngs=rngs)
-        self.attn2 = Attention(channels, context_dim, **options)
+        self.attn2 = Attention(channels, context_dim or channels, **options)
         self.norm3 = layer_norm(channels, rngs=rngs)
         self.ff = FeedForward(channels, rngs=rngs)
 
     def __call__(
-        self, h: Float[Array, "batch m c"], context: Float[Array, "batch n d"], mask: Bool[Array, "batch n"] | None
+        self,
+        h: Float[Array, "batch m c"],
+        context: Float[Array, "batch n d"] | None,
+        mask: Bool[Array, "batch n"] | None,
     ) -> Float[Array, "batch m c"]:
         query = self.norm1(h)
         first = (context, mask) if self.only_cross_attention else (query, None)
         h = h + self.attn1(query, *first)
-        h = h + self.attn2(self.norm2(h), context, mask)
+        query = self.norm2(h)
+        h = h + self.attn2(query, *((query, None) if context is None else (context, mask)))
         return h + self.ff(self.norm3(h))
 
 

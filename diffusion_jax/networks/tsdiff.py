@@ -28,6 +28,7 @@ class TSDiffNet(DenoisingNetwork):
         state_dim: dimension of the state of each of the `hidden` state-space models; even.
         step_dim: of the embedding of c_noise, which is a timestep.
         dropout: rate after the state-space layers.
+        init_skip: add x to the output, which starts as x then.
         rngs: randomness of the initial parameters.
 
     Raises:
@@ -43,6 +44,7 @@ class TSDiffNet(DenoisingNetwork):
         state_dim: int = 128,
         step_dim: int = 128,
         dropout: float = 0.0,
+        init_skip: bool = False,
         rngs: nnx.Rngs,
     ):
         if len(shape) != 2:
@@ -51,6 +53,7 @@ class TSDiffNet(DenoisingNetwork):
             raise ValueError(f"state_dim={state_dim} must be even: states come in complex conjugate pairs")
         self.input_shape = tuple(shape)
         self.step_dim = step_dim
+        self.init_skip = init_skip
         self.input_init = layers.linear(shape[1], hidden, rngs=rngs)
         self.time_init1 = layers.linear(step_dim, hidden, rngs=rngs)
         self.time_init2 = layers.linear(hidden, hidden, rngs=rngs)
@@ -73,7 +76,8 @@ class TSDiffNet(DenoisingNetwork):
         for block in self.residual_blocks:
             h, skip = block(h, step, rngs=rngs)
             skips = skips + skip
-        return self.out_linear2(jax.nn.relu(self.out_linear1(skips)))
+        out = self.out_linear2(jax.nn.relu(self.out_linear1(skips)))
+        return out + x if self.init_skip else out
 
 
 class S4Block(nnx.Module):

@@ -59,14 +59,16 @@ class UNet(DenoisingNetwork):
         token_dim: width of the condition "tokens", or of their encoding if there is a `vocabulary`; 0 for none.
         vocabulary: number of ids of "tokens", which a transformer encodes; 0 if they are vectors with a "mask".
         max_tokens: length of "tokens".
+        pool_tokens: whether their mean is also added to the embedding of c_noise, as the whole text in GLIDE
+            (arXiv:2112.10741, section 4).
         image_channels: of the condition "image"; 0 for none.
         attention_implementation: see `attention.dot_product_attention`.
         remat: compute the activations of a block again in the backward pass instead of storing them.
         rngs: randomness of the initial parameters.
 
     Raises:
-        ValueError: if the levels do not divide the image's size, no level has a resolution with attention, or
-            the groups or heads do not divide the channels.
+        ValueError: if the levels do not divide the image's size, no level has a resolution with attention,
+            the groups or heads do not divide the channels, or there are no tokens to pool.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class UNet(DenoisingNetwork):
         token_dim: int = 0,
         vocabulary: int = 0,
         max_tokens: int = 0,
+        pool_tokens: bool = False,
         image_channels: int = 0,
         attention_implementation: str | None = None,
         remat: bool = False,
@@ -165,6 +168,9 @@ class UNet(DenoisingNetwork):
         self.class_embedding = nnx.Embed(num_classes + 1, 4 * channels, rngs=rngs) if num_classes else None
         self.add_embedding = VectorEmbedding(vector_dim, 4 * channels, rngs=rngs) if vector_dim else None
         self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
+        if pool_tokens and not token_dim:
+            raise ValueError("pool_tokens needs tokens, of a width token_dim.")
+        self.token_pool = layers.linear(token_dim, 4 * channels, rngs=rngs) if pool_tokens else None
         self.conv_in = layers.conv(in_channels + image_channels, channels, init=kernel_init, rngs=rngs)
 
         if downsample_padding not in (0, 1):
@@ -231,7 +237,8 @@ class UNet(DenoisingNetwork):
         return out + x[..., : self.residual_channels] if self.residual_channels else out
 
     def embedders(self) -> dict[str, Callable[..., Array] | None]:
-        return dict(label=self.class_embedding, vector=self.add_embedding, tokens=self.token_encoder)
+        readers = dict(label=self.class_embedding, vector=self.add_embedding, tokens=self.token_encoder)
+        return readers | dict(pool=self.token_pool)
 
 
 class ResnetBlock(nnx.Module):

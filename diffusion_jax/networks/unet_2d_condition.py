@@ -29,6 +29,10 @@ class UNet2DConditionModel(DenoisingNetwork):
     transformer_layers=(0, 2, 10), num_attention_heads=(5, 10, 20), token_dim=2048, use_linear_projection=True,
     vector_dim=1280, num_sizes=6, sizes_dim=256`.
 
+    AudioLDM's (arXiv:2301.12503; S, 185.0 M parameters) reads no tokens but an embedding of sound: `in_channels=8,
+    block_out_channels=(128, 256, 384, 640), transformer_layers=(0, 1, 1, 1), num_attention_heads=(4, 8, 12, 20),
+    token_dim=0, max_tokens=0, vector_dim=512, vector_concat=True`.
+
     See `Conditions` for what each condition is: "tokens" are the states of a text encoder, all of which count unless
     there is a "mask"; "image", of the size of x, is concatenated to x (inpainting, InstructPix2Pix, upscaling); labels,
     and a "vector" with the sinusoidal embeddings of "sizes" next to it, are added to the embedding of c_noise, a
@@ -97,7 +101,7 @@ class UNet2DConditionModel(DenoisingNetwork):
                 )
             skips = [skip + residual for skip, residual in zip(skips, added, strict=True)]
             h = h + last
-        context = (cond.context.astype(x.dtype), cond.mask)
+        context = _context(cond, x.dtype)
         for block in self.up_blocks:
             used = [skips.pop() for _ in block.resnets]
             h = layers.call_block(block, h, used, emb, context, rngs=rngs, remat=self.remat)
@@ -132,7 +136,10 @@ class Encoder(nnx.Module):
         )
         classes, numbers = spec.num_classes, spec.vector_dim + spec.num_sizes * spec.sizes_dim
         self.class_embedding = nnx.Embed(classes + 1, emb_dim, rngs=rngs) if classes else None
-        self.add_embedding = VectorEmbedding(numbers, emb_dim, rngs=rngs) if numbers else None
+        self.add_embedding = (
+            VectorEmbedding(numbers, emb_dim, rngs=rngs) if numbers and not spec.vector_concat else None
+        )
+        self.film_embedding = layers.linear(spec.vector_dim, emb_dim, rngs=rngs) if spec.vector_concat else None
         self.conv_in = layers.conv(in_channels, widths[0], rngs=rngs)
         down_blocks = []
         for level, width in enumerate(widths):
@@ -162,8 +169,11 @@ class Encoder(nnx.Module):
     ) -> tuple[Float[Array, "batch _ _ _"], list[Array], Float[Array, "batch emb"]]:
         """(activations of the middle, those for the decoder, activated embedding); `hint` is added to the first."""
         emb = self.time_embedding(c_noise, x.dtype, (cond.others or {}).get(GUIDANCE))
-        emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector.astype(x.dtype))
-        context = (cond.context.astype(x.dtype), cond.mask)
+        if self.film_embedding is not None:
+            emb = jnp.concatenate([emb, cond.vector.astype(x.dtype)], -1)
+        elif cond.vector is not None:
+            emb = emb + cond.vector.astype(x.dtype)
+        emb, context = jax.nn.silu(emb), _context(cond, x.dtype)
         h = self.conv_in(x if cond.image is None else jnp.concatenate([x, cond.image.astype(x.dtype)], -1))
         h = h if hint is None else h + hint
         skips = [h]
@@ -174,7 +184,7 @@ class Encoder(nnx.Module):
 
     def embedders(self) -> dict[str, Callable[..., Array] | None]:
         """See `DenoisingNetwork.embedders`."""
-        return dict(label=self.class_embedding, vector=self._numbers)
+        return dict(label=self.class_embedding, vector=self.film_embedding or self._numbers)
 
     def _numbers(
         self, vector: Float[Array, "batch c"], sizes: Int[Array, "batch n"] | None = None
@@ -185,3 +195,8 @@ class Encoder(nnx.Module):
             columns = sizes.astype(jnp.float32).T
             waves = [layers.sinusoidal_embedding(column, self.sizes_dim, **options) for column in columns]
         return self.add_embedding(jnp.concatenate([vector, *(wave.astype(vector.dtype) for wave in waves)], -1))
+
+
+def _context(cond: Embedded, dtype: jnp.dtype) -> tuple[Array | None, Array | None]:
+    """What cross-attention attends to, and its mask."""
+    return (None if cond.context is None else cond.context.astype(dtype), cond.mask)

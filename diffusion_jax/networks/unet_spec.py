@@ -33,11 +33,13 @@ class UNetSpec:
         use_linear_projection: see `Transformer2DModel`.
         norm_num_groups: groups of every GroupNorm.
         dropout: rate, before the last convolution of each residual block.
-        token_dim: width of "tokens".
+        token_dim: width of "tokens"; 0 for none, the transformers are of self-attention then.
         max_tokens: length of "tokens".
         masked_tokens: whether "tokens" come with a "mask".
         num_classes: of "label"; 0 for none. The table of embeddings has one more row, for the null label.
         vector_dim: of "vector"; 0 for none.
+        vector_concat: whether one linear layer reads "vector", whose output is concatenated to the embedding of c_noise
+            instead of added, as AudioLDM's FiLM of an embedding of CLAP (arXiv:2301.12503).
         num_sizes: numbers among "sizes"; 0 for none.
         sizes_dim: size of the sinusoidal embedding of each of these.
         attention_implementation: see `attention.dot_product_attention`.
@@ -63,6 +65,7 @@ class UNetSpec:
     masked_tokens: bool = False
     num_classes: int = 0
     vector_dim: int = 0
+    vector_concat: bool = False
     num_sizes: int = 0
     sizes_dim: int = 256
     attention_implementation: str | None = None
@@ -73,6 +76,11 @@ class UNetSpec:
         if min(*self.widths, self.layers_per_block) < 1:
             raise ValueError(
                 f"block_out_channels={self.widths}, layers_per_block={self.layers_per_block}: all must be at least 1."
+            )
+        if self.vector_concat and (not self.vector_dim or self.num_classes or self.num_sizes):
+            raise ValueError(
+                "vector_concat=True needs vector_dim > 0, no num_classes and no num_sizes: they are "
+                f"{self.vector_dim}, {self.num_classes} and {self.num_sizes}."
             )
         layers.check_divides("image_size", self.image_size, self.divisor)
         for name in ("transformer_layers", "num_attention_heads", "only_cross_attention"):
@@ -96,6 +104,11 @@ class UNetSpec:
         """Channels of the activations of the encoder that the decoder reads, in the order in which they arise."""
         levels = [[width] * (self.layers_per_block + (i + 1 < len(self.widths))) for i, width in enumerate(self.widths)]
         return [self.widths[0], *(c for level in levels for c in level)]
+
+    @property
+    def emb_dim(self) -> int:
+        """Size of the embedding that the residual blocks read."""
+        return 4 * self.widths[0] * (2 if self.vector_concat else 1)
 
     def by_level(self, name: str) -> tuple[int, ...]:
         """The field `name`, repeated for each level if it is one value. ValueError: a sequence of another length."""
@@ -131,7 +144,7 @@ class UNetSpec:
     def resnet(self, c_in: int, c_out: int, *, rngs: nnx.Rngs) -> ResnetBlock:
         """One residual block."""
         options = dict(num_groups=self.norm_num_groups, dropout=self.dropout, epsilon=EPSILON)
-        return ResnetBlock(c_in, c_out, 4 * self.widths[0], **options, rngs=rngs)
+        return ResnetBlock(c_in, c_out, self.emb_dim, **options, rngs=rngs)
 
     def transformers(self, level: int | None, count: int, *, rngs: nnx.Rngs) -> list[Transformer2DModel]:
         """`count` transformers of a level, or of the middle with None; an empty list where their depth is 0."""

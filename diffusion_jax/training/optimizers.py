@@ -26,7 +26,8 @@ DIRECTIONS: dict[str, Callable[[float, float, float], optax.GradientTransformati
     "sgd": lambda b1, b2, eps: optax.trace(decay=b1),
 }
 DECOUPLED = ("adamw", "lion")  # decoupled weight decay; for others it is an L2 term of the gradient
-SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt", "sawtooth")
+SCHEDULES = ("constant", "cosine", "linear", "inverse_sqrt", "sawtooth", "multistep")
+_STAGED = ("sawtooth", "multistep")
 DECAYS = ("kernels", "no_biases", "all")
 _FIXED = ("time_proj", "map_noise")  # modules of random Fourier frequencies, which are not trained
 _TABLE = "embedding"  # end of the name of a codebook, or of a table of tokens, classes or positions
@@ -52,19 +53,20 @@ def make_schedule(
     - inverse_sqrt: learning_rate sqrt(max(w, 1) / max(k, 1))  (arXiv:1706.03762, eq. 3)
     - sawtooth: linear in each of `stages`, numbers of steps, u running from 0 to 1 in every one; steps after the last
       stage have its final rate (arXiv:2202.00512, algorithm 2, where training starts again in every stage)
+    - multistep: learning_rate f^i in the i-th of `stages`, counted from 0, as torch's MultiStepLR
 
-    Raises ValueError for an unknown schedule, a sawtooth without stages of at least one step or with a warm-up, a rate
-    that is not positive and finite, a negative warm-up, fewer than one step, or a `final_factor` outside [0, 1].
+    Raises ValueError for an unknown schedule, one in stages without stages of at least one step or with a warm-up, a
+    rate that is not positive and finite, a negative warm-up, fewer than one step, or a `final_factor` outside [0, 1].
     """
     check(0 < learning_rate < math.inf, "optimizer learning_rate", learning_rate, "positive and finite")
     check(num_steps >= 1, "optimizer num_steps", num_steps, "at least 1")
     check(warmup_steps >= 0, "optimizer warmup_steps", warmup_steps, "at least 0")
     check_choice("optimizer schedule", schedule, SCHEDULES)
     check(0 <= final_factor <= 1, "optimizer final_factor", final_factor, "in [0, 1]")
-    toothed = schedule == "sawtooth"
-    check(bool(stages) == toothed, "optimizer stages", stages, "given for the schedule sawtooth, and for no other")
+    staged, names = schedule in _STAGED, " and ".join(_STAGED)
+    check(bool(stages) == staged, "optimizer stages", stages, f"given for the schedules {names}, and for no others")
     check(all(steps >= 1 for steps in stages), "optimizer stages", stages, "numbers of at least 1 step")
-    check(not (toothed and warmup_steps), "optimizer warmup_steps", warmup_steps, "0 for the schedule sawtooth")
+    check(not (staged and warmup_steps), "optimizer warmup_steps", warmup_steps, f"0 for the schedules {names}")
     decay_steps = max(num_steps - warmup_steps, 1)  # a short trial run may end within the warm-up
 
     after = {
@@ -72,6 +74,7 @@ def make_schedule(
         "cosine": optax.cosine_decay_schedule(learning_rate, decay_steps, alpha=final_factor),
         "linear": optax.linear_schedule(learning_rate, learning_rate * final_factor, decay_steps),
         "sawtooth": _sawtooth(learning_rate, final_factor, stages),
+        "multistep": optax.piecewise_constant_schedule(learning_rate, dict.fromkeys(_ends(stages), final_factor)),
         "inverse_sqrt": lambda k: learning_rate * (max(warmup_steps, 1) / jnp.maximum(k + warmup_steps, 1)) ** 0.5,
     }[schedule]
     if warmup_steps == 0:
@@ -81,8 +84,12 @@ def make_schedule(
 
 def _sawtooth(learning_rate: float, final_factor: float, stages: tuple[int, ...]) -> optax.Schedule:
     ramps = [optax.linear_schedule(learning_rate, learning_rate * final_factor, steps) for steps in stages]
-    ends = list(itertools.accumulate(stages))[:-1]
-    return optax.join_schedules(ramps, ends) if ramps else optax.constant_schedule(learning_rate)
+    return optax.join_schedules(ramps, _ends(stages)) if ramps else optax.constant_schedule(learning_rate)
+
+
+def _ends(stages: tuple[int, ...]) -> list[int]:
+    """The steps at which all but the last of the stages end."""
+    return list(itertools.accumulate(stages))[:-1]
 
 
 def make_optimizer(

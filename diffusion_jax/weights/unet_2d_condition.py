@@ -14,7 +14,8 @@ from diffusion_jax.weights.options import options, refuse_changed, square, with_
 
 _TRANSFORMER = ((r"\.to_out$", ".to_out.0"), (r"\.ff\.proj_in$", ".ff.net.0.proj"), (r"\.ff\.proj_out$", ".ff.net.2"))
 # UNet2DConditionModel and ControlNetModel of diffusers.
-LAYOUT = Layout(rename=((r"^encoder\.", ""), (r"\.cross_attentions\.", ".attentions."), *_TRANSFORMER))
+_FILM = (r"^film_embedding$", "class_embedding")
+LAYOUT = Layout(rename=((r"^encoder\.", ""), (r"\.cross_attentions\.", ".attentions."), _FILM, *_TRANSFORMER))
 # The parts of a residual block, and what lies outside of all blocks, in the names of the authors.
 _ORIGINAL = (
     (r"(\.resnets\.\d+)\.norm1$", r"\1.in_layers.0"),
@@ -28,6 +29,7 @@ _ORIGINAL = (
     (r"^encoder\.add_embedding\.linear_1$", "label_emb.0.0"),
     (r"^encoder\.add_embedding\.linear_2$", "label_emb.0.2"),
     (r"^encoder\.class_embedding$", "label_emb"),
+    (r"^encoder\.film_embedding$", "film_emb"),
     (r"^encoder\.conv_in$", "input_blocks.0.0"),
     (r"^encoder\.mid_block\.resnets\.0\.", "middle_block.0."),
     (r"^encoder\.mid_block\.cross_attentions\.0\.", "middle_block.1."),
@@ -62,6 +64,8 @@ _UNET: dict[str, Any] = _SHARED | dict(
     dropout=0.0,
     up_block_types=(_PLAIN[1],) + (_CROSS[1],) * 3,
     time_cond_proj_dim=None,
+    class_embed_type="",
+    class_embeddings_concat=False,
 )
 _CONTROLNET: dict[str, Any] = _SHARED | dict(
     conditioning_channels=3, conditioning_embedding_out_channels=(16, 32, 96, 256)
@@ -96,7 +100,12 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an option that `UNet2DConditionModel` does not support.
     """
+    widths, without_tokens = config.get("block_out_channels"), {}
+    if isinstance(widths, list) and config.get("cross_attention_dim") == widths:  # self-attention instead
+        config = {name: value for name, value in config.items() if name != "cross_attention_dim"}
+        without_tokens = {"token_dim": 0, "max_tokens": 0}
     settings, ours = _shared_arguments(config, _UNET, "UNet2DConditionModel")
+    ours |= without_tokens | _film(settings)
     mirrored = tuple(_CROSS[1] if depth else _PLAIN[1] for depth in reversed(ours["transformer_layers"]))
     if settings["up_block_types"] != mirrored:
         raise ValueError(
@@ -115,6 +124,19 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
         "time_cond_proj_dim": settings["time_cond_proj_dim"] or 0,
     }
     return ours | ({"image_size": square(settings["sample_size"])} if settings["sample_size"] else {})
+
+
+def _film(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a condition "vector" whose projection is concatenated to the embedding, as in AudioLDM."""
+    kind, dim = settings["class_embed_type"], settings["projection_class_embeddings_input_dim"]
+    if not kind:
+        return {}
+    if kind != "simple_projection" or not settings["class_embeddings_concat"] or not dim:
+        raise ValueError(
+            f"config.json: class_embed_type={kind!r} must be null, or 'simple_projection' with class_embeddings_concat "
+            f"and projection_class_embeddings_input_dim={dim!r} a size"
+        )
+    return {"vector_dim": dim, "vector_concat": True}
 
 
 def originals(arguments: Mapping[str, Any]) -> tuple[Layout, ...]:
@@ -185,6 +207,7 @@ def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def controlnet_config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a ControlNetModel; see `config_of`."""
     ours = with_defaults(ControlNetModel, arguments)
+    refuse_changed(ours, {"vector_concat": False}, "ControlNetModel of diffusers")
     return _shared_config(ours, "ControlNetModel") | {
         "in_channels": ours["in_channels"],
         "conditioning_channels": ours["control_channels"],
@@ -250,7 +273,8 @@ def _shared_config(ours: Mapping[str, Any], name: str) -> dict[str, Any]:
         raise ValueError(f"mid_transformer_layers={mid} must be the last of transformer_layers={depths}, or that 0")
     refuse_changed(ours, {"masked_tokens": False}, f"{name} of diffusers")
     vector, sizes, classes = ours["vector_dim"], ours["num_sizes"], ours["num_classes"]
-    if (vector or sizes) and (sizes != NUM_SIZES or not vector):
+    film = ours["vector_concat"]
+    if not film and (vector or sizes) and (sizes != NUM_SIZES or not vector):
         raise ValueError(f"num_sizes={sizes} must be {NUM_SIZES} with vector_dim={vector}, or both must be 0")
     config = {key: _list(ours[key]) for key in _PASSED} | {
         "_class_name": name,
@@ -259,10 +283,16 @@ def _shared_config(ours: Mapping[str, Any], name: str) -> dict[str, Any]:
         "transformer_layers_per_block": _short((*(depth or 1 for depth in depths[:-1]), mid)),
         "attention_head_dim": _short(ours["num_attention_heads"]),
         "only_cross_attention": _short(ours["only_cross_attention"]),
-        "cross_attention_dim": ours["token_dim"],
+        "cross_attention_dim": ours["token_dim"] or _list(ours["block_out_channels"]),
         "num_class_embeds": classes + 1 if classes else None,
     }
-    if vector:
+    if film:
+        config |= {
+            "class_embed_type": "simple_projection",
+            "class_embeddings_concat": True,
+            "projection_class_embeddings_input_dim": vector,
+        }
+    elif vector:
         config |= {
             "addition_embed_type": "text_time",
             "addition_time_embed_dim": ours["sizes_dim"],

@@ -119,6 +119,8 @@ STANDS_ON = {
             "imagenet_dit_xl2": "autoencoder_kl:openimages_f8",
         }.items()
     },
+    "audio_latent:fsdd": ("system.first_stage", "audio_latent:fsdd_first_stage"),
+    **{f"audio_latent:audioldm_{size}": ("system.first_stage", "audio_latent:audioldm_first_stage") for size in "sml"},
 }
 # Of these, what only starts as a copy of the other run, or only samples with it.
 STARTS_FROM = (
@@ -304,11 +306,25 @@ def test_published_parameter_counts(name, count):
         case("latent_diffusion:celebahq_ldm4", 274),
         case("latent_diffusion:lsun_church_ldm8", 294),
         case("latent_diffusion:imagenet_ldm4", 395),
+        # The README of cvssp/audioldm-l-full; for S it has 181, and the file of its weights 185.
+        case("audio_latent:audioldm_s", 185),
+        case("audio_latent:audioldm_l", 739),
     ],
 )
 def test_published_sizes(name, millions):
     """Numbers of parameters that are published rounded; latent diffusion's are those of the network alone."""
     assert count_parameters(built(name)[-1].params["network"]) == pytest.approx(1e6 * millions, rel=0.02)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "size"), [("audio_latent:audioldm_s", 740_429_981), ("audio_latent:audioldm_first_stage", 221_586_505)]
+)
+def test_audioldm_has_as_many_parameters_as_the_public_files(name, size):
+    """Sizes of unet/ and vae/diffusion_pytorch_model.bin of cvssp/audioldm-s-full-v2: four bytes for each parameter and
+    some hundred for the name of each array."""
+    network = built(name)[-1].params["network"]
+    assert 0 < size - 4 * count_parameters(network) < 600 * len(jax.tree.leaves(network))
 
 
 @pytest.mark.parametrize(("variant", "epsilon"), [("cifar10", 6.2e-6), ("celeba", 3.3e-6), ("bedroom", 1.8e-6)])

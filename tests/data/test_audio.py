@@ -6,6 +6,7 @@ from scipy.io import wavfile
 
 from diffusion_jax import data
 from diffusion_jax.config import presets
+from diffusion_jax.data.captions import texts_of
 from diffusion_jax.types import Spec
 
 
@@ -62,6 +63,38 @@ def test_the_mel_spectrogram_of_a_crop_is_its_condition(recordings):
     np.testing.assert_array_equal(data.arrays(image)["x"][..., 0], data.arrays(mel)["x"])
 
 
+SPEAKER = r"(?P<label>\d)_(?P<speaker>[^_]+)_(?P<index>\d+)"
+
+
+def test_templates_make_texts_of_which_training_draws_one(recordings):
+    templates = ("{label}", "{label} by {speaker}")
+    options = presets.fsdd(length=512) | dict(path=str(recordings), pattern=SPEAKER, templates=templates)
+    source = data.load(**options, captions=("three", "seven"), shapes={"tokens": (14,)})
+    assert texts_of(source.batch(np.array([0, 3]))["tokens"]) == ["three", "seven"]
+    rng = np.random.default_rng(0)
+    drawn = [text for _ in range(10) for text in texts_of(source.batch(np.array([0, 3]), rng)["tokens"])]
+    assert set(drawn) == {"three", "seven", "three by ann", "seven by ann"}
+    numbers = data.load(**options, shapes={"tokens": (14,)})
+    assert texts_of(numbers.batch(np.array([0]))["tokens"]) == ["3"]
+    # A model that reads no text does not need them.
+    assert "tokens" not in data.load(**options).entries
+
+
+def test_vectors_are_those_of_the_names(recordings, tmp_path):
+    names = [path.stem for path in sorted(recordings.glob("*.wav"))][::-1]
+    rows = np.arange(2 * len(names), dtype=np.float32).reshape(-1, 2)
+    np.savez(tmp_path / "clap.npz", names=names, vectors=rows)
+    options = presets.fsdd(length=512) | dict(path=str(recordings), vectors=str(tmp_path / "clap.npz"))
+    batch = data.load(**options, shapes={"vector": (2,)}).batch(np.array([0, 5]))
+    np.testing.assert_array_equal(batch["vector"], [rows[names.index("3_ann_5")], rows[names.index("7_ann_7")]])
+    np.savez(tmp_path / "clap.npz", names=names[1:], vectors=rows[1:])
+    with pytest.raises(ValueError, match=r"data\.vectors=.* has no row for 7_ann_7 \(1 of 6 files\)"):
+        data.load(**options, shapes={"vector": (2,)})
+    np.savez(tmp_path / "clap.npz", names=names, vectors=rows[:, 0])
+    with pytest.raises(ValueError, match=r"must be \[n\], \[n, dim\]"):
+        data.load(**options, shapes={"vector": (2,)})
+
+
 def test_folders_of_splits_and_of_classes(tmp_path):
     for split, words in (("train", ("no", "yes")), ("test", ("yes",))):
         for word in words:
@@ -77,6 +110,12 @@ def test_folders_of_splits_and_of_classes(tmp_path):
     ("changes", "words"),
     [
         (dict(path=""), r"data\.path is empty.*free-spoken-digit-dataset"),
+        (
+            dict(templates=("{word}",)),
+            r"data\.templates=.*KeyError 'word'; the groups of data\.pattern are label, index",
+        ),
+        (dict(templates=("{label}",), captions=("a",)), r"data\.captions has 1 texts for 2 classes"),
+        (dict(vectors="/nowhere.npz", shapes=dict(vector=(2,))), r"data\.vectors='/nowhere\.npz' has no arrays"),
         (dict(path="/nowhere"), r"data\.path='/nowhere' is no folder"),
         (dict(sample_rate=16000), r"8000 samples per second, and data\.sample_rate=16000"),
         (dict(pattern=r"(?P<label>x)(?P<index>\d)"), r"3_ann_0 does not match data\.pattern"),

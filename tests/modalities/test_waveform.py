@@ -9,7 +9,7 @@ from diffusion_jax.config import presets
 from diffusion_jax.data.load import open_source
 from diffusion_jax.evaluation import audio
 from diffusion_jax.guidance.bandwidth import bandwidth
-from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.networks.conditions import Conditions, image
 from diffusion_jax.networks.diffwave import mel_conditions
 from diffusion_jax.types import Spec
 
@@ -87,6 +87,17 @@ def test_digits_are_recognised(sets, monkeypatch):
     assert values["recognized_griffin_lim"] == 1
     wrong = metric({"samples": test["x"], "label": 1 - test["label"]})
     assert wrong["recognized"] == 0 and wrong["recognized_recordings"] == 1
+
+
+def test_reconstructions_are_recognised_by_the_recordings_they_are_of(sets, monkeypatch):
+    monkeypatch.setattr(audio, "train_recognizer", lambda mel, labels: lambda x: (x.mean(1).argmax(1) > 15).astype(int))
+    conditions = Conditions({"x": image((LENGTH // 64, 40))})
+    (metric,) = modalities.metrics(MEL, evaluation(sets, "mel", conditions, "recognition"))
+    test = data.shuffled(sets["mel"][1], 6)
+    assert metric({"samples": test["x"], "original": test["x"]})["recognized"] == 1
+    for others in ({"original": test["x"][::-1]}, {}):
+        with pytest.raises(ValueError, match="'x' of the samples is not that of held-out examples"):
+            metric({"samples": test["x"], **others})
 
 
 def test_bandwidth_extension_is_compared_with_its_input(sets):

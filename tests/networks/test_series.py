@@ -36,11 +36,12 @@ def test_the_state_space_layer_is_a_recursion_in_both_directions():
     np.testing.assert_allclose(jax.jit(layer.mixed)(jnp.asarray(u)), expected, rtol=1e-3, atol=1e-4)
 
 
-def test_tsdiff_starts_at_zero_and_refuses_an_odd_state():
-    apply, params = functional(TSDiffNet(shape=(20, 2), hidden=8, num_layers=1, state_dim=4, rngs=nnx.Rngs(0)))
+def test_tsdiff_starts_at_zero_or_as_x_and_refuses_an_odd_state():
     x = jax.random.normal(jax.random.key(0), (3, 20, 2))
-    out = jax.jit(apply)(params, x, jnp.ones(3))
-    assert out.shape == x.shape and not out.any()
+    for init_skip in (False, True):
+        sizes = dict(shape=(20, 2), hidden=8, num_layers=1, state_dim=4, init_skip=init_skip)
+        apply, params = functional(TSDiffNet(**sizes, rngs=nnx.Rngs(0)))
+        np.testing.assert_array_equal(jax.jit(apply)(params, x, jnp.ones(3)), x * init_skip)
     with pytest.raises(ValueError, match="state_dim=5 must be even"):
         TSDiffNet(shape=(20, 1), state_dim=5, rngs=nnx.Rngs(0))
     for network in (TSDiffNet, CSDI):

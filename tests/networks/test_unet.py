@@ -101,6 +101,26 @@ def test_attention_is_at_its_resolutions_and_in_the_middle():
     assert count(params["mid_block"]) == 1
 
 
+def test_the_mean_of_the_tokens_is_added_to_the_embedding(inputs):
+    """Without attention to the tokens their order does not matter, and without the projection nothing of them does."""
+    init, apply = build(token_dim=4, max_tokens=5, pool_tokens=True)
+    params, (x, c_noise) = random_params(init), inputs
+    tokens = jax.random.normal(jax.random.key(0), (3, 5, 4))
+
+    def out(tokens, *silent):
+        kept = lambda path, p: p * (not {key.key for key in path} & set(silent))
+        cond = {"tokens": tokens, "mask": jnp.ones((3, 5), bool)}
+        return apply(jax.tree_util.tree_map_with_path(kept, params), x, c_noise, cond)
+
+    pooled = out(tokens, "cross_attentions")
+    np.testing.assert_allclose(out(tokens[:, ::-1], "cross_attentions"), pooled, atol=1e-5)
+    assert np.abs(out(tokens + 1, "cross_attentions") - pooled).max() > 1e-3
+    parts = ("cross_attentions", "token_pool")
+    np.testing.assert_array_equal(out(tokens + 1, *parts), out(tokens, *parts))
+    with pytest.raises(ValueError, match="pool_tokens needs tokens"):
+        build(pool_tokens=True)[0](jax.random.key(0))
+
+
 def test_labels(inputs):
     init, apply = build(num_classes=3)
     params, (x, c_noise) = random_params(init, scale=0.3), inputs

@@ -28,6 +28,7 @@ TINY = dict(
     token_dim=6,
     max_tokens=3,
 )
+FILM = TINY | dict(transformer_layers=(0, 1), token_dim=0, max_tokens=0, vector_dim=5, vector_concat=True)
 ONE_LEVEL = TINY | dict(block_out_channels=(8,), transformer_layers=(1,))
 
 
@@ -76,6 +77,8 @@ def test_every_product_is_computed_in_the_dtype(dtype):
         (dict(num_attention_heads=3), "num_heads=3 must be a positive divisor"),
         (dict(image_size=3), "image_size=3 must be a multiple of 2"),
         (dict(transformer_layers=(-1, 0)), "must be at least 0"),
+        (dict(vector_concat=True), "vector_concat=True needs vector_dim > 0"),
+        (dict(token_dim=0, max_tokens=0, only_cross_attention=True), "only_cross_attention=True needs a context"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changes, message):
@@ -126,6 +129,51 @@ def test_options_of_latent_consistency_models():
     sizes = TINY | dict(time_cond_proj_dim=12)
     init, _ = init_apply(lambda rngs: UNet2DConditionModel(**sizes, rngs=rngs))
     assert tensors(weights.LAYOUT, jax.eval_shape(init, jax.random.key(0)))["time_embedding.cond_proj.weight"]
+
+
+# unet/config.json of cvssp/audioldm-s-full-v2, without what has the value of other models.
+AUDIOLDM = dict(
+    _class_name="UNet2DConditionModel",
+    block_out_channels=[128, 256, 384, 640],
+    class_embed_type="simple_projection",
+    class_embeddings_concat=True,
+    cross_attention_dim=[128, 256, 384, 640],
+    down_block_types=["DownBlock2D", *["CrossAttnDownBlock2D"] * 3],
+    up_block_types=[*["CrossAttnUpBlock2D"] * 3, "UpBlock2D"],
+    in_channels=8,
+    out_channels=8,
+    projection_class_embeddings_input_dim=512,
+    sample_size=128,
+)
+
+
+def test_options_and_names_of_audioldm():
+    arguments = weights.arguments(AUDIOLDM)
+    expected = dict(token_dim=0, max_tokens=0, vector_dim=512, vector_concat=True, transformer_layers=(0, 1, 1, 1))
+    assert {name: arguments[name] for name in expected} == expected
+    assert AUDIOLDM.items() <= weights.config_of(arguments).items()
+    init, _ = init_apply(lambda rngs: UNet2DConditionModel(**FILM, rngs=rngs))
+    params = jax.eval_shape(init, jax.random.key(0))
+    assert tensors(weights.LAYOUT, params)["class_embedding.weight"].shape == (32, 5)
+    assert tensors(weights.originals(FILM)[-1], params)["film_emb.weight"].shape == (32, 5)
+    with pytest.raises(ValueError, match="class_embed_type='simple_projection' must be null, or"):
+        weights.arguments(AUDIOLDM | dict(class_embeddings_concat=False))
+
+
+def test_a_vector_that_is_concatenated_is_read_and_no_tokens_are_self_attention():
+    """Residual blocks read twice the embedding; without tokens both attentions of a transformer are of its pixels."""
+    init, apply = init_apply(lambda rngs: UNet2DConditionModel(**FILM, rngs=rngs))
+    params = random_params(init)
+    assert params["encoder"]["mid_block"]["resnets"]["0"]["time_emb_proj"]["kernel"].shape[0] == 2 * 32
+    attention = params["encoder"]["mid_block"]["cross_attentions"]["0"]["transformer_blocks"]["0"]["attn2"]
+    assert attention["to_k"]["kernel"].shape == (16, 16)
+    x, t = jax.random.normal(jax.random.key(1), (2, 4, 2, 4)), jnp.ones(2)
+    vector = jax.random.normal(jax.random.key(2), (2, 5))
+    out = jax.jit(apply)(params, x, t, {"vector": vector})
+    swapped = jax.jit(apply)(params, x, t, {"vector": vector[::-1]})
+    assert out.shape == x.shape and np.abs(out - swapped).max() > 1e-3
+    null = jax.jit(apply)(params, x, t)
+    np.testing.assert_allclose(null, jax.jit(apply)(params, x, t, {"vector": jnp.zeros((2, 5))}), atol=1e-5)
 
 
 def test_lcm_lora_updates_every_layer_that_it_names(tmp_path):

@@ -27,6 +27,7 @@ from diffusion_jax.systems import Diffusion, SeriesDiffusion
 from diffusion_jax.systems.scaling import REFERENCES, SCALINGS
 from tests.config.test_configs import read
 from tests.oracles import Gaussian, network_of
+from tests.runs import changed
 
 SHAPE, PROCESS = (6, 2), VP()
 PARAM = parameterizations.eps_prediction()
@@ -331,23 +332,19 @@ def test_held_out_gaps_depend_on_the_example_only():
     np.testing.assert_array_equal(np.isnan(observed(SHAPE, horizon=2).measure(x))[1], FUTURE)
 
 
-def tiny(path="", **sections) -> ConfigDict:
+def tiny(**changes) -> ConfigDict:
     config = read("csdi:eeg")
-    config.data.update(length=12, path=str(path))
+    config.data.length = 12
     config.network.update(channels=8, num_layers=1, num_heads=2, diffusion_dim=8, time_dim=8, mlp_hidden=8)
     config.training.update(num_steps=4, batch_size=8, log_every=1, checkpoint_every=2)
     config.sampling.update(num_samples=8, samples_per_condition=4, batch_size=8, steps=2)
     config.evaluation.update(num_samples=8, samples_per_condition=4, after_training=False)
-    for key, value in sections.items():
-        config[key] = ConfigDict(value) if "name" in value else config[key]
-        if "name" not in value:
-            config[key].update(value)
-    return config
+    return changed(config, **changes)
 
 
 @pytest.mark.slow
 def test_the_command_trains_samples_and_evaluates(tmp_path):
-    config = tiny(training=dict(num_steps=150, checkpoint_every=150), optimizer=dict(learning_rate=1e-2))
+    config = tiny(training__num_steps=150, training__checkpoint_every=150, optimizer__learning_rate=1e-2)
     config.evaluation.update(num_samples=160, samples_per_condition=16)
     config.sampling.steps = 8
     train.train(config, tmp_path)
@@ -364,23 +361,23 @@ def test_the_command_trains_samples_and_evaluates(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sections", "words"),
+    ("changes", "words"),
     [
-        (dict(system=dict(horizon=3)), "horizon=3 and config.system.missing=0.2: one of them"),
-        (dict(system=dict(targets="forecast")), "'forecast' needs config.system.horizon"),
-        (dict(system=dict(targets="some")), "system.targets='some' is unknown"),
-        (dict(system=dict(missing=1.5)), r"missing is 1\.5"),
-        (dict(system=dict(scaling="max")), "system.scaling='max' is unknown"),
-        (dict(system=dict(reference="zero")), "system.reference='zero' is unknown"),
-        (dict(network=dict(conditional=False)), "targets='random' needs a network that reads what is known"),
+        (dict(system__horizon=3), "horizon=3 and config.system.missing=0.2: one of them"),
+        (dict(system__targets="forecast"), "'forecast' needs config.system.horizon"),
+        (dict(system__targets="some"), "system.targets='some' is unknown"),
+        (dict(system__missing=1.5), r"missing is 1\.5"),
+        (dict(system__scaling="max"), "system.scaling='max' is unknown"),
+        (dict(system__reference="zero"), "system.reference='zero' is unknown"),
+        (dict(network__conditional=False), "targets='random' needs a network that reads what is known"),
         (dict(data=dict(name="toy", kind="two_moons")), "needs series, config.data.name='series'"),
         (dict(guidance=dict(name="observation", method=dict(name="ddim"))), "guidance.method.name='ddim' is unknown"),
         (dict(loss=dict(name="vlb")), "config.loss.name='vlb' must be 'denoising'"),
     ],
 )
-def test_configs_that_cannot_work_are_refused(sections, words):
+def test_configs_that_cannot_work_are_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
-        build.build(tiny(**sections))
+        build.build(tiny(**changes))
 
 
 def test_a_stored_null_condition_is_unconditional(network):

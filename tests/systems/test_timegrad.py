@@ -25,6 +25,7 @@ from diffusion_jax.systems import Diffusion, TimeGrad
 from diffusion_jax.systems.scaling import SCALINGS
 from tests.config.test_configs import read
 from tests.oracles import network_of
+from tests.runs import changed
 
 PROCESS, PARAM = VP(), parameterizations.eps_prediction()
 A, S, HORIZON, LENGTH = 0.8, 0.5, 6, 10
@@ -175,7 +176,7 @@ def test_cells_are_those_of_flax(cell):
         np.testing.assert_allclose(after[:, 0, 1], c_next, rtol=1e-5, atol=1e-6)
 
 
-def tiny(**sections) -> ConfigDict:
+def tiny(**changes) -> ConfigDict:
     config = read("timegrad:eeg")
     config.data.update(length=12, horizon=3)
     config.system.update(horizon=3, lags=(1, 2), cells=8)
@@ -183,16 +184,12 @@ def tiny(**sections) -> ConfigDict:
     config.training.update(num_steps=4, batch_size=8, log_every=1, checkpoint_every=2)
     config.sampling.update(num_samples=8, samples_per_condition=4, steps=2)
     config.evaluation.update(num_samples=8, samples_per_condition=4, after_training=False)
-    for key, value in sections.items():
-        config[key] = ConfigDict(value) if "name" in value else config[key]
-        if "name" not in value:
-            config[key].update(value)
-    return config
+    return changed(config, **changes)
 
 
 @pytest.mark.slow
 def test_the_command_trains_and_evaluates(tmp_path):
-    config = tiny(training=dict(num_steps=300, checkpoint_every=300), optimizer=dict(learning_rate=1e-2))
+    config = tiny(training__num_steps=300, training__checkpoint_every=300, optimizer__learning_rate=1e-2)
     config.sampling.update(steps=8, samples_per_condition=1)
     config.evaluation.update(num_samples=640, samples_per_condition=16)
     train.train(config, tmp_path)
@@ -203,21 +200,21 @@ def test_the_command_trains_and_evaluates(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sections", "words"),
+    ("changes", "words"),
     [
-        (dict(system=dict(horizon=0)), "system.horizon=0 must be at least 1"),
-        (dict(system=dict(horizon=12)), "horizon is 12.*less than the 12 steps"),
-        (dict(system=dict(lags=(0, 1))), r"lags=\(0, 1\) must be at least 1"),
-        (dict(system=dict(lags=(1, 10))), "history of 9 steps"),
-        (dict(system=dict(cell="rnn")), "cell is 'rnn'; choose lstm or gru"),
+        (dict(system__horizon=0), "system.horizon=0 must be at least 1"),
+        (dict(system__horizon=12), "horizon is 12.*less than the 12 steps"),
+        (dict(system__lags=(0, 1)), r"lags=\(0, 1\) must be at least 1"),
+        (dict(system__lags=(1, 10)), "history of 9 steps"),
+        (dict(system__cell="rnn"), "cell is 'rnn'; choose lstm or gru"),
         (dict(network=dict(name="mlp")), "reads nothing; it must read the encoder's state"),
         (dict(guidance=dict(name="classifier_free")), "guidance.name='classifier_free' must be 'none'"),
-        (dict(system=dict(cells=0)), "system.cells=0 must be at least 1"),
+        (dict(system__cells=0), "system.cells=0 must be at least 1"),
     ],
 )
-def test_configs_that_cannot_work_are_refused(sections, words):
+def test_configs_that_cannot_work_are_refused(changes, words):
     with pytest.raises(ConfigError, match=words):
-        build.build(tiny(**sections))
+        build.build(tiny(**changes))
 
 
 def test_samples_need_a_history():

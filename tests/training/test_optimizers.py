@@ -44,8 +44,15 @@ def test_schedule_at_known_points(schedule, middle, end):
 
 def test_schedule_without_warmup_starts_at_the_full_rate():
     for schedule in optimizers.SCHEDULES:
-        stages = (2, 2) if schedule == "sawtooth" else ()
+        stages = (2, 2) if schedule in ("sawtooth", "multistep") else ()
         assert optimizers.make_schedule(learning_rate=0.5, num_steps=4, schedule=schedule, stages=stages)(0) == 0.5
+
+
+def test_steps_divide_the_rate_after_each_stage():
+    options = dict(learning_rate=1e-3, num_steps=20, schedule="multistep", stages=(15, 3, 2), final_factor=0.1)
+    rate = optimizers.make_schedule(**options)
+    rates = [rate(k) for k in (0, 14, 15, 17, 18, 40)]
+    np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
 
 
 def test_a_run_shorter_than_its_warmup_is_allowed():

@@ -23,6 +23,7 @@ from diffusion_jax.systems.autoencoder import Adversary, Perceptual
 from diffusion_jax.types import Params, Placed
 from diffusion_jax.weights.lpips import load_lpips
 
+_MODALITIES = ("image", "mel")
 _NETWORKS = {"autoencoder_kl": "autoencoder_kl", "vqgan": "vq_model"}  # system -> network
 _COMPONENTS = {"autoencoder_kl": "vae", "vq_model": "vqvae"}  # network -> component of a pipeline of diffusers
 
@@ -40,7 +41,7 @@ def autoencoder(
     loss: Mapping[str, Any],
     field: str = "network",
 ) -> systems.Autoencoder:
-    """The autoencoder for images of `parts.spec`. Raises ConfigError.
+    """The autoencoder for images, or spectrograms as images, of `parts.spec`. Raises ConfigError.
 
     Args:
       parts: gives the spec, the dtype and the batch size of sampling.
@@ -50,10 +51,10 @@ def autoencoder(
     """
     options, shape, dtype = dict(options), parts.spec.shape, parts.config.training.dtype
     kind, name = options["name"], network.get("name")
-    if parts.spec.modality != "image":
+    if parts.spec.modality not in _MODALITIES or len(shape) != 3:
         raise ConfigError(
-            f"config.system.name={kind!r} needs images, but config.data.name={parts.config.data.name!r} holds "
-            f"{parts.spec.modality}"
+            f"config.system.name={kind!r} needs images, or spectrograms with config.data.features='mel_image', but "
+            f"config.data.name={parts.config.data.name!r} holds {parts.spec.modality} of {shape}"
         )
     if name != _NETWORKS[kind]:
         raise ConfigError(f"config.{field}.name={name!r} must be {_NETWORKS[kind]!r} for config.system.name={kind!r}")
@@ -95,6 +96,7 @@ def autoencoder(
         shape=shape,
         latent_shape=z.shape[1:],
         encoded_shape=h.shape[1:],
+        modality=parts.spec.modality,
         batch_size=parts.config.sampling.batch_size,
         latent_scale=latent_scale,
         networks={

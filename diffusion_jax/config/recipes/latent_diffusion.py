@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusion_jax import systems
+from diffusion_jax.config import data
 from diffusion_jax.config.parts import Parts, no_likelihood, positive
 from diffusion_jax.config.recipes.diffusion import diffusion
 from diffusion_jax.config.recipes.first_stage import scaling_factor
@@ -81,12 +82,17 @@ def first_stage_of(parts: Parts) -> Trained:
     config, field, path = parts.config, "config.system.first_stage", parts.config.system.get("first_stage", "")
     config_file = config.system.get("first_stage_config", "") or "configs/autoencoder_kl.py"
     run = parts.trained(path, field, role="first_stage", config_file=config_file)
+    precomputed = parts.spec.modality == "latents"
     shape = (config.data.get("image_size"), config.data.get("image_size"), config.data.get("channels"))
+    shape = shape if precomputed else parts.spec.shape
     if run.system.shape != shape:
         raise ConfigError(
-            f"{field}={path!r} is for images of {run.system.shape}; config.data.image_size and channels give {shape}"
+            f"{field}={path!r} is for examples of {run.system.shape}; "
+            f"{'config.data.image_size and channels give' if precomputed else 'those of config.data are'} {shape}"
         )
-    if parts.spec.modality == "latents":
+    if run.system.modality != "image":
+        _check_front_end(parts, run, f"{field}={path!r}")
+    if precomputed:
         with refusal("config.data"):
             header = read_header(config.data.get("path", ""), config.data.get("split", "train"))
         own = fingerprint(run.load())
@@ -97,6 +103,18 @@ def first_stage_of(parts: Parts) -> Trained:
                 f"--mode=encode --workdir={path} --to={config.data.path} and the --config of this first stage"
             )
     return run
+
+
+def _check_front_end(parts: Parts, run: Trained, field: str) -> None:
+    """Raises ConfigError unless the first stage of spectrograms read them from the same front end, for new examples."""
+    if parts.spec.modality == "latents":
+        raise ConfigError(
+            f"{field} is for spectrograms, whose front end files of latents do not have; config.data.name='latents' "
+            "must be 'audio'"
+        )
+    ours, theirs = (data.facts(config).get("mel") for config in (parts.config, run.config))
+    if ours != theirs:
+        raise ConfigError(f"{field} was trained on spectrograms of {theirs}; config.data.mel gives {ours}")
 
 
 def fingerprint(params: Params) -> str:

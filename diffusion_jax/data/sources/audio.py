@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
 
+from diffusion_jax.data.captions import Cuts, tokens_of
 from diffusion_jax.data.derived import Derived
-from diffusion_jax.data.source import NOTHING, Batch, Source, Tokenize, Uniform
+from diffusion_jax.data.source import NOTHING, Batch, Source, Tokenize, Uniform, entry
 from diffusion_jax.data.sources import files, images
 from diffusion_jax.data.sources.classes import Classes, numbered
 from diffusion_jax.data.spectrograms import MelSpectrogram
@@ -78,6 +80,8 @@ def open_source(
     shift: int = 0,
     num_workers: int = 1,
     captions: tuple[str, ...] = (),
+    templates: tuple[str, ...] = (),
+    vectors: str = "",
 ) -> Source:
     """Recordings of the folder `path` and of those below it, in the order of their names.
 
@@ -90,38 +94,56 @@ def open_source(
         sample_rate: of all files.
         mel: keyword arguments of `MelSpectrogram` but the sample rate.
         pattern: a regular expression of paths within the folder, without suffix, with the groups `label`, the class,
-            and `index`, an integer. Without `label` examples have no classes.
+            and `index`, an integer. Without `label` examples have no classes. Other groups are for `templates`.
         held_out: recordings with an index below it are the split "test", the others "train". Without it folders called
             like splits hold these, or "train" is all of them.
         captions: one text per class.
+        templates: texts of a recording, such as "{label} by {speaker}", of the groups of `pattern`; the class has its
+            text of `captions` if there are any. Training draws one of them at random, evaluation takes the first.
+        vectors: an .npz file with `names`, paths within the folder without suffix, and `vectors` [n, dim], the
+            condition "vector" of networks that read it: embeddings of the recordings by CLAP, for example.
 
-    Raises ValueError for a folder that is missing or empty, and for files that cannot be read, have another sample rate
-    or name.
+    Raises ValueError for a folder that is missing or empty, for files that cannot be read, have another sample rate or
+    name, or no vector, and for templates of other groups.
     """
     if not path:
         raise ValueError(_WHERE)
     section = dict(features=features, sample_rate=sample_rate, length=length, mel=mel)
-    entry, transform = spec(section), front_end(section)
-    paths, labels, known = _listed(path, split, pattern, held_out)
+    example, transform = spec(section), front_end(section)
+    paths, groups, known = _listed(path, split, pattern, held_out)
     clips = [_read(file, sample_rate) for file in paths]
-    entries = {"x": entry}
+    entries = {"x": example}
     names: tuple[str, ...] = ()
     numbers = np.zeros(len(paths), np.int32)
-    if labels is not None:
-        everywhere = Classes(len(known), known)
-        numbers, classes = numbered(np.array(labels), f"{path}, data.pattern={pattern!r}:", everywhere)
+    if known:
+        everywhere, labels = Classes(len(known), known), np.array([group["label"] for group in groups])
+        numbers, classes = numbered(labels, f"{path}, data.pattern={pattern!r}:", everywhere)
         names = classes.names
         entries["label"] = Spec((), "int32", values=classes.size)
     if "mel" in wanted and features == "waveform":
         entries["mel"] = Spec((length // transform.hop, transform.num_mels))
+    if "vector" in wanted and vectors:
+        by_clip = _vectors(vectors, paths, pathlib.Path(path).expanduser())
+        entries["vector"] = Spec(by_clip.shape[1:])
+    if templates:
+        texts, captions = _texts(templates, groups, names, captions), ()
+        if "tokens" in wanted:
+            tokenize = tokenize or functools.partial(tokens_of, max_tokens=wanted["tokens"].shape[0], cuts=Cuts())
+            tokens = np.stack([tokenize(row) for row in texts])
+            entries["tokens"] = entry(tokens[0])
     compute = jax.jit(transform)
 
     def read(indices: np.ndarray) -> Batch:
         batch = {"clip": np.fromiter(indices, np.int32, len(indices))}
-        return batch | ({"label": numbers[indices]} if labels is not None else {})
+        return batch | ({"label": numbers[indices]} if known else {})
 
     def ready(batch: Batch, uniform: Uniform | None) -> Batch:
         chosen = batch.pop("clip")
+        if "vector" in entries:
+            batch["vector"] = by_clip[chosen]
+        if "tokens" in entries:
+            drawn = np.zeros(len(chosen)) if uniform is None else uniform[:, 1]
+            batch["tokens"] = tokens[(drawn * len(tokens)).astype(int), chosen]
         x = np.zeros((len(chosen), length), np.float32)
         for row, index in enumerate(chosen):
             clip = clips[index]
@@ -132,7 +154,7 @@ def open_source(
             x[row, first : first + len(part)] = part
         with jax.default_device(jax.local_devices(backend="cpu")[0]):
             if features != "waveform":
-                batch["x"] = np.asarray(compute(jnp.asarray(x))).reshape(-1, *entry.shape)
+                batch["x"] = np.asarray(compute(jnp.asarray(x))).reshape(-1, *example.shape)
                 return batch
             batch["x"] = x[..., None]
             if "mel" in entries:
@@ -153,8 +175,11 @@ def open_source(
 
 def _listed(
     path: str, split: str, pattern: str, held_out: int
-) -> tuple[list[pathlib.Path], list[str] | None, tuple[str, ...]]:
-    """The files of a split, their classes (None without), and the names of those of all splits. Raises ValueError."""
+) -> tuple[list[pathlib.Path], list[dict[str, str]], tuple[str, ...]]:
+    """The files of a split, what the groups of the pattern are in their names, and the classes of all splits.
+
+    Raises ValueError.
+    """
     root, name = pathlib.Path(path).expanduser(), files.named(split)
     if not root.is_dir():
         raise ValueError(f"data.path={path!r} is no folder; it must hold .wav or .flac files.")
@@ -185,13 +210,48 @@ def _listed(
         if not len(chosen):
             raise ValueError(f"The split {name!r} is empty: data.held_out={held_out} of the indices in {path}.")
     chosen = chosen[files.select(split, len(chosen))]
-    chosen_paths = [paths[i] for i in chosen]
+    chosen_paths, groups = [paths[i] for i in chosen], [matches[i].groupdict("") for i in chosen] if matches else []
     if "label" not in matcher.groupindex:
-        return chosen_paths, None, ()
+        return chosen_paths, groups, ()
     folders = [root] if root == top else [folder for folder in top.iterdir() if folder.is_dir()]
     found = [matcher.fullmatch(_name(file, folder)) for folder in folders for file in _recordings(folder)]
     known = tuple(sorted({match["label"] for match in found if match}))
-    return chosen_paths, [matches[i]["label"] for i in chosen], known
+    return chosen_paths, groups, known
+
+
+def _texts(
+    templates: Sequence[str], groups: Sequence[Mapping[str, str]], names: Sequence[str], captions: Sequence[str]
+) -> list[list[str]]:
+    """The texts of all recordings, by template. Raises ValueError for templates of other groups than `groups`."""
+    if len(captions) not in (0, len(names)):
+        raise ValueError(f"data.captions has {len(captions)} texts for {len(names)} classes.")
+    words = dict(zip(names, captions, strict=True)) if captions else {}
+    known = [{**group, **({"label": words[group["label"]]} if words else {})} for group in groups] or [{}]
+    try:
+        return [[template.format_map(group) for group in known] for template in templates]
+    except (KeyError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"data.templates={tuple(templates)!r}: {type(error).__name__} {error}; the groups of data.pattern are "
+            f"{', '.join(known[0]) or 'none'}."
+        ) from error
+
+
+def _vectors(file: str, paths: Sequence[pathlib.Path], root: pathlib.Path) -> Float32[np.ndarray, "n dim"]:
+    """The rows of `vectors` in an .npz file whose `names` are those of `paths` in the folder `root`. ValueError."""
+    try:
+        with np.load(pathlib.Path(file).expanduser()) as arrays:
+            names, vectors = arrays["names"], arrays["vectors"].astype(np.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"data.vectors={file!r} has no arrays `names` and `vectors`: {error}") from error
+    if vectors.ndim != 2 or names.shape != vectors.shape[:1]:
+        raise ValueError(
+            f"data.vectors={file!r}: names {names.shape} and vectors {vectors.shape} must be [n], [n, dim]."
+        )
+    row = {str(name): i for i, name in enumerate(names)}
+    missing = [name for name in (_name(path, root) for path in paths) if name not in row]
+    if missing:
+        raise ValueError(f"data.vectors={file!r} has no row for {missing[0]} ({len(missing)} of {len(paths)} files).")
+    return vectors[[row[_name(path, root)] for path in paths]]
 
 
 def _recordings(root: pathlib.Path) -> list[pathlib.Path]:
