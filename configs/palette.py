@@ -24,12 +24,12 @@ ALL = ("colorization", "inpainting", "uncropping", "jpeg")
 
 
 def palette(tasks: tuple[str, ...], *, network: dict[str, Any], channels: int = 3, **sections: Any) -> ConfigDict:
-    """The sections that all variants share: ADM's network, which reads the degraded image and the task."""
+    """The sections that all variants share. The network reads the degraded image, and one of several tasks."""
     classes = dict(num_classes=len(tasks)) if len(tasks) > 1 else {}
     config = replace(
         defaults(),
         system=dict(name="palette", tasks=tasks, quality=(5, 30)),
-        network=dict(name="adm", image_channels=channels, **classes, **network),
+        network=dict(image_channels=channels, **classes, **network),
         sampling=dict(threshold=dict(name="static")),
     )
     return replace(config, **sections)
@@ -37,11 +37,10 @@ def palette(tasks: tuple[str, ...], *, network: dict[str, Any], channels: int = 
 
 def small(tasks: tuple[str, ...], *, channels: int, network: dict[str, Any], **sections: Any) -> ConfigDict:
     """v-prediction on the cosine schedule, whose errors at high noise are not divided by alpha, in 50 steps of DDIM."""
-    sizes = dict(model_channels=32, num_res_blocks=1, num_head_channels=16, num_groups=8)
     config = palette(
         tasks,
         channels=channels,
-        network=sizes | network,
+        network=network,
         process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
         parameterization=dict(name="v", label="index"),
         times=dict(name="discrete", num_steps=1000),
@@ -60,8 +59,8 @@ def digits() -> ConfigDict:
     return small(
         ("inpainting", "uncropping", "jpeg"),
         channels=1,
-        network=dict(channel_mult=(1, 2), attention_resolutions=(4,)),
-        **presets.digits(2000, batch_size=64),
+        network=dict(name="mlp", hidden=512, num_layers=4),
+        **presets.digits(4000),
         sampling=dict(num_samples=99, batch_size=500),
     )
 
@@ -70,7 +69,15 @@ def emoji() -> ConfigDict:
     return small(
         ALL,
         channels=3,
-        network=dict(channel_mult=(1, 2, 2), attention_resolutions=(4,)),
+        network=dict(
+            name="adm",
+            model_channels=32,
+            channel_mult=(1, 2, 2),
+            num_res_blocks=1,
+            attention_resolutions=(4,),
+            num_head_channels=16,
+            num_groups=8,
+        ),
         data=presets.emoji_data(flip=True) | dict(image_size=16),
         training=dict(num_steps=4000, batch_size=32, log_every=100, checkpoint_every=1000, sample_every=0),
         optimizer=presets.adam(),
@@ -90,7 +97,7 @@ def published(tasks: tuple[str, ...], image_size: int, **sections: Any) -> Confi
     betas = tuple(1e-4 + (0.09 - 1e-4) * i / 999 for i in range(1000))
     config = palette(
         tasks,
-        network=dict(attention_resolutions=(), **network),
+        network=dict(name="adm", attention_resolutions=(), **network),
         process=dict(name="discrete_vp", betas="linear", num_steps=2000, beta_start=1e-6, beta_end=1e-2),
         parameterization=dict(name="eps", label="time"),
         times=dict(name="uniform", t_min=0.0005),
