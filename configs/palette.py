@@ -59,7 +59,7 @@ def digits() -> ConfigDict:
     return small(
         ("inpainting", "uncropping", "jpeg"),
         channels=1,
-        network=dict(name="mlp", hidden=512, num_layers=4),
+        network=dict(name="mlp", hidden=256, num_layers=3),
         **presets.digits(4000),
         sampling=dict(num_samples=99, batch_size=500),
     )
@@ -87,7 +87,7 @@ def emoji() -> ConfigDict:
     )
 
 
-def published(tasks: tuple[str, ...], image_size: int, **sections: Any) -> ConfigDict:
+def published(tasks: tuple[str, ...], image_size: int, batch_size: int = 3) -> ConfigDict:
     """eps-prediction between 2000 betas, sampled with 1000 larger ones, on a folder of pictures.
 
     The authors of the reimplementation ask for attention where a side is 1/16 of the picture's, which their network of
@@ -103,14 +103,14 @@ def published(tasks: tuple[str, ...], image_size: int, **sections: Any) -> Confi
         times=dict(name="uniform", t_min=0.0005),
         solver=dict(name="ancestral"),
         data=dict(name="folder", split="train", eval_split="train", image_size=image_size, channels=3, path=""),
-        training=dict(num_steps=1_000_000, batch_size=3, checkpoint_every=10_000, sample_every=10_000),
+        training=dict(num_steps=1_000_000, batch_size=batch_size, checkpoint_every=10_000, sample_every=10_000),
         optimizer=dict(name="adam", learning_rate=5e-5, warmup_steps=0, clip_norm=0.0),
         ema=dict(rates=(0.9999,), warmup=False),
         evaluation=dict(metrics=(), after_training=False),
     )
     grid = ConfigDict(dict(name="betas", values=betas))
     config.sampling.update(steps=1000, num_samples=16, batch_size=16, grid=grid)
-    return replace(config, **sections)
+    return config
 
 
 def imagenet256() -> ConfigDict:
@@ -127,7 +127,7 @@ VARIANTS = {
     "emoji_regression": lambda: regression(emoji()),
     "inpainting256": lambda: published(("inpainting",), 256),
     "uncropping256": lambda: published(("uncropping",), 256),
-    "colorization224": lambda: published(("colorization",), 224),
+    "colorization224": lambda: published(("colorization",), 224, batch_size=4),
     "imagenet256": imagenet256,
 }
 
