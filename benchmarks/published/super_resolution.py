@@ -7,8 +7,8 @@ from benchmarks.published.entry import Published
 _SR3 = "Janspiry/Image-Super-Resolution-via-Iterative-Refinement"
 _ADM = "openai/guided-diffusion README.md"
 _NETWORKS = (
-    "The paper has no public code. The sizes of images are the paper's; network and optimizer are those of ADM's models "
-    "of these sizes, with v-prediction, as in the small variants."
+    "The paper has no public code. The sizes of images are the paper's; network and optimizer are those of ADM's "
+    "models of these sizes, with v-prediction, as in the small variants."
 )
 _LEVEL = (
     "The level of the noise is that of Imagen's sampling in a reimplementation, lucidrains/imagen-pytorch, and is "
