@@ -184,17 +184,14 @@ class Palette(OnDiffusion):
         }
         return self.network_conditions | given
 
-    def unknown(self, cond: Cond) -> Bool[Array, "batch h w 1"]:
-        """Where x is unknown: where the mask is at least 0, and everywhere for tasks without a hole."""
-        return (jnp.asarray(cond[MASK]) >= 0) | ~self._of_tasks("hole", cond)
-
     def _of_tasks(self, field: str, cond: Cond) -> Bool[Array, "batch 1 1 1"]:
         values = jnp.asarray([getattr(task, field) for task in self.tasks])
         return values[jnp.asarray(cond[TASK])][:, None, None, None]
 
     def _seen(self, keys: Key[Array, "batch"], cond: Cond) -> dict[str, Array]:
         """What the network receives for the rows of `keys`: task, hole, and the image with noise in the hole."""
-        y, unknown = jnp.asarray(cond[IMAGE]), self.unknown(cond)
+        y = jnp.asarray(cond[IMAGE])
+        unknown = (jnp.asarray(cond[MASK]) >= 0) | ~self._of_tasks("hole", cond)
         if any(task.grey for task in self.tasks):
             y = jnp.where(self._of_tasks("grey", cond), (y @ jnp.asarray(self.luma, y.dtype))[..., None], y)
         y = jnp.where(unknown & self._of_tasks("hole", cond), row_normal(keys, y), y)
