@@ -174,7 +174,8 @@ def _perceptual(evaluation: Evaluation) -> Callable[[np.ndarray, np.ndarray], np
 def _pairs(evaluation: Evaluation) -> Metric:
     need(evaluation, "image", "images")
     if not any(condition.start == "paired" for condition in evaluation.conditions.values()):
-        raise ValueError("it needs config.system.name='bridge' or 'super_resolution', whose samples belong to pairs")
+        names = "config.system.name='bridge', 'super_resolution' or 'palette'"
+        raise ValueError(f"it needs {names}, whose samples belong to pairs")
     pairs_of = _held_out_pairs(evaluation)
 
     def metric(drawn: Drawn) -> dict[str, Any]:
