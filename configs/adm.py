@@ -4,9 +4,10 @@
     python -m diffusion_jax.main --config=configs/adm.py:imagenet64 --workdir=runs/adm64 --config.data.path=FOLDER
 
 Without a variant, a small network of this family is trained on the 8 x 8 digits of scikit-learn, class-conditional, in
-minutes on two CPU cores. `digits_upsampler` is super-resolution from 4 x 4 to 8 x 8. Every model learns its variances
-with its means, by the hybrid loss L_simple + 0.001 L_vlb. For classifier guidance train a classifier with
-`noisy_classifier.py` and set --config.guidance.name=classifier.
+minutes on two CPU cores. `digits_upsampler` is super-resolution from 4 x 4 to 8 x 8, `digits_upsampler_augmented` with
+noise of a level that it reads, for small images that a model drew. Every model learns its variances with its means, by
+the hybrid loss L_simple + 0.001 L_vlb. For classifier guidance train a classifier with `noisy_classifier.py` and set
+--config.guidance.name=classifier.
 
 The other variants are the paper's (tables 11 and 12): `imagenet{64,128,256,512}`, class-conditional;
 `imagenet256_uncond`; `lsun_bedroom256`, whose settings are also those of cats and horses; and the upsamplers
@@ -59,6 +60,12 @@ def digits(**network: int) -> ConfigDict:
 
 def digits_upsampler() -> ConfigDict:
     return digits(image_channels=1, low_res=4)
+
+
+def digits_upsampler_augmented() -> ConfigDict:
+    """The upsampler for samples of another model: trained on small images with noise, whose level it reads."""
+    augmented = dict(name="super_resolution", levels=(0.0, 0.5), level=0.0, base="", base_config="")
+    return replace(digits(image_channels=1, low_res=4, vector_dim=1), system=augmented)
 
 
 def paper(
@@ -117,6 +124,7 @@ def upsampler(low_res: int, size: int, **network: Any) -> ConfigDict:
 VARIANTS = {
     "digits": digits,
     "digits_upsampler": digits_upsampler,
+    "digits_upsampler_augmented": digits_upsampler_augmented,
     "imagenet64": imagenet64,
     "imagenet128": lambda: large(
         128, num_steps=4_360_000, data=IMAGENET, num_classes=1000, num_heads=4, num_head_channels=None

@@ -10,6 +10,10 @@ and whose samples are those of both. In training the smaller image is made of th
 config.system.levels is added, of which the network knows the level; config.system.level is that of sampling.
 config.system.base is the work directory of the smaller model; --config.system.base= samples from the small images in
 config.sampling.cond=FILE instead. `mnist_base` and `mnist` go from 7 x 7 to 28 x 28 pixels (config.data.path=FOLDER).
+
+`imagenet32_base`, `imagenet32_64`, `imagenet64_128` and `imagenet64_256` are stages of the sizes of the paper, with the
+networks of ADM (adm.py) for these sizes, on ImageNet as folders of classes. Small images of 32 pixels have noise, and
+those of 64 pixels are blurred instead.
 """
 
 from typing import Any
@@ -34,12 +38,15 @@ def stage(*, steps: int, **sections: Any) -> ConfigDict:
     return replace(config, **sections)
 
 
-def enlarging(base: str, config_file: str, *, highest: float, level: float) -> dict[str, Any]:
-    """The section `system` of a stage above `base`, for levels of noise up to `highest`."""
+def enlarging(
+    base: str, config_file: str, *, highest: float = 0.0, level: float = 0.0, blur: float = 0.0
+) -> dict[str, Any]:
+    """The section `system` of a stage above `base`, for levels of noise up to `highest` or a blur."""
     return dict(
         name="super_resolution",
         levels=(0.0, highest),
         level=level,
+        blur=(blur, blur),
         base=base,
         base_config=f"configs/cascade.py:{config_file}",
     )
@@ -99,11 +106,61 @@ def mnist() -> ConfigDict:
     )
 
 
+def imagenet(image_size: int, *, network: dict[str, Any], num_steps: int, **sections: Any) -> ConfigDict:
+    """A stage of ImageNet, with the optimizer of ADM's models."""
+    return stage(
+        steps=256,
+        network=dict(name="adm", num_classes=1000, **network),
+        data=dict(
+            name="folder", split="train", eval_split="train", image_size=image_size, channels=3, flip=True, path=""
+        ),
+        training=dict(num_steps=num_steps, batch_size=256, checkpoint_every=10_000, sample_every=50_000),
+        optimizer=dict(name="adamw", learning_rate=1e-4, weight_decay=0.0, clip_norm=0.0),
+        ema=dict(rates=(0.9999,), warmup=False),
+        evaluation=dict(metrics=(), after_training=False),
+        **sections,
+    )
+
+
+FEW = dict(num_samples=16, batch_size=16)
+SMALL_IMAGES = dict(model_channels=192, num_res_blocks=3, use_new_attention_order=True, dropout=0.1)
+
+
+def imagenet32_base() -> ConfigDict:
+    network = dict(SMALL_IMAGES, channel_mult=(1, 2, 3), attention_resolutions=(16, 8))
+    return imagenet(32, network=network, num_steps=540_000, sampling=FEW)
+
+
+def imagenet32_64() -> ConfigDict:
+    return imagenet(
+        64,
+        network=dict(SMALL_IMAGES, channel_mult=(1, 2, 3, 4), image_channels=3, low_res=32, vector_dim=1),
+        num_steps=540_000,
+        system=enlarging("runs/cascade_imagenet32", "imagenet32_base", highest=1.0, level=0.2),
+        sampling=FEW,
+    )
+
+
+def imagenet64_large(image_size: int, **network: Any) -> ConfigDict:
+    sizes = dict(model_channels=192, num_res_blocks=2, image_channels=3, low_res=64, num_head_channels=None)
+    return imagenet(
+        image_size,
+        network=dict(sizes, num_heads=4, **network),
+        num_steps=500_000,
+        system=enlarging("runs/cascade_imagenet64", "imagenet32_64", blur=0.6),
+        sampling=FEW,
+    )
+
+
 VARIANTS = {
     "digits": digits,
     "digits_base": digits_base,
     "mnist_base": mnist_base,
     "mnist": mnist,
+    "imagenet32_base": imagenet32_base,
+    "imagenet32_64": imagenet32_64,
+    "imagenet64_128": lambda: imagenet64_large(128, channel_mult=(1, 1, 2, 3, 4)),
+    "imagenet64_256": lambda: imagenet64_large(256, channel_mult=(1, 1, 2, 2, 4, 4)),
 }
 
 

@@ -9,8 +9,8 @@ Without a variant, 4 x 4 digits are enlarged to 8 x 8 pixels, in minutes on two 
 sampling also those in --config.sampling.cond=FILE. Evaluation prints the PSNR of samples, of their means
 (--config.evaluation.samples_per_condition=8) and of bicubic interpolation.
 
-`faces_16_128` is the setting of a public reimplementation for faces, on a folder of pictures: eps-prediction with an L1
-loss on a table of 2000 betas, at continuous noise levels between its points.
+`faces_16_128` and `faces_64_512` are the settings of a public reimplementation for faces, on a folder of pictures:
+eps-prediction with an L1 loss on a table of 2000 betas, at continuous noise levels between its points.
 """
 
 from typing import Any
@@ -54,32 +54,34 @@ def mnist() -> ConfigDict:
     return replace(config, network=dict(channel_mult=(1, 2, 2)), evaluation=dict(num_samples=1000))
 
 
-def faces_16_128() -> ConfigDict:
+def faces(low_res: int, image_size: int, *, batch_size: int, learning_rate: float, **network: Any) -> ConfigDict:
+    sizes = dict(model_channels=64, image_channels=3, low_res=low_res)
     return sr3(
         steps=2000,
         parameterization=dict(name="eps", label="time"),
         loss=dict(name="denoising", norm="l1"),
         solver=dict(name="ancestral"),
-        network=dict(
-            name="adm",
-            model_channels=64,
-            channel_mult=(1, 2, 4, 8, 8),
-            num_res_blocks=2,
-            attention_resolutions=(16,),
-            dropout=0.2,
-            image_channels=3,
-            low_res=16,
-        ),
-        data=dict(name="folder", split="train", eval_split="train", image_size=128, channels=3, path=""),
-        training=dict(num_steps=1_000_000, batch_size=4, checkpoint_every=10_000, sample_every=10_000),
-        optimizer=dict(name="adam", learning_rate=1e-4, warmup_steps=0, clip_norm=0.0),
+        network=dict(name="adm", **sizes, **network),
+        data=dict(name="folder", split="train", eval_split="train", image_size=image_size, channels=3, path=""),
+        training=dict(num_steps=1_000_000, batch_size=batch_size, checkpoint_every=10_000, sample_every=10_000),
+        optimizer=dict(name="adam", learning_rate=learning_rate, warmup_steps=0, clip_norm=0.0),
         ema=dict(rates=(0.9999,), warmup=False),
         sampling=dict(num_samples=16, batch_size=16, grid=dict(name="discrete", spacing="linspace")),
         evaluation=dict(metrics=(), after_training=False),
     )
 
 
-VARIANTS = {"digits": digits, "mnist": mnist, "faces_16_128": faces_16_128}
+def faces_16_128() -> ConfigDict:
+    network = dict(channel_mult=(1, 2, 4, 8, 8), num_res_blocks=2, attention_resolutions=(16,), dropout=0.2)
+    return faces(16, 128, batch_size=4, learning_rate=1e-4, **network)
+
+
+def faces_64_512() -> ConfigDict:
+    network = dict(channel_mult=(1, 2, 4, 8, 16), num_res_blocks=1, attention_resolutions=(), num_groups=16)
+    return faces(64, 512, batch_size=2, learning_rate=3e-6, **network)
+
+
+VARIANTS = {"digits": digits, "mnist": mnist, "faces_16_128": faces_16_128, "faces_64_512": faces_64_512}
 
 
 def get_config(variant: str | None = None) -> ConfigDict:

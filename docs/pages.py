@@ -30,6 +30,7 @@ OUTSIDE = {
     "benchmarks/README.md": "benchmarks.md",
     "colabs/quickstart.ipynb": "quickstart.ipynb",
     "colabs/few_steps.ipynb": "few_steps.ipynb",
+    "colabs/image_to_image.ipynb": "image_to_image.ipynb",
     "colabs/inverse_problems.ipynb": "inverse_problems.ipynb",
     "colabs/text.ipynb": "text.ipynb",
     "colabs/audio.ipynb": "audio.ipynb",

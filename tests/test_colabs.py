@@ -166,3 +166,17 @@ def test_the_notebook_of_audio_runs_and_its_figures_hold(monkeypatch, tmp_path):
     assert "8 texts, spectrograms (16, 32, 1)" in text["words"]
     assert re.search(r"^recognized +[0-9.]+", text["evaluate"], re.MULTILINE)
     assert pictures == {"front-end": 1, "listen": 1, "words": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_notebook_of_images_to_images_runs_and_its_figures_hold(monkeypatch, tmp_path):
+    """With 60 steps of training: the regression restores holes better than their grey, and known pixels stay."""
+    text, pictures = run("image_to_image", monkeypatch, tmp_path)
+    found = figures(text["compare"], "PSNR")
+    assert len(found) == 12
+    assert found["uncropping, regression"] > found["uncropping, degraded image"]
+    assert figures(text["compare"], "largest difference") == {"known pixels": 0}
+    assert figures(text["own"], "largest difference") == {"left half": 0}
+    assert "pairs_consistency" in text["sr3"]
+    assert pictures == {"tasks": 1, "compare": 1, "own": 1}

@@ -15,6 +15,7 @@ from benchmarks.published import (
     inverse,
     latents,
     lcm,
+    palette,
     sde,
     series,
     super_resolution,
@@ -34,6 +35,7 @@ TABLE: tuple[Published, ...] = (
     *bridges.TABLE,
     *tokens.TABLE,
     *super_resolution.TABLE,
+    *palette.TABLE,
     *audio.TABLE,
     *series.TABLE,
 )

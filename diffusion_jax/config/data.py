@@ -46,7 +46,7 @@ def source(
 
     Names of classes have the numbers of the split `training`, by default config.data.split.
     `specs` are the entries that each example must have, see `types.System.batch`. `tokenize` maps texts to ids (None:
-    their bytes), `derive` computes the condition "image" from x if the data has none. Raises ConfigError.
+    their bytes), `derive` computes conditions such as "image" from x if the data has none. Raises ConfigError.
     """
     name, kind = config.data.name, _opener(config)
     arguments = {key: value for key, value in config.data.items() if value != "" and key not in COMMON}

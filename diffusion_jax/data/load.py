@@ -36,8 +36,8 @@ class Opener(NamedTuple):
         spec: config.data -> shape and kind of one example x, without opening the data. Raises ValueError.
         open: (split, wanted, tokenize, derive, and its own keys of config.data) -> one split. `wanted` are the entries
             that will be read: the shapes of conditions that are images, and the length of "tokens". `tokenize` makes
-            tokens of texts (None: their bytes), `derive` the condition "image" of x. What has names of classes also
-            takes `training`, the split whose classes number those of all (""; "train"). Raises ValueError.
+            tokens of texts (None: their bytes), `derive` conditions such as "image" of x. What has names of classes
+            also takes `training`, the split whose classes number those of all (""; "train"). Raises ValueError.
         facts: config.data -> what is known about the data without opening it, as in `Source.facts`.
     """
 
@@ -140,7 +140,7 @@ def load(
         tokenizer: folder of a tokenizer, see `data.tokenization`; by default tokens are the bytes of a text, see
             `data.captions`.
         shapes: of the conditions that are images, to which files are cut and resized.
-        derive: makes the condition "image" of the examples where the data has none.
+        derive: makes conditions such as "image" of the examples where the data has none.
         tokenize: texts -> their tokens, instead of `tokenizer`.
         path: the folder or zip archive, the array file, or the TFDS data directory (default: $TFDS_DATA_DIR, else
             ~/tensorflow_datasets). Sub-folders (or zip archives, or array files) called like a split hold that split;

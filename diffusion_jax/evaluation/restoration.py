@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from diffusion_jax.evaluation.reconstruction import ssim
 from diffusion_jax.guidance.operators import Operator
@@ -61,6 +61,29 @@ def restoration(
         values |= {"lpips": np.mean([distance(x) for x in rows]), "mean_lpips": distance(rows.mean(0))}
         values |= {f"lpips_{name}": distance(x) for name, x in found.items()}
     return {f"restoration_{name}": value if isinstance(value, int) else float(value) for name, value in values.items()}
+
+
+def by_task(
+    samples: Images, truth: Images, start: Images, unknown: Bool[np.ndarray, "n h w 1"], tasks: Sequence[str]
+) -> dict[str, Any]:
+    """PSNR of restored images [k n, ...], sample i of the image i mod n, for each of the `tasks` of n images.
+
+    Returns, with names that begin with "tasks_NAME_": `psnr` of single samples, `mean_psnr` of the mean of the k
+    samples of an image, and `psnr_start` of the degraded image, all from the mean squared error over the pixels of all
+    images where `unknown`; `num`, the number of images. Raises ValueError unless k is whole.
+    """
+    if len(samples) % len(truth):
+        raise ValueError(f"{len(samples)} samples of {len(truth)} images; every image needs as many")
+    rows, values = samples.reshape(-1, *truth.shape), {}
+    for name in dict.fromkeys(tasks):
+        chosen = np.array([task == name for task in tasks])
+        where = np.broadcast_to(unknown, truth.shape)[chosen]
+        found = {"psnr": rows[:, chosen], "mean_psnr": rows[:, chosen].mean(0), "psnr_start": start[chosen]}
+        for key, x in found.items():
+            error = np.mean(np.square(x - truth[chosen])[..., where])
+            values[f"tasks_{name}_{key}"] = float(10 * np.log10(4 / max(error, 4e-10)))
+        values[f"tasks_{name}_num"] = int(chosen.sum())
+    return values
 
 
 def psnr(x: Images, truth: Images, unknown: Float[np.ndarray, "_ _ _ _"]) -> Float[np.ndarray, "n"]:

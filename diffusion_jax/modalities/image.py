@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_jax import data
+from diffusion_jax.data.captions import texts_of
 from diffusion_jax.evaluation import density, features, metrics, restoration, retrieval, sheets, suite
 from diffusion_jax.evaluation import feature_classifier as classifiers
 from diffusion_jax.evaluation import transport as transports
@@ -30,11 +31,12 @@ _IMAGES, _PER_IMAGE = 16, 8  # of them inpainted images, and samples of each
 def picture(drawn: Drawn, words: Words, views: Views) -> UInt8[np.ndarray, "height width 3"] | None:
     """A sheet of the first 256 images with their words; original, measurement and sample next to each other.
 
-    Of inpainting, one row per image: the image, what is known of it, its samples and their mean. Of interpolation, one
-    row per pair: both images and the samples between them. None if a value is not finite.
+    Of editing with a mask, one row per image: the image, what is known of it, its samples and their mean. Of
+    interpolation, one row per pair: both images and the samples between them. None if a value is not finite.
     """
     samples = np.asarray(drawn["samples"])
-    if "mask" in drawn and np.shape(drawn.get("image")) == samples.shape and np.isfinite(samples).all():
+    masked = "mask" in drawn and "measured" not in drawn
+    if masked and np.shape(drawn.get("image")) == samples.shape and np.isfinite(samples).all():
         return _inpainted(samples, np.asarray(drawn["image"]), np.asarray(drawn["mask"]) >= 0)
     if "other" in drawn and np.shape(drawn.get("image")) == samples.shape and np.isfinite(samples).all():
         return _interpolated(samples, np.asarray(drawn["image"]), np.asarray(drawn["other"]))
@@ -172,19 +174,45 @@ def _perceptual(evaluation: Evaluation) -> Callable[[np.ndarray, np.ndarray], np
 def _pairs(evaluation: Evaluation) -> Metric:
     need(evaluation, "image", "images")
     if not any(condition.start == "paired" for condition in evaluation.conditions.values()):
-        raise ValueError("it needs config.system.name='bridge' or 'super_resolution', whose samples belong to pairs")
-    num, each = (evaluation.options.get(name, 1) for name in ("num_samples", "samples_per_condition"))
-    if each < 1 or num % each:
-        raise ValueError(f"evaluation.samples_per_condition={each} must divide evaluation.num_samples={num}")
+        names = "config.system.name='bridge', 'super_resolution' or 'palette'"
+        raise ValueError(f"it needs {names}, whose samples belong to pairs")
+    pairs_of = _held_out_pairs(evaluation)
 
     def metric(drawn: Drawn) -> dict[str, Any]:
-        pairs = data.shuffled(held_out(evaluation), max(len(drawn["samples"]) // each, 1))
-        if not np.allclose(pairs["image"], drawn["image"][: len(pairs["x"])], atol=1e-4):
-            raise ValueError("the samples do not start from held-out examples: leave config.sampling.cond empty")
+        pairs = pairs_of(drawn)
         start = pairs["image"][..., : pairs["x"].shape[-1]]
         return transports.paired(_clipped(drawn), start, pairs["x"])
 
     return metric
+
+
+def _tasks(evaluation: Evaluation) -> Metric:
+    need(evaluation, "image", "images")
+    if not {"mask", "task"} <= evaluation.conditions.keys():
+        raise ValueError("it needs config.system.name='palette', whose samples belong to tasks")
+    pairs_of, words = _held_out_pairs(evaluation), evaluation.conditions["task"].words
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        pairs = pairs_of(drawn)
+        unknown, tasks = pairs["mask"] >= 0, words(np.asarray(pairs["task"]), texts_of)
+        return restoration.by_task(_clipped(drawn), pairs["x"], pairs["image"], unknown, tasks)
+
+    return metric
+
+
+def _held_out_pairs(evaluation: Evaluation) -> Callable[[Drawn], dict[str, np.ndarray]]:
+    """A function from samples to the held-out pairs that they start from. ValueError: they do not, or not all."""
+    num, each = (evaluation.options.get(name, 1) for name in ("num_samples", "samples_per_condition"))
+    if each < 1 or num % each:
+        raise ValueError(f"evaluation.samples_per_condition={each} must divide evaluation.num_samples={num}")
+
+    def pairs_of(drawn: Drawn) -> dict[str, np.ndarray]:
+        pairs = data.shuffled(held_out(evaluation), max(len(drawn["samples"]) // each, 1))
+        if not np.allclose(pairs["image"], drawn["image"][: len(pairs["x"])], atol=1e-4):
+            raise ValueError("the samples do not start from held-out examples: leave config.sampling.cond empty")
+        return pairs
+
+    return pairs_of
 
 
 def _density_baseline(evaluation: Evaluation) -> Metric:
@@ -266,8 +294,9 @@ IMAGE = Modality(
         "density_baseline": _density_baseline,
         "restoration": _restoration,
         "pairs": _pairs,
+        "tasks": _tasks,
         "transport": transport,
         **{name: functools.partial(_of_suite, name=name) for name in suite.METRICS},
     },
-    usual=("classifier", "pairs"),
+    usual=("classifier", "pairs", "tasks"),
 )

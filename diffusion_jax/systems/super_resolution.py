@@ -35,7 +35,10 @@ class SuperResolution(OnDiffusion):
     `diffusion`. In training s is uniform in `levels` for each row (non-truncated conditioning augmentation,
     arXiv:2106.15282), in sampling it is `level`. A network that saw samples of another model as if they were
     data would copy their faults; noise hides these. At s = 0 z is y, at s = 1 it is noise, and samples are
-    unconditional. With levels (0, 0) there is no augmentation and the network does not read a level.
+    unconditional. With levels (0, 0) no noise is added and the network does not read a level.
+
+    Another augmentation, of stages of more pixels, is a blur: in training y is `blurred` with a standard deviation that
+    is uniform in `blur`, in half of the rows. The network is not conditioned on it, and in sampling there is none.
 
     With a `base` samples need no image: row r is drawn from the base with the same key and ids[r], so that it is the
     sample of the base itself, limited to [-1, 1], and enlarged. Every stage has noise of its own: the key of one that
@@ -46,6 +49,7 @@ class SuperResolution(OnDiffusion):
     diffusion: Diffusion
     levels: tuple[float, float] = (0.0, 0.0)
     level: float = 0.0
+    blur: tuple[float, float] = (0.0, 0.0)
     base: Base | None = None
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
@@ -53,6 +57,7 @@ class SuperResolution(OnDiffusion):
         low, high = self.levels
         check(0 <= low <= high <= 1, "levels", self.levels, "two times with 0 <= low <= high <= 1")
         check(0 <= self.level <= high, "level", self.level, f"in 0..{high}, the levels of training")
+        check(0 <= self.blur[0] <= self.blur[1], "blur", self.blur, "two standard deviations with 0 <= low <= high")
         conditions = self.diffusion.network_conditions
         if IMAGE not in conditions:
             raise ValueError("the network has no condition 'image', the smaller image")
@@ -100,8 +105,9 @@ class SuperResolution(OnDiffusion):
         rows = jnp.arange(len(batch["x"]))
         s = jnp.full(len(rows), self.level)
         if train is not None:
-            low, high = self.levels
-            s = jax.vmap(lambda key: jax.random.uniform(key, (), minval=low, maxval=high))(row_keys(level_key, rows))
+            s = _uniform(row_keys(level_key, rows), self.levels)
+            if self.blur[1] > 0:
+                batch = {**batch, IMAGE: self._sometimes_blurred(jax.random.fold_in(level_key, 1), batch[IMAGE])}
         return self.diffusion.loss(params, loss_key, self._noised(row_keys(noise_key, rows), s, batch), train)
 
     def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:
@@ -149,6 +155,12 @@ class SuperResolution(OnDiffusion):
     def _at_level(self, keys: Key[Array, "batch"], cond: Cond) -> dict[str, Array]:
         return self._noised(keys, jnp.full(len(cond[IMAGE]), self.level), cond)
 
+    def _sometimes_blurred(self, key: Key[Array, ""], y: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        """y, in half of the rows blurred. Row r uses fold_in(key, r)."""
+        keys = row_keys(key, jnp.arange(len(y)))
+        chosen = jax.vmap(jax.random.bernoulli)(row_keys(keys, 1))
+        return jnp.where(bcast(chosen, y), blurred(y, _uniform(row_keys(keys, 0), self.blur)), y)
+
     def _noised(self, keys: Key[Array, "batch"], s: Float[Array, "batch"], cond: Cond) -> dict[str, Array]:
         """`cond` with the image at level s and this level, if there is augmentation. Row r uses keys[r]."""
         if not self.augmented:
@@ -156,6 +168,20 @@ class SuperResolution(OnDiffusion):
         y, process = cond[IMAGE], self.diffusion.process
         z = bcast(process.alpha(s), y) * y + bcast(process.sigma(s), y) * row_normal(keys, y)
         return {**cond, IMAGE: z, LEVEL: s[:, None]}
+
+
+def blurred(y: Float[Array, "batch h w c"], std: Float[Array, "batch"]) -> Float[Array, "batch h w c"]:
+    """y filtered by 3 x 3 pixels of a Gaussian, in each row of its standard deviation; borders are reflected."""
+    beside = bcast(jnp.exp(-0.5 / jnp.maximum(std, 1e-3) ** 2), y)
+    for axis in (1, 2):
+        padded = jnp.pad(y, [(0, 0), *((1, 1) if axis == i else (0, 0) for i in (1, 2)), (0, 0)], mode="reflect")
+        before, after = (jax.lax.slice_in_dim(padded, start, start + y.shape[axis], axis=axis) for start in (0, 2))
+        y = (y + beside * (before + after)) / (1 + 2 * beside)
+    return y
+
+
+def _uniform(keys: Key[Array, "batch"], ends: tuple[float, float]) -> Float[Array, "batch"]:
+    return jax.vmap(lambda key: jax.random.uniform(key, (), minval=ends[0], maxval=ends[1]))(keys)
 
 
 def _without(conditions: Conditions, *names: str) -> Conditions:

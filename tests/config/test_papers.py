@@ -19,6 +19,8 @@ OWN = (
     "bridge:emoji",
     "bridge:emoji_ddbm",
     "bridge:emoji_regression",
+    "palette:emoji",
+    "palette:emoji_regression",
     "dequantization:cifar10",
     "dit:imagenet256_xl2_simple",
     "editing:imagenet256",

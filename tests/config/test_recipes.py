@@ -40,6 +40,7 @@ RUNS = {
     "text_to_image_consistency": "lcm:digits",
     "progressive_distillation": "progressive_distillation:digits",
     "super_resolution": "sr3:digits",
+    "palette": "palette:digits",
     "bridge": "bridge:digits",
     "schroedinger_bridge": "schroedinger:moons",
     "series_diffusion": "csdi:eeg",

@@ -378,7 +378,7 @@ def test_masks_are_boxes_fixed_by_the_index_unless_drawn(tmp_path):
 def test_one_box_of_a_mask_is_where_its_draws_say():
     u = np.zeros((1, derived.WITH_MASK.draws), np.float32)
     u[0, 0], u[0, 2:6] = 0.5, (0.8, 0.0, 0.5, 1 - 1e-6)  # of half the height in the middle, at the right
-    found = derived.WITH_MASK.make(np.zeros((1, 10, 10, 1), np.float32), u)[0, ..., 1]
+    found = derived.WITH_MASK.make(np.zeros((1, 10, 10, 1), np.float32), u)["image"][0, ..., 1]
     expected = np.full((10, 10), -1.0)
     expected[2:8, 9] = 1  # sides 0.1 + 0.5 u: rows from 0.25 to 0.75, columns from 0.9
     expected[[2, 7], 9] = found[[2, 7], 9]  # centres 0.25 and 0.75 lie on the edges

@@ -15,7 +15,7 @@ from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.losses import denoising_loss, times, weightings
 from diffusion_jax.networks.conditions import Conditions, structure
 from diffusion_jax.solvers import grids
-from diffusion_jax.systems.super_resolution import Base, SuperResolution
+from diffusion_jax.systems.super_resolution import Base, SuperResolution, blurred
 from diffusion_jax.types import System, Train
 
 # x ~ N(0, 1) is one pixel, and its smaller image y = x + NOISE n. A base that errs makes N(SHIFT, 1 + NOISE^2).
@@ -112,6 +112,53 @@ def test_a_network_that_reads_another_level_draws_another_law():
     assert abs(x.mean() - moments(0.6)[0]) > 0.1
 
 
+def test_the_mean_of_draws_is_the_linear_regression_and_a_draw_has_twice_its_error():
+    x, noise = jax.random.normal(jax.random.key(0), (2, 4000))
+    y = x + NOISE * noise
+    draws, regression = drawn(model(), y), np.asarray(y) / (1 + NOISE**2)
+    ratio = np.mean((draws - np.asarray(x)) ** 2) / np.mean((regression - np.asarray(x)) ** 2)
+    assert abs(ratio - 2) < 0.15  # the standard error of each mean square is 0.02 of it
+    few = jnp.tile(jnp.linspace(-2, 2, 5), 800)
+    means = drawn(model(), few).reshape(800, 5).mean(0)
+    error = NOISE / np.sqrt(1 + NOISE**2) / np.sqrt(800)
+    assert np.abs(means - np.linspace(-2, 2, 5) / (1 + NOISE**2)).max() < 4 * error
+
+
+def test_blur_is_a_gaussian_of_three_pixels():
+    point = jnp.zeros((3, 5, 5, 1)).at[:, 2, 2].set(1)
+    spread = np.asarray(blurred(point, jnp.array([0.0, 0.6, 100.0])))[..., 0]
+    np.testing.assert_allclose(spread[0], point[0, ..., 0], atol=1e-6)
+    weights = np.exp(-0.5 * np.array([1, 0, 1]) / 0.6**2)
+    weights /= weights.sum()
+    np.testing.assert_allclose(spread[1, 1:4, 1:4], np.outer(weights, weights), atol=1e-6)
+    np.testing.assert_allclose(spread[2, 1:4, 1:4], np.full((3, 3), 1 / 9), atol=1e-3)
+    np.testing.assert_allclose(spread.sum((1, 2)), 1, atol=1e-6)
+    np.testing.assert_allclose(blurred(jnp.full((1, 4, 4, 2), 0.3), jnp.ones(1)), 0.3, atol=1e-6)
+
+
+def test_training_blurs_half_of_the_rows_and_sampling_none():
+    seen = {}
+
+    def loss(params, key, x, cond, **options):
+        seen.update(cond)
+        return jnp.zeros(len(x)), {}
+
+    shape = (3, 3, 1)
+    conditions = Conditions(image_shape=shape)
+    diffusion = dataclasses.replace(plain(shape=shape, conditions=conditions), loss_fn=loss)
+    system = SuperResolution(diffusion=diffusion, blur=(0.4, 0.8))
+    batch = {"x": jnp.zeros((1000, *shape)), "image": jnp.zeros((1000, *shape)).at[:, 1, 1].set(1)}
+    system.loss({"network": {}}, jax.random.key(0), batch, Train(jnp.int32(0), 1))
+    centre = np.asarray(seen["image"][:, 1, 1, 0])
+    assert abs((centre < 1).mean() - 0.5) < 4 * 0.5 / np.sqrt(1000)
+    of_std = lambda std: float((1 / (1 + 2 * np.exp(-0.5 / std**2))) ** 2)
+    least, most = centre[centre < 1].min(), centre[centre < 1].max()
+    assert of_std(0.8) <= least + 1e-6 and most <= of_std(0.4) + 1e-6
+    assert least < of_std(0.77) and most > of_std(0.43)
+    system.loss({"network": {}}, jax.random.key(0), batch, None)
+    np.testing.assert_array_equal(seen["image"], batch["image"])
+
+
 def test_training_passes_the_level_of_the_noise_it_adds():
     seen = {}
 
@@ -169,6 +216,7 @@ def test_the_noise_of_stages_is_independent():
         (dict(levels=(0.5, 0.2)), "levels is"),
         (dict(levels=(0.0, 0.3), level=0.4), "level is"),
         (dict(levels=(0.0, 0.0)), "has no level"),
+        (dict(blur=(0.6, 0.4)), "blur is"),
         (dict(diffusion=plain(conditions=Conditions(image_shape=PIXEL))), "needs a network that reads one number"),
         (dict(diffusion=plain(conditions=Conditions({"vector": structure((1,))}))), "no condition 'image'"),
         (dict(base=Base(plain(shape=(2, 2, 1)), dict)), "enlarges images of"),

@@ -43,9 +43,11 @@ def denoising(
     cond_dropout: float = 0.0,
     cond_dropouts: Mapping[str, float] = NO_RATES,
     augment: float = 0.0,
+    network: Network | None = None,
 ) -> systems.Diffusion:
-    """As `diffusion`, and the network may read two times, as that of a flow map does. Raises ConfigError."""
-    config, process, param, network = parts.config, parts.process, parts.parameterization, parts.network()
+    """As `diffusion`, and the network may read two times, as that of a flow map does, or be another than that of
+    `parts`. Raises ConfigError."""
+    config, process, param, network = parts.config, parts.process, parts.parameterization, network or parts.network()
     make_loss = lookup(names.LOSSES, "loss.name", config.loss.name)
     fits.check_discrete(config, {"parameterization": param, "loss": make_loss}, process)
     loss = construct(

@@ -37,7 +37,7 @@ _CHECKED_EXAMPLES = 256  # number of examples whose values are compared with the
 
 
 class Reading(NamedTuple):
-    """How conditions are read: a tokenizer of captions, its inverse, and the derived condition "image".
+    """How conditions are read: a tokenizer of captions, its inverse, and the derived conditions.
 
     `tokenize` is None for captions whose ids are the bytes of the text.
     """

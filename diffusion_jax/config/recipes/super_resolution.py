@@ -25,6 +25,7 @@ def super_resolution(
     parts: Parts,
     levels: tuple[float, ...] = (0.0, 0.0),
     level: float = 0.0,
+    blur: tuple[float, ...] = (0.0, 0.0),
     base: str = "",
     base_config: str = "",
     cond_dropout: float = 0.0,
@@ -42,6 +43,11 @@ def super_resolution(
     check_type("system.levels", levels, "tuple")
     if len(levels) != 2:
         raise ConfigError(f"config.system.levels={levels} must be two times, the lowest and the highest level")
+    check_type("system.blur", blur, "tuple")
+    if len(blur) != 2:
+        raise ConfigError(
+            f"config.system.blur={blur} must be two standard deviations in pixels, the least and the most"
+        )
     model = diffusion(parts, cond_dropout, cond_dropouts, augment)
     power = np.square([float(f(jnp.float32(levels[1]))) for f in (model.process.alpha, model.process.sigma)]).sum()
     if levels[1] > 0 and abs(power - 1) > 0.01:
@@ -60,7 +66,7 @@ def super_resolution(
     return construct(
         {"super_resolution": SuperResolution},
         "system",
-        dict(name="super_resolution", levels=tuple(levels), level=level),
+        dict(name="super_resolution", levels=tuple(levels), level=level, blur=tuple(blur)),
         diffusion=model,
         base=stage,
         networks=model.networks,

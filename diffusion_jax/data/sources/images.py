@@ -71,8 +71,8 @@ def source(
         flip: mirror half of the images at random.
         dequantize: replace grey level k of a value by a uniform draw from [k, k + 1).
         levels: number of grey levels that the 8-bit values hold, level k as round(255 k / (levels - 1)).
-        derive: makes the condition "image" from x where `read` does not give one. What it draws is fixed by the index
-            where nothing else is random.
+        derive: makes conditions such as "image" from x where `read` does not give them. What it draws is fixed by the
+            index where nothing else is random.
 
     Raises:
         ValueError: the images do not fit `derive`.
@@ -85,7 +85,9 @@ def source(
         if len(shape) != 3:
             raise ValueError(f"The condition 'image' is made of images, and examples have shape {shape}.")
         made = derive.make(np.zeros((1, *shape), np.float32), np.zeros((1, derive.draws), np.float32))
-        entries = {"image": entry(made, "image")} | entries
+        kinds = {name: "image" if name in images.CONDITIONS else "array" for name in made}
+        derived = {name: entry(value, kinds[name]) for name, value in made.items()}
+        entries = derived | entries
     pixel_draws = flip + dequantize * math.prod(shape)
 
     def ready(batch: Batch, uniform: Uniform | None) -> Batch:
@@ -100,10 +102,16 @@ def source(
         if not derive:
             return made
         indices = made.pop(_INDEX)
-        if "image" not in made:
+        missing = derived.keys() - made.keys()
+        if missing and len(missing) < len(derived):
+            raise ValueError(
+                f"The data holds {', '.join(sorted(derived.keys() - missing))} and not {', '.join(sorted(missing))}, "
+                "which belong together: it must hold all of them, or none, and they are made of the images."
+            )
+        if missing:
             fixed = uniform is None
             u = _fixed(indices, derive.draws) if fixed else uniform[:, pixel_draws : pixel_draws + derive.draws]
-            made["image"] = derive.make(made["x"], u)
+            made |= derive.make(made["x"], u)
         return made
 
     return Source(
