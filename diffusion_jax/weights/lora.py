@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +58,15 @@ _KOHYA = {
 }
 
 
+class Update(NamedTuple):
+    """The low-rank updates of one network: its component in a pipeline, its layout, parameters or shapes, factors."""
+
+    component: str
+    layout: Layout
+    network: PyTree[Any]
+    factors: PyTree[Any]
+
+
 def write_lora(
     folder: str | os.PathLike,
     layout: Layout,
@@ -79,17 +88,23 @@ def write_lora(
       scale: alpha / rank.
       prefix: the component, with which names begin: "unet", "transformer", or "" for none.
     """
+    return write_updates(folder, [Update(prefix, layout, network, factors)], scale)
+
+
+def write_updates(folder: str | os.PathLike, updates: Sequence[Update], scale: float) -> pathlib.Path:
+    """As `write_lora`, the updates of several networks in one file: "unet", "text_encoder", "text_encoder_2"."""
     arrays = {}
-    for name, (path, piece) in _layers(layout, network).items():
-        node = _at(factors, path)
-        if node is None:
-            continue
-        down = KINDS[piece.kind][0](np.asarray(node["down"]))
-        up = np.split(scale * np.asarray(node["up"]), piece.parts, axis=1)[piece.i]
-        ones = (1,) * (down.ndim - 2)
-        full = f"{prefix}.{name}" if prefix else name
-        arrays[f"{full}.lora_A.weight"] = down
-        arrays[f"{full}.lora_B.weight"] = up.T.reshape(up.shape[1], up.shape[0], *ones)
+    for update in updates:
+        for name, (path, piece) in _layers(update.layout, update.network).items():
+            node = _at(update.factors, path)
+            if node is None:
+                continue
+            down = KINDS[piece.kind][0](np.asarray(node["down"]))
+            up = np.split(scale * np.asarray(node["up"]), piece.parts, axis=1)[piece.i]
+            ones = (1,) * (down.ndim - 2)
+            full = f"{update.component}.{name}" if update.component else name
+            arrays[f"{full}.lora_A.weight"] = down
+            arrays[f"{full}.lora_B.weight"] = up.T.reshape(up.shape[1], up.shape[0], *ones)
     (path,) = write_weights(folder, arrays, stem=STEM)
     return path
 
