@@ -26,7 +26,17 @@ _DATA = ("data.image_size", "data.channels")
 _RUNS = tuple(f"system.{run}{end}" for run in ("first_stage", "model", "teacher") for end in ("", "_config"))
 _PATHS = ("system.pipeline", "system.tokenizer", *_RUNS)
 # Keys of config.system that only sampling reads. The base of a cascade may be replaced by another run.
-_OF_SAMPLING = ("system.embeddings", "system.direction", "system.missing", "system.level", "system.base", "system.base_config")
+_OF_SAMPLING = (
+    "system.embeddings",
+    "system.direction",
+    "system.missing",
+    "system.level",
+    "system.base",
+    "system.base_config",
+)
+
+# Keys of config.system that only training reads: fine-tuning may choose others than the run that it starts from.
+_OF_TRAINING = ("system.weighted", "system.cond_dropout")
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -74,6 +84,7 @@ def check_same_model(
     model = ("system", *(section for section in MODEL if section in reads), *_DATA)
     differences = changes(config, _completed(saved))
     refused = _among(differences, (*model, *(STATE if resume else ())))
+    refused = [line for line in refused if resume or _key(line) not in _OF_TRAINING]
     runs_before = _read(workdir / "runs.json") or {}
     for key, run in (runs or {}).items():
         before = None if key.removeprefix("config.") in _OF_SAMPLING else runs_before.get(key)

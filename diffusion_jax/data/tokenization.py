@@ -67,7 +67,9 @@ class Tokenizer:
         """
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         names = [name for token, ids in added.items() for name in _numbered_names(token, len(ids))]
-        if known := [name for i, name in enumerate(names) if name in names[:i] or backend.token_to_id(name) is not None]:
+        if known := [
+            name for i, name in enumerate(names) if name in names[:i] or backend.token_to_id(name) is not None
+        ]:
             raise ValueError(f"the token {known[0]!r} is in the vocabulary of the tokenizer already; choose another")
         backend.add_tokens(names)
         return dataclasses.replace(self, backend=backend, added=dict(added))

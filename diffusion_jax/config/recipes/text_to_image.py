@@ -46,7 +46,17 @@ ROLE = "text_to_image_model"
 _NETWORKS = ("unet_2d_condition", "controlnet")
 _BERT_ENDS = (101, 102)  # ids of [CLS] and [SEP] in the vocabulary of BERT; in that of CLIP they are the last two
 # Keys of config.system that are not fields of `TextToImage`.
-_OTHERS = ("name", "task", "pipeline", "tokenizer", "first_stage", "latent_scale", "strength", "embeddings", *TEXT_FOLDERS)
+_OTHERS = (
+    "name",
+    "task",
+    "pipeline",
+    "tokenizer",
+    "first_stage",
+    "latent_scale",
+    "strength",
+    "embeddings",
+    *TEXT_FOLDERS,
+)
 
 
 def build(parts: Parts) -> TextToImage:
@@ -54,9 +64,7 @@ def build(parts: Parts) -> TextToImage:
     return text_to_image(parts)
 
 
-def text_to_image(
-    parts: Parts, counts: Mapping[str, int] = NO_COUNTS, own: tuple[str, ...] = ()
-) -> TextToImage:
+def text_to_image(parts: Parts, counts: Mapping[str, int] = NO_COUNTS, own: tuple[str, ...] = ()) -> TextToImage:
     """The text-to-image system of a config, whose text encoders also read placeholder tokens. Raises ConfigError.
 
     `counts` are placeholder tokens with the number of their vectors, which are parameters, see `Texts`; those of the

@@ -142,7 +142,7 @@ def _rows(encoder: Callable[[], Params], table: str, ids: list[int]) -> Float[Ar
 
 def check(parts: Parts, source: Source) -> None:
     """Raises ConfigError for an example whose text lacks the placeholder: nothing would be learned from it."""
-    section = list(pipelines.encoder_sections(parts.config).values())[0]
+    section = next(iter(pipelines.encoder_sections(parts.config).values()))
     known = pipelines.vocabulary(section)
     tokens = arrays(source, _CHECKED)["tokens"]
     lacking = np.flatnonzero((tokens[:, : tokens.shape[1] // _encoders(parts)] < known).all(1))
