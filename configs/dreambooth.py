@@ -50,8 +50,8 @@ def digits(**sections: Any) -> ConfigDict:
     subject = dict(name="digits", split="train[:50]", only=(3,), edit="invert", prompts=("my three",))
     samples = dict(name="arrays", path="runs/words/samples/class.npz", prompts=("three",))
     given = dict(
-        training=dict(num_steps=300, batch_size=32, sample_every=0, checkpoint_every=300),
-        optimizer=dict(name="adamw", learning_rate=1e-4, weight_decay=0.01, clip_norm=1.0),
+        training=dict(num_steps=200, batch_size=16, sample_every=0, checkpoint_every=200),
+        optimizer=dict(name="adamw", learning_rate=3e-4, weight_decay=0.01, clip_norm=1.0),
         sampling=dict(cond="my three|three", num_samples=64, batch_size=64),
         weights="runs/words",
     )
@@ -63,12 +63,12 @@ def digits_plain() -> ConfigDict:
 
 
 def digits_lora() -> ConfigDict:
-    optimizer = dict(name="adamw", learning_rate=1e-3, weight_decay=0.0, clip_norm=1.0)
+    optimizer = dict(name="adamw", learning_rate=3e-3, weight_decay=0.0, clip_norm=1.0)
     return digits(lora=dict(rank=8, **LORA), optimizer=optimizer)
 
 
 def without_prior(config: ConfigDict) -> ConfigDict:
-    """The same without images of the class: diffusers' scripts then take half as many steps."""
+    """The same without images of the class."""
     config.data.prior = ConfigDict(dict(name="none"))
     return config
 

@@ -7,48 +7,28 @@ import optax
 import pytest
 from safetensors.numpy import save_file
 
-from diffusion_jax.config import build, from_file, saved
+from diffusion_jax.config import build, saved
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.data.captions import texts_of, tokens_of
 from diffusion_jax.run import convert
 from diffusion_jax.run.job import prepare, train_step
 from diffusion_jax.run.parameters import fresh_state
+from diffusion_jax.systems.low_rank import learner
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.textual_inversion import Learned, read_learned, write_learned
 from tests import runs
 from tests.weights import write_zip
 
-TINY = dict(
-    network__block_out_channels=(8,),
-    network__transformer_layers=(1,),
-    network__norm_num_groups=4,
-    network__num_attention_heads=2,
-    network__token_dim=8,
-    system__text_encoder__hidden_size=8,
-    system__text_encoder__intermediate_size=8,
-    system__text_encoder__num_hidden_layers=1,
-    system__text_encoder__num_attention_heads=2,
-    sampling__steps=2,
-)
-
-
-def tiny(name, **changes):
-    return runs.changed(from_file(f"configs/{name}"), **TINY | changes)
-
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     """The work directory of a text-to-image run that was not trained."""
-    folder, config = tmp_path_factory.mktemp("words"), tiny("stable_diffusion.py:digits")
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(0, fresh_state(prepare(config)), convert.Beginning(), wait=True)
-    saved.write_config(folder, config)
-    return folder
+    return runs.untrained(runs.text_to_image("stable_diffusion.py:digits"), tmp_path_factory.mktemp("words"))
 
 
 def inversion(base, **changes):
     given = dict(system__model=str(base), system__num_vectors=3, system__initializer="two", training__batch_size=4)
-    return tiny("inversion.py:digits", **given | changes)
+    return runs.text_to_image("inversion.py:digits", **given | changes)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +45,7 @@ def trained(base):
 
 
 def test_training_changes_the_vectors_and_nothing_else(trained):
-    job, before, state = trained
+    _, before, state = trained
     jax.tree.map(np.testing.assert_array_equal, state.params["frozen"], before["frozen"])
     assert state.params["vectors"]["0"].shape == (3, 8)
     assert np.abs(state.params["vectors"]["0"] - before["vectors"]["0"]).min(axis=1).max() > 1e-3
@@ -86,9 +66,8 @@ def test_vectors_of_a_word_are_that_word_and_its_network_the_one_of_the_run(base
     model = job.system.system
     text = job.system.merged(before)["frozen"]["text"]
     tokenize = job.built.reading.tokenize
-    new, two = (
-        np.asarray(model.texts.encode(text, jnp.asarray(tokenize([word])))["tokens"]) for word in ("<new>", "two")
-    )
+    encode = lambda word: np.asarray(model.texts.encode(text, jnp.asarray(tokenize([word])))["tokens"])
+    new, two = encode("<new>"), encode("two")
     np.testing.assert_array_equal(new, two)
     run = build.trained(str(base), "config.system.model").load()
     jax.tree.map(np.testing.assert_array_equal, before["frozen"]["network"], run["network"])
@@ -103,7 +82,7 @@ def test_learned_vectors_are_used_by_the_model_itself(base, trained, tmp_path):
     assert file.name == "learned_embeds.safetensors"
     prompt = "a <new>!"
     for entry, word in ((str(tmp_path / "token"), "<new>"), (f"<cat>={file}", "<cat>")):
-        model = build.build(tiny("stable_diffusion.py:digits", system__embeddings=(entry,)))
+        model = build.build(runs.text_to_image("stable_diffusion.py:digits", system__embeddings=(entry,)))
         ids = model.reading.tokenize([prompt.replace("<new>", word)])
         assert model.reading.describe(ids) == [prompt.replace("<new>", word)]
         assert model.system.conditions["tokens"].spec.values == 260
@@ -111,7 +90,7 @@ def test_learned_vectors_are_used_by_the_model_itself(base, trained, tmp_path):
         whole = job.system.merged(state.params)["frozen"]["text"]
         expected = job.system.system.texts.encode(whole, jnp.asarray(job.built.reading.tokenize([prompt])))["tokens"]
         np.testing.assert_allclose(found, expected, atol=1e-6)
-    here = tiny("stable_diffusion.py:digits", system__embeddings=(str(file),))
+    here = runs.text_to_image("stable_diffusion.py:digits", system__embeddings=(str(file),))
     assert saved.check_same_model(here, base, resume=False), "a difference that sampling allows"
     with pytest.raises(ValueError, match="has no vectors of a token"):
         convert.to_embeddings(base, tmp_path / "none")
@@ -174,32 +153,29 @@ def test_other_files_are_refused(tmp_path, arrays, message):
         (dict(system__initializer="seven"), r"config\.system\.initializer='seven' has 5 tokens; it must have one"),
         (dict(system__num_vectors=0), r"config\.system\.num_vectors=0 must be a positive number"),
         (dict(system__model=""), r"config\.system\.model must be the work directory"),
-        (
-            dict(network__token_dim=16, system__text_encoder__hidden_size=16),
-            r"config\.system\.model='.*' is another model",
-        ),
-        (dict(lora__rank=2), r"rank=2 must be 0 for a system that trains no network"),
-        (dict(system__embeddings=("nowhere",)), r"config\.system\.embeddings: nowhere has no learned_embeds"),
+        (dict(network__block_out_channels=(4,)), r"config\.system\.model='.*' is another model: .*block_out_channels"),
+        (dict(system__embeddings=("nowhere",)), r"config\.system\.embeddings: nowhere does not exist"),
         (dict(data__instance__prompts=("three",)), r"config\.data: \d+ of \d+ texts lack config\.system\.placeholder"),
     ],
 )
 def test_refusals_of_configs(base, changes, message):
     with pytest.raises(ConfigError, match=message):
-        prepare(inversion(base, **changes)).source  # noqa: B018 - opens it
+        build.build(inversion(base, **changes)).source()
+
+
+def test_low_rank_updates_need_a_trained_network(trained):
+    with pytest.raises(ValueError, match="rank=2 must be 0 for a system that trains no network"):
+        learner(dict(rank=2, alpha=0.0, modules="."), trained[0].system)
 
 
 def test_files_that_do_not_fit_the_encoders(tmp_path):
     write_learned(tmp_path, Learned("<cat>", (np.ones((1, 5), np.float32),)))
-    config = tiny("stable_diffusion.py:digits", system__embeddings=(str(tmp_path),))
+    config = runs.text_to_image("stable_diffusion.py:digits", system__embeddings=(str(tmp_path),))
     with pytest.raises(
         ConfigError, match=r"vectors of 5 numbers; the text encoders need one array each: 8 for text_enc"
     ):
         build.system(config)
     config.system.embeddings = (str(tmp_path), f"<cat>={tmp_path}")
-    config.system.text_encoder.hidden_size, config.network.token_dim, config.system.text_encoder.num_attention_heads = (
-        5,
-        5,
-        1,
-    )
+    config.system.text_encoder.update(hidden_size=5, num_attention_heads=1)
     with pytest.raises(ConfigError, match="two files or a placeholder have the token '<cat>'"):
         build.system(config)
