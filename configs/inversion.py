@@ -78,7 +78,7 @@ def public(variant: str, image_size: int, *, num_steps: int) -> ConfigDict:
     """The commands of diffusers' README files: one image in four accumulated steps, the rate times four (scale_lr)."""
     config = inverted(
         variant,
-        dict(name="folder", path=""),
+        dict(name="folder", path="", flip=True),
         placeholder="<cat-toy>",
         templates=TEMPLATES,
         system=dict(model="", model_config="", num_vectors=1, initializer="toy"),
