@@ -145,8 +145,10 @@ def to_folder(
     return written
 
 
-def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
+def to_lora(source: pathlib.Path, target: pathlib.Path, *, kohya: bool = False) -> list[pathlib.Path]:
     """Write the averaged low-rank updates (LoRA) of a work directory for `load_lora_weights` of diffusers.
+
+    With `kohya` they have the names of kohya's scripts, which diffusers and others read as well.
 
     Raises ValueError if the run has none, or `target` is not empty.
     """
@@ -163,7 +165,7 @@ def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
         family = named(placed.name)
         layout = family.layouts(with_defaults(family.network, placed.arguments))[0]
         updates.append(Update(name, layout, at(job.params, placed.path), at(params, path)))
-    return [write_updates(target, updates, job.learner.scale)]
+    return [write_updates(target, updates, job.learner.scale, kohya=kohya)]
 
 
 def to_embeddings(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:

@@ -91,9 +91,16 @@ def write_lora(
     return write_updates(folder, [Update(prefix, layout, network, factors)], scale)
 
 
-def write_updates(folder: str | os.PathLike, updates: Sequence[Update], scale: float) -> pathlib.Path:
-    """As `write_lora`, the updates of several networks in one file: "unet", "text_encoder", "text_encoder_2"."""
+def write_updates(
+    folder: str | os.PathLike, updates: Sequence[Update], scale: float, *, kohya: bool = False
+) -> pathlib.Path:
+    """As `write_lora`, the updates of several networks in one file: "unet", "text_encoder", "text_encoder_2".
+
+    With `kohya` the names are those of kohya's scripts, with the rank as their alpha: lora_unet_..., and lora_te_... or,
+    with a second text encoder, lora_te1_... and lora_te2_....
+    """
     arrays = {}
+    several = any(update.component == "text_encoder_2" for update in updates)
     for update in updates:
         for name, (path, piece) in _layers(update.layout, update.network).items():
             node = _at(update.factors, path)
@@ -101,12 +108,22 @@ def write_updates(folder: str | os.PathLike, updates: Sequence[Update], scale: f
                 continue
             down = KINDS[piece.kind][0](np.asarray(node["down"]))
             up = np.split(scale * np.asarray(node["up"]), piece.parts, axis=1)[piece.i]
-            ones = (1,) * (down.ndim - 2)
+            up = up.T.reshape(up.shape[1], up.shape[0], *(1,) * (down.ndim - 2))
+            if kohya:
+                full = f"lora_{_kohya(update.component, several)}_{name.replace('.', '_')}"
+                arrays |= {f"{full}.lora_down.weight": down, f"{full}.lora_up.weight": up}
+                arrays[f"{full}.alpha"] = np.float32(len(down))
+                continue
             full = f"{update.component}.{name}" if update.component else name
-            arrays[f"{full}.lora_A.weight"] = down
-            arrays[f"{full}.lora_B.weight"] = up.T.reshape(up.shape[1], up.shape[0], *ones)
+            arrays |= {f"{full}.lora_A.weight": down, f"{full}.lora_B.weight": up}
     (path,) = write_weights(folder, arrays, stem=STEM)
     return path
+
+
+def _kohya(component: str, several: bool) -> str:
+    """kohya's prefix of a component, where there are `several` text encoders or one."""
+    unused = ("te",) if several else ("te1", "te2")
+    return next(prefix for prefix, name in _KOHYA.items() if name == component and prefix not in unused)
 
 
 def read_lora(
