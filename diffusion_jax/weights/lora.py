@@ -96,7 +96,7 @@ def write_updates(
 ) -> pathlib.Path:
     """As `write_lora`, the updates of several networks in one file: "unet", "text_encoder", "text_encoder_2".
 
-    With `kohya` the names are those of kohya's scripts, with the rank as their alpha: lora_unet_..., and lora_te_... or,
+    With `kohya` the names are those of kohya's scripts, with the rank as alpha: lora_unet_..., and lora_te_... or,
     with a second text encoder, lora_te1_... and lora_te2_....
     """
     arrays = {}
