@@ -1,5 +1,6 @@
 """Tiny runs of the command: configs that train in a second, and the command line without a new process."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -17,8 +19,8 @@ from diffusion_jax.config import build, from_file, parts, saved
 from diffusion_jax.config import data as data_section
 from diffusion_jax.run import convert, train
 from diffusion_jax.run.job import prepare
-from diffusion_jax.run.parameters import fresh_state
 from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.step import init_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOY = str(ROOT / "tests" / "tiny_config.py")
@@ -52,9 +54,16 @@ def text_to_image(name: str, **changes: Any) -> ConfigDict:
 
 
 def untrained(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
-    """The work directory of a run at step 0."""
+    """The work directory of a run at step 0, with a network of which no parameter is zero."""
+    system, random = build.system(config), np.random.default_rng(0)
+    start = lambda key: init_state(system, optax.sgd(0.1), config.ema.rates, key)
+    state = jax.jit(start)(jax.random.key(0))
+    shaken = lambda x: x + np.float32(0.1) * random.standard_normal(x.shape).astype(np.float32)
+    network = jax.tree.map(shaken, state.params["network"])
+    averages = {rate: {"network": network} for rate in state.ema}
+    state = dataclasses.replace(state, params={**state.params, "network": network}, ema=averages)
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        checkpoints.save(0, fresh_state(prepare(config)), convert.Beginning(), wait=True)
+        checkpoints.save(0, state, convert.Beginning(), wait=True)
     saved.write_config(folder, config)
     return folder
 

@@ -42,6 +42,7 @@ def trained(base):
     return job, start, state
 
 
+@pytest.mark.slow
 def test_the_network_and_the_text_encoder_are_updated_and_nothing_else(trained):
     job, start, state = trained
     jax.tree.map(np.testing.assert_array_equal, state.params["frozen"], start.params["frozen"])
@@ -58,6 +59,7 @@ def test_the_network_and_the_text_encoder_are_updated_and_nothing_else(trained):
     jax.tree.map(np.testing.assert_array_equal, merged, expected)
 
 
+@pytest.mark.slow
 def test_the_weight_of_a_row_multiplies_its_loss(trained):
     job, start, _ = trained
     batch = {name: jnp.asarray(value) for name, value in job.source.batch(np.arange(4)).items() if name in job.batch}
@@ -66,6 +68,7 @@ def test_the_weight_of_a_row_multiplies_its_loss(trained):
     np.testing.assert_allclose(weighted, np.arange(4) * one, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_updates_are_written_and_read_with_those_of_the_text_encoder(base, trained, tmp_path):
     job, _, state = trained
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:

@@ -44,6 +44,7 @@ def trained(base):
     return job, before, state
 
 
+@pytest.mark.slow
 def test_training_changes_the_vectors_and_nothing_else(trained):
     _, before, state = trained
     jax.tree.map(np.testing.assert_array_equal, state.params["frozen"], before["frozen"])
@@ -53,6 +54,7 @@ def test_training_changes_the_vectors_and_nothing_else(trained):
     assert held == [24, 24], "two moments of the vectors"
 
 
+@pytest.mark.slow
 def test_the_fault_of_a_trained_table_would_be_seen(trained):
     """With gradients of the other rows set to zero, weight decay moves them all the same."""
     table = jnp.asarray(trained[1]["frozen"]["text"]["0"]["token_embedding"]["embedding"])
@@ -61,6 +63,7 @@ def test_the_fault_of_a_trained_table_would_be_seen(trained):
     assert np.abs(updates).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_vectors_of_a_word_are_that_word_and_its_network_the_one_of_the_run(base, trained):
     job, before, _ = trained
     model = job.system.system
@@ -73,6 +76,7 @@ def test_vectors_of_a_word_are_that_word_and_its_network_the_one_of_the_run(base
     jax.tree.map(np.testing.assert_array_equal, before["frozen"]["network"], run["network"])
 
 
+@pytest.mark.slow
 def test_learned_vectors_are_used_by_the_model_itself(base, trained, tmp_path):
     job, _, state = trained
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
@@ -163,6 +167,7 @@ def test_refusals_of_configs(base, changes, message):
         build.build(inversion(base, **changes)).source()
 
 
+@pytest.mark.slow
 def test_low_rank_updates_need_a_trained_network(trained):
     with pytest.raises(ValueError, match="rank=2 must be 0 for a system that trains no network"):
         learner(dict(rank=2, alpha=0.0, modules="."), trained[0].system)
