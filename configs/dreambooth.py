@@ -50,7 +50,7 @@ def digits(**sections: Any) -> ConfigDict:
     subject = dict(name="digits", split="train[:50]", only=(3,), edit="invert", prompts=("my three",))
     samples = dict(name="arrays", path="runs/words/samples/class.npz", prompts=("three",))
     given = dict(
-        training=dict(num_steps=200, batch_size=16, sample_every=0, checkpoint_every=200),
+        training=dict(num_steps=400, batch_size=32, sample_every=0, checkpoint_every=400),
         optimizer=dict(name="adamw", learning_rate=3e-4, weight_decay=0.01, clip_norm=1.0),
         sampling=dict(cond="my three|three", num_samples=64, batch_size=64),
         weights="runs/words",

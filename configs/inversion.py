@@ -68,7 +68,7 @@ def digits() -> ConfigDict:
         system=dict(
             model="runs/words", model_config="configs/stable_diffusion.py:digits", num_vectors=4, initializer=""
         ),
-        training=dict(num_steps=300, batch_size=16, sample_every=0, checkpoint_every=300),
+        training=dict(num_steps=1000, batch_size=32, sample_every=0, checkpoint_every=500),
         optimizer=dict(name="adamw", learning_rate=0.01, weight_decay=0.01, clip_norm=0.0),
         sampling=dict(cond="<new>", num_samples=64, batch_size=64),
     )
