@@ -13,7 +13,7 @@ from diffusion_jax.data.sources import (
     audio,
     crops,
     digits,
-    edits,
+    edited,
     files,
     gaussians,
     images,
@@ -98,7 +98,7 @@ SOURCES: dict[str, Opener] = {
     "gaussian": Opener(spec=gaussians.spec, open=gaussians.open_source),
     "unpaired": Opener(spec=unpaired.spec, open=unpaired.open_source),
     "mixed": Opener(spec=mixed.spec, open=mixed.open_source),
-    "edits": Opener(spec=edits.spec, open=edits.open_source),
+    "edits": Opener(spec=edited.spec, open=edited.open_source),
     "latents": Opener(spec=latents.spec, open=latents.open_source),
     "series": Opener(spec=series.spec, open=series.open_source),
     "audio": Opener(spec=audio.spec, open=audio.open_source, facts=audio.facts),
@@ -172,7 +172,7 @@ def load(
         instance, prior, prior_weight: of "mixed": the sections of its two sets, and the weight of the second one; see
             `sources.mixed`.
         examples, edits, instructions: of "edits": the section of its images, the names of edits, and other texts for
-            them; see `sources.edits`.
+            them; see `sources.edited`.
         dim, mean, std: of "gaussian".
         kind, num_examples, seed: of a toy; its "test" split is a second independent draw.
         captions: one text per class, which gives every example the condition "tokens".

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.data import edits
+from diffusion_jax.data import image_edits
 from diffusion_jax.data.captions import texts_of
 
 DIGITS = dict(name="digits", image_size=8, channels=1)
@@ -84,14 +84,13 @@ IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 6, 6, 3)).astype(np.float32
 def test_edits_that_are_permutations_or_signs_have_their_order(name, power):
     x = IMAGES
     for i in range(power):
-        x = edits.named(name, 3).apply(x)
+        x = image_edits.named(name, 3).apply(x)
         assert np.array_equal(x, IMAGES) == (i == power - 1)
 
 
 def test_other_edits_agree_with_their_definitions():
-    apply = {
-        name: edits.named(name, 3).apply(IMAGES) for name in ("thicken", "thin", "blur", "left", "brighten", "darken")
-    }
+    names = ("thicken", "thin", "blur", "left", "brighten", "darken")
+    apply = {name: image_edits.named(name, 3).apply(IMAGES) for name in names}
     window = IMAGES[:, 1:4, 2:5]
     np.testing.assert_allclose(apply["thicken"][:, 2, 3], window.max((1, 2)))
     np.testing.assert_allclose(apply["thin"][:, 2, 3], window.min((1, 2)))
@@ -100,8 +99,8 @@ def test_other_edits_agree_with_their_definitions():
     np.testing.assert_array_equal(apply["left"][:, :, 5], IMAGES[:, :, 5])
     for name, sign in (("brighten", 1), ("darken", -1)):
         np.testing.assert_array_equal(apply[name], np.clip(IMAGES + np.float32(sign * 0.5), -1, 1))
-    grey = edits.named("grey", 3).apply(IMAGES)
-    assert np.ptp(grey, axis=-1).max() == 0 and np.abs(edits.named("grey", 3).apply(grey) - grey).max() < 1e-6
+    grey = image_edits.named("grey", 3).apply(IMAGES)
+    assert np.ptp(grey, axis=-1).max() == 0 and np.abs(image_edits.named("grey", 3).apply(grey) - grey).max() < 1e-6
 
 
 def edited(**changes):

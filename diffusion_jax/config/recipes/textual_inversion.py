@@ -100,8 +100,6 @@ def _run(parts: Parts) -> Trained | None:
     if not path:
         return None
     run = parts.trained(path, field, role=ROLE, config_file=section.get("model_config", ""))
-    if run.config.system.name != "text_to_image":
-        raise ConfigError(f"{field}={path!r} is a run of config.system.name={run.config.system.name!r}")
     if section.get("placeholder", "") in run.config.data.get("captions", ()):
         raise ConfigError(
             f"config.system.placeholder={section.placeholder!r} is a text that {field}={path!r} was trained with; "

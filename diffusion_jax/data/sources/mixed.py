@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from diffusion_jax.data import edits
+from diffusion_jax.data import image_edits
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Batch, Source, Tokenize, Uniform, even
 from diffusion_jax.data.sources import composed
@@ -43,7 +43,7 @@ class _Part:
     source: Source
     rows: Int64[np.ndarray, "n"]
     prompts: np.ndarray | None
-    edit: edits.Edit | None
+    edit: image_edits.Edit | None
     weight: float
 
     def batch(self, indices: np.ndarray, uniform: Uniform | None) -> Batch:
@@ -76,9 +76,9 @@ def open_source(
     """Images of a subject, the section `instance`, and of its class, the section `prior`; name="none" for none.
 
     `image_size` and `channels` are those of both. A section has the keys of config.data, and optionally `split` (by
-    default that of config.data), `only` (the classes it is limited to), `edit` (see `data.edits`) and `prompts`, texts
-    of which every example gets one at random each time it is drawn; without them, the texts of the data set. The sets
-    are drawn evenly, so that half of a batch of even size are images of the class. The weights are 2 and 2
+    default that of config.data), `only` (the classes it is limited to), `edit` (see `data.image_edits`) and `prompts`,
+    texts of which every example gets one at random each time it is drawn; without them, the texts of the data set. The
+    sets are drawn evenly, so that half of a batch of even size are images of the class. The weights are 2 and 2
     `prior_weight`: the mean of the weighted losses is the loss of the subject plus `prior_weight` times that of the
     class.
 
@@ -142,7 +142,7 @@ def _part(
             "of their own (caption_key)"
         )
     try:
-        found = edits.named(edit, source.shape[-1]) if edit else None
+        found = image_edits.named(edit, source.shape[-1]) if edit else None
     except ValueError as error:
         raise ValueError(f"data.{name}.edit: {error}") from error
     return _Part(source=source, rows=rows, prompts=_ids(prompts, name, wanted, tokenize), edit=found, weight=weight)

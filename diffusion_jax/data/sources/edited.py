@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax.data import edits as computed
+from diffusion_jax.data import image_edits
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Batch, Source, Tokenize, Uniform
 from diffusion_jax.data.sources import composed
@@ -32,7 +32,7 @@ def open_source(
     image_size: int | None = None,
     channels: int | None = None,
 ) -> Source:
-    """Every image of the section `examples` under every one of `edits`, see `data.edits.EDITS`.
+    """Every image of the section `examples` under every one of `edits`, see `data.image_edits.EDITS`.
 
     The edited image is "x", the image itself is the condition "image", and the instruction the condition "tokens".
     `instructions` are other texts than those of the edits, one for each. Random augmentation of the images comes before
@@ -41,9 +41,9 @@ def open_source(
     data = dict(examples=examples, image_size=image_size, channels=channels)
     channels = spec(data).shape[-1]
     if not edits:
-        raise ValueError(f"data.edits must be names of edits; choose among {', '.join(computed.EDITS)}")
+        raise ValueError(f"data.edits must be names of edits; choose among {', '.join(image_edits.EDITS)}")
     try:
-        chosen = [computed.named(name, channels) for name in edits]
+        chosen = [image_edits.named(name, channels) for name in edits]
     except ValueError as error:
         raise ValueError(f"data.edits: {error}") from error
     if instructions and len(instructions) != len(edits):
