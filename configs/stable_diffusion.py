@@ -6,7 +6,9 @@
 
 Without a variant, a small network of this kind learns the digits of scikit-learn from words such as "seven", from
 scratch, in minutes on two CPU cores and without a file of weights. The text encoder is random and not trained, which is
-enough to distinguish ten words; the latents are the pixels.
+enough to distinguish ten words; the latents are the pixels. `digits_edits` is InstructPix2Pix of this size: it inverts,
+rotates or thickens a digit as a word says, and learns it from pairs that are computed. `emoji_edits` edits pictures in
+colour.
 
 All other variants are those of public checkpoints. FOLDER holds one of them as diffusers writes it, with
 model_index.json; it provides the network, the text encoders, the tokenizer and the first stage. With --mode=train the
@@ -62,6 +64,7 @@ def digits() -> ConfigDict:
             name="text_to_image",
             task="text_to_image",
             tokenizer="bytes",
+            embeddings=(),
             first_stage=dict(name="identity"),
             text_encoder=dict(
                 name="clip_text",
@@ -97,6 +100,40 @@ def digits() -> ConfigDict:
     )
 
 
+def edits(config: ConfigDict, examples: dict[str, Any], names: tuple[str, ...]) -> ConfigDict:
+    """The same model as InstructPix2Pix (arXiv:2211.09800), of edits that are computed.
+
+    Text and image are dropped independently, each in 5 % of the examples, as almost exactly there.
+    """
+    size = dict(image_size=config.data.image_size, channels=config.data.channels)
+    config.system.task, config.system.cond_dropout = "instruct_pix2pix", 0.05
+    config.network.image_channels = size["channels"]
+    return replace(
+        config,
+        guidance=dict(name="instruct_pix2pix", scale=1.5, image_scale=1.0),
+        data=dict(name="edits", split="train", eval_split="test", **size, examples=examples, edits=names),
+        evaluation=dict(metrics=(), after_training=False),
+    )
+
+
+def digits_edits() -> ConfigDict:
+    names = ("invert", "mirror", "rotate", "left", "brighten", "darken", "thicken", "blur")
+    return edits(digits(), dict(name="digits"), names)
+
+
+def emoji_edits() -> ConfigDict:
+    """32 x 32 pictures in an .npz file, config.data.examples.path, of which a twentieth is held out."""
+    config = digits()
+    config.data.image_size, config.data.channels = 32, 3
+    config.network.block_out_channels, config.network.transformer_layers = (64, 128, 128), (0, 1, 1)
+    config.network.max_tokens = config.system.text_encoder.max_position_embeddings = 16
+    names = ("mirror", "rotate", "invert", "brighten", "darken", "blur", "grey", "swap", "rotate_colours")
+    config = edits(config, dict(name="arrays", path=""), names)
+    config.data.split, config.data.eval_split = "train[:95%]", "train[95%:]"
+    config.training.update(num_steps=20_000, batch_size=64, checkpoint_every=1000, sample_every=5000)
+    return config
+
+
 def public(
     *,
     network: dict[str, Any],
@@ -118,6 +155,7 @@ def public(
             task=task,
             pipeline="",
             tokenizer="",
+            embeddings=(),
             first_stage=first_stage,
             latent_scale=latent_scale,
             text_encoder=text_encoder,
@@ -227,6 +265,8 @@ def ldm() -> ConfigDict:
 
 VARIANTS = {
     "digits": digits,
+    "digits_edits": digits_edits,
+    "emoji_edits": emoji_edits,
     "sd15": sd15,
     "sd21": sd21,
     "image_to_image": image_to_image,

@@ -1,5 +1,6 @@
 """Tiny runs of the command: configs that train in a second, and the command line without a new process."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -9,15 +10,17 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 from absl import flags
 from ml_collections import ConfigDict
 
 from diffusion_jax import data, main
-from diffusion_jax.config import build, from_file, parts
+from diffusion_jax.config import build, from_file, parts, saved
 from diffusion_jax.config import data as data_section
-from diffusion_jax.run import train
+from diffusion_jax.run import convert, train
 from diffusion_jax.run.job import prepare
 from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.training.step import init_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 TOY = str(ROOT / "tests" / "tiny_config.py")
@@ -37,6 +40,32 @@ def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
             section = section[name]
         section[last] = value
     return config
+
+
+def text_to_image(name: str, **changes: Any) -> ConfigDict:
+    """The config "FILE.py:VARIANT" of digits that are drawn from words, with the smallest networks."""
+    encoder = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    network = dict(
+        block_out_channels=(8,), transformer_layers=(1,), norm_num_groups=4, num_attention_heads=2, token_dim=8
+    )
+    sizes = {f"system__text_encoder__{key}": value for key, value in encoder.items()}
+    sizes |= {f"network__{key}": value for key, value in network.items()}
+    return changed(from_file(str(ROOT / "configs" / name)), **{**sizes, "sampling__steps": 2, **changes})
+
+
+def untrained(config: ConfigDict, folder: pathlib.Path) -> pathlib.Path:
+    """The work directory of a run at step 0, with a network of which no parameter is zero."""
+    system, random = build.system(config), np.random.default_rng(0)
+    start = lambda key: init_state(system, optax.sgd(0.1), config.ema.rates, key)
+    state = jax.jit(start)(jax.random.key(0))
+    shaken = lambda x: x + np.float32(0.1) * random.standard_normal(x.shape).astype(np.float32)
+    network = jax.tree.map(shaken, state.params["network"])
+    averages = {rate: {"network": network} for rate in state.ema}
+    state = dataclasses.replace(state, params={**state.params, "network": network}, ema=averages)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        checkpoints.save(0, state, convert.Beginning(), wait=True)
+    saved.write_config(folder, config)
+    return folder
 
 
 def parts_of(config: ConfigDict) -> parts.Parts:

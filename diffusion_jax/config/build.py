@@ -28,6 +28,7 @@ from diffusion_jax.config.recipes import (
     series_diffusion,
     super_resolution,
     text_to_image,
+    textual_inversion,
     timegrad,
     vdm,
 )
@@ -48,6 +49,7 @@ RECIPES = {
     "consistency": consistency.RECIPE,
     "latent_consistency": latent_consistency.RECIPE,
     "text_to_image": text_to_image.RECIPE,
+    "textual_inversion": textual_inversion.RECIPE,
     "text_to_image_consistency": latent_consistency.TEXT_TO_IMAGE,
     "mean_flow": flow_map.MEAN_FLOW,
     "shortcut": flow_map.SHORTCUT,

@@ -66,8 +66,16 @@ def defaults() -> ConfigDict:
                 likelihood=dict(name="none"),
             ),
             # LoRA: train low-rank updates of a frozen network (rank 0: train the network; alpha 0: the same as rank) in
-            # the layers that match `modules`. `weights` is a file of updates to start from or, with rank 0, to add.
-            lora=dict(rank=0, alpha=0.0, modules=r"(to_[qkv]|to_out|qkv|attn\.proj)$", weights="", scale=1.0),
+            # the layers that match `modules`, and in those of text encoders that match `text_modules` ("": in none).
+            # `weights` is a file of updates to start from or, with rank 0, to add.
+            lora=dict(
+                rank=0,
+                alpha=0.0,
+                modules=r"(to_[qkv]|to_out|qkv|attn\.proj)$",
+                text_modules="",
+                weights="",
+                scale=1.0,
+            ),
             mesh=dict(data=-1, fsdp=1, tensor=1),
             profile=dict(after=10, steps=0),  # trace `steps` steps, from step `after` of this start on
             weights="",

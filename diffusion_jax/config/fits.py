@@ -228,7 +228,7 @@ def check_guidance(
 ) -> None:
     """Raises ConfigError if guidance or condition dropout needs conditions that the network does not read.
 
-    Warns about guidance of a model that was trained without condition dropout.
+    Warns about guidance of a model that was trained without condition dropout, unless it starts from another one.
     """
     rates = {"cond_dropout": cond_dropout, **{f"cond_dropouts.{name}": rate for name, rate in cond_dropouts.items()}}
     for field, rate in rates.items():
@@ -273,7 +273,8 @@ def check_guidance(
         return
     ever = cond_dropout or all(cond_dropouts.get(name) for name in available)
     scale = guidance.values.get("scale", 1.0)
-    if not ever and scale != 1:
+    elsewhere = config.weights or config.system.get("model") or config.system.get("pipeline")
+    if not ever and scale != 1 and not elsewhere:
         warnings.warn(
             f"config.guidance.scale={scale}, but config.system.cond_dropout=0: the model was never trained without its "
             "condition, so there is no unconditional branch to guide away from",

@@ -26,7 +26,17 @@ _DATA = ("data.image_size", "data.channels")
 _RUNS = tuple(f"system.{run}{end}" for run in ("first_stage", "model", "teacher") for end in ("", "_config"))
 _PATHS = ("system.pipeline", "system.tokenizer", *_RUNS)
 # Keys of config.system that only sampling reads. The base of a cascade may be replaced by another run.
-_OF_SAMPLING = ("system.direction", "system.missing", "system.level", "system.base", "system.base_config")
+_OF_SAMPLING = (
+    "system.embeddings",
+    "system.direction",
+    "system.missing",
+    "system.level",
+    "system.base",
+    "system.base_config",
+)
+
+# Keys of config.system that only training reads: fine-tuning may choose others than the run that it starts from.
+_OF_TRAINING = ("system.weighted", "system.cond_dropout")
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:
@@ -72,13 +82,14 @@ def check_same_model(
     if saved is None:
         return []
     model = ("system", *(section for section in MODEL if section in reads), *_DATA)
-    differences = changes(config, {**defaults().to_dict(), **saved})  # the file may be older than a section
+    differences = changes(config, _completed(saved))
     refused = _among(differences, (*model, *(STATE if resume else ())))
+    refused = [line for line in refused if resume or _key(line) not in _OF_TRAINING]
     runs_before = _read(workdir / "runs.json") or {}
     for key, run in (runs or {}).items():
         before = None if key.removeprefix("config.") in _OF_SAMPLING else runs_before.get(key)
         if isinstance(before, dict):
-            other = _among(changes(run, {**defaults().to_dict(), **before}), ("system", *MODEL, *_DATA))
+            other = _among(changes(run, _completed(before)), ("system", *MODEL, *_DATA))
             refused += [f"{key} is another model, whose {line}" for line in other]
     if refused:
         raise ConfigError(
@@ -86,6 +97,15 @@ def check_same_model(
             "Use the config that it was trained with, or another --workdir"
         )
     return differences
+
+
+def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A saved config with the defaults of sections, and of keys of sections without a name, that are newer than it."""
+    whole = {**defaults().to_dict(), **saved}
+    for name, section in defaults().to_dict().items():
+        if isinstance(section, dict) and isinstance(whole[name], dict) and "name" not in section:
+            whole[name] = {**section, **whole[name]}
+    return whole
 
 
 def _among(differences: list[str], fixed: Collection[str]) -> list[str]:

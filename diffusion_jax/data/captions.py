@@ -1,14 +1,17 @@
 """Text as token ids: the bytes of UTF-8, so that no vocabulary has to be learned or loaded."""
 
 import dataclasses
+import re
+import types
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, Int32
 
 VOCABULARY = 257  # 256 bytes, after 0 for padding
-
+Added = Mapping[str, Sequence[int]]  # placeholder tokens, each with the ids of its vectors
+NO_TOKENS: Added = types.MappingProxyType({})
 
 _NAMED = 3  # texts in a warning
 _LONGEST = 200  # characters of each
@@ -32,18 +35,41 @@ class Cuts:
             )
 
 
-def tokens_of(texts: Sequence[str], max_tokens: int, cuts: Cuts | None = None) -> Int32[np.ndarray, "n max_tokens"]:
-    """Each text as its bytes plus 1, cut at `max_tokens` and padded with 0. `cuts` warns of what is lost."""
+def tokens_of(
+    texts: Sequence[str], max_tokens: int, cuts: Cuts | None = None, added: Added = NO_TOKENS
+) -> Int32[np.ndarray, "n max_tokens"]:
+    """Each text as its bytes plus 1, cut at `max_tokens` and padded with 0. `cuts` warns of what is lost.
+
+    Where a text has one of the tokens `added`, its ids stand instead of its bytes.
+    """
     tokens = np.zeros((len(texts), max_tokens), np.int32)
+    lost = []
     for row, text in zip(tokens, texts, strict=True):
-        ids = np.frombuffer(text.encode()[:max_tokens], np.uint8)
-        row[: len(ids)] = ids.astype(np.int32) + 1
+        ids = _ids(text, added)
+        row[: len(ids)] = ids[:max_tokens]
+        lost += texts_of([ids[max_tokens:]], added) if len(ids) > max_tokens else []
     if cuts is not None:
-        ends = (text.encode()[max_tokens:].decode(errors="ignore") for text in texts)
-        cuts.report([end for end in ends if end], len(texts), max_tokens)
+        cuts.report([end for end in lost if end], len(texts), max_tokens)
     return tokens
 
 
-def texts_of(tokens: Int[np.ndarray, "n max_tokens"]) -> list[str]:
+def texts_of(tokens: Int[np.ndarray, "n max_tokens"] | Sequence[Sequence[int]], added: Added = NO_TOKENS) -> list[str]:
     """The texts that `tokens_of` made tokens of; what a cut has left of a character is dropped."""
-    return [bytes(int(i) - 1 for i in row if i).decode(errors="ignore") for row in np.asarray(tokens)]
+    named = {first: token for token, (first, *_) in added.items()}
+    rest = {i for _, (_, *others) in added.items() for i in others}
+    texts = []
+    for row in tokens:
+        kept = (int(i) for i in row if i and int(i) not in rest)
+        parts = (named[i].encode() if i in named else bytes([i - 1]) for i in kept)
+        texts.append(b"".join(parts).decode(errors="ignore"))
+    return texts
+
+
+def any_of(added: Added) -> str:
+    """A regular expression for the tokens `added`, the longer ones first."""
+    return "|".join(re.escape(token) for token in sorted(added, key=len, reverse=True))
+
+
+def _ids(text: str, added: Added) -> list[int]:
+    parts = re.split(f"({any_of(added)})", text) if added else [text]
+    return [i for n, part in enumerate(parts) for i in (added[part] if n % 2 else (b + 1 for b in part.encode()))]

@@ -13,10 +13,12 @@ from diffusion_jax.data.sources import (
     audio,
     crops,
     digits,
+    edited,
     files,
     gaussians,
     images,
     latents,
+    mixed,
     series,
     text,
     toys,
@@ -95,6 +97,8 @@ SOURCES: dict[str, Opener] = {
     "toy": Opener(spec=toys.spec, open=toys.open_source, facts=toys.facts),
     "gaussian": Opener(spec=gaussians.spec, open=gaussians.open_source),
     "unpaired": Opener(spec=unpaired.spec, open=unpaired.open_source),
+    "mixed": Opener(spec=mixed.spec, open=mixed.open_source),
+    "edits": Opener(spec=edited.spec, open=edited.open_source),
     "latents": Opener(spec=latents.spec, open=latents.open_source),
     "series": Opener(spec=series.spec, open=series.open_source),
     "audio": Opener(spec=audio.spec, open=audio.open_source, facts=audio.facts),
@@ -130,6 +134,7 @@ def load(
     Args:
         name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points),
             "gaussian" (vectors), "audio" (.wav and .flac files, see `sources.audio`), "unpaired" (two of these sets),
+            "mixed" (images of a subject and of its class), "edits" (images and computed edits of them),
             "latents" (of `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS
             image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and
@@ -164,6 +169,10 @@ def load(
         cache_bytes: a data set whose decoded images are no larger stays in memory once read.
         x, image: of "unpaired": the sections of its two sets, each with the keys of this function and optionally
             `only`, the classes it is limited to; see `sources.unpaired`.
+        instance, prior, prior_weight: of "mixed": the sections of its two sets, and the weight of the second one; see
+            `sources.mixed`.
+        examples, edits, instructions: of "edits": the section of its images, the names of edits, and other texts for
+            them; see `sources.edited`.
         dim, mean, std: of "gaussian".
         kind, num_examples, seed: of a toy; its "test" split is a second independent draw.
         captions: one text per class, which gives every example the condition "tokens".

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,7 +16,7 @@ from jaxtyping import Int, Int32
 from tokenizers import AddedToken, Regex, models, normalizers, pre_tokenizers, processors
 
 from diffusion_jax.data import sentencepiece
-from diffusion_jax.data.captions import Cuts
+from diffusion_jax.data.captions import Added, Cuts, any_of
 from diffusion_jax.weights.files import read_json
 
 CLIP_TOKENS = 77  # that CLIP's encoders read
@@ -34,24 +36,57 @@ class Tokenizer:
         max_tokens: length of a row.
         pad_id: what fills it.
         cuts: warns, once, of texts that are cut.
+        added: placeholder tokens with the ids of their vectors, see `with_tokens`.
     """
 
     backend: tokenizers.Tokenizer
     max_tokens: int
     pad_id: int
     cuts: Cuts = dataclasses.field(default_factory=Cuts, compare=False, repr=False)
+    added: Added = dataclasses.field(default_factory=dict)
 
     def __call__(self, texts: Any) -> Int32[np.ndarray, "n max_tokens"]:
         """The ids of a sequence of strings. Raises ValueError, see `check_texts`, for anything else."""
         check_texts(texts)
+        texts = [self._expanded(text) for text in texts]
         rows = np.full((len(texts), self.max_tokens), self.pad_id, np.int32)
         lost = []
-        for row, encoding, text in zip(rows, self.backend.encode_batch_fast(list(texts)), texts, strict=True):
+        for row, encoding, text in zip(rows, self.backend.encode_batch_fast(texts), texts, strict=True):
             row[: len(encoding.ids)] = encoding.ids
             if encoding.overflowing and not self.cuts.warned:
                 lost.append(self._lost(text))
         self.cuts.report(lost, len(texts), self.max_tokens)
-        return rows
+        ours = self._ours
+        return np.vectorize(lambda i: ours.get(i, i), otypes=[np.int32])(rows) if ours else rows
+
+    def with_tokens(self, added: Added) -> Tokenizer:
+        """This tokenizer with the placeholder tokens `added`, whose ids are those of their vectors.
+
+        As in diffusers a token of n vectors stands for "token token_1 ... token_n-1". Raises ValueError for one that is
+        in the vocabulary already.
+        """
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        names = [name for token, ids in added.items() for name in _numbered_names(token, len(ids))]
+        if known := [
+            name for i, name in enumerate(names) if name in names[:i] or backend.token_to_id(name) is not None
+        ]:
+            raise ValueError(f"the token {known[0]!r} is in the vocabulary of the tokenizer already; choose another")
+        backend.add_tokens(names)
+        return dataclasses.replace(self, backend=backend, added=dict(added))
+
+    @functools.cached_property
+    def _ours(self) -> dict[int, int]:
+        """The ids of the vectors of placeholder tokens, by those that the library has given to the tokens."""
+        return {
+            self.backend.token_to_id(name): i
+            for token, ids in self.added.items()
+            for name, i in zip(_numbered_names(token, len(ids)), ids, strict=True)
+        }
+
+    def _expanded(self, text: str) -> str:
+        if not self.added:
+            return text
+        return re.sub(any_of(self.added), lambda m: " ".join(_numbered_names(m[0], len(self.added[m[0]]))), text)
 
     def _lost(self, text: str) -> str:
         """The end of `text` that is cut."""
@@ -64,7 +99,15 @@ class Tokenizer:
 
     def describe(self, ids: Int[np.ndarray, "n max_tokens"]) -> list[str]:
         """The texts of ids, as far as these have kept them, without start, end and padding."""
-        return [text.strip() for text in self.backend.decode_batch(np.asarray(ids).tolist())]
+        theirs = {i: there for there, i in self._ours.items()}
+        later = {i for ids in self.added.values() for i in ids[1:]}
+        rows = [[theirs.get(i, i) for i in row if i not in later] for row in np.asarray(ids).tolist()]
+        return [text.strip() for text in self.backend.decode_batch(rows)]
+
+
+def _numbered_names(token: str, count: int) -> list[str]:
+    """The names of the vectors of a placeholder token, as in diffusers."""
+    return [token, *(f"{token}_{i}" for i in range(1, count))]
 
 
 def check_texts(texts: Any) -> None:

@@ -33,7 +33,8 @@ class CLIPTextModel(nnx.Module):
     | 2: OpenCLIP's ViT-H/14, whose files hold 23 of 24 layers | 0 | True | None |
     | XL: OpenAI's ViT-L/14 and OpenCLIP's ViT-bigG/14 | 1 | False | None and 1280 |
 
-    Padding is attended to by what follows it, that is by padding only, as in all of these.
+    Padding is attended to by what follows it, that is by padding only, as in all of these. The table of token vectors
+    may be given more rows than `vocab_size`, those of learned tokens.
 
     Args:
         vocab_size: number of ids.
@@ -45,8 +46,9 @@ class CLIPTextModel(nnx.Module):
         hidden_act: "quick_gelu" (OpenAI) or "gelu" (OpenCLIP).
         layer_norm_eps: epsilon of the normalisations.
         projection_dim: dimension of `pooled` after its projection; None for no projection.
-        eos_token_id: a text ends at the first of these ids; with 2 at the greatest id, since files whose config.json
-            says so have the end-of-text token as their last id.
+        eos_token_id: a text ends at the first of these ids; with 2 at the greatest id below `vocab_size`, since files
+            whose config.json says so have the end-of-text token as their last id. Ids from `vocab_size` on are those of
+            learned tokens.
         skip: how many of the last blocks `hidden` leaves out ("clip skip").
         normalize: whether `hidden` passes the final normalisation.
         attention_implementation: see `attention.dot_product_attention`.
@@ -55,6 +57,8 @@ class CLIPTextModel(nnx.Module):
     Raises:
         ValueError: an argument out of range.
     """
+
+    token_table = "token_embedding"  # attribute of the table of token vectors
 
     def __init__(
         self,
@@ -78,6 +82,7 @@ class CLIPTextModel(nnx.Module):
             raise ValueError(f"skip={skip} must be in 0..{num_hidden_layers}, the number of layers.")
         self.max_position_embeddings = max_position_embeddings
         self.eos_token_id = eos_token_id
+        self.vocab_size = vocab_size
         self.skip = skip
         self.normalize = normalize
         self.token_embedding = transformer.embedding(vocab_size, hidden_size, rngs=rngs)
@@ -105,7 +110,8 @@ class CLIPTextModel(nnx.Module):
             kept = h if i == len(self.layers) - self.skip else kept
         last = self.final_layer_norm(h)
         hidden = self.final_layer_norm(kept) if self.normalize else kept
-        ends = ids if self.eos_token_id == ARGMAX_EOS else ids == self.eos_token_id
+        known = jnp.where(ids < self.vocab_size, ids, -1)
+        ends = known if self.eos_token_id == ARGMAX_EOS else ids == self.eos_token_id
         pooled = last[jnp.arange(ids.shape[0]), jnp.argmax(ends, axis=1)]
         return Encoded(hidden, pooled if self.text_projection is None else self.text_projection(pooled))
 

@@ -29,6 +29,8 @@ class LDMBert(nnx.Module):
         rngs: randomness of the initial parameters.
     """
 
+    token_table = "embed_tokens"  # attribute of the table of token vectors
+
     def __init__(
         self,
         *,

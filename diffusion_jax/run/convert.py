@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffusion_jax.config import build, saved
 from diffusion_jax.config.trained import restore_averaged
 from diffusion_jax.run.configs import config_of, first_stage_folder
 from diffusion_jax.run.job import prepare
-from diffusion_jax.run.parameters import fresh_state, load_params, random_networks, trained_network
+from diffusion_jax.run.parameters import fresh_state, load_params, lora_groups, random_networks, trained_network
 from diffusion_jax.systems.base import at
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.faults import replacing
@@ -24,11 +25,13 @@ from diffusion_jax.types import Params, Placed
 from diffusion_jax.weights import export, folders, hub
 from diffusion_jax.weights.families import named
 from diffusion_jax.weights.files import MAX_SHARD_BYTES
-from diffusion_jax.weights.lora import components, write_lora
+from diffusion_jax.weights.lora import Update, components, write_updates
 from diffusion_jax.weights.options import with_defaults
 from diffusion_jax.weights.public import is_public, load_network
+from diffusion_jax.weights.textual_inversion import Learned, write_learned
 
 HUB = "hub:"
+VECTORS = "vectors"  # group of the parameters of textual inversion
 
 
 class Beginning:
@@ -142,8 +145,10 @@ def to_folder(
     return written
 
 
-def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
+def to_lora(source: pathlib.Path, target: pathlib.Path, *, kohya: bool = False) -> list[pathlib.Path]:
     """Write the averaged low-rank updates (LoRA) of a work directory for `load_lora_weights` of diffusers.
+
+    With `kohya` they have the names of kohya's scripts, which diffusers and others read as well.
 
     Raises ValueError if the run has none, or `target` is not empty.
     """
@@ -154,10 +159,29 @@ def to_lora(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
         raise ValueError(f"{source} has no low-rank updates: its config.lora.rank is 0")
     with jax.set_mesh(job.mesh):
         params, _ = restore_averaged(source, config, job.state.params, job.state.ema)
-    name, placed = trained_network(job)
-    family = named(placed.name)
-    layout = family.layouts(with_defaults(family.network, placed.arguments))[0]
-    return [write_lora(target, layout, job.params["network"], params["lora"], job.learner.scale, prefix=name)]
+    updates = []
+    for name, path in lora_groups(job).items():
+        placed = job.system.networks[name]
+        family = named(placed.name)
+        layout = family.layouts(with_defaults(family.network, placed.arguments))[0]
+        updates.append(Update(name, layout, at(job.params, placed.path), at(params, path)))
+    return [write_updates(target, updates, job.learner.scale, kohya=kohya)]
+
+
+def to_embeddings(source: pathlib.Path, target: pathlib.Path) -> list[pathlib.Path]:
+    """Write the learned vectors of a run of textual inversion for `load_textual_inversion` of diffusers.
+
+    Raises ValueError if the run has none, or `target` is not empty.
+    """
+    _check_empty(target)
+    config = build.reset_unread(build.trained(str(source), "--from").config)
+    job = prepare(config)
+    if VECTORS not in job.params:
+        raise ValueError(f"{source} has no vectors of a token: config.system.name is {config.system.name!r}")
+    with jax.set_mesh(job.mesh):
+        params, _ = load_params(job, source)
+    vectors = params[VECTORS]
+    return write_learned(target, Learned(job.system.token, tuple(np.asarray(vectors[i]) for i in sorted(vectors))))
 
 
 def fetch(source: str) -> pathlib.Path:

@@ -15,7 +15,7 @@ from diffusion_jax.config.trained import restore_averaged
 from diffusion_jax.run.job import Job, laid_out
 from diffusion_jax.run.schedules import check_schedule
 from diffusion_jax.systems.base import at, replaced_at
-from diffusion_jax.systems.low_rank import learner, merge, plain
+from diffusion_jax.systems.low_rank import TEXT, learner, merge, plain
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.training.ema import init as averages_of
 from diffusion_jax.training.mesh import path_name
@@ -52,7 +52,7 @@ def fresh_state(job: Job) -> TrainState:
     state = jax.jit(start, out_shardings=job.layout)(key, None)
     placed = jax.device_put(others, _part(job.layout.params, others))
     state = dataclasses.replace(state, params=_filled(state.params, placed))
-    if "network" not in others:
+    if not others.keys() - {"frozen"}:
         return state
     averages = functools.partial(averages_of, rates=job.config.ema.rates)
     return dataclasses.replace(state, ema=jax.jit(averages, out_shardings=job.layout.ema)(state.params))
@@ -144,8 +144,11 @@ def _saved_lora(job: Job, directory: pathlib.Path) -> dict[str, Any]:
 
 
 def trained_network(job: Job) -> tuple[str, Placed]:
-    """Returns the public name and the description of the network that is trained."""
-    return next((name, placed) for name, placed in job.system.networks.items() if placed.path == ("network",))
+    """Returns the public name and the description of the network that is trained. Raises ValueError if none is."""
+    for name, placed in job.system.networks.items():
+        if placed.path == ("network",):
+            return name, placed
+    raise ValueError(f"config.system.name={job.config.system.name!r} trains no network: all of its are frozen")
 
 
 def _section(placed: Placed) -> dict[str, Any]:
@@ -159,25 +162,46 @@ def _with_factors(job: Job, key: Any, params: Params) -> Params:
     section = job.config.lora
     if not section.weights:
         return adopted
-    name, placed = trained_network(job)
+    name, _ = trained_network(job)
+    groups = lora_groups(job)
     with refusal("config.lora.weights"):
-        if others := components(section.weights) - {"", name}:
+        if others := components(section.weights) - {"", *groups}:
             raise ValueError(
                 f"{section.weights} also updates {', '.join(sorted(others))}, and config.lora.rank={section.rank} "
-                "trains the network alone; with rank 0 all updates are added"
+                "trains the network alone; set config.lora.text_modules to train text encoders too. With rank 0 all "
+                "updates are added"
             )
-        factors = public.read_factors(section.weights, _section(placed), job.params["network"], name)
-        shapes = [{path_name(p): x.shape for p, x in jax.tree.leaves_with_path(t)} for t in (factors, adopted["lora"])]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{section.weights} has updates of {len(shapes[0]) // 2} layers, which do not fit config.lora.rank="
-                f"{section.rank} and modules={section.modules!r} with {len(shapes[1]) // 2}"
-            )
-        # B of the file includes its scale.
-        factors = jax.tree.map_with_path(
-            lambda p, x: x / job.learner.scale if path_name(p).endswith("up") else x, factors
+        for component, path in groups.items():
+            if component != name and component not in components(section.weights):
+                continue  # the updates of text encoders start from zero
+            placed = job.system.networks[component]
+            shapes = at(job.params, placed.path)
+            factors = public.read_factors(section.weights, _section(placed), shapes, component)
+            adopted = replaced_at(adopted, path, _fitting(job, factors, at(adopted, path), component))
+    layout = {path[0]: job.layout.params[path[0]] for path in groups.values()}
+    return {**adopted, **jax.device_put({group: adopted[group] for group in layout}, layout)}
+
+
+def lora_groups(job: Job) -> dict[str, tuple[str, ...]]:
+    """The paths of the factors of low-rank updates among the parameters, by the public names of the networks."""
+    name, _ = trained_network(job)
+    return {name: ("lora",), **{other: (TEXT, other) for other in job.learner.updated()}}
+
+
+def _fitting(job: Job, factors: Params, own: Params, component: str) -> Params:
+    """The factors of a file of updates, without their scale, which the file includes in B.
+
+    Raises ValueError unless they have the shapes of the factors `own` that are trained.
+    """
+    section = job.config.lora
+    shapes = [{path_name(p): x.shape for p, x in jax.tree.leaves_with_path(tree)} for tree in (factors, own)]
+    if shapes[0] != shapes[1]:
+        key = "modules" if component == trained_network(job)[0] else "text_modules"
+        raise ValueError(
+            f"{section.weights} has updates of {len(shapes[0]) // 2} layers of {component}, which do not fit "
+            f"config.lora.rank={section.rank} and {key}={section[key]!r} with {len(shapes[1]) // 2}"
         )
-    return {**adopted, "lora": jax.device_put(factors, job.layout.params["lora"])}
+    return jax.tree.map_with_path(lambda p, x: x / job.learner.scale if path_name(p).endswith("up") else x, factors)
 
 
 def _with_updates(job: Job, params: Params) -> Params:

@@ -16,7 +16,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from diffusion_jax.types import Cond, Params, Placed, Spec, System, Train
+from diffusion_jax.systems.adapted import Adapted
+from diffusion_jax.systems.base import at, replaced_at
+from diffusion_jax.types import Params, System, Train
+
+TEXT = "text_lora"  # group of the factors of text encoders
 
 
 def targets(network: PyTree[Any], modules: str) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -64,22 +68,28 @@ def merge(network: PyTree[Any], factors: PyTree[Any], scale: float | Float[Array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LowRank:
+class LowRank(Adapted):
     """A system that trains low-rank updates of the network of `system`, whose own kernels are frozen.
 
     Parameters are {"lora": factors, "frozen": {"network": W, ...}} and the other groups of `system`; `merged` returns
-    the parameters of `system`. Of the network, gradients, EMA and optimizer see the factors only.
+    the parameters of `system`. Of the network, gradients, EMA and optimizer see the factors only. With `text_modules`
+    the text encoders, which are frozen in `system`, have updates too: {"text_lora": {"text_encoder": factors, ...}}.
     """
 
     system: System
     rank: int
     alpha: float  # 0: the same as `rank`
     modules: str
+    text_modules: str = ""  # of the text encoders; "": these have no updates
 
     @property
     def scale(self) -> float:
         """alpha / rank, the factor of A B."""
         return (self.alpha or self.rank) / self.rank
+
+    def updated(self) -> dict[str, tuple[str, ...]]:
+        """The path of each text encoder with updates among the parameters of `system`, by its public name."""
+        return text_encoders(self.system) if self.text_modules else {}
 
     def init(self, key: Key[Array, ""]) -> Params:
         system_key, key = jax.random.split(key)
@@ -89,76 +99,76 @@ class LowRank:
         """Returns the parameters at step 0 for the parameters `params` of `system`."""
         factors = init(key, params["network"], rank=self.rank, modules=self.modules)
         frozen = {**params.get("frozen", {}), "network": params["network"]}
-        return {**{g: tree for g, tree in params.items() if g != "network"}, "lora": factors, "frozen": frozen}
+        adopted = {**{g: tree for g, tree in params.items() if g != "network"}, "lora": factors, "frozen": frozen}
+        paths = self.updated()
+        if not paths:
+            return adopted
+        drawn = {}
+        for i, (name, path) in enumerate(paths.items()):
+            own = jax.random.fold_in(key, i)
+            drawn[name] = init(own, at(params, path), rank=self.rank, modules=self.text_modules)
+        return {**adopted, TEXT: drawn}
 
     def merged(self, params: Params) -> Params:
-        """Returns the parameters of `system`, with the updates in the kernels of its network."""
+        """Returns the parameters of `system`, with the updates in the kernels of its networks."""
         network = merge(params["frozen"]["network"], params["lora"], self.scale)
         frozen = {name: tree for name, tree in params["frozen"].items() if name != "network"}
-        others = {group: tree for group, tree in params.items() if group not in ("lora", "frozen")}
-        return {**others, "network": network, **({"frozen": frozen} if frozen else {})}
-
-    def loss(
-        self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
-    ) -> tuple[Float[Array, "batch"], dict[str, PyTree[Array]]]:
-        return self.system.loss(self.merged(params), key, batch, train)
+        others = {group: tree for group, tree in params.items() if group not in ("lora", TEXT, "frozen")}
+        whole = {**others, "network": network, **({"frozen": frozen} if frozen else {})}
+        for name, path in self.updated().items():
+            whole = replaced_at(whole, path, merge(at(whole, path), params[TEXT][name], self.scale))
+        return whole
 
     def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
-        """Advance the parameters of `system` except for the network."""
+        """Advance the parameters of `system` except for the network and text encoders with updates."""
         after = self.system.advance(self.merged(params), train, metrics)
         others = {group: tree for group, tree in after.items() if group not in ("network", "frozen")}
-        frozen = {**after.get("frozen", {}), "network": params["frozen"]["network"]}
-        return {**params, **others, "frozen": frozen}
+        frozen = {"frozen": {**after.get("frozen", {}), "network": params["frozen"]["network"]}}
+        for path in self.updated().values():
+            frozen = replaced_at(frozen, path, at(params, path))
+        return {**params, **others, **frozen}
 
-    @property
-    def batch(self) -> Mapping[str, Spec]:
-        return self.system.batch
 
-    @property
-    def conditions(self) -> Any:
-        return self.system.conditions
-
-    @property
-    def makes(self) -> Spec | None:
-        return self.system.makes
-
-    @property
-    def networks(self) -> Mapping[str, Placed]:
-        return self.system.networks
-
-    def numbers(self) -> PyTree[Array]:
-        return self.system.numbers()
-
-    def draw(
-        self, params: Params, key: Key[Array, ""], ids: Array, cond: Cond, numbers: PyTree[Array]
-    ) -> dict[str, Array]:
-        return self.system.draw(self.merged(params), key, ids, cond, numbers)
-
-    def sample(
-        self, params: Params, key: Key[Array, ""], num: int, cond: Cond = None, **options: Any
-    ) -> dict[str, Any]:
-        return self.system.sample(self.merged(params), key, num, cond, **options)
-
-    def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Any]:
-        return self.system.evaluate(self.merged(params), key, batch)
+def text_encoders(system: System) -> dict[str, tuple[str, ...]]:
+    """The paths of the frozen text encoders of a system, by their public names."""
+    paths = {name: placed.path for name, placed in system.networks.items()}
+    return {name: path for name, path in paths.items() if path[:2] == ("frozen", "text")}
 
 
 def learner(section: Mapping[str, Any], system: System) -> System:
     """Returns the system that is trained: `system`, or if section["rank"] > 0 `LowRank` updates of it.
 
-    `section` has the entries rank, alpha and modules, and may come from a file. Raises ValueError for values of a wrong
-    type or out of range.
+    `section` has the entries rank, alpha, modules and optionally text_modules, and may come from a file. Raises
+    ValueError for values of a wrong type or out of range, or text_modules of a system without text encoders.
     """
-    rank, alpha, modules = section["rank"], section["alpha"], section["modules"]
-    for name, value, kinds in (("rank", rank, int), ("alpha", alpha, int | float), ("modules", modules, str)):
+    rank, alpha, modules, text_modules = (section.get(key, "") for key in ("rank", "alpha", "modules", "text_modules"))
+    for name, value, kinds in (
+        ("rank", rank, int),
+        ("alpha", alpha, int | float),
+        ("modules", modules, str),
+        ("text_modules", text_modules, str),
+    ):
         if not isinstance(value, kinds) or isinstance(value, bool):
             raise ValueError(f"{name}={value!r} has the type {type(value).__name__}")
     if rank < 1:
         return system
     if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha={alpha} must be at least 0 and finite")
-    learner = LowRank(system=system, rank=rank, alpha=float(alpha), modules=modules)
-    targets(jax.eval_shape(system.init, jax.random.key(0))["network"], modules)
+    options = dict(rank=rank, alpha=float(alpha), modules=modules, text_modules=text_modules)
+    learner, shapes = LowRank(system=system, **options), jax.eval_shape(system.init, jax.random.key(0))
+    if "network" not in shapes:
+        raise ValueError(f"rank={rank} must be 0 for a system that trains no network")
+    targets(shapes["network"], modules)
+    if text_modules and not learner.updated():
+        raise ValueError(
+            f"text_modules={text_modules!r} must be empty for a system without text encoders; it has "
+            f"{', '.join(system.networks) or 'no networks of its own'}"
+        )
+    for name, path in learner.updated().items():
+        try:
+            targets(at(shapes, path), text_modules)
+        except ValueError as error:
+            raise ValueError(f"text_modules, {name}: {error}") from error
     return learner
 
 

@@ -21,12 +21,16 @@ from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
 from diffusion_jax.systems.latent_diffusion import decoded, edited_conditions, first_stage_params
 from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train
 
+VECTORS = "vectors"  # entry of the parameters of text encoders: the vectors of learned tokens
+
 
 class Texts(NamedTuple):
     """Frozen text encoders and their tokenizers.
 
     `encode(params, ids)` returns conditions of the network: "tokens", the hidden states of the encoders, and "vector",
-    the pooled state, if they have one. `tokenize` maps texts to ids [n, max_tokens], `describe` ids to texts.
+    the pooled state, if they have one. `params` are those of the encoders by number, "0" and "1", and optionally under
+    `VECTORS` further rows of their tables of token vectors, by the same numbers. `tokenize` maps texts to ids
+    [n, max_tokens], `describe` ids to texts.
     """
 
     init: Callable[[Key[Array, ""]], Params]
@@ -72,6 +76,7 @@ class TextToImage(OnDiffusion):
     zero_negative: bool = False  # encode an empty negative prompt as zeros instead of by the text encoder
     noise_level: int = 20  # timestep of the noise on the image of super-resolution
     cond_dropout: float = 0.0  # probability that training drops the text, and independently the image of the task
+    weighted: bool = False  # training examples come with the weight of their loss, the entry "weight"
     controlled: bool = False  # the network is a ControlNet of a frozen U-Net
     decode_batch_size: int = 0  # number of images that are decoded at once on each device; 0: all
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
@@ -96,7 +101,8 @@ class TextToImage(OnDiffusion):
 
     @property
     def batch(self) -> dict[str, Spec]:
-        return entries(self.makes, self.batch_conditions)
+        weight = {"weight": Spec(())} if self.weighted else {}
+        return entries(self.makes, self.batch_conditions) | weight
 
     @property
     def makes(self) -> Spec:
@@ -135,12 +141,12 @@ class TextToImage(OnDiffusion):
         if train is not None and self.cond_dropout and self.task.dropped:
             keep = jax.random.bernoulli(jax.random.fold_in(drop_key, 1), 1 - self.cond_dropout, rows.shape)
             cond["image"] = cond["image"] * bcast(keep, cond["image"])
-        cond = jax.lax.stop_gradient(cond)
         example = {"x": jax.lax.stop_gradient(z), **cond}
         if self.diffusion.reads_null:
             example["null"] = {**cond, **self._negative(params, cond)}
         network = {"network": self._network(params), "frozen": params["frozen"]}
-        return self.diffusion.loss(network, loss_key, example, train)
+        loss, metrics = self.diffusion.loss(network, loss_key, example, train)
+        return (loss * batch["weight"] if self.weighted else loss), metrics
 
     def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
         return self.diffusion.advance(params, train, metrics)
@@ -245,3 +251,11 @@ def noised(
     t = jnp.float32((level + 1) / process.num_steps)
     x = process.alpha(t) * image + process.sigma(t) * row_normal(keys, image)
     return {"image": x, "label": jnp.full(len(image), level)}
+
+
+def with_rows(encoder: Params, table: str, rows: Sequence[Float[Array, "n dim"]]) -> Params:
+    """The parameters of a text encoder whose table of token vectors, its entry `table`, has `rows` after its own."""
+    if not rows:
+        return encoder
+    whole = jnp.concatenate([encoder[table]["embedding"], *rows])
+    return {**encoder, table: {**encoder[table], "embedding": whole}}

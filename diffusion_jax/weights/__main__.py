@@ -5,6 +5,8 @@
                                                      --config configs/dit.py:imagenet256_xl2
   a work directory to a folder of diffusers      --from runs/ddpm --to ddpm-mnist --format diffusers
   a run's low-rank updates to a file             --from runs/lora --to style --format lora
+  with kohya's names                             --from runs/lora --to style --format kohya
+  a run's learned token vectors to a file        --from runs/inversion --to token --format embeddings
   from the Hub                                   --from hub:google/ddpm-cifar10-32 --to runs/cifar10 --format orbax
 
 A work directory is sampled and trained by --config=DIR/config.py --workdir=DIR, and other configs name it as
@@ -29,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--from", dest="source", required=True, metavar="PATH", help="or hub:owner/name[/component]")
     parser.add_argument("--to", dest="target", required=True, type=pathlib.Path, metavar="PATH", help="an empty folder")
-    parser.add_argument("--format", required=True, choices=("diffusers", "orbax", "lora"), help="of --to")
+    formats = ("diffusers", "orbax", "lora", "kohya", "embeddings")
+    parser.add_argument("--format", required=True, choices=formats, help="of --to")
     parser.add_argument("--config", default="", metavar="FILE.py[:variant]", help="what network --from is of")
     parser.add_argument("--dtype", default="float32", choices=("float32", "float16", "bfloat16"), help="for diffusers")
     parser.add_argument("--max_bytes", type=int, default=MAX_SHARD_BYTES, metavar="N", help="per file, for diffusers")
@@ -43,8 +46,10 @@ def main(argv: list[str] | None = None) -> None:
         source = convert.fetch(flags.source)
         if flags.format == "orbax":
             written = convert.to_workdir(source, flags.target, config)
-        elif flags.format == "lora":
-            written = convert.to_lora(source, flags.target)
+        elif flags.format in ("lora", "kohya"):
+            written = convert.to_lora(source, flags.target, kohya=flags.format == "kohya")
+        elif flags.format == "embeddings":
+            written = convert.to_embeddings(source, flags.target)
         else:
             options = dict(dtype=flags.dtype, max_bytes=flags.max_bytes)
             written = convert.to_folder(source, flags.target, config, **options)

@@ -8,7 +8,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +58,15 @@ _KOHYA = {
 }
 
 
+class Update(NamedTuple):
+    """The low-rank updates of one network: its component in a pipeline, its layout, parameters or shapes, factors."""
+
+    component: str
+    layout: Layout
+    network: PyTree[Any]
+    factors: PyTree[Any]
+
+
 def write_lora(
     folder: str | os.PathLike,
     layout: Layout,
@@ -79,19 +88,42 @@ def write_lora(
       scale: alpha / rank.
       prefix: the component, with which names begin: "unet", "transformer", or "" for none.
     """
+    return write_updates(folder, [Update(prefix, layout, network, factors)], scale)
+
+
+def write_updates(
+    folder: str | os.PathLike, updates: Sequence[Update], scale: float, *, kohya: bool = False
+) -> pathlib.Path:
+    """As `write_lora`, the updates of several networks in one file: "unet", "text_encoder", "text_encoder_2".
+
+    With `kohya` the names are those of kohya's scripts, with the rank as alpha: lora_unet_..., and lora_te_... or,
+    with a second text encoder, lora_te1_... and lora_te2_....
+    """
     arrays = {}
-    for name, (path, piece) in _layers(layout, network).items():
-        node = _at(factors, path)
-        if node is None:
-            continue
-        down = KINDS[piece.kind][0](np.asarray(node["down"]))
-        up = np.split(scale * np.asarray(node["up"]), piece.parts, axis=1)[piece.i]
-        ones = (1,) * (down.ndim - 2)
-        full = f"{prefix}.{name}" if prefix else name
-        arrays[f"{full}.lora_A.weight"] = down
-        arrays[f"{full}.lora_B.weight"] = up.T.reshape(up.shape[1], up.shape[0], *ones)
+    several = any(update.component == "text_encoder_2" for update in updates)
+    for update in updates:
+        for name, (path, piece) in _layers(update.layout, update.network).items():
+            node = _at(update.factors, path)
+            if node is None:
+                continue
+            down = KINDS[piece.kind][0](np.asarray(node["down"]))
+            up = np.split(scale * np.asarray(node["up"]), piece.parts, axis=1)[piece.i]
+            up = up.T.reshape(up.shape[1], up.shape[0], *(1,) * (down.ndim - 2))
+            if kohya:
+                full = f"lora_{_kohya(update.component, several)}_{name.replace('.', '_')}"
+                arrays |= {f"{full}.lora_down.weight": down, f"{full}.lora_up.weight": up}
+                arrays[f"{full}.alpha"] = np.float32(len(down))
+                continue
+            full = f"{update.component}.{name}" if update.component else name
+            arrays |= {f"{full}.lora_A.weight": down, f"{full}.lora_B.weight": up}
     (path,) = write_weights(folder, arrays, stem=STEM)
     return path
+
+
+def _kohya(component: str, several: bool) -> str:
+    """kohya's prefix of a component, where there are `several` text encoders or one."""
+    unused = ("te",) if several else ("te1", "te2")
+    return next(prefix for prefix, name in _KOHYA.items() if name == component and prefix not in unused)
 
 
 def read_lora(

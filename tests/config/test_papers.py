@@ -25,6 +25,7 @@ OWN = (
     "dit:imagenet256_xl2_simple",
     "editing:imagenet256",
     "inpainting:imagenet256_uncond",
+    "stable_diffusion:emoji_edits",
     *(f"autoencoder_kl:{name}" for name in ("cifar10_f2", "cifar10_f4", "crawl_tiles_f4", "emoji_f4")),
     *(f"vqgan:{name}" for name in ("cifar10_f4", "crawl_tiles_f4")),
     *(

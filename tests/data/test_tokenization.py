@@ -225,3 +225,20 @@ def test_folders_without_a_tokenizer(tmp_path, files, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         tokenization.load(tmp_path)
+
+
+def test_placeholder_tokens_have_the_ids_of_their_vectors(tmp_path):
+    """As in diffusers a token of three vectors is "<cat> <cat>_1 <cat>_2"; its ids are ours, whatever the library's."""
+    write_clip(tmp_path, 600)
+    plain = tokenization.load(tmp_path, 12)
+    added = plain.with_tokens({"<cat>": range(5000, 5003), "<s>": range(5003, 5004)})
+    (ids,) = added(["the <cat> in <S>"])
+    assert [i for i in ids.tolist() if i >= 5000] == [5000, 5001, 5002, 5003]
+    (without,) = plain(["the  in"])
+    assert [i for i in ids.tolist() if i < 5000][:3] == without[:3].tolist()
+    assert [text.replace("</w>", "") for text in added.describe(ids[None])] == ["the <cat> in <s>"]
+    np.testing.assert_array_equal(plain(["a cat"]), added(["a cat"]))
+    known = next(token for token in plain.backend.get_vocab() if token.isalpha())
+    for token in (known, "<cat>"):
+        with pytest.raises(ValueError, match=f"the token '{token}' is in the vocabulary of the tokenizer already"):
+            added.with_tokens({token: range(5004, 5005)})

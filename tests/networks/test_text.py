@@ -10,6 +10,7 @@ from diffusion_jax.networks.clip import CLIPTextModel, CLIPVisionModel
 from diffusion_jax.networks.functional import init_methods
 from diffusion_jax.networks.ldm_bert import LDMBert
 from diffusion_jax.networks.t5 import T5Encoder, buckets
+from diffusion_jax.systems.text_to_image import with_rows
 
 CLIP = dict(vocab_size=50, hidden_size=8, intermediate_size=12, num_attention_heads=2, max_position_embeddings=7)
 
@@ -45,6 +46,17 @@ def test_clip_takes_the_greatest_id_and_projects_it():
     rounded = compiled(CLIPTextModel, "bfloat16", **arguments)(ids)
     assert rounded.hidden.dtype == rounded.pooled.dtype == jnp.float32
     assert 0 < np.abs(rounded.hidden - found.hidden).max() < 0.1
+
+
+def test_learned_tokens_are_further_rows_and_never_end_a_text():
+    init, (call,) = init_methods(lambda rngs: CLIPTextModel(**CLIP, num_hidden_layers=1, rngs=rngs), ("__call__",))
+    params = init(jax.random.key(0))
+    rows = params["token_embedding"]["embedding"][3:5]
+    ids, plain = np.array([[40, 50, 51, 49, 0, 0, 0]]), np.array([[40, 3, 4, 49, 0, 0, 0]])
+    found, expected = call(with_rows(params, "token_embedding", [rows]), ids), call(params, plain)
+    np.testing.assert_allclose(found.hidden, expected.hidden, atol=1e-6)
+    np.testing.assert_allclose(found.pooled, expected.pooled, atol=1e-6)
+    np.testing.assert_array_equal(found.pooled[0], found.hidden[0, 3])
 
 
 def test_clip_leaves_out_its_last_layers():

@@ -15,7 +15,7 @@ from diffusion_jax.weights import export, families, schedulers
 from diffusion_jax.weights.files import write_weights
 from diffusion_jax.weights.folders import open_component, write_component
 from diffusion_jax.weights.layout import export_params, tensors
-from diffusion_jax.weights.lora import components, read_lora, write_lora
+from diffusion_jax.weights.lora import Update, components, read_lora, write_lora, write_updates
 from tests.parity import relative_error
 
 pytestmark = pytest.mark.parity
@@ -398,3 +398,33 @@ def test_defaults_of_schedulers_are_those_of_their_classes(name):
     for option, value in schedulers.SCHEDULERS[name].defaults.items():
         theirs = signature[option].default
         assert (tuple(theirs) if isinstance(theirs, list) else theirs) == value, option
+
+
+def test_low_rank_updates_of_a_text_encoder_are_written(tmp_path):
+    """W + B A with what diffusers reads from our file for the text encoder of a pipeline, next to another network."""
+    transformers = pytest.importorskip("transformers")
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    sizes = dict(vocab_size=99, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
+    torch.manual_seed(0)
+    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes, max_position_embeddings=9, eos_token_id=98))
+    model.eval().save_pretrained(tmp_path / "theirs")
+    component = open_component(tmp_path / "theirs")
+    network, layout = component.load(), component.family.layouts(component.arguments)[0]
+    factors = low_rank.init(jax.random.key(0), network, rank=2, modules=r"(q|k|v|out)_proj$|fc1$")
+    factors = jax.tree.map(lambda x: x + 0.1, factors)
+    write_updates(tmp_path / "lora", [Update(name, layout, network, factors) for name in ("text_encoder", "unet")], 0.5)
+    updates, alphas = StableDiffusionLoraLoaderMixin.lora_state_dict(str(tmp_path / "lora"))
+    modules = {name.removeprefix("text_model."): module for name, module in model.named_modules()}
+    downs = [name for name in updates if name.startswith("text_encoder.") and name.endswith(".lora_A.weight")]
+    assert not alphas and len(downs) == 10
+    with torch.no_grad():
+        for name in downs:
+            layer = name.removeprefix("text_encoder.").removeprefix("text_model.").removesuffix(".lora_A.weight")
+            modules[layer].weight.add_(updates[name.replace("lora_A", "lora_B")] @ updates[name])
+    make = functools.partial(component.family.network, **component.arguments)
+    (call,) = init_methods(lambda rngs: make(rngs=rngs), ("__call__",))[1]
+    ids = np.random.default_rng(0).integers(1, 98, (2, 9))
+    y = jax.jit(call)(low_rank.merge(network, factors, 0.5), jnp.asarray(ids, jnp.int32))
+    expected = model(torch.from_numpy(ids)).last_hidden_state.detach().numpy()
+    assert relative_error(y.hidden, expected) < TOLERANCE

@@ -1,5 +1,6 @@
 """Whole pipelines against diffusers': folders that it writes, the same prompts, noise and steps, the same images."""
 
+import copy
 import dataclasses
 import json
 
@@ -17,6 +18,7 @@ from diffusion_jax.run.job import prepare
 from diffusion_jax.run.parameters import fresh_state, load_params
 from diffusion_jax.solvers import grids
 from diffusion_jax.weights import autoencoders, clip, unet_2d_condition
+from diffusion_jax.weights.textual_inversion import Learned, write_learned
 from tests.parity import relative_error, schedulers
 
 pytestmark = pytest.mark.parity
@@ -201,6 +203,28 @@ def test_text_to_image_from_a_folder(parts, tmp_path):
     with schedulers.full_order():
         ours_drawn = system.sample(params, key, 2, cond)["samples"]
     assert relative_error(ours_drawn, images(pipeline, torch, **common)) < 1e-3
+
+
+def test_learned_tokens(parts, tmp_path):
+    """States of prompts with a token of two vectors, in a file that we write and the pipeline loads."""
+    torch, _, shared = parts
+    own = {name: copy.deepcopy(shared[name]) for name in ("text_encoder", "tokenizer")}
+    pipeline = make_pipeline("StableDiffusionPipeline", parts, tmp_path / "theirs", own)
+    vectors = np.random.default_rng(0).standard_normal((2, 16)).astype(np.float32)
+    write_learned(tmp_path / "token", Learned("<cat>", (vectors,)))
+    system, params = ours(pipeline, tmp_path / "theirs", system=dict(embeddings=(str(tmp_path / "token"),)))
+    pipeline.load_textual_inversion(str(tmp_path / "token"))
+    prompts = ["a red <cat>!", "<cat> two <cat>", "two"]
+    with torch.no_grad():
+        expected = pipeline.encode_prompt(prompts, "cpu", 1, False)[0].numpy()
+    ids = system.texts.tokenize(prompts)
+    found = np.asarray(system.texts.encode(params["frozen"]["text"], jnp.asarray(ids))["tokens"])
+    assert relative_error(found, expected) < 1e-5
+    assert system.texts.describe(ids)[2] == "two" and (ids >= len(shared["tokenizer"])).sum(axis=1).tolist() == [
+        2,
+        4,
+        0,
+    ]
 
 
 def test_latent_consistency(parts, tmp_path):

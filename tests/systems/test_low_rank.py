@@ -17,7 +17,7 @@ from diffusion_jax.systems import low_rank
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.dit import LAYOUT
 from diffusion_jax.weights.files import open_weights, write_weights
-from diffusion_jax.weights.lora import components, read_lora, write_lora
+from diffusion_jax.weights.lora import Update, components, read_lora, write_lora, write_updates
 from tests import runs
 from tests.weights import write_zip
 from tests.weights.test_public import random_params
@@ -160,6 +160,21 @@ def test_names_of_other_programs(tmp_path, dit):
     for i, (names, scale) in enumerate(((old, 0.5), (kohya, 1.5))):
         (file,) = write_weights(tmp_path / str(i), names)
         same_updates(network, drawn, scale, read_lora(file, LAYOUT, network, prefix="transformer"))
+
+
+def test_updates_of_several_networks_are_written_with_either_names(tmp_path, dit):
+    network, drawn = dit
+    for kohya, names, prefixes in (
+        (False, ("transformer", "text_encoder"), {"transformer", "text"}),
+        (True, ("transformer", "text_encoder"), {"transformer", "te"}),
+        (True, ("text_encoder", "text_encoder_2"), {"te1", "te2"}),
+    ):
+        updates = [Update(name, LAYOUT, network, drawn) for name in names]
+        path = write_updates(tmp_path / "-".join(prefixes), updates, 0.5, kohya=kohya)
+        assert components(path) == set(names)
+        assert not kohya or {key.split("_")[1] for key in open_weights(path)} == prefixes
+        for name in names:
+            same_updates(network, drawn, 0.5, read_lora(path, LAYOUT, network, prefix=name))
 
 
 @pytest.mark.parametrize("adapter", ["default", "default_0", "my-style 2"])

@@ -61,16 +61,24 @@ def stands_on(parts: Parts) -> dict[str, Callable[[], Params]]:
         )
         frozen["frozen/first_stage/network"] = found
     if config.network.name == "controlnet":
-        unet, (size, channels) = unet_section(config), latent_size(config)
-        arguments = {"image_size": size, "in_channels": channels, **unet}
-        shape = (size, size, arguments["in_channels"])
-        init = _init(UNet2DConditionModel, arguments)
-        found = load(("unet",), (_UNET_PREFIX,), unet, shape, init)
+        found = unet(config)
         loaded = frozen["frozen/unet"] = found and functools.cache(found)
         if loaded and not config.weights:
             # A copy on the host, which is then laid out as the network is.
             frozen["network/encoder"] = lambda: jax.tree.map(np.array, loaded()["encoder"])
     return {path: function for path, function in frozen.items() if function}
+
+
+def unet(config: ConfigDict) -> Callable[[], Params] | None:
+    """The function that loads the U-Net of config.weights or config.system.pipeline; None if both are empty.
+
+    Raises ConfigError if the pipeline lacks one.
+    """
+    section, (size, channels) = unet_section(config), latent_size(config)
+    arguments = {"image_size": size, "in_channels": channels, **section}
+    shape = (size, size, arguments["in_channels"])
+    init = _init(UNet2DConditionModel, arguments)
+    return _loader(sources(config), ("unet",), (_UNET_PREFIX,), section, shape, init)
 
 
 def _init(network: type[nnx.Module], section: Mapping[str, Any]) -> Callable[[Key[Array, ""]], Params]:
@@ -211,3 +219,8 @@ def encoder(section: Mapping[str, Any], dtype: str) -> tuple[Callable, Callable]
     with refusal("config.training.dtype"):
         init, (encode,) = init_methods(make, ("__call__",), dtype)
     return init, encode
+
+
+def vocabulary(section: Mapping[str, Any]) -> int:
+    """The number of ids of a text encoder."""
+    return with_defaults(TEXT_ENCODERS[section["name"]], section)["vocab_size"]

@@ -17,9 +17,10 @@ from diffusion_jax import systems
 from diffusion_jax.config import names
 from diffusion_jax.config.names import TEXT_ENCODERS
 from diffusion_jax.config.parts import Parts, no_likelihood, positive
-from diffusion_jax.config.recipes import first_stage, pipelines
+from diffusion_jax.config.recipes import first_stage, pipelines, placeholders
 from diffusion_jax.config.recipes.diffusion import check_no_resampler, diffusion
 from diffusion_jax.config.recipes.pipelines import TEXT_FOLDERS, encoder_sections, latent_size, pipeline_of
+from diffusion_jax.config.recipes.placeholders import NO_COUNTS, Placeholders
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Reading, Recipe
 from diffusion_jax.config.sections import ConfigError, construct, lookup, refusal
 from diffusion_jax.data import captions, tokenization
@@ -29,7 +30,7 @@ from diffusion_jax.losses import first_stage as losses
 from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.systems import bottlenecks
 from diffusion_jax.systems import text_to_image as tasks
-from diffusion_jax.systems.text_to_image import Task, Texts, TextToImage
+from diffusion_jax.systems.text_to_image import VECTORS, Task, Texts, TextToImage, with_rows
 from diffusion_jax.types import Params, Placed, Spec
 from diffusion_jax.weights import public
 from diffusion_jax.weights.options import with_defaults
@@ -45,16 +46,36 @@ ROLE = "text_to_image_model"
 _NETWORKS = ("unet_2d_condition", "controlnet")
 _BERT_ENDS = (101, 102)  # ids of [CLS] and [SEP] in the vocabulary of BERT; in that of CLIP they are the last two
 # Keys of config.system that are not fields of `TextToImage`.
-_OTHERS = ("name", "task", "pipeline", "tokenizer", "first_stage", "latent_scale", "strength", *TEXT_FOLDERS)
+_OTHERS = (
+    "name",
+    "task",
+    "pipeline",
+    "tokenizer",
+    "first_stage",
+    "latent_scale",
+    "strength",
+    "embeddings",
+    *TEXT_FOLDERS,
+)
 
 
 def build(parts: Parts) -> TextToImage:
     """The text-to-image system of a config. Raises ConfigError."""
+    return text_to_image(parts)
+
+
+def text_to_image(parts: Parts, counts: Mapping[str, int] = NO_COUNTS, own: tuple[str, ...] = ()) -> TextToImage:
+    """The text-to-image system of a config, whose text encoders also read placeholder tokens. Raises ConfigError.
+
+    `counts` are placeholder tokens with the number of their vectors, which are parameters, see `Texts`; those of the
+    files config.system.embeddings are constants. `own` are keys of config.system that are not of this system.
+    """
     config, section = parts.config, parts.section("system")
     if config.network.name not in _NETWORKS:
         raise ConfigError(f"config.network.name={config.network.name!r} must be one of {', '.join(_NETWORKS)}")
     no_likelihood(config, "the density of latents is not that of images")
-    texts = _texts(parts)
+    added = placeholders.of(config, counts)
+    texts = _texts(parts, added)
     with refusal("config.system.negative_prompt"):
         texts.tokenize([section.get("negative_prompt", "")])
     stage = _first_stage(parts)
@@ -63,7 +84,7 @@ def build(parts: Parts) -> TextToImage:
     model = dataclasses.replace(diffusion(latents, cond_dropout=section.get("cond_dropout", 0.0)), cond_dropout=0.0)
     check_no_resampler(parts, model)
     model = dataclasses.replace(model, editing=_editing(parts))
-    options = {key: value for key, value in section.items() if key not in _OTHERS} | {"name": section["name"]}
+    options = {key: value for key, value in section.items() if key not in (*_OTHERS, *own)} | {"name": section["name"]}
     system = construct(
         {section["name"]: TextToImage},
         "system",
@@ -71,7 +92,7 @@ def build(parts: Parts) -> TextToImage:
         diffusion=model,
         first_stage=stage,
         texts=texts,
-        batch_conditions=_conditions(parts),
+        batch_conditions=_conditions(parts, added.total),
         task=_task(parts),
         controlled=config.network.name == "controlnet",
         networks=_placed(parts, model, stage),
@@ -117,8 +138,8 @@ def _placed(parts: Parts, model: systems.Diffusion, stage: systems.Autoencoder) 
     return {**networks, **frozen}
 
 
-def _conditions(parts: Parts) -> Conditions:
-    """The conditions of batches and samples of a text-to-image system. Raises ConfigError."""
+def _conditions(parts: Parts, added: int) -> Conditions:
+    """The conditions of batches and samples, with `added` ids of learned tokens. Raises ConfigError."""
     config, task = parts.config, _task(parts)
     encoders = [with_defaults(TEXT_ENCODERS[section["name"]], section) for section in encoder_sections(config).values()]
     lengths = {arguments["max_position_embeddings"] for arguments in encoders}
@@ -131,7 +152,7 @@ def _conditions(parts: Parts) -> Conditions:
     size = latent_size(config)[0] if task.at_latents else side
     control = config.network.get("control_channels", 3) if config.network.name == "controlnet" else 0
     return Conditions(
-        vocabulary=max(arguments["vocab_size"] for arguments in encoders),
+        vocabulary=max(arguments["vocab_size"] for arguments in encoders) + added,
         token_dim=config.network.get("token_dim", 768),
         max_tokens=len(encoders) * lengths.pop(),
         image_shape=(size, size, channels + task.mask) if task.image else (),
@@ -154,25 +175,35 @@ def reading(parts: Parts, system: TextToImage) -> Reading:
     return Reading(system.texts.tokenize, system.texts.describe, derive)
 
 
-def _tokenizers(parts: Parts) -> list[Callable[[Sequence[str]], Int32[np.ndarray, "n length"]]]:
-    """One tokenizer for each text encoder. Raises ConfigError."""
+def _tokenizers(
+    parts: Parts, placeholders: Placeholders
+) -> list[Callable[[Sequence[str]], Int32[np.ndarray, "n length"]]]:
+    """One tokenizer for each text encoder, which knows the placeholder tokens. Raises ConfigError."""
     config, tokenizers = parts.config, []
     path, pipeline = config.system.get("tokenizer", ""), pipeline_of(config)
     for i, section in enumerate(encoder_sections(config).values()):
         arguments = with_defaults(TEXT_ENCODERS[section["name"]], section)
         length, vocabulary = arguments["max_position_embeddings"], arguments["vocab_size"]
+        added = placeholders.ids(vocabulary)
         if path == "bytes" and vocabulary < captions.VOCABULARY:
             raise ConfigError(
                 f"config.system.text_encoder.vocab_size={vocabulary} must be {captions.VOCABULARY} for bytes"
             )
         if path == "bytes":
-            tokenizers.append(functools.partial(_byte_tokens, max_tokens=length, cuts=captions.Cuts()))
+            options = dict(max_tokens=length, cuts=captions.Cuts(), added=added)
+            tokenizers.append(functools.partial(_byte_tokens, **options))
         elif path or pipeline:
             with refusal("config.system.tokenizer"):
                 folder = pathlib.Path(path) if path else pipeline / ("tokenizer", "tokenizer_2")[i]
                 part = tokenization.load(folder, max_tokens=length, pad_id=_pad_id(section["name"], arguments))
+                part = part.with_tokens(added) if added else part
                 # If both encoders share a folder, it has the padding of the first.
                 tokenizers.append(dataclasses.replace(part, pad_id=0) if path and i else part)
+        elif added:
+            raise ConfigError(
+                f"the placeholder token {next(iter(added))!r} needs the files of a tokenizer: set "
+                "config.system.tokenizer to their folder, or config.system.pipeline to the folder of a pipeline"
+            )
         else:
             start, end = _BERT_ENDS if section["name"] == "ldm_bert" else (vocabulary - 2, vocabulary - 1)
             pad_id = _pad_id(section["name"], arguments)
@@ -189,10 +220,11 @@ def _pad_id(name: str, arguments: Mapping[str, Any]) -> int | None:
     return 0 if name == "ldm_bert" or arguments["hidden_act"] != "quick_gelu" else None
 
 
-def _texts(parts: Parts) -> Texts:
+def _texts(parts: Parts, placeholders: Placeholders) -> Texts:
     """The text encoders of the config: the states of all, concatenated, and the pooled state of the last."""
-    config, tokenizers = parts.config, _tokenizers(parts)
+    config, tokenizers = parts.config, _tokenizers(parts, placeholders)
     sections = encoder_sections(config)
+    tables = [TEXT_ENCODERS[section["name"]].token_table for section in sections.values()]
     encoders = [pipelines.encoder(section, config.training.dtype) for section in sections.values()]
     vector = config.network.get("vector_dim", 0)
 
@@ -204,23 +236,30 @@ def _texts(parts: Parts) -> Texts:
         return {str(i): start(keys[i]) for i, (start, _) in enumerate(encoders)}
 
     def encode(params: Params, ids: Int[Array, "batch n"]) -> dict[str, Array]:
-        halves = jnp.split(ids, len(encoders), axis=1)
-        outputs = [call(params[str(i)], halves[i]) for i, (_, call) in enumerate(encoders)]
+        halves, own = jnp.split(ids, len(encoders), axis=1), params.get(VECTORS, {})
+        outputs = []
+        for i, (_, call) in enumerate(encoders):
+            rows = [*([own[str(i)]] if own else []), *(part.vectors[i] for part in placeholders.learned)]
+            outputs.append(call(with_rows(params[str(i)], tables[i], rows), halves[i]))
         conditions = {"tokens": jnp.concatenate([output.hidden for output in outputs], axis=-1)}
         return conditions | ({"vector": outputs[-1].pooled} if vector else {})
 
     def describe(ids: Int[np.ndarray, "batch n"]) -> list[str]:
         first = np.asarray(ids)[:, : ids.shape[1] // len(encoders)]
         if isinstance(tokenizers[0], tokenization.Tokenizer):
-            return tokenizers[0].backend.decode_batch(first.tolist(), skip_special_tokens=True)
-        return captions.texts_of(first) if config.system.get("tokenizer", "") == "bytes" else [""] * len(ids)
+            return tokenizers[0].describe(first)
+        if config.system.get("tokenizer", "") != "bytes":
+            return [""] * len(ids)
+        return captions.texts_of(first, tokenizers[0].keywords["added"])
 
     return Texts(init=init, encode=encode, tokenize=tokenize, describe=describe)
 
 
-def _byte_tokens(texts: Sequence[str], max_tokens: int, cuts: captions.Cuts) -> Int32[np.ndarray, "n max_tokens"]:
+def _byte_tokens(
+    texts: Sequence[str], max_tokens: int, cuts: captions.Cuts, added: captions.Added
+) -> Int32[np.ndarray, "n max_tokens"]:
     tokenization.check_texts(texts)
-    return captions.tokens_of(texts, max_tokens, cuts)
+    return captions.tokens_of(texts, max_tokens, cuts, added)
 
 
 def _only_empty(texts: Sequence[str], row: Int32[np.ndarray, "max_tokens"]) -> Int32[np.ndarray, "n max_tokens"]:

@@ -9,26 +9,15 @@ import numpy as np
 
 from diffusion_jax.data.derived import Derived
 from diffusion_jax.data.source import NOTHING, Batch, Source, Tokenize, Uniform
+from diffusion_jax.data.sources import composed
 from diffusion_jax.types import Spec
 
 _SETS = ("x", "image")
-_AT_ONCE = 1024  # examples whose labels are read together
-
-
-def _section(section: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = section.get(name)
-    if not isinstance(value, Mapping) or "name" not in value:
-        raise ValueError(f"data.{name}={value!r} must be a section of a data set, such as dict(name='digits')")
-    if value["name"] == "unpaired":
-        raise ValueError(f"data.{name}.name='unpaired' must be one data set")
-    return dict(value)
 
 
 def spec(section: Mapping[str, Any]) -> Spec:
     """An example of the set "x". Raises ValueError unless those of both sets are alike."""
-    from diffusion_jax.data.load import opener  # which lists this source
-
-    first, second = (opener(part["name"]).spec(part) for part in (_section(section, name) for name in _SETS))
+    first, second = (composed.spec(composed.section(section, name, "unpaired")) for name in _SETS)
     if first != second:
         raise ValueError(
             f"data.x holds examples of {first.shape} ({first.modality}) and data.image of {second.shape} "
@@ -54,7 +43,9 @@ def open_source(
     size of the other set. Raises ValueError for sets of different sizes of examples, or an `only` that holds none.
     """
     spec({"x": x, "image": image})
-    (first, rows), (second, others) = (_opened(section, split, name) for name, section in (("x", x), ("image", image)))
+    (first, rows), (second, others) = (
+        composed.opened(section, split, name) for name, section in (("x", x), ("image", image))
+    )
 
     def read(indices: np.ndarray) -> Batch:
         return {"index": indices, **{f"x_{name}": value for name, value in first.read(rows[indices]).items()}}
@@ -79,26 +70,3 @@ def open_source(
         draws=2 + first.draws + second.draws,
         facts=first.facts,
     )
-
-
-def _opened(section: Mapping[str, Any], split: str, name: str) -> tuple[Source, np.ndarray]:
-    """A data set and the indices of its examples that count."""
-    from diffusion_jax.data.load import keys, open_source
-
-    section = {key: value for key, value in section.items() if value is not None and value != ""}
-    only = section.pop("only", None)
-    data_set = section.pop("name")
-    for key in section:
-        if key not in keys(data_set):
-            raise ValueError(f"data.{name}.{key}: {data_set!r} takes no {key!r}; it takes {', '.join(keys(data_set))}")
-    source = open_source(data_set, split=split, **section)
-    if only is None:
-        return source, np.arange(len(source))
-    if not source.num_classes:
-        raise ValueError(f"data.{name}.only={only!r}: {data_set!r} has no classes")
-    parts = np.array_split(np.arange(len(source)), -(-len(source) // _AT_ONCE))
-    labels = np.concatenate([source.read(part)["label"] for part in parts])
-    rows = np.flatnonzero(np.isin(labels, only))
-    if not len(rows):
-        raise ValueError(f"data.{name}.only={only!r}: {data_set!r} has no such example in {split!r}")
-    return source, rows
