@@ -60,7 +60,7 @@ def digits() -> ConfigDict:
         ("inpainting", "uncropping", "jpeg"),
         channels=1,
         network=dict(name="mlp", hidden=256, num_layers=3),
-        **presets.digits(2000, batch_size=64),
+        **presets.digits(4000),
         sampling=dict(num_samples=99, batch_size=500),
     )
 
