@@ -36,13 +36,17 @@ def palette(tasks: tuple[str, ...], *, network: dict[str, Any], channels: int = 
 
 
 def small(tasks: tuple[str, ...], *, channels: int, network: dict[str, Any], **sections: Any) -> ConfigDict:
-    """v-prediction on the cosine schedule, whose errors at high noise are not divided by alpha, in 50 steps of DDIM."""
+    """v-prediction on the cosine schedule in 50 steps of DDIM.
+
+    Errors of v at high noise are not divided by alpha in D, and the weights, max(SNR, 1), train D there as well.
+    """
     config = palette(
         tasks,
         channels=channels,
         network=network,
         process=dict(name="discrete_vp", betas="cosine", num_steps=1000),
         parameterization=dict(name="v", label="index"),
+        weighting=dict(name="truncated_snr"),
         times=dict(name="discrete", num_steps=1000),
         solver=dict(name="ddim"),
     )
@@ -60,7 +64,7 @@ def digits() -> ConfigDict:
         ("inpainting", "uncropping", "jpeg"),
         channels=1,
         network=dict(name="mlp", hidden=256, num_layers=3),
-        **presets.digits(2000, batch_size=64),
+        **presets.digits(4000),
         sampling=dict(num_samples=99, batch_size=500),
     )
 

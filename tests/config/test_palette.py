@@ -49,6 +49,7 @@ def test_one_task_needs_no_class():
     assert set(made.system.conditions) == {"image", "mask", "task"}
 
 
+@pytest.mark.slow
 def test_a_tiny_run_is_trained_sampled_and_evaluated(tmp_path):
     config = tiny(
         training=dict(num_steps=2, batch_size=8, sample_every=0),
