@@ -28,8 +28,8 @@ TINY = dict(
     token_dim=6,
     max_tokens=3,
 )
-FILM = TINY | dict(transformer_layers=(0, 1), token_dim=0, max_tokens=0, vector_dim=5, vector_concat=True)
 ONE_LEVEL = TINY | dict(block_out_channels=(8,), transformer_layers=(1,))
+FILM = ONE_LEVEL | dict(token_dim=0, max_tokens=0, vector_dim=5, vector_concat=True)
 
 
 def controlled(rngs):
@@ -166,14 +166,12 @@ def test_a_vector_that_is_concatenated_is_read_and_no_tokens_are_self_attention(
     params = random_params(init)
     assert params["encoder"]["mid_block"]["resnets"]["0"]["time_emb_proj"]["kernel"].shape[0] == 2 * 32
     attention = params["encoder"]["mid_block"]["cross_attentions"]["0"]["transformer_blocks"]["0"]["attn2"]
-    assert attention["to_k"]["kernel"].shape == (16, 16)
+    assert attention["to_k"]["kernel"].shape == (8, 8)
     x, t = jax.random.normal(jax.random.key(1), (2, 4, 2, 4)), jnp.ones(2)
     vector = jax.random.normal(jax.random.key(2), (2, 5))
-    out = jax.jit(apply)(params, x, t, {"vector": vector})
-    swapped = jax.jit(apply)(params, x, t, {"vector": vector[::-1]})
+    apply = jax.jit(apply)
+    out, swapped = (apply(params, x, t, {"vector": rows}) for rows in (vector, vector[::-1]))
     assert out.shape == x.shape and np.abs(out - swapped).max() > 1e-3
-    null = jax.jit(apply)(params, x, t)
-    np.testing.assert_allclose(null, jax.jit(apply)(params, x, t, {"vector": jnp.zeros((2, 5))}), atol=1e-5)
 
 
 def test_lcm_lora_updates_every_layer_that_it_names(tmp_path):
