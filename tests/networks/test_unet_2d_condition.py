@@ -29,7 +29,7 @@ TINY = dict(
     max_tokens=3,
 )
 ONE_LEVEL = TINY | dict(block_out_channels=(8,), transformer_layers=(1,))
-FILM = ONE_LEVEL | dict(token_dim=0, max_tokens=0, vector_dim=5, vector_concat=True)
+FILM = ONE_LEVEL | dict(cross_attention=False, vector_dim=5, vector_concat=True)
 
 
 def controlled(rngs):
@@ -78,7 +78,7 @@ def test_every_product_is_computed_in_the_dtype(dtype):
         (dict(image_size=3), "image_size=3 must be a multiple of 2"),
         (dict(transformer_layers=(-1, 0)), "must be at least 0"),
         (dict(vector_concat=True), "vector_concat=True needs vector_dim > 0"),
-        (dict(token_dim=0, max_tokens=0, only_cross_attention=True), "only_cross_attention=True needs a context"),
+        (dict(cross_attention=False, only_cross_attention=True), "only_cross_attention=True needs a context"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused(changes, message):
@@ -149,7 +149,7 @@ AUDIOLDM = dict(
 
 def test_options_and_names_of_audioldm():
     arguments = weights.arguments(AUDIOLDM)
-    expected = dict(token_dim=0, max_tokens=0, vector_dim=512, vector_concat=True, transformer_layers=(0, 1, 1, 1))
+    expected = dict(cross_attention=False, vector_dim=512, vector_concat=True, transformer_layers=(0, 1, 1, 1))
     assert {name: arguments[name] for name in expected} == expected
     assert AUDIOLDM.items() <= weights.config_of(arguments).items()
     init, _ = init_apply(lambda rngs: UNet2DConditionModel(**FILM, rngs=rngs))
