@@ -96,7 +96,9 @@ def audioldm_first_stage() -> ConfigDict:
     return presets.first_stage(
         # Theirs is 1000 times the mean over the 256 x 16 x 8 numbers of a latent.
         system=dict(
-            name="autoencoder_kl", kl_weight=1000 / 32_768, **presets.adversarial(start=50_001, perceptual="none")
+            name="autoencoder_kl",
+            kl_weight=1000 / 32_768,
+            discriminator=presets.adversarial(start=50_001)["discriminator"],
         ),
         network=dict(name="autoencoder_kl", block_out_channels=(128, 256, 512), layers_per_block=2, latent_channels=8),
         data=recordings(),
@@ -126,8 +128,7 @@ def audioldm(channels: int) -> ConfigDict:
             layers_per_block=2,
             transformer_layers=(0, 1, 1, 1),
             num_attention_heads=(4, 8, 12, 20),
-            token_dim=0,
-            max_tokens=0,
+            cross_attention=False,
             vector_dim=512,
             vector_concat=True,
         ),

@@ -139,7 +139,7 @@ def test_the_notebook_of_time_series_runs_and_its_figures_hold(monkeypatch, tmp_
     scores = figures(text["exact"], "CRPS")
     assert abs(scores["four samples, different pairs"] - scores["closed form"]) < 0.015
     assert 1.15 < scores["four samples, all pairs"] / scores["closed form"] < 1.35
-    for name, baseline in (("evaluate", "interpolation_crps"), ("tsdiff", "naive_crps")):
+    for name, baseline in (("evaluate", "interpolation_crps"), ("tsdiff", "ridge_crps")):
         for metric in ("crps", baseline):
             assert float(re.search(rf"^{metric} +([0-9.]+)", text[name], re.MULTILINE)[1]) > 0
     assert figures(text["own"], "largest change")["known values"] < 1e-5

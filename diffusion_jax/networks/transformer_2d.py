@@ -53,7 +53,7 @@ class Transformer2DModel(nnx.Module):
         if depth < 1:
             raise ValueError(f"depth={depth} of a transformer must be at least 1.")
         if only_cross_attention and not context_dim:
-            raise ValueError("only_cross_attention=True needs a context: token_dim > 0.")
+            raise ValueError("only_cross_attention=True needs a context.")
 
         def project(scale: float) -> nnx.Module:
             if use_linear_projection:

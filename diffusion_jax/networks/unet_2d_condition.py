@@ -31,7 +31,7 @@ class UNet2DConditionModel(DenoisingNetwork):
 
     AudioLDM's (arXiv:2301.12503; S, 185.0 M parameters) reads no tokens but an embedding of sound: `in_channels=8,
     block_out_channels=(128, 256, 384, 640), transformer_layers=(0, 1, 1, 1), num_attention_heads=(4, 8, 12, 20),
-    token_dim=0, max_tokens=0, vector_dim=512, vector_concat=True`.
+    cross_attention=False, vector_dim=512, vector_concat=True`.
 
     See `Conditions` for what each condition is: "tokens" are the states of a text encoder, all of which count unless
     there is a "mask"; "image", of the size of x, is concatenated to x (inpainting, InstructPix2Pix, upscaling); labels,

@@ -33,7 +33,9 @@ class UNetSpec:
         use_linear_projection: see `Transformer2DModel`.
         norm_num_groups: groups of every GroupNorm.
         dropout: rate, before the last convolution of each residual block.
-        token_dim: width of "tokens"; 0 for none, the transformers are of self-attention then.
+        cross_attention: whether transformers read "tokens"; without it pixels attend to each other twice, and there is
+            no such condition, as in AudioLDM.
+        token_dim: width of "tokens".
         max_tokens: length of "tokens".
         masked_tokens: whether "tokens" come with a "mask".
         num_classes: of "label"; 0 for none. The table of embeddings has one more row, for the null label.
@@ -60,6 +62,7 @@ class UNetSpec:
     use_linear_projection: bool = False
     norm_num_groups: int = 32
     dropout: float = 0.0
+    cross_attention: bool = True
     token_dim: int = 768
     max_tokens: int = 77
     masked_tokens: bool = False
@@ -106,6 +109,11 @@ class UNetSpec:
         return [self.widths[0], *(c for level in levels for c in level)]
 
     @property
+    def context_dim(self) -> int:
+        """Width of what the transformers read besides the pixels; 0 for nothing."""
+        return self.token_dim if self.cross_attention else 0
+
+    @property
     def emb_dim(self) -> int:
         """Size of the embedding that the residual blocks read."""
         return 4 * self.widths[0] * (2 if self.vector_concat else 1)
@@ -134,8 +142,8 @@ class UNetSpec:
             num_classes=self.num_classes,
             vector_dim=self.vector_dim,
             num_sizes=self.num_sizes,
-            token_dim=self.token_dim,
-            max_tokens=self.max_tokens,
+            token_dim=self.context_dim,
+            max_tokens=self.max_tokens if self.cross_attention else 0,
             unmasked=not self.masked_tokens,
             image_shape=image_shape,
             control_shape=control_shape,
@@ -152,7 +160,7 @@ class UNetSpec:
         return [
             Transformer2DModel(
                 self.widths[i],
-                self.token_dim,
+                self.context_dim,
                 depth=depth,
                 num_heads=self.by_level("num_attention_heads")[i],
                 num_groups=self.norm_num_groups,

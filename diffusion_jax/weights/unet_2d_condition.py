@@ -103,7 +103,7 @@ def arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     widths, without_tokens = config.get("block_out_channels"), {}
     if isinstance(widths, list) and config.get("cross_attention_dim") == widths:  # self-attention instead
         config = {name: value for name, value in config.items() if name != "cross_attention_dim"}
-        without_tokens = {"token_dim": 0, "max_tokens": 0}
+        without_tokens = {"cross_attention": False}
     settings, ours = _shared_arguments(config, _UNET, "UNet2DConditionModel")
     ours |= without_tokens | _film(settings)
     mirrored = tuple(_CROSS[1] if depth else _PLAIN[1] for depth in reversed(ours["transformer_layers"]))
@@ -207,7 +207,7 @@ def config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def controlnet_config_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of a ControlNetModel; see `config_of`."""
     ours = with_defaults(ControlNetModel, arguments)
-    refuse_changed(ours, {"vector_concat": False}, "ControlNetModel of diffusers")
+    refuse_changed(ours, {"vector_concat": False, "cross_attention": True}, "ControlNetModel of diffusers")
     return _shared_config(ours, "ControlNetModel") | {
         "in_channels": ours["in_channels"],
         "conditioning_channels": ours["control_channels"],
@@ -283,7 +283,7 @@ def _shared_config(ours: Mapping[str, Any], name: str) -> dict[str, Any]:
         "transformer_layers_per_block": _short((*(depth or 1 for depth in depths[:-1]), mid)),
         "attention_head_dim": _short(ours["num_attention_heads"]),
         "only_cross_attention": _short(ours["only_cross_attention"]),
-        "cross_attention_dim": ours["token_dim"] or _list(ours["block_out_channels"]),
+        "cross_attention_dim": ours["token_dim"] if ours["cross_attention"] else _list(ours["block_out_channels"]),
         "num_class_embeds": classes + 1 if classes else None,
     }
     if film:

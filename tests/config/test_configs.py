@@ -40,7 +40,15 @@ ALL = [f"{path.stem}:{variant}" for path in FILES for variant in variants(path)]
 
 
 # Two networks are traced where one stands on another.
-LONG = ("adm:digits", "cascade:digits", "dequantization:digits", "dreambooth:digits", "inversion:digits", "lcm:digits")
+LONG = (
+    "adm:digits",
+    "audio_latent:fsdd",
+    "cascade:digits",
+    "dequantization:digits",
+    "dreambooth:digits",
+    "inversion:digits",
+    "lcm:digits",
+)
 FAST = {f"{path.stem}:{variants(path)[0]}" for path in FILES} - set(LONG)
 
 

@@ -103,7 +103,8 @@ def test_attention_is_at_its_resolutions_and_in_the_middle():
 
 def test_the_mean_of_the_tokens_is_added_to_the_embedding(inputs):
     """Without attention to the tokens their order does not matter, and without the projection nothing of them does."""
-    init, apply = build(token_dim=4, max_tokens=5, pool_tokens=True)
+    one_level = dict(channel_mult=(1,), attention_resolutions=(8,))
+    init, apply = build(token_dim=4, max_tokens=5, pool_tokens=True, **one_level)
     params, (x, c_noise) = random_params(init), inputs
     tokens = jax.random.normal(jax.random.key(0), (3, 5, 4))
 
