@@ -10,6 +10,7 @@ from diffusion_jax.systems.discrete_diffusion import DiscreteDiffusion
 from diffusion_jax.systems.flow_map import FlowMapModel
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
+from diffusion_jax.systems.pixel_classifier import PixelClassifier
 from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
 from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
 from diffusion_jax.systems.series_diffusion import SeriesDiffusion
@@ -30,6 +31,7 @@ __all__ = [
     "FlowMapModel",
     "LatentDiffusion",
     "NoisyClassifier",
+    "PixelClassifier",
     "ProgressiveDistillation",
     "SchroedingerBridge",
     "SuperResolution",
