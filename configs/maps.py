@@ -47,13 +47,14 @@ def maps(
     )
 
 
-def digits() -> ConfigDict:
+def composites() -> ConfigDict:
     data = dict(name="composites", split="train", eval_split="test", image_size=16, target="picture", path="")
-    return maps(2000, channels=3, map_channels=1, side=16, data=data)
+    config = maps(2000, channels=3, map_channels=1, side=16, data=data)
+    return replace(config, evaluation=dict(metrics=("auto",), after_training=True))
 
 
 VARIANTS = {
-    "digits": digits,
+    "composites": composites,
     "skeleton": lambda: maps(2000, channels=1, map_channels=1, side=28),
     "sketch": lambda: maps(3000, channels=3, map_channels=1, side=32),
     "segmentation": lambda: maps(3000, channels=3, map_channels=6, side=32),
@@ -62,4 +63,4 @@ VARIANTS = {
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    return choose(variant, VARIANTS, "digits")()
+    return choose(variant, VARIANTS, "composites")()

@@ -1,8 +1,8 @@
 """Label-efficient segmentation: pixels classified by the features of a trained denoiser (DDPM-Seg, arXiv:2112.03126).
 
-    python -m diffusion_jax.main --config=configs/pixel_classifier.py:digits_denoiser --workdir=runs/pixel_denoiser
+    python -m diffusion_jax.main --config=configs/pixel_classifier.py:composites_denoiser --workdir=runs/pixel_denoiser
     python -m diffusion_jax.main --config=configs/pixel_classifier.py --workdir=runs/pixel_classifier
-    python -m diffusion_jax.main --config=configs/pixel_classifier.py:digits_patches --workdir=runs/pixel_patches
+    python -m diffusion_jax.main --config=configs/pixel_classifier.py:composites_patches --workdir=runs/pixel_patches
 
 The first command trains a diffusion model of pictures without any labels, the second an ensemble of small classifiers
 on its activations for 20 pictures with masks, which takes seconds. The third one is the baseline, the same classifiers
@@ -39,7 +39,7 @@ def small(side: int, **system: Any) -> ConfigDict:
     return classifier(
         system=system,
         data=data,
-        training=dict(num_steps=300, batch_size=10, log_every=50, checkpoint_every=300, sample_every=0),
+        training=dict(num_steps=200, batch_size=10, log_every=50, checkpoint_every=200, sample_every=0),
         sampling=dict(num_samples=16, batch_size=50),
         evaluation=dict(num_samples=200),
     )
@@ -71,14 +71,12 @@ def denoiser(side: int, num_steps: int) -> ConfigDict:
             num_head_channels=16,
             num_groups=8,
         ),
-        data=dict(
-            name="composites", split="train", eval_split="test", image_size=side, target="picture", path=""
-        ),
+        data=dict(name="composites", split="train", eval_split="test", image_size=side, target="picture", path=""),
         training=dict(num_steps=num_steps, batch_size=16, log_every=50, checkpoint_every=500, sample_every=0),
         optimizer=presets.adam(2e-3, warmup_steps=100),
         ema=dict(rates=(0.995,)),
         sampling=dict(num_samples=64, steps=25, batch_size=100, threshold=dict(name="static")),
-        evaluation=dict(num_samples=100, metrics=(), after_training=False),
+        evaluation=dict(num_samples=100, metrics=("auto",)),
     )
 
 
@@ -101,14 +99,14 @@ def paper(run: str, run_config: str, *, classes: int, images: int) -> ConfigDict
         data=dict(name="arrays", **splits, modality="mask", image_size=256, channels=classes, path=""),
         training=dict(num_steps=20_000, batch_size=4, checkpoint_every=5000, sample_every=0),
         sampling=dict(num_samples=16, batch_size=4),
-        evaluation=dict(num_samples=20, after_training=False),
+        evaluation=dict(num_samples=20, metrics=(), after_training=False),
     )
 
 
 VARIANTS = {
-    "digits": functools.partial(on_denoiser, 16, "runs/pixel_denoiser", "digits_denoiser"),
-    "digits_patches": functools.partial(patches, 16),
-    "digits_denoiser": functools.partial(denoiser, 16, 2000),
+    "composites": functools.partial(on_denoiser, 16, "runs/pixel_denoiser", "composites_denoiser"),
+    "composites_patches": functools.partial(patches, 16),
+    "composites_denoiser": functools.partial(denoiser, 16, 2000),
     "emoji": functools.partial(on_denoiser, 32, "runs/emoji_denoiser", "emoji_denoiser"),
     "emoji_patches": functools.partial(patches, 32),
     "emoji_denoiser": functools.partial(denoiser, 32, 4000),
@@ -120,4 +118,4 @@ VARIANTS = {
 
 
 def get_config(variant: str | None = None) -> ConfigDict:
-    return choose(variant, VARIANTS, "digits")()
+    return choose(variant, VARIANTS, "composites")()

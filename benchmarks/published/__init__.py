@@ -16,6 +16,7 @@ from benchmarks.published import (
     latents,
     lcm,
     sde,
+    segmentation,
     series,
     super_resolution,
     tokens,
@@ -34,6 +35,7 @@ TABLE: tuple[Published, ...] = (
     *bridges.TABLE,
     *tokens.TABLE,
     *super_resolution.TABLE,
+    *segmentation.TABLE,
     *audio.TABLE,
     *series.TABLE,
 )

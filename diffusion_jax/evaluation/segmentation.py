@@ -61,7 +61,9 @@ def segmentation(samples: Masks, truth: Masks) -> dict[str, Any]:
         **({"calibration": brier / expected} if expected > 0 else {}),
     }
     sizes = {"num_images": num, "samples_per_image": k}
-    return {f"segmentation_{name}": value if name in sizes else float(value) for name, value in (sizes | values).items()}
+    return {
+        f"segmentation_{name}": value if name in sizes else float(value) for name, value in (sizes | values).items()
+    }
 
 
 def probabilities(masks: Float[np.ndarray, "*n k"]) -> Float[np.ndarray, "*n classes"]:

@@ -40,7 +40,7 @@ ALL = [f"{path.stem}:{variant}" for path in FILES for variant in variants(path)]
 
 
 # Two networks are traced where one stands on another.
-LONG = ("adm:digits", "cascade:digits", "dequantization:digits", "lcm:digits")
+LONG = ("adm:digits", "cascade:digits", "dequantization:digits", "lcm:digits", "pixel_classifier:composites")
 FAST = {f"{path.stem}:{variants(path)[0]}" for path in FILES} - set(LONG)
 
 
@@ -92,6 +92,14 @@ STANDS_ON = {
     "lcm:digits_lora": ("system.teacher", "stable_diffusion:digits"),
     "lcm:digits_latent": ("system.teacher", "latent_diffusion:digits_dit"),
     "lcm:digits_segments": ("system.teacher", "latent_diffusion:digits_dit"),
+    **{
+        f"pixel_classifier:{variant}": ("system.denoiser", run)
+        for variant, run in {
+            "composites": "pixel_classifier:composites_denoiser",
+            "emoji": "pixel_classifier:emoji_denoiser",
+            **dict.fromkeys(("bedroom256_28", "ffhq256_34", "cat256_15", "horse256_21"), "adm:lsun_bedroom256"),
+        }.items()
+    },
     "reflow:digits": ("system.teacher", "flow:digits"),
     "reflow:plane": ("system.teacher", "flow:plane"),
     "reflow:cifar10": ("system.teacher", "flow:cifar10"),
@@ -245,7 +253,7 @@ def test_data_section(name):
     assert set(config.evaluation.metrics) <= {modalities.AUTO, *modalities.of(data.spec(config)).metrics}
     if ":digits" in name:
         assert names == {"digits"} and config.training.num_steps <= 20_000
-    small = names <= {"digits", "mnist", "toy"} or "retrieval" in config.evaluation.metrics
+    small = names <= {"digits", "mnist", "toy", "composites"} or "retrieval" in config.evaluation.metrics
     small = small or (names <= {"text", "audio"} and config.training.num_steps <= 20_000) or ":eeg" in name
     assert config.evaluation.after_training == small
     assert bool(config.evaluation.metrics) == (small and config.system.name != "noisy_classifier")
@@ -255,7 +263,7 @@ def test_data_section(name):
 def test_default_variant_runs_anywhere(path):
     config = from_file(str(path))
     # There is no package with recordings of speech: the error about the path says where to get some.
-    assert config.data.get("x", config.data).name in ("digits", "toy", "text", "series", "audio")
+    assert config.data.get("x", config.data).name in ("digits", "toy", "text", "series", "audio", "composites")
     assert not config.data.get("path")
     assert config.to_dict() == read(f"{path.stem}:{variants(path)[0]}").to_dict()
 
