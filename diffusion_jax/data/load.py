@@ -131,7 +131,8 @@ def load(
 
     Args:
         name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points),
-            "gaussian" (vectors), "composites" (pictures with masks, see `sources.composites`), "audio" (.wav and .flac files, see `sources.audio`), "unpaired" (two of these sets),
+            "gaussian" (vectors), "composites" (pictures with masks, see `sources.composites`), "audio" (.wav and
+            .flac files, see `sources.audio`), "unpaired" (two of these sets),
             "latents" (of `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS
             image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and

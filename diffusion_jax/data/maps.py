@@ -1,4 +1,4 @@
-"""Pairs of a map and its image: sketches, colour segmentations, skeletons and depth maps, made of the images themselves.
+"""Pairs of a map and its image: sketches, colour segmentations, skeletons and depth maps, made of the image itself.
 
 A model of the image given such a map, by concatenation or by a ControlNet, then draws images that follow it.
 """
@@ -78,8 +78,12 @@ def _both(x: UInt8[np.ndarray, "n h w c"], lines: UInt8[np.ndarray, "n h w 1"]) 
 def sketch(x: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h w 1"]:
     """255 where the Sobel gradient of a channel is at least a quarter of the range of values per pixel."""
     values = x / 255.0
-    across, down = (ndimage.sobel(values, axis, mode="nearest") / 4 for axis in (1, 2))
-    steep = np.hypot(across, down).max(-1, keepdims=True) >= 2 * _EDGE
+
+    def slope(axis: int, other: int) -> Float[np.ndarray, "n h w c"]:
+        smooth = ndimage.correlate1d(values, np.array([1, 2, 1]) / 4, other, mode="nearest")
+        return ndimage.correlate1d(smooth, np.array([-1, 0, 1]) / 2, axis, mode="nearest")
+
+    steep = np.hypot(slope(1, 2), slope(2, 1)).max(-1, keepdims=True) >= _EDGE
     return np.where(steep, np.uint8(255), np.uint8(0))
 
 

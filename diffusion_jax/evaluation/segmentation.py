@@ -20,7 +20,7 @@ class Reliability(NamedTuple):
 
 
 def segmentation(samples: Masks, truth: Masks) -> dict[str, Any]:
-    """Metrics of masks [k n, ...] in [-1, 1], sample i of the image i mod n, with names that begin with "segmentation_".
+    """Metrics of masks [k n, ...] in [-1, 1], sample i of the image i mod n; names begin with "segmentation_".
 
     One channel is a mask, 1 inside and -1 outside; K channels are classes, of which the true one is 1, and pixels of
     which none is 1 are not labelled and not counted. A value v means the probability (v + 1) / 2, which the k samples
@@ -73,7 +73,7 @@ def probabilities(masks: Float[np.ndarray, "*n k"]) -> Float[np.ndarray, "*n cla
 
 
 def reliability(p: Float[np.ndarray, "n k"], right: Bool[np.ndarray, "n k"], bins: int = BINS) -> Reliability:
-    """The reliability of the probabilities of the last K - 1 classes (of inside, for masks) in `bins` of equal width."""
+    """The reliability of the probabilities of all classes but the first (for masks, of inside) in equal bins."""
     p, right = p[:, 1:].ravel(), right[:, 1:].ravel()
     place = np.minimum((p * bins).astype(int), bins - 1)
     count = np.bincount(place, minlength=bins).astype(float)

@@ -1,5 +1,7 @@
 """A small classifier of pixels by their features (arXiv:2112.03126)."""
 
+import itertools
+
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
@@ -21,8 +23,7 @@ class PixelClassifierNet(nnx.Module):
 
     def __init__(self, *, in_features: int, hidden: tuple[int, ...], num_classes: int, rngs: nnx.Rngs):
         widths = (in_features, *hidden)
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.layers = nnx.List([layers.linear(c_in, c_out, rngs=rngs) for c_in, c_out in pairs])
+        self.layers = nnx.List([layers.linear(c_in, c_out, rngs=rngs) for c_in, c_out in itertools.pairwise(widths)])
         self.norms = nnx.List([layers.layer_norm(width, rngs=rngs) for width in hidden])
         self.out = layers.linear(widths[-1], num_classes, rngs=rngs)
 

@@ -26,7 +26,6 @@ from diffusion_jax.training.faults import replacing
 from diffusion_jax.training.progress import Progress
 from diffusion_jax.types import Cond, Params, Spec
 
-
 BESIDE = ("uncertainty",)  # what a system may draw beside its samples, one array each
 
 

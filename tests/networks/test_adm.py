@@ -101,7 +101,7 @@ def test_the_features_of_an_image_are_added_to_those_of_x():
 
 def test_the_image_encoder_of_segdiff_has_the_parameters_of_the_original():
     """Weights and biases of the layers of RRDBNet(in_nc=3, out_nc=128, nf=64, nb=15, gc=32) in its code."""
-    convolution = lambda c_in, c_out: 9 * c_in * c_out + c_out  # noqa: E731
+    convolution = lambda c_in, c_out: 9 * c_in * c_out + c_out
     dense = sum(convolution(64 + 32 * i, 32) for i in range(4)) + convolution(192, 64)
     others = convolution(3, 64) + 2 * convolution(64, 64) + convolution(64, 128)
     init, _ = init_apply(

@@ -49,7 +49,7 @@ def test_draws_of_independent_pixels_have_their_probabilities(solver):
     assert np.abs(z).max() < 4.5 and 0.7 < float(jnp.std(z)) < 1.3
     truth = jnp.where(jax.random.uniform(jax.random.key(5), (64, 8, 8, 1)) < f, 1, -1)
     assert segmentation(x, truth)["segmentation_calibration"] == pytest.approx(1, abs=0.1)
-    sure = drawn(independent(jax.nn.sigmoid(8 * intensity)), (8, 8, 1), 64, solver, 3)
+    sure = drawn(independent(jax.nn.sigmoid(8 * intensity)), (8, 8, 1), 256, solver, 3)
     assert segmentation(sure, truth)["segmentation_calibration"] > 1.3
 
 
@@ -114,7 +114,7 @@ def test_the_loss_is_the_cross_entropy_of_labelled_pixels():
     mask = jnp.where(jnp.arange(20).reshape(1, 5, 4, 1) < 6, 1.0, -1.0)
     batch = {"x": mask, "image": IMAGE[:1]}
     inside, outside = -math.log(jax.nn.sigmoid(1.0)), -math.log(jax.nn.sigmoid(-1.0))
-    loss = lambda system: float(system.loss(PARAMS, jax.random.key(0), batch, None)[0][0])  # noqa: E731
+    loss = lambda system: float(system.loss(PARAMS, jax.random.key(0), batch, None)[0][0])
     assert loss(system) == pytest.approx((6 * inside + 14 * outside) / 20, rel=1e-5)
     assert loss(dataclasses.replace(system, min_pixels=7)) == pytest.approx(outside, rel=1e-5)
     chosen = system._chosen(jax.random.key(1), (3, 2, 20))
@@ -136,7 +136,7 @@ def denoiser():
     replace(config, network=dict(model_channels=8, channel_mult=(1, 2), attention_resolutions=(4,)))
     config.network.num_head_channels = config.network.num_groups = 4
     system = build.system(config)
-    return system, random_params(jax.eval_shape(system.init, jax.random.key(0)))
+    return system, random_params(system.init)
 
 
 def test_features_are_those_of_the_image_and_of_nothing_else(denoiser):
@@ -153,7 +153,7 @@ def test_features_are_those_of_the_image_and_of_nothing_else(denoiser):
 
 
 def test_the_last_features_give_the_output_of_the_network(denoiser):
-    """Scaling the last activations scales what the normalisation before the output does not: D changes with them."""
+    """The normalisation and the convolution after the decoder path, written out."""
     system, params = denoiser
     x, t = jax.random.normal(jax.random.key(1), (2, 8, 8, 3)), jnp.float32(0.3)
     last = system.features(params, x, t)[-1]
