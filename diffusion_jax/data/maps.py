@@ -35,7 +35,8 @@ def write(
     """Write pairs of a map of the `kind` and its image to `target`/train.npz and test.npz.
 
     A file has `images`, uint8 [n, size, size, 1 or 3], and their maps twice: `image`, as a network reads it to which
-    maps are concatenated, and `control`, uint8 [n, size, size, 3], for a ControlNet. `data.name=arrays` reads it.
+    maps are concatenated, and `control`, uint8 [n, size, size, 3], for a ControlNet. `data.name=arrays` reads it. The
+    strings `caption` or `names` [n] of an .npz file become the `caption` of each image.
 
     - sketch: lines where the gradient of any channel is steep, white on black.
     - segmentation: the nearest of `classes` colours, found by k-means on the training images. `image` is one-hot,
@@ -55,8 +56,12 @@ def write(
         if value < least:
             raise ValueError(f"--{name}={value} must be at least {least}")
     made = _of_clouds(path, size or 32, views) if kind == "depth" else _of_images(kind, path, size, classes)
+    texts = _texts(path)
     target.mkdir(parents=True, exist_ok=True)
     for split, arrays in made.items():
+        if texts is not None:
+            repeats = views if kind == "depth" else 1
+            arrays["caption"] = np.repeat(texts[_rows(len(texts))[split]], repeats)
         with replacing(target / f"{split}.npz") as file:
             np.savez_compressed(file, **arrays)
     return target
@@ -177,6 +182,20 @@ def _stored(path: pathlib.Path) -> UInt8[np.ndarray, "n h w *c"]:
 def _converted(x: UInt8[np.ndarray, "h w *c"], size: int, channels: int) -> UInt8[np.ndarray, "s s c"]:
     image = images.from_array(x)
     return images.convert(image, size=size or None, channels=channels or images.native_channels(image))
+
+
+def _texts(path: pathlib.Path) -> Shaped[np.ndarray, "n"] | None:
+    """The texts of an .npz file; None where there are none. Raises ValueError unless there is one for each image."""
+    if path.is_dir():
+        return None
+    arrays = archives.read_npz(path, {"caption", "names", "images", "points"})
+    texts = arrays.get("caption", arrays.get("names"))
+    number = len(next(arrays[name] for name in ("points", "images") if name in arrays))
+    if texts is None or texts.dtype.kind != "U":
+        return None
+    if texts.shape != (number,):
+        raise ValueError(f"{path} has texts {texts.shape} for {number} images")
+    return texts
 
 
 def _rows(number: int) -> dict[str, np.ndarray]:

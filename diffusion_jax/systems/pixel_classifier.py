@@ -38,7 +38,7 @@ class PixelClassifier(Sampled):
     init_members: Callable[[Key[Array, ""]], Params]
     logits: Callable[[Params, Float[Array, "batch h w d"]], Float[Array, "members batch h w classes"]]
     features: Features
-    init_frozen: Callable[[Key[Array, ""]], Params]  # the group "frozen"
+    init_frozen: Callable[[Key[Array, ""]], Params]  # the group "frozen"; {} where features have no parameters
     shape: tuple[int, ...]  # of a mask
     image_shape: tuple[int, ...]
     pixels: int = 256  # of each image in a step of training; 0: all
@@ -66,7 +66,8 @@ class PixelClassifier(Sampled):
 
     def init(self, key: Key[Array, ""]) -> Params:
         own, frozen = jax.random.split(key)
-        return {"network": self.init_members(own), "frozen": self.init_frozen(frozen)}
+        others = self.init_frozen(frozen)
+        return {"network": self.init_members(own), **({"frozen": others} if others else {})}
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None

@@ -65,7 +65,7 @@ def test_a_sphere_is_nearest_and_brightest_in_its_middle():
 
 def test_what_is_written_is_what_a_model_of_pairs_reads(tmp_path, capsys):
     points = np.random.default_rng(0).normal(size=(5, 60, 3))
-    np.savez(tmp_path / "clouds.npz", points=points)
+    np.savez(tmp_path / "clouds.npz", points=points, names=np.array([f"cloud {i}" for i in range(5)]))
     options = ["--from", str(tmp_path / "clouds.npz"), "--data_dir", str(tmp_path / "pairs"), "--size", "16"]
     main(["conditions", "--kind", "depth", "--views", "3", *options])
     shapes = {"image": (16, 16, 1), "control": (16, 16, 3)}
@@ -73,6 +73,10 @@ def test_what_is_written_is_what_a_model_of_pairs_reads(tmp_path, capsys):
     batch = source.batch(np.arange(3))
     assert len(source) == 3 * 4 and batch["x"].shape == (3, 16, 16, 1)
     np.testing.assert_array_equal(batch["control"], np.repeat(batch["image"], 3, -1))
+    with np.load(tmp_path / "pairs" / "train.npz") as train, np.load(tmp_path / "pairs" / "test.npz") as test:
+        captions = [*train["caption"], *test["caption"]]
+    assert sorted(captions) == sorted(3 * [f"cloud {i}" for i in range(5)])
+    assert captions[0] == captions[1] == captions[2]  # the views of one
     for name, arguments, message in (
         ("conditions", ["--kind", "edges", *options], "--kind='edges' is unknown; choose one of sketch, segmentation"),
         ("conditions", options, "conditions needs --kind: sketch"),
