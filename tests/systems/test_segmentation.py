@@ -1,6 +1,7 @@
 """Diffusion of masks whose posterior is known: independent pixels, and masks of two modes; pixels from features."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -12,6 +13,7 @@ from diffusion_jax.config import build, defaults, from_file, replace
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.evaluation.segmentation import segmentation
 from diffusion_jax.processes import Cosine, prior
+from diffusion_jax.run import sample, train
 from diffusion_jax.solvers import ancestral, ddim, sampling
 from diffusion_jax.systems.pixel_classifier import PixelClassifier, denoiser_features, patch_features
 from tests.networks import random_params
@@ -164,7 +166,7 @@ def test_the_last_features_give_the_output_of_the_network(denoiser):
     out = jax.lax.conv_general_dilated(h, conv["kernel"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
     c = system.param(PROCESS, jnp.full(2, t))
     expected = c.c_skip[0] * x + c.c_out[0] * (out + conv["bias"])
-    np.testing.assert_allclose(system.denoiser(params)(x, t), expected, atol=2e-3)
+    np.testing.assert_allclose(system.denoiser(params)(x, t), np.clip(expected, -1, 1), atol=2e-3)  # thresholded
 
 
 def patches(**system):
@@ -194,4 +196,47 @@ def test_data_without_masks_is_refused():
     config = patches()
     config.data = defaults().data
     with pytest.raises(ConfigError, match=r"learns masks, and config\.data\.name='digits' holds image"):
+        build.system(config)
+
+
+def tiny(name, **sections):
+    """A config of configs/ on 8 x 8 composites, with the smallest network and two steps."""
+    config = from_file(f"configs/{name}")
+    replace(
+        config,
+        data=dict(image_size=8),
+        training=dict(num_steps=2, batch_size=4, log_every=1, checkpoint_every=2),
+        sampling=dict(num_samples=4, steps=2),
+    )
+    if config.network.name == "adm":
+        replace(config, network=dict(model_channels=8, channel_mult=(1,), attention_resolutions=(8,)))
+        config.network.num_head_channels = config.network.num_groups = 4
+    return replace(config, **sections)
+
+
+@pytest.mark.slow
+def test_the_command_segments_by_both_systems(tmp_path):
+    """Training, evaluation with several draws of each image, and samples with the uncertainty of pixels."""
+    config = tiny("segdiff.py", evaluation=dict(num_samples=6, samples_per_condition=3))
+    train.train(config, tmp_path / "segdiff")
+    values = json.loads((tmp_path / "segdiff" / "evaluation.json").read_text())
+    assert values["segmentation_num_images"] == 2 and values["segmentation_samples_per_image"] == 3
+    assert 0 <= values["segmentation_iou"] <= values["segmentation_dice"] <= 1
+    sample.sample(config, tmp_path / "segdiff")
+    assert (tmp_path / "segdiff" / "samples" / "samples.png").exists()
+
+    quiet = dict(metrics=(), after_training=False)
+    train.train(tiny("pixel_classifier.py:composites_denoiser", evaluation=quiet), tmp_path / "denoiser")
+    config = tiny("pixel_classifier.py", evaluation=dict(num_samples=4))
+    config.system.update(denoiser=str(tmp_path / "denoiser"), blocks=(0, 1), pixels=16, members=2)
+    train.train(config, tmp_path / "classifier")
+    values = json.loads((tmp_path / "classifier" / "evaluation.json").read_text())
+    assert {"segmentation_iou", "held_out_loss", "held_out_accuracy"} <= values.keys()
+    sample.sample(config, tmp_path / "classifier")
+    with np.load(tmp_path / "classifier" / "samples" / "samples.npz") as drawn:
+        assert drawn["samples"].shape == (4, 8, 8, 1) and drawn["uncertainty"].shape == (4, 8, 8)
+    config.system.blocks = (0, 7)
+    with pytest.raises(
+        ConfigError, match=r"config\.system\.blocks=\(0, 7\) must hold blocks of the decoder path, 0\.\.1"
+    ):
         build.system(config)
