@@ -1,7 +1,8 @@
 """SegDiff: segmentation by a diffusion model of the mask given the image (arXiv:2112.00390).
 
     python -m diffusion_jax.main --config=configs/segdiff.py --workdir=runs/segdiff
-    python -m diffusion_jax.main --config=configs/segdiff.py --workdir=runs/segdiff --mode=sample
+    python -m diffusion_jax.main --config=configs/segdiff.py --workdir=runs/segdiff --mode=sample \\
+        --config.sampling.samples_per_condition=4
     python -m diffusion_jax.main --config=configs/segdiff.py:emoji --workdir=runs/segdiff_emoji --config.data.path=FILE
 
 The example is the mask, and the image is its condition: the features of an image encoder are added to those of the
@@ -53,7 +54,7 @@ def small(num_steps: int, *, data: dict[str, Any], num_images: int, batch_size: 
         training=dict(num_steps=num_steps, batch_size=batch_size, log_every=50, checkpoint_every=500, sample_every=0),
         optimizer=presets.adam(2e-3, warmup_steps=100),
         ema=dict(rates=(0.995,)),
-        sampling=dict(num_samples=64, samples_per_condition=4, steps=20, batch_size=450),
+        sampling=dict(num_samples=64, steps=20, batch_size=450),
         evaluation=dict(num_samples=DRAWS * num_images),
     )
 
@@ -132,7 +133,7 @@ def paper(
         ),
         optimizer=dict(name="adamw", learning_rate=1e-4, weight_decay=0.0, clip_norm=0.0),
         ema=dict(rates=(0.9999,), warmup=False),
-        sampling=dict(num_samples=36, samples_per_condition=DRAWS, steps=100, batch_size=36),
+        sampling=dict(num_samples=36, steps=100, batch_size=36),
         evaluation=dict(num_samples=DRAWS * 100),
     )
     return unmeasured(config)

@@ -80,7 +80,10 @@ def _segmentation(evaluation: Evaluation) -> Metric:
     def metric(drawn: Drawn) -> dict[str, Any]:
         pairs = data.shuffled(held_out(evaluation), max(len(drawn["samples"]) // each, 1))
         if not np.allclose(pairs["image"], drawn["image"][: len(pairs["x"])], atol=1e-4):
-            raise ValueError("the masks are not those of held-out images: leave config.sampling.cond empty")
+            raise ValueError(
+                "the masks are not those of held-out images in their order: leave config.sampling.cond empty and "
+                "config.sampling.samples_per_condition at 1"
+            )
         samples = np.asarray(drawn["samples"])
         rows = len(samples) // len(pairs["x"]) * len(pairs["x"])  # there may be fewer held-out images
         return segmentation.segmentation(samples[:rows], pairs["x"])
