@@ -106,7 +106,7 @@ def paper(run: str, run_config: str, *, classes: int, images: int) -> ConfigDict
 VARIANTS = {
     "composites": functools.partial(on_denoiser, 16, "runs/pixel_denoiser", "composites_denoiser"),
     "composites_patches": functools.partial(patches, 16),
-    "composites_denoiser": functools.partial(denoiser, 16, 2000),
+    "composites_denoiser": functools.partial(denoiser, 16, 1500),
     "emoji": functools.partial(on_denoiser, 32, "runs/emoji_denoiser", "emoji_denoiser"),
     "emoji_patches": functools.partial(patches, 32),
     "emoji_denoiser": functools.partial(denoiser, 32, 4000),

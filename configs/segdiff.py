@@ -62,7 +62,7 @@ def small(num_steps: int, *, data: dict[str, Any], num_images: int, batch_size: 
 def composites() -> ConfigDict:
     data = dict(name="composites", split="train", eval_split="test", image_size=16, path="")
     encoder = dict(attention_resolutions=(4,), image_blocks=1, image_width=16)
-    return small(1500, data=data, num_images=100, batch_size=32, **encoder)
+    return small(1000, data=data, num_images=100, batch_size=32, **encoder)
 
 
 def composites_regression() -> ConfigDict:
