@@ -18,6 +18,7 @@ from benchmarks.published import (
     palette,
     personalisation,
     sde,
+    segmentation,
     series,
     super_resolution,
     tokens,
@@ -38,6 +39,7 @@ TABLE: tuple[Published, ...] = (
     *tokens.TABLE,
     *super_resolution.TABLE,
     *palette.TABLE,
+    *segmentation.TABLE,
     *audio.TABLE,
     *series.TABLE,
 )

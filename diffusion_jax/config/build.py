@@ -23,6 +23,7 @@ from diffusion_jax.config.recipes import (
     latent_diffusion,
     noisy_classifier,
     palette,
+    pixel_classifier,
     progressive_distillation,
     reflow,
     series_diffusion,
@@ -41,6 +42,7 @@ from diffusion_jax.types import System
 RECIPES = {
     "diffusion": diffusion.RECIPE,
     "noisy_classifier": noisy_classifier.RECIPE,
+    "pixel_classifier": pixel_classifier.RECIPE,
     "vdm": vdm.RECIPE,
     "variational_dequantization": dequantizer.RECIPE,
     "autoencoder_kl": first_stage.RECIPE,

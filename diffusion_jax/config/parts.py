@@ -20,7 +20,7 @@ from diffusion_jax.guidance.editing import Editing
 from diffusion_jax.guidance.steering import Guidance
 from diffusion_jax.losses.times import Resampler, Times
 from diffusion_jax.networks.conditions import Conditions
-from diffusion_jax.networks.functional import conditions_of, embedder, fourier_features, init_apply
+from diffusion_jax.networks.functional import conditions_of, embedder, featurizer, fourier_features, init_apply
 from diffusion_jax.parameterizations import Parameterization, level_label
 from diffusion_jax.training import optimizers
 from diffusion_jax.types import Apply, BridgeProcess, Cond, Params, Placed, Process, Solver, Spec, System
@@ -36,6 +36,7 @@ class Network(NamedTuple):
     embed: Callable[[Params, Cond], Any]  # embeds conditions, once per sample
     conditions: Conditions
     placed: Placed
+    features: Callable[..., list[Any]]  # (params, x, c_noise, cond) -> activations of the decoder path
 
 
 class Parts:
@@ -251,7 +252,10 @@ class Parts:
             raise ConfigError(f"config.training.dtype: {error}") from error
         conditions = conditions_of(make)
         embed = embedder(make, dtype) if conditions.shapes else lambda params, cond: cond
-        return Network(init, fourier_features(apply, exponents) if exponents else apply, embed, conditions, placed)
+        features = featurizer(make, dtype)
+        if exponents:
+            apply, features = (fourier_features(function, exponents) for function in (apply, features))
+        return Network(init, apply, embed, conditions, placed, features)
 
     def times_of_training(self) -> tuple[np.ndarray, np.ndarray]:
         """Many training times and their weights, for checks of finiteness. Drawn with a fixed key."""

@@ -11,6 +11,7 @@ from diffusion_jax.data.source import NOTHING, Source, Tokenize
 from diffusion_jax.data.sources import (
     arrays,
     audio,
+    composites,
     crops,
     digits,
     edited,
@@ -94,6 +95,7 @@ SOURCES: dict[str, Opener] = {
     "digits": Opener(spec=images.spec, open=digits.open_source, facts=images.facts),
     "folder": Opener(spec=images.spec, open=files.open_folder, facts=images.facts),
     "arrays": Opener(spec=arrays.spec, open=arrays.open_source, facts=images.facts),
+    "composites": Opener(spec=composites.spec, open=composites.open_source),
     "toy": Opener(spec=toys.spec, open=toys.open_source, facts=toys.facts),
     "gaussian": Opener(spec=gaussians.spec, open=gaussians.open_source),
     "unpaired": Opener(spec=unpaired.spec, open=unpaired.open_source),
@@ -133,8 +135,9 @@ def load(
 
     Args:
         name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points),
-            "gaussian" (vectors), "audio" (.wav and .flac files, see `sources.audio`), "unpaired" (two of these sets),
-            "mixed" (images of a subject and of its class), "edits" (images and computed edits of them),
+            "gaussian" (vectors), "composites" (pictures with masks, see `sources.composites`), "audio" (.wav and
+            .flac files, see `sources.audio`), "unpaired" (two of these sets), "mixed" (images of a subject and of its
+            class), "edits" (images and computed edits of them),
             "latents" (of `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS
             image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and
@@ -151,6 +154,7 @@ def load(
             ~/tensorflow_datasets). Sub-folders (or zip archives, or array files) called like a split hold that split;
             otherwise everything is "train". Sub-folders of image folders are classes, unless a file dataset.json of
             EDM's or StyleGAN's dataset_tool says them; see `files.folder_images`.
+        target, augment: of "composites", see there.
         range: of "arrays": what floating-point images hold, "-1..1" or "0..1". It must be said if no
             value is clearly negative (below -0.05).
         skip_damaged: of "folder": read the next image instead of one that cannot be read; "skipped" in

@@ -2,6 +2,8 @@
 
     python -m diffusion_jax.data.prepare mnist --from DIR [--data_dir DIR]
     python -m diffusion_jax.data.prepare emoji_tones --from FILE.npz --data_dir DIR
+    python -m diffusion_jax.data.prepare masks --from FOLDER --data_dir DIR [--size 32] [--classes K]
+    python -m diffusion_jax.data.prepare conditions --kind sketch|segmentation|skeleton|depth --from X --data_dir DIR
 
 `--from` is the folder with the official files: the four `*-ubyte.gz` files for mnist and fashion_mnist (the two sets
 use the same file names, so each needs a folder of its own), `cifar-10-binary.tar.gz` or the extracted `*.bin` files
@@ -9,6 +11,11 @@ for cifar10. The result is found under the data set's usual name: `--config.data
 
 `emoji_tones` makes pairs of emoji in a light and a dark skin tone of a file of emoji, see `data.emoji.pairs`, as
 DIR/train.npz and DIR/test.npz, which `--config.data.name=arrays --config.data.path=DIR` reads.
+
+`masks` makes pairs of image and mask, for segmentation, of a folder with images/ and masks/ or of an array file with
+masks or boxes, see `data.masks.write`. `conditions` makes pairs of a map and its image, for models that draw images
+which follow a map, see `data.maps.write`: sketches, colour segmentations and skeletons of images in a folder or an
+array file, or depth maps of point clouds.
 """
 
 from __future__ import annotations
@@ -23,7 +30,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from diffusion_jax.data import emoji, images
+from diffusion_jax.data import emoji, images, maps, masks
 from diffusion_jax.data.sources import archives, tfds
 from diffusion_jax.training.faults import check_local_options, one_line_if_interrupted
 
@@ -31,7 +38,7 @@ from diffusion_jax.training.faults import check_local_options, one_line_if_inter
 _DISTINCTIVE = "train-images-idx3-ubyte.gz"
 _MD5 = {"mnist": "f68b3c2dcbeaaa9fbdd348bbdeb94873", "fashion_mnist": "8d4fb7e6c68d591d4c3dfef9ec88bf0d"}
 
-_EMOJI = "emoji_tones"
+_EMOJI, _MASKS, _CONDITIONS = _PAIRS = ("emoji_tones", "masks", "conditions")  # written as pairs in array files
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 _CIFAR_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
@@ -144,24 +151,42 @@ def prepare(name: str, folder: pathlib.Path, data_dir: pathlib.Path) -> pathlib.
     return tfds.write(builder_class, data_dir)
 
 
+def _pairs(options: argparse.Namespace) -> pathlib.Path:
+    """Writes the pairs that the options of the command ask for, and returns their folder. Raises ValueError."""
+    if not options.data_dir:
+        raise ValueError(f"{options.name} needs --data_dir, the folder for the pairs")
+    target, size = pathlib.Path(options.data_dir), options.size
+    if options.name == _EMOJI:
+        return emoji.write(options.folder, target)
+    if options.name == _MASKS:
+        return masks.write(options.folder, target, size=size, classes=options.classes)
+    if not options.kind:
+        raise ValueError(f"{options.name} needs --kind: {', '.join(maps.KINDS)}")
+    return maps.write(
+        options.kind, options.folder, target, size=size, classes=options.classes or 6, views=options.views
+    )
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m diffusion_jax.data.prepare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=[*_MD5, "cifar10", _EMOJI])
+    parser.add_argument("name", choices=[*_MD5, "cifar10", *_PAIRS])
     parser.add_argument(
         "--from", dest="folder", type=pathlib.Path, required=True, help="folder of the official files, or a file"
     )
     parser.add_argument("--data_dir", help="TFDS data directory (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)")
+    parser.add_argument("--kind", default="", help=f"of conditions: {', '.join(maps.KINDS)}")
+    parser.add_argument("--size", type=int, default=0, help="side in pixels of masks or conditions")
+    parser.add_argument("--classes", type=int, default=0, help="of masks, or colours of a segmentation (default: 6)")
+    parser.add_argument("--views", type=int, default=8, help="directions that depth is seen from")
     options = parser.parse_args(arguments)
     try:
         check_local_options({"from": options.folder, "data_dir": options.data_dir})
-        if options.name == _EMOJI:
-            if not options.data_dir:
-                raise ValueError(f"{_EMOJI} needs --data_dir, the folder for the pairs")
-            ready = emoji.write(options.folder, pathlib.Path(options.data_dir))
+        if options.name in _PAIRS:
+            ready = _pairs(options)
         else:
             ready = prepare(options.name, options.folder, tfds.data_directory(options.data_dir))
         print(f"{options.name} is ready in {ready}")

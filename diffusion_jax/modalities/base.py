@@ -90,6 +90,8 @@ class Modality:
             as .wav. views["format"] is one of `formats`, or "".
         formats: formats in which `files` writes every sample as a file of its own, if asked to.
         shown: number of samples in a picture, at most; 0: all.
+        compares: whether a picture shows the examples that the condition "image" of samples belongs to, the entry
+            "original".
         views: names of functions of the model that `picture` and `files` show, such as the "score" of points.
         metrics: makers of metrics by name.
         usual: the metrics that "auto" means, as far as the data and the options can give them.
@@ -100,6 +102,7 @@ class Modality:
     files: Callable[[pathlib.Path, Drawn, Words, Views], list[pathlib.Path]] = no_files
     formats: tuple[str, ...] = ()
     shown: int = 0
+    compares: bool = False
     views: tuple[str, ...] = ()
     metrics: Mapping[str, MetricMaker] = dataclasses.field(default_factory=dict)
     usual: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffusion_jax.modalities.base import PLAIN, Modality
 from diffusion_jax.modalities.image import IMAGE
 from diffusion_jax.modalities.points import POINTS
+from diffusion_jax.modalities.segmentation import MASK
 from diffusion_jax.modalities.series import SERIES
 from diffusion_jax.modalities.tokens import TOKENS
 from diffusion_jax.modalities.waveform import MEL, WAVEFORM
@@ -14,6 +15,7 @@ MODALITIES: dict[str, Modality] = {
     "array": PLAIN,
     "latents": PLAIN,
     "image": IMAGE,
+    "mask": MASK,
     "points": POINTS,
     "tokens": TOKENS,
     "series": SERIES,

@@ -14,6 +14,7 @@ from diffusion_jax.networks.attention import fused_attention, head_count
 from diffusion_jax.networks.base import DenoisingNetwork
 from diffusion_jax.networks.conditioning import TokenEncoder, VectorEmbedding
 from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.networks.rrdb import RRDBNet
 from diffusion_jax.networks.transformer_2d import Transformer2DModel
 from diffusion_jax.networks.unet import Context, Upsample
 from diffusion_jax.types import Cond, Embedded
@@ -34,11 +35,14 @@ class ADM(DenoisingNetwork):
     - LDM's (arXiv:2112.10752): `resblock_updown=False, use_scale_shift_norm=False, num_head_channels=32`, and with a
       `token_dim`, or a `class_token_dim`, where it is conditional;
     - that of consistency models (arXiv:2303.01469): `use_new_attention_order=True`;
-    - upsamplers: `image_channels=3, low_res=64`, for a condition of 64 x 64 pixels.
+    - upsamplers: `image_channels=3, low_res=64`, for a condition of 64 x 64 pixels;
+    - SegDiff's (arXiv:2112.00390): `in_channels=1, image_channels=3, image_blocks=15, resblock_updown=False,
+      use_scale_shift_norm=False, num_head_channels=None`.
 
     See `Conditions` for what each condition is. Labels and vectors are added to the embedding of c_noise, and
     the null class `num_classes` adds nothing. Tokens are read by cross-attention: transformers replace self-attention
-    then. An image is concatenated to x.
+    then. An image is concatenated to x, or with `image_blocks` its features, which an encoder of residual-in-residual
+    dense blocks computes once per sample, are added to those of x after the first convolution.
 
     Args:
         image_size: height and width of x that the resolutions of attention refer to; the levels must divide those of x.
@@ -66,6 +70,8 @@ class ADM(DenoisingNetwork):
         max_tokens: length of "tokens".
         transformer_depth: blocks of every transformer, if there are tokens.
         image_channels: of the condition "image"; 0 for none.
+        image_blocks: blocks of the encoder of that image, see `rrdb.RRDBNet`; 0: the image is concatenated to x.
+        image_width: channels between these blocks.
         low_res: height and width of that image, which is resized to those of x by bilinear interpolation; 0: those of
             x.
         attention_implementation: see `attention.dot_product_attention`.
@@ -74,7 +80,8 @@ class ADM(DenoisingNetwork):
 
     Raises:
         ValueError: if the levels do not divide the image's size, no level has a resolution with attention, or
-            the groups or heads do not divide the channels, or labels become tokens next to vectors or other tokens.
+            the groups or heads do not divide the channels, or labels become tokens next to vectors or other tokens, or
+            there are `image_blocks` without an image.
     """
 
     def __init__(
@@ -103,6 +110,8 @@ class ADM(DenoisingNetwork):
         max_tokens: int = 0,
         transformer_depth: int = 1,
         image_channels: int = 0,
+        image_blocks: int = 0,
+        image_width: int = 64,
         low_res: int = 0,
         attention_implementation: str | None = None,
         remat: bool = False,
@@ -113,6 +122,8 @@ class ADM(DenoisingNetwork):
                 f"class_token_dim={class_token_dim} needs num_classes > 0, no vector_dim and no token_dim: they are "
                 f"{num_classes}, {vector_dim} and {token_dim}."
             )
+        if image_blocks and not image_channels:
+            raise ValueError(f"image_blocks={image_blocks} are of an encoder of images: image_channels must not be 0.")
         side = low_res or image_size
         self.input_shape = (None, None, in_channels)
         self.model_channels = model_channels
@@ -163,9 +174,12 @@ class ADM(DenoisingNetwork):
         self.label_emb = nnx.Embed(rows, label_dim, rngs=rngs) if num_classes else None
         self.token_encoder = TokenEncoder(vocabulary, max_tokens, token_dim, rngs=rngs) if vocabulary else None
         self.add_embedding = VectorEmbedding(vector_dim, emb_dim, rngs=rngs) if vector_dim else None
+        encoder = functools.partial(RRDBNet, image_channels, widths[0], image_blocks, width=image_width, rngs=rngs)
+        self.rrdb = encoder() if image_blocks else None
+        joined = in_channels + (0 if image_blocks else image_channels)
         levels = [(w, r, r in attention_resolutions) for w, r in zip(widths, resolutions, strict=True)]
         self.input_blocks, skips = encoder_blocks(
-            in_channels + image_channels, levels, num_res_blocks, block=block, attention=attention, down=down, rngs=rngs
+            joined, levels, num_res_blocks, block=block, attention=attention, down=down, rngs=rngs
         )
         c = widths[-1]
         self.middle_block = nnx.List([block(c, c), attention(c), block(c, c)])
@@ -191,31 +205,44 @@ class ADM(DenoisingNetwork):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w out"]:
+        h = self.activations(x, c_noise, cond, rngs=rngs)[-1]
+        for layer in self.out:
+            h = layer(h)
+        return h
+
+    def activations(
+        self, x: Float[Array, "batch h w c"], c_noise: Float[Array, "batch"], cond: Embedded, *, rngs: nnx.Rngs | None
+    ) -> list[Float[Array, "batch _ _ _"]]:
+        """The outputs of the blocks of the decoder path, in their order."""
+
         def call(parts: nnx.List, h: Array) -> Array:
             return layers.call_block(functools.partial(run, parts), h, emb, context, rngs=rngs, remat=self.remat)
 
         emb = embed_time(self.time_embed, c_noise, self.model_channels, x.dtype)
         emb = emb if cond.vector is None else emb + cond.vector
         context = None if cond.context is None else (cond.context, cond.mask)
-        h = x
-        if cond.image is not None:
-            image = cond.image.astype(x.dtype)
+        h, image = x, cond.image
+        if image is not None:
+            image = image.astype(x.dtype)
             if image.shape[1:3] != x.shape[1:3]:
                 image = jax.image.resize(image, (*x.shape[:3], image.shape[-1]), "bilinear")
-            h = jnp.concatenate([x, image], -1)
+            h = x if self.rrdb else jnp.concatenate([x, image], -1)
         skips = []
-        for parts in self.input_blocks:
+        for i, parts in enumerate(self.input_blocks):
             h = call(parts, h)
+            h = h + image if self.rrdb and i == 0 else h
             skips.append(h)
         h = call(self.middle_block, h)
+        decoded = []
         for parts in self.output_blocks:
             h = call(parts, jnp.concatenate([h, skips.pop()], -1))
-        for layer in self.out:
-            h = layer(h)
-        return h
+            decoded.append(h)
+        return decoded
 
     def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         embedded = super().embed(cond, batch, dtype)
+        if self.rrdb and embedded is not cond:
+            embedded = embedded._replace(image=self.rrdb(embedded.image))
         if not self.class_token or embedded.context is not None:
             return embedded
         return Embedded(context=embedded.vector[:, None], image=embedded.image)

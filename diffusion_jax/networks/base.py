@@ -57,6 +57,23 @@ class DenoisingNetwork(nnx.Module):
         """The output for an x of the right shape and embedded conditions."""
         raise NotImplementedError
 
+    def features(
+        self, x: Float[Array, "batch *shape"], c_noise: Float[Array, "batch *times"], cond: Cond = None
+    ) -> list[Float[Array, "batch _ _ _"]]:
+        """The outputs of the blocks of the decoder path, without dropout; arguments as those of a call.
+
+        Raises NotImplementedError for a network that has no such path.
+        """
+        check_input(x, self.input_shape, self.divisor)
+        embedded = conditioning.cast(self.embed(cond, x.shape[0], x.dtype), x.dtype)
+        return self.activations(x, c_noise, embedded, rngs=None)
+
+    def activations(
+        self, x: Float[Array, "batch *shape"], c_noise: Float[Array, "batch *times"], cond: Embedded, *, rngs: None
+    ) -> list[Float[Array, "batch _ _ _"]]:
+        """The outputs of the blocks of the decoder path for embedded conditions. Raises NotImplementedError."""
+        raise NotImplementedError(f"{type(self).__name__} has no decoder path")
+
     def embed(self, cond: Cond, batch: int | None = None, dtype: DTypeLike = jnp.float32) -> Embedded:
         """The embedded conditions, which `__call__` takes instead of cond; computed once per sample.
 

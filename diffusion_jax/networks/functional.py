@@ -57,6 +57,26 @@ def init_methods(
     return init, tuple(method(name) for name in names)
 
 
+def featurizer(make: Callable[[nnx.Rngs], nnx.Module], dtype: str = "float32") -> Callable[..., list[Array]]:
+    """`features(params, x, c_noise, cond=None)` of a denoising network, see `DenoisingNetwork.features`.
+
+    The module is built when it is called: few systems ask for features. `key` is that of dropout, which is not active.
+    """
+
+    def features(
+        params: Params,
+        x: Float[Array, "batch *shape"],
+        c_noise: Float[Array, "batch *times"],
+        cond: Cond = None,
+        *,
+        key: None = None,
+    ) -> list[Float[Array, "batch _ _ _"]]:
+        _, merge = _init_merge(make, dtype)
+        return _cast(merge(params).features(_cast(x, dtype), c_noise, _cast(cond, dtype)), x.dtype)
+
+    return features
+
+
 def embedder(make: Callable[[nnx.Rngs], nnx.Module], dtype: str = "float32") -> Callable[[Params, Cond], Any]:
     """`embed(params, cond)`, whose result `apply` of the same network takes instead of cond.
 

@@ -220,6 +220,14 @@ class UNet(DenoisingNetwork):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h w out"]:
+        h = self.activations(x, c_noise, cond, rngs=rngs)[-1]
+        out = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
+        return out + x[..., : self.residual_channels] if self.residual_channels else out
+
+    def activations(
+        self, x: Float[Array, "batch h w c"], c_noise: Float[Array, "batch"], cond: Embedded, *, rngs: nnx.Rngs | None
+    ) -> list[Float[Array, "batch _ _ _"]]:
+        """The outputs of the levels of the decoder path, in their order."""
         emb = self.time_embedding(c_noise, x.dtype)
         emb = jax.nn.silu(emb if cond.vector is None else emb + cond.vector)
         context = None if cond.context is None else (cond.context, cond.mask)
@@ -230,11 +238,12 @@ class UNet(DenoisingNetwork):
             h, new = layers.call_block(block, h, emb, context, rngs=rngs, remat=self.remat)
             skips += new
         h = layers.call_block(self.mid_block, h, emb, context, rngs=rngs, remat=self.remat)
+        decoded = []
         for block in self.up_blocks:
             used = [skips.pop() for _ in block.resnets]
             h = layers.call_block(block, h, used, emb, context, rngs=rngs, remat=self.remat)
-        out = self.conv_out(jax.nn.silu(self.conv_norm_out(h)))
-        return out + x[..., : self.residual_channels] if self.residual_channels else out
+            decoded.append(h)
+        return decoded
 
     def embedders(self) -> dict[str, Callable[..., Array] | None]:
         readers = dict(label=self.class_embedding, vector=self.add_embedding, tokens=self.token_encoder)

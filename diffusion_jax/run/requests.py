@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffusion_jax import data
+from diffusion_jax import data, modalities
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data import images
 from diffusion_jax.data.captions import VOCABULARY, Cuts, texts_of, tokens_of
@@ -154,6 +154,8 @@ def compared(job: Job, cond: Mapping[str, np.ndarray] | None) -> dict[str, np.nd
     starts = [name for name, c in job.system.conditions.items() if c.start]
     if starts and cond is not None:
         return _from_start(job, cond[starts[0]], job.system.conditions[starts[0]].start == "paired")
+    if cond is not None and "image" in cond and modalities.of(job.system.makes).compares:
+        return {} if job.config.sampling.cond else {"original": _truth(job, len(cond["image"]))}
     operators = {name: c.operator for name, c in job.system.conditions.items() if c.operator}
     if not operators or cond is None:
         return {}

@@ -26,6 +26,8 @@ from diffusion_jax.training.faults import replacing
 from diffusion_jax.training.progress import Progress
 from diffusion_jax.types import Cond, Params, Spec
 
+BESIDE = ("uncertainty",)  # what a system may draw beside its samples, one array each
+
 
 def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz.
@@ -61,6 +63,7 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
                 if config.editing.name == "none":  # the noise of the prior follows from it, see `data.sources.pairs`
                     arrays["seed"] = np.uint32(config.sampling.seed)
                 recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
+                arrays |= {name: drawn[name] for name in BESIDE if name in drawn}
                 np.savez(file, **arrays, **recorded)
         drawn |= requests.compared(job, cond)
         shown = show(job, params, drawn, path.with_name(f"{path.stem}.png"), format=config.sampling.format)
@@ -156,4 +159,4 @@ def show(
 
 def conditions_of(drawn: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The conditions in the output of `System.sample`."""
-    return {name: value for name, value in drawn.items() if name not in ("samples", "original", "measured")}
+    return {name: value for name, value in drawn.items() if name not in ("samples", "original", "measured", *BESIDE)}

@@ -11,6 +11,7 @@ from diffusion_jax.systems.flow_map import FlowMapModel
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
 from diffusion_jax.systems.palette import Palette
+from diffusion_jax.systems.pixel_classifier import PixelClassifier
 from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
 from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
 from diffusion_jax.systems.series_diffusion import SeriesDiffusion
@@ -32,6 +33,7 @@ __all__ = [
     "LatentDiffusion",
     "NoisyClassifier",
     "Palette",
+    "PixelClassifier",
     "ProgressiveDistillation",
     "SchroedingerBridge",
     "SuperResolution",

@@ -20,7 +20,7 @@ from diffusion_jax.losses.denoising import Loss
 from diffusion_jax.losses.times import Resampler
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.parameterizations import Parameterization
-from diffusion_jax.processes import prior, row_keys, sampling_keys
+from diffusion_jax.processes import bcast, prior, row_keys, sampling_keys
 from diffusion_jax.solvers import sampling
 from diffusion_jax.solvers.grids import Grid
 from diffusion_jax.systems.base import Sampled, entries
@@ -64,6 +64,8 @@ class Diffusion(Sampled):
     paired: bool = False  # training examples come with their noise, the entry "noise"; `loss_fn` takes it as `eps`
     resampler: Resampler | None = None  # importance sampling of the times of `loss_fn` by their "vlb" terms
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
+    # (params, x, c_noise, cond) -> activations of the decoder path of the network; None where nobody asks for them
+    activations: Callable[..., list[Array]] | None = None
 
     def init(self, key: Key[Array, ""]) -> Params:
         params = {"network": self.init_network(key)}
@@ -116,6 +118,17 @@ class Diffusion(Sampled):
         embedded = self.embed(params["network"], conditions)
         null = self.embed(params["network"], self.network_conditions.nulled(conditions))
         return Model(D=D, cond=embedded, null=null, given=cond, process=self.process)
+
+    def features(
+        self, params: Params, x: Float[Array, "batch *shape"], t: Array, cond: Cond = None
+    ) -> list[Float[Array, "batch _ _ _"]]:
+        """The activations of the decoder path of the network for noisy x at time t, a scalar or [batch], in [0, 1].
+
+        Raises NotImplementedError for a network without such a path.
+        """
+        c = self.param(self.process, jnp.broadcast_to(t, x.shape[:1]))
+        cond = self.network_conditions.of(cond)
+        return self.activations(params["network"], bcast(c.c_in, x) * x, c.c_noise, cond)
 
     def denoiser(self, params: Params, cond: Cond = None, numbers: PyTree[Array] = None) -> Denoiser:
         """The denoiser D(x, t) that solvers call: conditioned on `cond`, guided, and thresholded.

@@ -48,6 +48,7 @@ LONG = (
     "dreambooth:digits",
     "inversion:digits",
     "lcm:digits",
+    "pixel_classifier:composites",
 )
 FAST = {f"{path.stem}:{variants(path)[0]}" for path in FILES} - set(LONG)
 
@@ -104,6 +105,14 @@ STANDS_ON = {
     "lcm:digits_lora": ("system.teacher", "stable_diffusion:digits"),
     "lcm:digits_latent": ("system.teacher", "latent_diffusion:digits_dit"),
     "lcm:digits_segments": ("system.teacher", "latent_diffusion:digits_dit"),
+    **{
+        f"pixel_classifier:{variant}": ("system.denoiser", run)
+        for variant, run in {
+            "composites": "pixel_classifier:composites_denoiser",
+            "emoji": "pixel_classifier:emoji_denoiser",
+            **dict.fromkeys(("bedroom256_28", "ffhq256_34", "cat256_15", "horse256_21"), "adm:lsun_bedroom256"),
+        }.items()
+    },
     "reflow:digits": ("system.teacher", "flow:digits"),
     "reflow:plane": ("system.teacher", "flow:plane"),
     "reflow:cifar10": ("system.teacher", "flow:cifar10"),
@@ -267,7 +276,7 @@ def test_data_section(name):
     assert set(config.evaluation.metrics) <= {modalities.AUTO, *modalities.of(data.spec(config)).metrics}
     if ":digits" in name:
         assert names == {"digits"} and config.training.num_steps <= 20_000
-    small = names <= {"digits", "mnist", "toy"} or "retrieval" in config.evaluation.metrics
+    small = names <= {"digits", "mnist", "toy", "composites"} or "retrieval" in config.evaluation.metrics
     small = small or (names <= {"text", "audio"} and config.training.num_steps <= 20_000) or ":eeg" in name
     # Of a subject, of pictures after an edit, there are too few held-out examples or none to compare with.
     small = small and config.data.name not in ("mixed", "edits")
@@ -279,7 +288,7 @@ def test_data_section(name):
 def test_default_variant_runs_anywhere(path):
     config = from_file(str(path))
     # There is no package with recordings of speech: the error about the path says where to get some.
-    assert sets_of(config)[0].name in ("digits", "toy", "text", "series", "audio")
+    assert sets_of(config)[0].name in ("digits", "toy", "text", "series", "audio", "composites")
     assert not config.data.get("path")
     assert config.to_dict() == read(f"{path.stem}:{variants(path)[0]}").to_dict()
 

@@ -9,7 +9,7 @@ from benchmarks.published import TABLE
 from tests.config.test_configs import ALL, PUBLIC, read
 
 SMALL = re.compile(  # variants that a CPU trains
-    "toy2d:|:digits|:mnist(?!_emnist)|schroedinger:moons|flow:plane|:python|:shakespeare|:smiles|:infill$|:fsdd|:eeg|:etth1"
+    "toy2d:|:digits|:composites|:mnist(?!_emnist)|schroedinger:moons|flow:plane|:python|:shakespeare|:smiles|:infill$|:fsdd|:eeg|:etth1"
     "|sedd:absorb|sedd:uniform"
 )
 # Other variants that follow no single paper.
@@ -21,6 +21,13 @@ OWN = (
     "bridge:emoji_regression",
     "palette:emoji",
     "palette:emoji_regression",
+    "segdiff:emoji",
+    "segdiff:emoji_regression",
+    "segdiff:cells",
+    "pixel_classifier:emoji",
+    "pixel_classifier:emoji_patches",
+    "pixel_classifier:emoji_denoiser",
+    *(f"maps:{name}" for name in ("skeleton", "sketch", "segmentation", "depth")),
     "dequantization:cifar10",
     "dit:imagenet256_xl2_simple",
     "editing:imagenet256",

@@ -30,6 +30,7 @@ UNREAD = {
 # A run of every system that leaves a section unread, as "FILE:VARIANT" of configs/.
 RUNS = {
     "noisy_classifier": "noisy_classifier:digits",
+    "pixel_classifier": "pixel_classifier:composites_patches",
     "vdm": "vdm:digits",
     "variational_dequantization": "dequantization:digits",
     "autoencoder_kl": "autoencoder_kl:digits",

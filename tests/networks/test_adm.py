@@ -82,3 +82,30 @@ def test_queries_keys_and_values_are_taken_from_their_channels(order):
 def test_impossible_networks_are_refused(network, options, message):
     with pytest.raises(ValueError, match=message):
         init_apply(lambda rngs: network(rngs=rngs, **options))
+
+
+def test_the_features_of_an_image_are_added_to_those_of_x():
+    """As in SegDiff, after the first convolution: with its last layer at zero the image encoder adds a constant."""
+    sizes = SMALL | dict(image_channels=3, image_blocks=1, image_width=4)
+    apply, params = built(lambda rngs: ADM(rngs=rngs, **sizes))
+    assert params["input_blocks"]["0"]["0"]["kernel"].shape == (3, 3, 1, 8)  # x alone
+    run = jax.jit(lambda params, image: apply(params, X, C_NOISE, {"image": image}))
+    one, other = (run(params, jnp.full((2, 4, 4, 3), value)) for value in (0.5, -0.5))
+    assert np.abs(one - other).max() > 1e-4
+    last = jax.tree.map(jnp.zeros_like, params["rrdb"]["conv_last"])
+    blind = params | {"rrdb": params["rrdb"] | {"conv_last": last}}
+    np.testing.assert_array_equal(run(blind, jnp.full((2, 4, 4, 3), 0.5)), run(blind, jnp.zeros((2, 4, 4, 3))))
+    with pytest.raises(ValueError, match="image_blocks=1 are of an encoder of images: image_channels must not be 0"):
+        ADM(rngs=None, **SMALL, image_blocks=1)
+
+
+def test_the_image_encoder_of_segdiff_has_the_parameters_of_the_original():
+    """Weights and biases of the layers of RRDBNet(in_nc=3, out_nc=128, nf=64, nb=15, gc=32) in its code."""
+    convolution = lambda c_in, c_out: 9 * c_in * c_out + c_out
+    dense = sum(convolution(64 + 32 * i, 32) for i in range(4)) + convolution(192, 64)
+    others = convolution(3, 64) + 2 * convolution(64, 64) + convolution(64, 128)
+    init, _ = init_apply(
+        lambda rngs: ADM(rngs=rngs, **SMALL | dict(model_channels=128, image_channels=3, image_blocks=15))
+    )
+    params = jax.eval_shape(init, jax.random.key(0))["rrdb"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 15 * 3 * dense + others

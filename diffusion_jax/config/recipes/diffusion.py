@@ -133,6 +133,7 @@ def sampler(
         batch_size=config.sampling.batch_size,
         denoise=config.sampling.denoise,
         networks={component_of(network.placed.name): network.placed},
+        activations=network.features,
     )
 
 

@@ -80,8 +80,8 @@ def open_source(
     if flip and not arrays.others.keys().isdisjoint(pixels.CONDITIONS):
         raise ValueError(f"data.flip: {path} holds images as conditions, which are not flipped with the examples.")
     if arrays.x.dtype == np.uint8:
-        if modality not in ("", "image"):
-            raise ValueError(f"data.modality={modality!r}: {path} holds 8-bit values, which are images.")
+        if modality not in ("", "image", "mask"):
+            raise ValueError(f"data.modality={modality!r}: {path} holds 8-bit values, which are images or masks.")
         images.check(image_size=image_size, channels=channels, crop=crop, levels=levels)
         source = images.decoded(
             array_images(pathlib.Path(path), arrays),
@@ -90,6 +90,7 @@ def open_source(
             crop=crop,
             cache_bytes=cache_bytes,
             wanted=wanted,
+            modality=modality or "image",
             flip=flip,
             dequantize=dequantize,
             levels=levels,
@@ -225,7 +226,7 @@ def _examples(x: np.ndarray, where: str, modality: str, range: str) -> np.ndarra
     if range:
         raise ValueError(f"{where} data.range={range!r} is for images, and arrays of shape {x.shape[1:]} are none.")
     low, high = float(x.min()), float(x.max())
-    bounded = modality in ("", "image") and not (x.ndim == 4 and x.shape[-1] not in (1, 3))
+    bounded = modality == "mask" or (modality in ("", "image") and not (x.ndim == 4 and x.shape[-1] not in (1, 3)))
     limit = 1 if bounded else np.finfo(np.float32).max
     if not -limit <= low <= high <= limit:  # written so that NaN fails
         allowed = "in [-1, 1]" if bounded else "finite"
