@@ -7,9 +7,10 @@
 The second command writes the codes of the data, reconstructions, an interpolation and a walk between two classes. The
 third trains the diffusion model of the codes, which draws images without one to start from.
 
-Without a variant, an MLP reads 16 numbers of each 8 x 8 digit of scikit-learn; `digits_ddpm` is the same decoder without
+Without a variant, the code is 16 numbers of each 8 x 8 digit of scikit-learn; `digits_ddpm` is the same decoder without
 a code, the teacher of `pdae.py`. `emoji` is trained on emoji in five skin tones, whose classes are the tones: make them
-by `python -m diffusion_jax.data.prepare emoji_five_tones --from FILE.npz --data_dir DIR` and give --config.data.path=DIR.
+by `python -m diffusion_jax.data.prepare emoji_five_tones --from FILE.npz --data_dir DIR` and give
+--config.data.path=DIR; `emoji_ddpm` is the teacher there.
 
 `ffhq128`, `ffhq256` and `celeba64` are the paper's settings on a folder of images, each with the diffusion model of its
 codes, `ffhq128_latent`, `ffhq256_latent` and `celeba64_latent`; `ffhq128_ddpm`, `ffhq256_ddpm` and `celeba64_ddpm` are
@@ -190,14 +191,21 @@ def latent(run: str, config_file: str, **sections: Any) -> ConfigDict:
 
 
 def digits_latent(run: str = "runs/diffae", config_file: str = "configs/diffae.py") -> ConfigDict:
-    config = latent(run, config_file, **presets.digits(3000, sample_every=0), network=dict(name="mlp_skip", hidden=256, num_layers=5))
+    config = latent(
+        run,
+        config_file,
+        **presets.digits(3000, sample_every=0),
+        network=dict(name="mlp_skip", hidden=256, num_layers=5),
+    )
     return replace(config, sampling=dict(steps=50, batch_size=500))
 
 
 def large_latent(name: str, run: str, config_file: str, **optimizer: Any) -> ConfigDict:
     batch_size, codes = {"celeba64": (512, 301_000_000)}.get(name, (256, 101_000_000))
     config = latent(run, config_file, data=images(name), **training(codes // batch_size, batch_size))
-    return replace(config, optimizer=dict(name="adamw", learning_rate=1e-4, weight_decay=0.01, clip_norm=1.0, **optimizer))
+    return replace(
+        config, optimizer=dict(name="adamw", learning_rate=1e-4, weight_decay=0.01, clip_norm=1.0, **optimizer)
+    )
 
 
 VARIANTS = {

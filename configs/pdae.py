@@ -69,7 +69,9 @@ def large(name: str) -> ConfigDict:
     encoder = dict(name="strided", num_heads=4, **ENCODERS[name])
     config = pdae(name, teacher=f"runs/diffae_{name}_ddpm", steps=500_000, encoder=encoder, **estimator())
     # 32 on each of four devices.
-    return replace(config, training=dict(batch_size=128), optimizer=dict(name="adam", learning_rate=1e-4, clip_norm=0.0))
+    return replace(
+        config, training=dict(batch_size=128), optimizer=dict(name="adam", learning_rate=1e-4, clip_norm=0.0)
+    )
 
 
 def latent(name: str, run: str) -> ConfigDict:

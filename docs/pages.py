@@ -31,6 +31,7 @@ OUTSIDE = {
     "colabs/quickstart.ipynb": "quickstart.ipynb",
     "colabs/few_steps.ipynb": "few_steps.ipynb",
     "colabs/inverse_problems.ipynb": "inverse_problems.ipynb",
+    "colabs/representation.ipynb": "representation.ipynb",
     "colabs/text.ipynb": "text.ipynb",
 }
 TOP = ("parameterizations", "types", "main")  # modules that are in no folder

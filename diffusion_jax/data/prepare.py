@@ -2,13 +2,15 @@
 
     python -m diffusion_jax.data.prepare mnist --from DIR [--data_dir DIR]
     python -m diffusion_jax.data.prepare emoji_tones --from FILE.npz --data_dir DIR
+    python -m diffusion_jax.data.prepare emoji_five_tones --from FILE.npz --data_dir DIR
 
 `--from` is the folder with the official files: the four `*-ubyte.gz` files for mnist and fashion_mnist (the two sets
 use the same file names, so each needs a folder of its own), `cifar-10-binary.tar.gz` or the extracted `*.bin` files
 for cifar10. The result is found under the data set's usual name: `--config.data.name=mnist`.
 
 `emoji_tones` makes pairs of emoji in a light and a dark skin tone of a file of emoji, see `data.emoji.pairs`, as
-DIR/train.npz and DIR/test.npz, which `--config.data.name=arrays --config.data.path=DIR` reads.
+DIR/train.npz and DIR/test.npz, which `--config.data.name=arrays --config.data.path=DIR` reads. `emoji_five_tones` makes
+images of the same emoji in all five tones there, whose labels are the tones.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from diffusion_jax.training.faults import check_local_options, one_line_if_inter
 _DISTINCTIVE = "train-images-idx3-ubyte.gz"
 _MD5 = {"mnist": "f68b3c2dcbeaaa9fbdd348bbdeb94873", "fashion_mnist": "8d4fb7e6c68d591d4c3dfef9ec88bf0d"}
 
-_EMOJI = "emoji_tones"
+_EMOJI = {"emoji_tones": emoji.pairs, "emoji_five_tones": emoji.five_tones}
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 _CIFAR_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
@@ -150,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=[*_MD5, "cifar10", _EMOJI])
+    parser.add_argument("name", choices=[*_MD5, "cifar10", *_EMOJI])
     parser.add_argument(
         "--from", dest="folder", type=pathlib.Path, required=True, help="folder of the official files, or a file"
     )
@@ -158,10 +160,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         check_local_options({"from": options.folder, "data_dir": options.data_dir})
-        if options.name == _EMOJI:
+        if options.name in _EMOJI:
             if not options.data_dir:
-                raise ValueError(f"{_EMOJI} needs --data_dir, the folder for the pairs")
-            ready = emoji.write(options.folder, pathlib.Path(options.data_dir))
+                raise ValueError(f"{options.name} needs --data_dir, the folder for the images")
+            ready = emoji.write(options.folder, pathlib.Path(options.data_dir), _EMOJI[options.name])
         else:
             ready = prepare(options.name, options.folder, tfds.data_directory(options.data_dir))
         print(f"{options.name} is ready in {ready}")

@@ -110,7 +110,7 @@ def sigmoid(bias: float = 0.0) -> Weighting:
 
 
 def pdae(gamma: float = 0.1) -> Weighting:
-    """eps error weighted by SNR^gamma / (1 + SNR), which is small at both ends (arXiv:2212.12990, section 3.4).
+    """eps error weighted by SNR^gamma / (1 + SNR), which is small at both ends (arXiv:2212.12990).
 
     The paper writes (1 / (1 + SNR))^(1 - gamma) (SNR / (1 + SNR))^gamma, the same number. Raises ValueError unless
     gamma is in [0, 1].

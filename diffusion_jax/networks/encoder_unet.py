@@ -121,7 +121,9 @@ class AttentionPool(nnx.Module):
     As in CLIP (arXiv:2103.00020, section 2.4), with learned positions.
     """
 
-    def __init__(self, positions: int, channels: int, num_head_channels: int | None, out_features: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, positions: int, channels: int, num_head_channels: int | None, out_features: int, *, rngs: nnx.Rngs
+    ):
         self.num_heads = attention.head_count(channels, 1, num_head_channels, "num_head_channels")
         table = jax.random.normal(rngs.params(), (channels, positions + 1)) / math.sqrt(channels)
         self.positional_embedding = nnx.Param(table)

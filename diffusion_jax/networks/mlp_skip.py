@@ -54,7 +54,12 @@ class MLPSkip(DenoisingNetwork):
         self.linear_out = layers.linear(inputs[-1], width, rngs=rngs)
 
     def forward(
-        self, x: Float[Array, "batch d"], c_noise: Float[Array, "batch"], cond: Embedded, *, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "batch d"],
+        c_noise: Float[Array, "batch"],
+        cond: Embedded,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch d"]:
         emb = layers.sinusoidal_embedding(c_noise, self.time_channels, flip_sin_to_cos=True, downscale_freq_shift=0.0)
         emb = emb.astype(x.dtype)

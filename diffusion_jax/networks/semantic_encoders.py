@@ -28,7 +28,13 @@ class MLPEncoder(DenoisingNetwork):
     """
 
     def __init__(
-        self, *, shape: tuple[int, ...] = (2,), code_dim: int = 512, hidden: int = 128, num_layers: int = 2, rngs: nnx.Rngs
+        self,
+        *,
+        shape: tuple[int, ...] = (2,),
+        code_dim: int = 512,
+        hidden: int = 128,
+        num_layers: int = 2,
+        rngs: nnx.Rngs,
     ):
         self.input_shape = tuple(shape)
         self.linear_in = layers.linear(math.prod(shape), hidden, rngs=rngs)

@@ -110,8 +110,8 @@ def write(job: Job, params: Params, to: pathlib.Path) -> None:
     num_classes = job.source.num_classes
     if num_classes and max(system.attribute) >= num_classes:
         raise ConfigError(
-            f"config.system.attribute={system.attribute!r} must be two of the {num_classes} classes of config.data.name="
-            f"{job.config.data.name!r}"
+            f"config.system.attribute={system.attribute!r} must be two of the {num_classes} classes of "
+            f"config.data.name={job.config.data.name!r}"
         )
     arrays = _codes(coder, job.source) | {f"held_out_{k}": v for k, v in _codes(coder, job.held_out).items()}
     _save(to / "codes.npz", arrays)

@@ -35,7 +35,8 @@ class DiffusionAutoencoder(OnDiffusion):
     Parameters are those of `diffusion`, {"encoder"}, and {"frozen": {"codes"}}, running averages of the moments of each
     number of the code, with which `standardised` codes have mean 0 and variance 1.
 
-    Raises ValueError for another `stochastic_code`, classes that are the same, or a `diffusion` that reads other conditions than the code.
+    Raises ValueError for another `stochastic_code`, an `attribute` that is not two classes, or a `diffusion` that reads
+    other conditions than the code.
     """
 
     diffusion: Diffusion

@@ -21,7 +21,7 @@ from diffusion_jax.types import Cond, Denoiser, Params, Process, Train
 def shifted(D: Denoiser, G: Denoiser, process: Process) -> Denoiser:
     """The denoiser D_z(x, t, z) = D(x, t) + (sigma^2 / alpha) G(x, t, z).
 
-    If D(x, t) = E[x_0 | x_t] and G = grad log p(z | x_t), it is E[x_0 | x_t, z], by Bayes' rule. alpha must be positive.
+    If D(x, t) = E[x_0 | x_t] and G = grad log p(z | x_t), it is E[x_0 | x_t, z] by Bayes' rule. alpha must be positive.
     """
 
     def D_z(x: Float[Array, "batch *shape"], t: Float[Array, "*n"], cond: Cond = None) -> Float[Array, "batch *shape"]:
@@ -40,7 +40,7 @@ class ShiftedDiffusion(Diffusion):
     of `Diffusion`, whose `loss_fn` is None here.
 
     Parameters are {"network", "frozen": {"teacher"}}. Modules of the network that `shared` names are not among them:
-    they are those of the teacher's network, whose activations both read (arXiv:2212.12990, section 3.2).
+    they are those of the teacher's network, whose activations both read (arXiv:2212.12990).
     """
 
     teacher: Teacher

@@ -88,6 +88,15 @@ STANDS_ON = {
     "dequantization:cifar10": ("system.model", "score_sde:cifar10_vp_ddpmpp_deep_likelihood"),
     "cascade:digits": ("system.base", "cascade:digits_base"),
     "cascade:mnist": ("system.base", "cascade:mnist_base"),
+    **{
+        f"{file}:{variant}_latent": ("system.autoencoder", f"{file}:{variant}")
+        for file in ("diffae", "pdae")
+        for variant in ("digits", "ffhq128", "ffhq256", "celeba64")
+    },
+    **{
+        f"pdae:{variant}": ("system.teacher", f"diffae:{variant}_ddpm")
+        for variant in ("digits", "emoji", "ffhq128", "ffhq256", "celeba64")
+    },
     "lcm:digits": ("system.teacher", "stable_diffusion:digits"),
     "lcm:digits_lora": ("system.teacher", "stable_diffusion:digits"),
     "lcm:digits_latent": ("system.teacher", "latent_diffusion:digits_dit"),

@@ -19,6 +19,7 @@ OWN = (
     "bridge:emoji",
     "bridge:emoji_ddbm",
     "bridge:emoji_regression",
+    *("diffae:emoji", "diffae:emoji_ddpm", "pdae:emoji", "pdae:ffhq256", "pdae:ffhq256_latent"),
     "dequantization:cifar10",
     "dit:imagenet256_xl2_simple",
     "editing:imagenet256",

@@ -41,6 +41,8 @@ RUNS = {
     "progressive_distillation": "progressive_distillation:digits",
     "super_resolution": "sr3:digits",
     "bridge": "bridge:digits",
+    "diffusion_autoencoder": "diffae:digits",
+    "pdae": "pdae:digits",
     "schroedinger_bridge": "schroedinger:moons",
     "series_diffusion": "csdi:eeg",
     "timegrad": "timegrad:eeg",

@@ -143,8 +143,8 @@ def _shifted(parts: Parts) -> systems.ShiftedDiffusion:
     w = np.asarray(parts.weighting(parts.process, drawn)) * weights
     if not np.isfinite(w).all() or float(parts.process.alpha(drawn.max())) <= 0:
         raise ConfigError(
-            f"{fits.described(parts.config, 'weighting', 'times')}: the weight w(t), or the coefficient sigma^2 / alpha "
-            "of config.system.name='pdae', is not finite at a time of training; mind config.times.t_min and t_max"
+            f"{fits.described(parts.config, 'weighting', 'times')}: the weight w(t), or the coefficient sigma^2 / "
+            "alpha of config.system.name='pdae', is not finite at a time of training; mind config.times.t_min and t_max"
         )
     fields = sampler(parts, network)
     return systems.ShiftedDiffusion(
