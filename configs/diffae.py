@@ -86,7 +86,7 @@ def digits() -> ConfigDict:
 
 
 def digits_ddpm() -> ConfigDict:
-    config = decoder(50, t_max=0.98, **presets.digits(6000, sample_every=0), **DIGITS)
+    config = decoder(50, t_max=0.98, **presets.digits(3000, sample_every=0), **DIGITS)
     config.network.vector_dim = 0
     return config
 

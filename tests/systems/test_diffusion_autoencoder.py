@@ -481,6 +481,8 @@ def test_an_interrupted_run_goes_on_exactly(kind, teacher, run, tmp_path):
         ({"system.encoder": dict(name="strided")}, r"config\.system\.encoder.*image_size=8"),
         ({"system.stochastic_code": "none"}, r"stochastic_code is 'none'; choose inferred or random"),
         ({"system.attribute": (3, 3)}, r"attribute is \(3, 3\); it must be two different classes"),
+        ({"guidance": dict(name="classifier_free", scale=2.0)}, r"config\.guidance\.name='classifier_free' must be"),
+        ({"editing": dict(name="sdedit", strength=0.5)}, r"config\.editing\.name='sdedit' must be 'none'"),
         ({"solver": dict(name="ancestral")}, r"config\.solver\.name='ancestral'.*solver of the probability-flow ODE"),
         ({"sampling.grid": dict(name="uniform", t_min=0.0)}, r"needs sigma > 0"),
     ],

@@ -29,7 +29,6 @@ from diffusion_jax.types import Needs, Params, Spec
 
 ROLE = "diffusion_autoencoder"
 _CODES = ("code", "vector")  # conditions of a network that can be a code
-_DECODING = SAMPLING - {"guidance", "editing"}
 _MLP: Mapping[str, Any] = MappingProxyType({"name": "mlp"})
 
 
@@ -62,6 +61,12 @@ def _autoencoder(
             f"config.system.name={parts.config.system.name!r} needs images, but config.data.name="
             f"{parts.config.data.name!r} holds {parts.spec.modality}"
         )
+    for field in ("guidance", "editing"):
+        if parts.config[field].name != "none":
+            raise ConfigError(
+                f"config.{field}.name={parts.config[field].name!r} must be 'none' for config.system.name="
+                f"{parts.config.system.name!r}: images are encoded and decoded by the denoiser as it is"
+            )
     network = parts.network()
     code, dim = _code(parts, network)
     encoder = dict(encoder)
@@ -153,7 +158,7 @@ def _shifted(parts: Parts) -> systems.ShiftedDiffusion:
         weighting=parts.weighting,
         times=parts.times,
         shared=shared,
-        **fields,
+        **fields | {"networks": {}},  # of a part of a network there are no files
     )
 
 
@@ -198,10 +203,10 @@ def codes_stand_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
     return {"frozen/autoencoder": lambda: autoencoder_of(parts).load()}
 
 
-RECIPE = Recipe(build=build, reads=TRAINING | _DECODING, role=ROLE)
+RECIPE = Recipe(build=build, reads=TRAINING | SAMPLING, role=ROLE, trains_lora=False)
 PDAE = Recipe(
     build=build_pdae,
-    reads=(TRAINING - {"loss"}) | _DECODING,
+    reads=(TRAINING | SAMPLING) - {"loss"},
     stands_on=pdae_stands_on,
     role=ROLE,
     trains_lora=False,
