@@ -110,9 +110,9 @@ def test_the_papers_encoders_and_decoders_have_the_authors_shapes():
             )
         )
         assert net.linear_out.kernel.shape == (numbers, 512)
-    sizes = dict(image_size=32, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, num_head_channels=None)
+    sizes = dict(image_size=32, model_channels=32, channel_mult=(1, 2), num_res_blocks=1, attention_resolutions=(16,))
     plain, scaled, shifted = (
-        nnx.eval_shape(lambda options=options: ADM(**sizes, num_heads=1, **options, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(lambda options=options: ADM(**sizes, num_head_channels=32, **options, rngs=nnx.Rngs(0)))
         for options in ({}, dict(code_dim=7), dict(code_dim=7, code_in_encoder=False, code_shift=True))
     )
     assert plain.conditions == Conditions() and set(scaled.conditions) == {"code"}
