@@ -47,7 +47,9 @@ def digits() -> ConfigDict:
 
 def digits_shortcut() -> ConfigDict:
     # With the paper's values, 128 steps and one row in 8, one row in 56 has the whole gap: too few here.
-    return replace(digits(), system=dict(name="shortcut", num_steps=16, every=2), times=dict(name="uniform", t_min=1e-3))
+    return replace(
+        digits(), system=dict(name="shortcut", num_steps=16, every=2), times=dict(name="uniform", t_min=1e-3)
+    )
 
 
 def imagenet256(*, num_steps: int, system: dict[str, Any], **network: Any) -> ConfigDict:

@@ -32,6 +32,7 @@ OUTSIDE = {
     "colabs/few_steps.ipynb": "few_steps.ipynb",
     "colabs/image_to_image.ipynb": "image_to_image.ipynb",
     "colabs/inverse_problems.ipynb": "inverse_problems.ipynb",
+    "colabs/representation.ipynb": "representation.ipynb",
     "colabs/text.ipynb": "text.ipynb",
     "colabs/audio.ipynb": "audio.ipynb",
     "colabs/time_series.ipynb": "time_series.ipynb",

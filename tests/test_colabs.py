@@ -106,6 +106,20 @@ def test_the_notebook_of_few_steps_runs_and_prints_its_table(monkeypatch, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_the_notebook_of_codes_runs_and_its_figures_hold(monkeypatch, tmp_path):
+    """With 60 steps of training and 10 of sampling, the noise of an image brings it back better than other noise."""
+    text, pictures = run("representation", monkeypatch, tmp_path)
+    found = figures(text["encode"], "PSNR")
+    assert found["with their own noise"] > found["with other noise"] + 1
+    accuracy = figures(text["probe"], "accuracy")
+    assert accuracy["principal components"] > 0.95 and accuracy["diffusion autoencoder"] > 0.3
+    odds = figures(text["walk"], "log-odds of an eight")
+    assert odds["at 0.0"] < odds["at 1.0"] < odds["at 1.5"]
+    assert pictures == {"encode": 1, "walk": 1, "between": 1, "draw": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_notebook_of_text_runs_and_its_figures_hold(monkeypatch, tmp_path):
     """The exact bound is the entropy of the chain; 60 steps of a tiny network are better than equal probabilities."""
     text, pictures = run("text", monkeypatch, tmp_path)

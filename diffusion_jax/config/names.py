@@ -38,8 +38,10 @@ from diffusion_jax.networks.edm import DhariwalUNet, SongUNet
 from diffusion_jax.networks.encoder_unet import EncoderUNet
 from diffusion_jax.networks.ldm_bert import LDMBert
 from diffusion_jax.networks.mlp import MLP
+from diffusion_jax.networks.mlp_skip import MLPSkip
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
+from diffusion_jax.networks.semantic_encoders import MLPEncoder, StridedEncoder, unet_encoder
 from diffusion_jax.networks.sequence_dit import SequenceDiT
 from diffusion_jax.networks.timegrad import TimeGradNet
 from diffusion_jax.networks.token_dit import TokenDiT
@@ -109,6 +111,7 @@ WEIGHTINGS = {
     "truncated_snr": weightings.truncated_snr,
     "p2": weightings.p2,
     "sigmoid": weightings.sigmoid,
+    "pdae": weightings.pdae,
 }
 TIMES = {
     "uniform": times.uniform,
@@ -141,6 +144,7 @@ LOSSES = {
 }
 NETWORKS = {
     "mlp": MLP,
+    "mlp_skip": MLPSkip,
     "unet": UNet,
     "ncsn": NCSN,
     "ncsnv2": NCSNv2,
@@ -160,6 +164,7 @@ NETWORKS = {
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,
 }
+ENCODERS = {"mlp": MLPEncoder, "strided": StridedEncoder, "unet": unet_encoder}  # of diffusion autoencoders
 AUTOENCODERS = {"autoencoder_kl": AutoencoderKL, "vq_model": VQModel}
 TEXT_ENCODERS = {"clip_text": CLIPTextModel, "ldm_bert": LDMBert}
 BOTTLENECKS = {"autoencoder_kl": bottlenecks.Gaussian, "vqgan": bottlenecks.Codebook}

@@ -23,7 +23,8 @@ MODEL = ("process", "parameterization", "network")
 STATE = ("optimizer.name", "optimizer.groups", "ema.rates", "lora")
 _DATA = ("data.image_size", "data.channels")
 # Paths of files and runs of the frozen parts. They may be moved, but the tokenizer "bytes" is not a path.
-_RUNS = tuple(f"system.{run}{end}" for run in ("first_stage", "model", "teacher") for end in ("", "_config"))
+_STANDS_ON = ("first_stage", "model", "teacher", "autoencoder")
+_RUNS = tuple(f"system.{run}{end}" for run in _STANDS_ON for end in ("", "_config"))
 _PATHS = ("system.pipeline", "system.tokenizer", *_RUNS)
 # Keys of config.system that only sampling reads. The base of a cascade may be replaced by another run.
 _OF_SAMPLING = (
@@ -31,6 +32,8 @@ _OF_SAMPLING = (
     "system.direction",
     "system.missing",
     "system.level",
+    "system.stochastic_code",
+    "system.attribute",
     "system.base",
     "system.base_config",
 )

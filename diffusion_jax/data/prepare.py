@@ -2,6 +2,7 @@
 
     python -m diffusion_jax.data.prepare mnist --from DIR [--data_dir DIR]
     python -m diffusion_jax.data.prepare emoji_tones --from FILE.npz --data_dir DIR
+    python -m diffusion_jax.data.prepare emoji_five_tones --from FILE.npz --data_dir DIR
     python -m diffusion_jax.data.prepare masks --from FOLDER --data_dir DIR [--size 32] [--classes K]
     python -m diffusion_jax.data.prepare conditions --kind sketch|segmentation|skeleton|depth --from X --data_dir DIR
 
@@ -10,7 +11,8 @@ use the same file names, so each needs a folder of its own), `cifar-10-binary.ta
 for cifar10. The result is found under the data set's usual name: `--config.data.name=mnist`.
 
 `emoji_tones` makes pairs of emoji in a light and a dark skin tone of a file of emoji, see `data.emoji.pairs`, as
-DIR/train.npz and DIR/test.npz, which `--config.data.name=arrays --config.data.path=DIR` reads.
+DIR/train.npz and DIR/test.npz, which `--config.data.name=arrays --config.data.path=DIR` reads. `emoji_five_tones` makes
+images of the same emoji in all five tones there, whose labels are the tones.
 
 `masks` makes pairs of image and mask, for segmentation, of a folder with images/ and masks/ or of an array file with
 masks or boxes, see `data.masks.write`. `conditions` makes pairs of a map and its image, for models that draw images
@@ -38,7 +40,9 @@ from diffusion_jax.training.faults import check_local_options, one_line_if_inter
 _DISTINCTIVE = "train-images-idx3-ubyte.gz"
 _MD5 = {"mnist": "f68b3c2dcbeaaa9fbdd348bbdeb94873", "fashion_mnist": "8d4fb7e6c68d591d4c3dfef9ec88bf0d"}
 
-_EMOJI, _MASKS, _CONDITIONS = _PAIRS = ("emoji_tones", "masks", "conditions")  # written as pairs in array files
+_EMOJI = {"emoji_tones": emoji.pairs, "emoji_five_tones": emoji.five_tones}
+_MASKS, _CONDITIONS = "masks", "conditions"
+_ARRAYS = (*_EMOJI, _MASKS, _CONDITIONS)  # written as array files
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 _CIFAR_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
@@ -151,13 +155,13 @@ def prepare(name: str, folder: pathlib.Path, data_dir: pathlib.Path) -> pathlib.
     return tfds.write(builder_class, data_dir)
 
 
-def _pairs(options: argparse.Namespace) -> pathlib.Path:
-    """Writes the pairs that the options of the command ask for, and returns their folder. Raises ValueError."""
+def _arrays(options: argparse.Namespace) -> pathlib.Path:
+    """Writes the array files that the options of the command ask for, and returns their folder. Raises ValueError."""
     if not options.data_dir:
-        raise ValueError(f"{options.name} needs --data_dir, the folder for the pairs")
+        raise ValueError(f"{options.name} needs --data_dir, the folder for the images")
     target, size = pathlib.Path(options.data_dir), options.size
-    if options.name == _EMOJI:
-        return emoji.write(options.folder, target)
+    if options.name in _EMOJI:
+        return emoji.write(options.folder, target, _EMOJI[options.name])
     if options.name == _MASKS:
         return masks.write(options.folder, target, size=size, classes=options.classes)
     if not options.kind:
@@ -173,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=[*_MD5, "cifar10", *_PAIRS])
+    parser.add_argument("name", choices=[*_MD5, "cifar10", *_ARRAYS])
     parser.add_argument(
         "--from", dest="folder", type=pathlib.Path, required=True, help="folder of the official files, or a file"
     )
@@ -185,8 +189,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         check_local_options({"from": options.folder, "data_dir": options.data_dir})
-        if options.name in _PAIRS:
-            ready = _pairs(options)
+        if options.name in _ARRAYS:
+            ready = _arrays(options)
         else:
             ready = prepare(options.name, options.folder, tfds.data_directory(options.data_dir))
         print(f"{options.name} is ready in {ready}")

@@ -22,7 +22,7 @@ from diffusion_jax.losses.times import Times
 from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes.base import bcast, perturb
-from diffusion_jax.types import Apply, Cond, Params, Process, check_choice, check_key, needing
+from diffusion_jax.types import Apply, Cond, Denoiser, Params, Process, check_choice, check_key, needing
 
 NORMS: dict[str, Callable[[Array], Array]] = {"l2": jnp.square, "l1": jnp.abs}
 REDUCTIONS = ("mean", "half_sum")
@@ -119,6 +119,25 @@ def denoising_loss(
         return density_weight * weighted, {"t": t, "mse" if norm == "l2" else "mae": error}
 
     return loss
+
+
+def error_of_denoiser(
+    D: Denoiser,
+    process: Process,
+    weighting: Weighting,
+    times: Times,
+    key: Key[Array, ""],
+    x_0: Float[Array, "batch *shape"],
+    cond: Cond = None,
+) -> Float[Array, "batch"]:
+    """w(t) |D(x_t, t, cond) - x_0|^2, the mean over dimensions, at one time t per example, for any denoiser.
+
+    It is the loss above where D is more than one preconditioned network.
+    """
+    time_key, noise_key = jax.random.split(key)
+    t, density_weight = times(process, time_key, x_0.shape[0])
+    x_t, _ = perturb(process, noise_key, x_0, t)
+    return density_weight * weighting(process, t) * row_mean(jnp.square(D(x_t, t, cond) - x_0))
 
 
 def refuse_where(where: Where, name: str) -> None:

@@ -107,3 +107,13 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weighting:
 def sigmoid(bias: float = 0.0) -> Weighting:
     """eps error weighted by sigmoid(bias - log SNR) (arXiv:2303.00848, section 4; arXiv:2410.19324)."""
     return needing(snr)(lambda process, t: snr(process, t) * jax.nn.sigmoid(bias - log_snr(process, t)))
+
+
+def pdae(gamma: float = 0.1) -> Weighting:
+    """eps error weighted by SNR^gamma / (1 + SNR), which is small at both ends (arXiv:2212.12990).
+
+    The paper writes (1 / (1 + SNR))^(1 - gamma) (SNR / (1 + SNR))^gamma, the same number. Raises ValueError unless
+    gamma is in [0, 1].
+    """
+    check(0 <= gamma <= 1, "gamma", gamma, "in [0, 1]")
+    return needing(snr)(lambda process, t: snr(process, t) ** (1 + gamma) / (1 + snr(process, t)))

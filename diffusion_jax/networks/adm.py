@@ -13,13 +13,14 @@ from diffusion_jax.networks import layers
 from diffusion_jax.networks.attention import fused_attention, head_count
 from diffusion_jax.networks.base import DenoisingNetwork
 from diffusion_jax.networks.conditioning import TokenEncoder, VectorEmbedding
-from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.networks.conditions import Conditions, vector
 from diffusion_jax.networks.rrdb import RRDBNet
 from diffusion_jax.networks.transformer_2d import Transformer2DModel
 from diffusion_jax.networks.unet import Context, Upsample
 from diffusion_jax.types import Cond, Embedded
 
 EPSILON = 1e-5  # of every normalisation
+CODE = "code"  # name of the condition that scales activations
 
 
 class ADM(DenoisingNetwork):
@@ -38,6 +39,8 @@ class ADM(DenoisingNetwork):
     - upsamplers: `image_channels=3, low_res=64`, for a condition of 64 x 64 pixels;
     - SegDiff's (arXiv:2112.00390): `in_channels=1, image_channels=3, image_blocks=15, resblock_updown=False,
       use_scale_shift_norm=False, num_head_channels=None`.
+    - that of diffusion autoencoders (arXiv:2111.15640): `code_dim=512, num_head_channels=None, num_heads=1`;
+    - the gradient estimator of PDAE (arXiv:2212.12990): the same with `code_in_encoder=False, code_shift=True`.
 
     See `Conditions` for what each condition is. Labels and vectors are added to the embedding of c_noise, and
     the null class `num_classes` adds nothing. Tokens are read by cross-attention: transformers replace self-attention
@@ -65,6 +68,10 @@ class ADM(DenoisingNetwork):
         class_token_dim: width of the one token that a label becomes instead of being added to the embedding, as in
             LDM's network for ImageNet; 0 for no token. The null class `num_classes` has a token of its own.
         vector_dim: of the condition "vector"; 0 for none.
+        code_dim: of the condition "code", the code of a whole image: each residual block multiplies its activations,
+            normalised and modulated by c_noise, by 1 + a linear function of it. 0 for none.
+        code_in_encoder: whether the blocks of the encoder path read the code, too.
+        code_shift: whether the code also shifts the activations. A dense layer embeds it first then.
         token_dim: width of the condition "tokens", or of their encoding if there is a `vocabulary`; 0 for none.
         vocabulary: number of ids of "tokens", which a transformer encodes; 0 if they are vectors with a "mask".
         max_tokens: length of "tokens".
@@ -105,6 +112,9 @@ class ADM(DenoisingNetwork):
         num_classes: int = 0,
         class_token_dim: int = 0,
         vector_dim: int = 0,
+        code_dim: int = 0,
+        code_in_encoder: bool = True,
+        code_shift: bool = False,
         token_dim: int = 0,
         vocabulary: int = 0,
         max_tokens: int = 0,
@@ -129,6 +139,7 @@ class ADM(DenoisingNetwork):
         self.model_channels = model_channels
         self.divisor = 2 ** (len(channel_mult) - 1)
         self.conditions = Conditions(
+            {CODE: vector(code_dim)} if code_dim else {},
             num_classes=num_classes,
             vector_dim=vector_dim,
             token_dim=token_dim,
@@ -143,11 +154,15 @@ class ADM(DenoisingNetwork):
         widths = [int(mult * model_channels) for mult in channel_mult]
         emb_dim = 4 * model_channels
 
-        def block(c_in: int, c_out: int, resampling: str = "none") -> ResBlock:
+        code_width = emb_dim if code_dim and code_shift else code_dim
+
+        def block(c_in: int, c_out: int, resampling: str = "none", code: bool = True) -> ResBlock:
             return ResBlock(
                 c_in,
                 c_out,
                 emb_dim,
+                code_dim=code_width if code else 0,
+                code_shift=code_shift,
                 resampling=resampling,
                 dropout=dropout,
                 use_scale_shift_norm=use_scale_shift_norm,
@@ -163,8 +178,10 @@ class ADM(DenoisingNetwork):
                 return Transformer2DModel(c, context_dim, depth=transformer_depth, num_heads=heads, **options)
             return AttentionBlock(c, heads, order="3hc" if use_new_attention_order else "h3c", **options)
 
+        encoder_block = functools.partial(block, code=code_in_encoder)
+
         def down(c: int) -> nnx.Module:
-            return block(c, c, "down") if resblock_updown else Down(c, with_conv=conv_resample, rngs=rngs)
+            return encoder_block(c, c, "down") if resblock_updown else Down(c, with_conv=conv_resample, rngs=rngs)
 
         def up(c: int) -> nnx.Module:
             return block(c, c, "up") if resblock_updown else Upsample(c, with_conv=conv_resample, rngs=rngs)
@@ -176,10 +193,11 @@ class ADM(DenoisingNetwork):
         self.add_embedding = VectorEmbedding(vector_dim, emb_dim, rngs=rngs) if vector_dim else None
         encoder = functools.partial(RRDBNet, image_channels, widths[0], image_blocks, width=image_width, rngs=rngs)
         self.rrdb = encoder() if image_blocks else None
+        self.code_embed = layers.linear(code_dim, emb_dim, rngs=rngs) if code_dim and code_shift else None
         joined = in_channels + (0 if image_blocks else image_channels)
         levels = [(w, r, r in attention_resolutions) for w, r in zip(widths, resolutions, strict=True)]
         self.input_blocks, skips = encoder_blocks(
-            joined, levels, num_res_blocks, block=block, attention=attention, down=down, rngs=rngs
+            joined, levels, num_res_blocks, block=encoder_block, attention=attention, down=down, rngs=rngs
         )
         c = widths[-1]
         self.middle_block = nnx.List([block(c, c), attention(c), block(c, c)])
@@ -216,11 +234,13 @@ class ADM(DenoisingNetwork):
         """The outputs of the blocks of the decoder path, in their order."""
 
         def call(parts: nnx.List, h: Array) -> Array:
-            return layers.call_block(functools.partial(run, parts), h, emb, context, rngs=rngs, remat=self.remat)
+            return layers.call_block(functools.partial(run, parts), h, emb, context, code, rngs=rngs, remat=self.remat)
 
         emb = embed_time(self.time_embed, c_noise, self.model_channels, x.dtype)
         emb = emb if cond.vector is None else emb + cond.vector
         context = None if cond.context is None else (cond.context, cond.mask)
+        code = None if cond.others is None else cond.others.get(CODE)
+        code = code if code is None or self.code_embed is None else self.code_embed(code)
         h, image = x, cond.image
         if image is not None:
             image = image.astype(x.dtype)
@@ -302,15 +322,16 @@ def encoder_blocks(
 def run(
     parts: nnx.List,
     h: Float[Array, "batch h w c"],
-    emb: Float[Array, "batch emb"],
+    emb: Float[Array, "batch emb"] | None,
     context: Context = None,
+    code: Float[Array, "batch code"] | None = None,
     *,
     rngs: nnx.Rngs | None = None,
 ) -> Float[Array, "batch h2 w2 out"]:
-    """h after the modules of one block. Residual blocks read the embedding, transformers the context."""
+    """h after the modules of one block. Residual blocks read the embedding and the code, transformers the context."""
     for part in parts:
         if isinstance(part, ResBlock):
-            h = part(h, emb, rngs=rngs)
+            h = part(h, emb, code, rngs=rngs)
         elif isinstance(part, Transformer2DModel):
             h = part(h, *context)
         else:
@@ -322,6 +343,8 @@ class ResBlock(nnx.Module):
     """Residual block: skip(x) + out(norm(conv(r(silu(norm(x))))) (1 + scale) + shift), scale and shift from emb.
 
     r resamples by `resampling`, "none", "up" (by repetition) or "down" (by averages), and x in the skip connection too.
+    With a `code_dim` what enters `out` is first multiplied by 1 + a scale from the code, and with `code_shift` shifted
+    (arXiv:2111.15640; arXiv:2212.12990). With an `emb_dim` of 0 there is no embedding to read.
     """
 
     def __init__(
@@ -334,6 +357,8 @@ class ResBlock(nnx.Module):
         dropout: float,
         use_scale_shift_norm: bool,
         num_groups: int,
+        code_dim: int = 0,
+        code_shift: bool = False,
         rngs: nnx.Rngs,
     ):
         self.resampling = resampling
@@ -343,13 +368,22 @@ class ResBlock(nnx.Module):
         emb_out = 2 * out_channels if use_scale_shift_norm else out_channels
         last = layers.conv(out_channels, out_channels, scale=0.0, rngs=rngs)
         self.in_layers = nnx.List([norms[0], jax.nn.silu, layers.conv(in_channels, out_channels, rngs=rngs)])
-        self.emb_layers = nnx.List([jax.nn.silu, layers.linear(emb_dim, emb_out, rngs=rngs)])
+        self.emb_layers = nnx.List([jax.nn.silu, layers.linear(emb_dim, emb_out, rngs=rngs)]) if emb_dim else None
+        self.code_shift = code_shift
+        code_out = 2 * out_channels if code_shift else out_channels
+        code = [jax.nn.silu, layers.linear(code_dim, code_out, rngs=rngs)] if code_dim else None
+        self.cond_emb_layers = nnx.List(code) if code else None
         self.out_layers = nnx.List([norms[1], jax.nn.silu, layers.dropout, last])
         same = in_channels == out_channels
         self.skip_connection = None if same else layers.conv(in_channels, out_channels, 1, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "batch h w c"], emb: Float[Array, "batch emb"], *, rngs: nnx.Rngs | None = None
+        self,
+        x: Float[Array, "batch h w c"],
+        emb: Float[Array, "batch emb"] | None,
+        code: Float[Array, "batch code"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch h2 w2 out"]:
         norm, act, conv = self.in_layers
         h = act(norm(x))
@@ -357,16 +391,30 @@ class ResBlock(nnx.Module):
             change = layers.upsample_nearest if self.resampling == "up" else layers.average_2x2
             h, x = change(h), change(x)
         h = conv(h)
-        act, project = self.emb_layers
-        emb = project(act(emb))[:, None, None, :]
         norm, act, drop, conv = self.out_layers
-        if self.use_scale_shift_norm:
+        emb = self._projected(self.emb_layers, emb)
+        if emb is None:
+            h = norm(h)
+        elif self.use_scale_shift_norm:
             scale, shift = jnp.split(emb, 2, -1)
             h = norm(h) * (1 + scale) + shift
         else:
             h = norm(h + emb)
+        code = self._projected(self.cond_emb_layers, code)
+        if code is not None and self.code_shift:
+            scale, shift = jnp.split(code, 2, -1)
+            h = h * (1 + scale) + shift
+        elif code is not None:
+            h = h * (1 + code)
         h = conv(drop(act(h), self.dropout, rngs))
         return h + (x if self.skip_connection is None else self.skip_connection(x))
+
+    @staticmethod
+    def _projected(modules: nnx.List | None, vector: Array | None) -> Float[Array, "batch 1 1 c"] | None:
+        if modules is None or vector is None:
+            return None
+        act, project = modules
+        return project(act(vector))[:, None, None, :]
 
 
 class Down(nnx.Module):

@@ -27,12 +27,14 @@ class EncoderUNet(DenoisingNetwork):
         channel_mult: one factor per level.
         num_res_blocks: residual blocks per level.
         attention_resolutions: resolutions with self-attention; the middle always has it.
-        num_head_channels: channels per attention head, also of the pooling.
+        num_head_channels: channels per attention head, also of the pooling; None: one head.
         num_groups: groups of every normalisation.
         dropout: rate, before the last convolution of each residual block.
         use_scale_shift_norm: whether the embedding of c_noise scales and shifts normalised activations, or is added.
         resblock_updown: whether residual blocks halve the resolution, or convolutions of stride 2.
-        pool: "attention" (of the mean to all pixels) or "adaptive" (the mean).
+        pool: "attention" (of the mean to all pixels), "adaptive" (the mean, with a last layer that starts at zero) or
+            "adaptive_nonzero" (the mean).
+        time: whether the network reads c_noise. The semantic encoder of diffusion autoencoders does not.
         rngs: randomness of the initial parameters.
 
     Raises:
@@ -50,22 +52,23 @@ class EncoderUNet(DenoisingNetwork):
         channel_mult: tuple[int | float, ...] = (1, 2, 3, 4),
         num_res_blocks: int = 2,
         attention_resolutions: tuple[int, ...] = (32, 16, 8),
-        num_head_channels: int = 64,
+        num_head_channels: int | None = 64,
         num_groups: int = 32,
         dropout: float = 0.0,
         use_scale_shift_norm: bool = True,
         resblock_updown: bool = True,
         pool: str = "attention",
+        time: bool = True,
         rngs: nnx.Rngs,
     ):
         if num_classes < 1:
             raise ValueError(f"num_classes={num_classes} must be at least 1, the number of logits.")
-        check_choice("pool", pool, ("attention", "adaptive"))
+        check_choice("pool", pool, ("attention", "adaptive", "adaptive_nonzero"))
         self.input_shape = (image_size, image_size, in_channels)
         self.model_channels = model_channels
         field = "attention_resolutions"
         resolutions = layers.level_resolutions(image_size, len(channel_mult), attention_resolutions, field)
-        emb_dim = 4 * model_channels
+        emb_dim = 4 * model_channels if time else 0
         shared = dict(num_groups=num_groups, rngs=rngs)
 
         def block(c_in: int, c_out: int, resampling: str = "none") -> adm.ResBlock:
@@ -78,7 +81,7 @@ class EncoderUNet(DenoisingNetwork):
         def down(c: int) -> nnx.Module:
             return block(c, c, "down") if resblock_updown else adm.Down(c, rngs=rngs)
 
-        self.time_embed = adm.time_embed(model_channels, rngs=rngs)
+        self.time_embed = adm.time_embed(model_channels, rngs=rngs) if time else None
         widths = [int(mult * model_channels) for mult in channel_mult]
         levels = [(w, r, r in attention_resolutions) for w, r in zip(widths, resolutions, strict=True)]
         self.input_blocks, _ = adm.encoder_blocks(
@@ -90,7 +93,7 @@ class EncoderUNet(DenoisingNetwork):
         if pool == "attention":
             pooling = AttentionPool(resolutions[-1] ** 2, c, num_head_channels, num_classes, rngs=rngs)
         else:
-            pooling = MeanPool(c, num_classes, rngs=rngs)
+            pooling = MeanPool(c, num_classes, scale=float(pool == "adaptive_nonzero"), rngs=rngs)
         self.out = nnx.List([norm, jax.nn.silu, pooling])
 
     def forward(
@@ -101,7 +104,9 @@ class EncoderUNet(DenoisingNetwork):
         *,
         rngs: nnx.Rngs | None = None,
     ) -> Float[Array, "batch classes"]:
-        emb = adm.embed_time(self.time_embed, c_noise, self.model_channels, x.dtype)
+        emb = None
+        if self.time_embed is not None:
+            emb = adm.embed_time(self.time_embed, c_noise, self.model_channels, x.dtype)
         h = x
         for parts in (*self.input_blocks, self.middle_block):
             h = adm.run(parts, h, emb, rngs=rngs)
@@ -116,7 +121,9 @@ class AttentionPool(nnx.Module):
     As in CLIP (arXiv:2103.00020, section 2.4), with learned positions.
     """
 
-    def __init__(self, positions: int, channels: int, num_head_channels: int, out_features: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self, positions: int, channels: int, num_head_channels: int | None, out_features: int, *, rngs: nnx.Rngs
+    ):
         self.num_heads = attention.head_count(channels, 1, num_head_channels, "num_head_channels")
         table = jax.random.normal(rngs.params(), (channels, positions + 1)) / math.sqrt(channels)
         self.positional_embedding = nnx.Param(table)
@@ -131,10 +138,10 @@ class AttentionPool(nnx.Module):
 
 
 class MeanPool(nnx.Module):
-    """A dense layer on the mean over all pixels, zero at the start: [batch, h, w, c] -> [batch, out]."""
+    """A dense layer, initialised with `scale`, on the mean over all pixels: [batch, h, w, c] -> [batch, out]."""
 
-    def __init__(self, channels: int, out_features: int, *, rngs: nnx.Rngs):
-        self.proj = layers.linear(channels, out_features, scale=0.0, rngs=rngs)
+    def __init__(self, channels: int, out_features: int, *, scale: float = 0.0, rngs: nnx.Rngs):
+        self.proj = layers.linear(channels, out_features, scale=scale, rngs=rngs)
 
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch out"]:
         return self.proj(x.mean((1, 2)))

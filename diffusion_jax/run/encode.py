@@ -36,7 +36,7 @@ from diffusion_jax.data import tokenization
 from diffusion_jax.data.sources import latents
 from diffusion_jax.evaluation import sheets
 from diffusion_jax.processes import row_keys
-from diffusion_jax.run import workdir
+from diffusion_jax.run import codes, workdir
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
 from diffusion_jax.run.report import say
@@ -49,8 +49,16 @@ _CALLS = 16  # number of batches that are in memory at once
 
 
 def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> None:
-    """Write the latents of config.data.split to the folder `to`. Raises ConfigError."""
-    job = _prepared(config, "encode")
+    """Write the latents of config.data.split to the folder `to`; of a diffusion autoencoder what `run.codes` lists.
+
+    Raises ConfigError.
+    """
+    job = prepare(config)
+    if job.recipe.role == codes.ROLE:
+        workdir.check_writable(to, "--to")
+        codes.write(job, params_of(job, directory)[0], to)
+        return
+    _check_first_stage(job, "encode")
     workdir.check_writable(to, "--to")
     for key in ("image_key", "control_key"):
         if config.data.get(key, "") and config.data.name == "folder":
@@ -70,10 +78,10 @@ def encode(config: ConfigDict, directory: pathlib.Path, to: pathlib.Path) -> Non
 
     def batches() -> Iterator[dict[str, np.ndarray]]:
         for rows in _chunks(source, _CALLS * size):
-            codes = in_batches(encoded, len(rows["x"]), size, {"x": rows["x"]})
-            z = codes["z"].astype(np.float64)
+            found = in_batches(encoded, len(rows["x"]), size, {"x": rows["x"]})
+            z = found["z"].astype(np.float64)
             sums[:] += np.stack([np.ones_like(z).sum((0, 1, 2)), z.sum((0, 1, 2)), np.square(z).sum((0, 1, 2))])
-            yield {"x": codes["x"], **{name: value for name, value in rows.items() if name != "x"}}
+            yield {"x": found["x"], **{name: value for name, value in rows.items() if name != "x"}}
 
     name = config.data.split.partition("[")[0]
     facts = dict(image_shape=source.shape, num_classes=source.num_classes, first_stage=fingerprint(params))
@@ -111,7 +119,8 @@ def _tokenizer(config: ConfigDict, length: int) -> tokenization.Tokenizer | None
 
 def decode(config: ConfigDict, directory: pathlib.Path, path: pathlib.Path, to: pathlib.Path) -> None:
     """Decode the latents in the folder or file `path`; write the images to the .npz file `to`. Raises ConfigError."""
-    job = _prepared(config, "decode")
+    job = prepare(config)
+    _check_first_stage(job, "decode")
     workdir.check_writable(to.parent, "--to")
     to = to if to.suffix == ".npz" else to.with_name(f"{to.name}.npz")
     params, _ = params_of(job, directory)
@@ -151,14 +160,12 @@ def _decode(system, params: Params, h: jax.Array) -> jax.Array:
     return system.decode(params["network"], system.bottleneck.latent(None, h))
 
 
-def _prepared(config: ConfigDict, mode: str) -> Job:
-    job = prepare(config)
+def _check_first_stage(job: Job, mode: str) -> None:
     if job.recipe.role != "first_stage":
         raise ConfigError(
             f"--mode={mode} needs a first stage, such as configs/autoencoder_kl.py; config.system.name="
-            f"{config.system.name!r} has no encoder"
+            f"{job.config.system.name!r} has no {mode}r of that kind"
         )
-    return job
 
 
 def _chunks(source: data.Source, size: int) -> Iterator[dict[str, np.ndarray]]:

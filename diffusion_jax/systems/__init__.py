@@ -5,6 +5,7 @@ from diffusion_jax.systems.bridge import Bridge
 from diffusion_jax.systems.consistency import Consistency, ContinuousConsistency
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
+from diffusion_jax.systems.diffusion_autoencoder import CodeDiffusion, DiffusionAutoencoder
 from diffusion_jax.systems.diffusion_lm import DiffusionLM
 from diffusion_jax.systems.discrete_diffusion import DiscreteDiffusion
 from diffusion_jax.systems.flow_map import FlowMapModel
@@ -15,6 +16,7 @@ from diffusion_jax.systems.pixel_classifier import PixelClassifier
 from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
 from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
 from diffusion_jax.systems.series_diffusion import SeriesDiffusion
+from diffusion_jax.systems.shifted_diffusion import ShiftedDiffusion
 from diffusion_jax.systems.super_resolution import SuperResolution
 from diffusion_jax.systems.text_to_image import TextToImage
 from diffusion_jax.systems.timegrad import TimeGrad
@@ -24,9 +26,11 @@ __all__ = [
     "VDM",
     "Autoencoder",
     "Bridge",
+    "CodeDiffusion",
     "Consistency",
     "ContinuousConsistency",
     "Diffusion",
+    "DiffusionAutoencoder",
     "DiffusionLM",
     "DiscreteDiffusion",
     "FlowMapModel",
@@ -36,6 +40,7 @@ __all__ = [
     "PixelClassifier",
     "ProgressiveDistillation",
     "SchroedingerBridge",
+    "ShiftedDiffusion",
     "SuperResolution",
     "SeriesDiffusion",
     "TextToImage",

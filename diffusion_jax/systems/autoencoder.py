@@ -14,13 +14,13 @@ from diffusion_jax.evaluation.reconstruction import psnr, ssim
 from diffusion_jax.losses.first_stage import adaptive_weight, generator_loss
 from diffusion_jax.networks.conditions import Conditions, image
 from diffusion_jax.processes import row_keys
+from diffusion_jax.systems import moments
 from diffusion_jax.systems.base import Sampled
 from diffusion_jax.systems.bottlenecks import Bottleneck
 from diffusion_jax.types import Cond, Params, Placed, Spec, Train, check_choice
 
 Pairwise = Callable[[Float[Array, "batch h w c"], Float[Array, "batch h w c"]], Float[Array, "batch"]]
 NORMALIZATIONS = ("channels", "scale", "none")
-_DECAY = 0.99  # of the running averages of the statistics of latents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -109,11 +109,7 @@ class Autoencoder(Sampled):
     def init(self, key: Key[Array, ""]) -> Params:
         keys = jax.random.split(key, 3)
         network = self.init_network(keys[0])
-        channels = self.latent_shape[-1]
-        frozen = {
-            "bottleneck": self.bottleneck.init(network),
-            "latents": {"mean": jnp.zeros(channels), "square": jnp.ones(channels)},
-        }
+        frozen = {"bottleneck": self.bottleneck.init(network), "latents": moments.init(self.latent_shape[-1])}
         if self.perceptual:
             frozen["perceptual"] = self.perceptual.init(keys[1])
         trained = {"discriminator": self.adversary.init(keys[2])} if self.adversary else {}
@@ -146,22 +142,14 @@ class Autoencoder(Sampled):
             adversarial, parts = self._adversarial(params, x, y, distance, pull, train)
             loss, metrics = loss + adversarial, metrics | parts
         if train is not None:
-            detached = jax.lax.stop_gradient(z)
-            latents = {"mean": detached.mean((0, 1, 2)), "square": jnp.square(detached).mean((0, 1, 2))}
-            metrics["statistics"] = {"bottleneck": statistics, "latents": latents}
+            metrics["statistics"] = {"bottleneck": statistics, "latents": moments.of(z)}
         return loss + penalty, metrics
 
     def advance(self, params: Params, train: Train, metrics: dict[str, PyTree[Array]]) -> Params:
         """Update the state of the bottleneck and the statistics of latents from those of the batch."""
         statistics, frozen = metrics["statistics"], params["frozen"]
         network, bottleneck = self.bottleneck.advance(params["network"], frozen["bottleneck"], statistics["bottleneck"])
-        # In the first steps this is the mean of all steps, without the initial value.
-        decay = jnp.minimum(_DECAY, train.step / (train.step + 1))
-        # With gradient accumulation there is one row per part of the batch.
-        latents = {
-            name: old + (1 - decay) * (statistics["latents"][name].reshape(-1, len(old)).mean(0) - old)
-            for name, old in frozen["latents"].items()
-        }
+        latents = moments.advanced(frozen["latents"], statistics["latents"], train)
         return {**params, "network": network, "frozen": {**frozen, "bottleneck": bottleneck, "latents": latents}}
 
     def latents(
@@ -183,15 +171,15 @@ class Autoencoder(Sampled):
         deviation of each channel; "scale", 0 and one standard deviation, that of all entries (`scale_by_std` of latent
         diffusion, arXiv:2112.10752, appendix G); "none", 0 and 1.
         """
-        moments = params["frozen"]["latents"]
+        average = params["frozen"]["latents"]
         if self.latent_scale:
-            return jnp.zeros_like(moments["mean"]), jnp.full_like(moments["mean"], 1 / self.latent_scale)
+            return jnp.zeros_like(average["mean"]), jnp.full_like(average["mean"], 1 / self.latent_scale)
         if self.normalize == "none":
-            return jnp.zeros_like(moments["mean"]), jnp.ones_like(moments["mean"])
+            return jnp.zeros_like(average["mean"]), jnp.ones_like(average["mean"])
         if self.normalize == "scale":
-            variance = moments["square"].mean() - jnp.square(moments["mean"].mean())
-            return jnp.zeros_like(moments["mean"]), jnp.full_like(moments["mean"], _root(variance))
-        return moments["mean"], _root(moments["square"] - jnp.square(moments["mean"]))
+            variance = average["square"].mean() - jnp.square(average["mean"].mean())
+            return jnp.zeros_like(average["mean"]), jnp.full_like(average["mean"], moments.root(variance))
+        return moments.mean_and_std(average)
 
     def reconstruct(self, params: Params, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         """Returns decode(encode(x)), with the mean of the latents."""
@@ -244,10 +232,6 @@ class Autoencoder(Sampled):
         loss = jnp.where(active, adversary.weight * weight * on_generator + on_discriminator, 0.0)
         parts = {"generator_loss": on_generator, "discriminator_loss": on_discriminator, "adaptive_weight": weight}
         return loss, parts | {"logits_real": real.mean(), "logits_fake": fake.mean()}
-
-
-def _root(variance: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    return jnp.sqrt(jnp.maximum(variance, 1e-12))
 
 
 def _with_last(network: Params, kernel: Array) -> Params:

@@ -27,11 +27,11 @@ class SeriesDiffusion(OnDiffusion):
 
     Batches are {"x": [batch, length, channels]}. In training `targets` says which of the present values are known.
     Each window is scaled by its known values, and x_0 is what is left of it after its `reference`, which equals the
-    known values where there are any, such as their linear interpolation. A network with the condition "known" is trained on the others alone
-    (CSDI, arXiv:2107.03502, eq. 9); one without it on all present values (TSDiff, arXiv:2307.11494), and samples of it
-    are guided by known values. In samples known values are exactly those of the condition, which for held-out windows
-    is what `operator` leaves of them. Without the condition, samples are on the scale of the model. Raises ValueError
-    for a reference without a network that reads the condition.
+    known values where there are any, such as their linear interpolation. A network with the condition "known" is
+    trained on the others alone (CSDI, arXiv:2107.03502, eq. 9); one without it on all present values (TSDiff,
+    arXiv:2307.11494), and samples of it are guided by known values. In samples known values are exactly those of the
+    condition, which for held-out windows is what `operator` leaves of them. Without the condition, samples are on the
+    scale of the model. Raises ValueError for a reference without a network that reads the condition.
     """
 
     diffusion: Diffusion

@@ -101,6 +101,15 @@ STANDS_ON = {
     "cascade:imagenet64_128": ("system.base", "cascade:imagenet32_64"),
     "cascade:imagenet64_256": ("system.base", "cascade:imagenet32_64"),
     "inversion:digits": ("system.model", "stable_diffusion:digits"),
+    **{
+        f"{file}:{variant}_latent": ("system.autoencoder", f"{file}:{variant}")
+        for file in ("diffae", "pdae")
+        for variant in ("digits", "ffhq128", "ffhq256", "celeba64")
+    },
+    **{
+        f"pdae:{variant}": ("system.teacher", f"diffae:{variant}_ddpm")
+        for variant in ("digits", "emoji", "ffhq128", "ffhq256", "celeba64")
+    },
     "lcm:digits": ("system.teacher", "stable_diffusion:digits"),
     "lcm:digits_lora": ("system.teacher", "stable_diffusion:digits"),
     "lcm:digits_latent": ("system.teacher", "latent_diffusion:digits_dit"),

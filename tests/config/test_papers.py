@@ -28,6 +28,7 @@ OWN = (
     "pixel_classifier:emoji_patches",
     "pixel_classifier:emoji_denoiser",
     *(f"maps:{name}" for name in ("skeleton", "sketch", "segmentation", "depth")),
+    *("diffae:emoji", "diffae:emoji_ddpm", "pdae:emoji", "pdae:ffhq256", "pdae:ffhq256_latent"),
     "dequantization:cifar10",
     "dit:imagenet256_xl2_simple",
     "editing:imagenet256",

@@ -43,6 +43,8 @@ RUNS = {
     "super_resolution": "sr3:digits",
     "palette": "palette:digits",
     "bridge": "bridge:digits",
+    "diffusion_autoencoder": "diffae:digits",
+    "pdae": "pdae:digits",
     "schroedinger_bridge": "schroedinger:moons",
     "series_diffusion": "csdi:eeg",
     "timegrad": "timegrad:eeg",

@@ -87,6 +87,22 @@ def test_tones_are_paired_by_emoji_and_split_by_emoji(tmp_path):
     assert source.entries["image"].shape == (4, 4, 3)
 
 
+def test_five_tones_are_the_classes_of_the_same_emoji(tmp_path):
+    made, both = emoji.five_tones(emoji_file(tmp_path / "emoji.npz")), emoji.pairs(tmp_path / "emoji.npz")
+    assert {split: x["images"].shape for split, x in made.items()} == {"train": (700, 4, 4, 3), "test": (300, 4, 4, 3)}
+    for split, arrays in made.items():
+        np.testing.assert_array_equal(arrays["labels"], np.arange(len(arrays["labels"])) % 5)
+        light, dark = (arrays["images"][arrays["labels"] == tone] for tone in (0, 4))
+        pairs = both[split]
+        if split == "train":
+            np.testing.assert_array_equal(arrays["images"][350:], arrays["images"][:350, :, ::-1])
+            light, dark, pairs = light[:70], dark[:70], {name: x[::2] for name, x in pairs.items()}
+        np.testing.assert_array_equal(light, pairs["image"])
+        np.testing.assert_array_equal(dark, pairs["images"])
+    folder = emoji.write(tmp_path / "emoji.npz", tmp_path / "tones", emoji.five_tones)
+    assert data.load(name="arrays", path=str(folder), split="test", image_size=4, channels=3).num_classes == 5
+
+
 def test_other_files_of_emoji_are_refused(tmp_path):
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match=r"other\.npz"):

@@ -145,7 +145,8 @@ def test_interpolation_is_that_of_numpy():
     known[0, :, 0] = np.nan
     known[0, :, 1] = np.where(np.arange(9) == 4, 2.5, np.nan)
     steps = np.arange(9)
-    for series, found in zip(known.swapaxes(1, 2).reshape(-1, 9), interpolation(known).swapaxes(1, 2).reshape(-1, 9)):
+    rows = (a.swapaxes(1, 2).reshape(-1, 9) for a in (known, interpolation(known)))
+    for series, found in zip(*rows, strict=True):
         there = np.isfinite(series)
         expected = np.interp(steps, steps[there], series[there]) if there.any() else np.zeros(9)
         np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -11,6 +11,7 @@ from diffusion_jax.config.guidance import EMBEDDING
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.sections import ConfigError, changes
 from diffusion_jax.config.trained import Trained, check_same_conditions
+from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.teacher import Teacher, params_of
 from diffusion_jax.types import Params
@@ -21,11 +22,12 @@ _DATA = ("name", "kind", "image_size", "channels")  # keys of config.data that s
 _FREE = ("dropout", EMBEDDING)  # keys of config.network that change no parameter of the teacher's
 
 
-def run_of(parts: Parts, role: str = "denoiser") -> Trained:
+def run_of(parts: Parts, role: str = "denoiser", conditions: Conditions | None = None) -> Trained:
     """The run of config.system.teacher, a diffusion model of any process and parameterization, with the `role`.
 
     Raises ConfigError if there is no such run, if it was trained on another data set, or if its conditions are not
-    those of config.network. config.system.teacher_config is the config that it is trained with.
+    `conditions`, by default those of config.network. config.system.teacher_config is the config that it is trained
+    with.
     """
     section, field = parts.config.system, "config.system.teacher"
     path, config_file = (section.get(key, "") for key in KEYS)
@@ -41,7 +43,8 @@ def run_of(parts: Parts, role: str = "denoiser") -> Trained:
     if parts.spec.shape != model.shape:
         raise ConfigError(f"{field}={path!r} has examples of {model.shape}; here they are {parts.spec.shape}")
     reason = "a student needs the same conditions"
-    check_same_conditions(run, parts.network().conditions, model.network_conditions, reason)
+    needed = parts.network().conditions if conditions is None else conditions
+    check_same_conditions(run, needed, model.network_conditions, reason)
     return run
 
 
