@@ -27,6 +27,7 @@ def maps(
         defaults(),
         process=dict(name="cosine"),
         parameterization=dict(name="v", label="time"),
+        weighting=dict(name="truncated_snr"),
         solver=dict(name="ddim"),
         network=dict(
             name="adm",

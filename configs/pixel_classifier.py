@@ -61,6 +61,7 @@ def denoiser(side: int, num_steps: int) -> ConfigDict:
         defaults(),
         process=dict(name="cosine"),
         parameterization=dict(name="v", label="time"),
+        weighting=dict(name="truncated_snr"),
         solver=dict(name="ddim"),
         network=dict(
             name="adm",

@@ -35,10 +35,14 @@ def segdiff(**sections: Any) -> ConfigDict:
 
 
 def small(num_steps: int, *, data: dict[str, Any], num_images: int, batch_size: int, **network: Any) -> ConfigDict:
-    """v-prediction, whose errors at high noise are not divided by alpha, in 20 steps of DDIM from random noise."""
+    """v-prediction in 20 steps of DDIM from random noise.
+
+    Errors of v at high noise are not divided by alpha in D, and the weights, max(SNR, 1), train D there as well.
+    """
     return segdiff(
         process=dict(name="cosine"),
         parameterization=dict(name="v", label="time"),
+        weighting=dict(name="truncated_snr"),
         solver=dict(name="ddim"),
         network=dict(
             name="adm",
