@@ -61,7 +61,8 @@ def fsdd() -> ConfigDict:
             first_stage_config="configs/audio_latent.py:fsdd_first_stage",
             cond_dropout=0.1,
         ),
-        **presets.preconditioned(sigma_data=1.0),
+        **presets.preconditioned(sigma_data=1.0)
+        | dict(parameterization=dict(name="edm", sigma_data=1.0, label="index")),
         network=dict(
             name="unet",
             channels=48,
@@ -75,7 +76,7 @@ def fsdd() -> ConfigDict:
             pool_tokens=True,
         ),
         data=digits() | dict(captions=presets.WORDS, templates=("{label}", "{label} by {speaker}")),
-        training=dict(num_steps=2000, batch_size=16, log_every=50, checkpoint_every=500, sample_every=0),
+        training=dict(num_steps=4000, batch_size=16, log_every=50, checkpoint_every=500, sample_every=0),
         optimizer=presets.adam(1e-3, warmup_steps=50),
         ema=dict(rates=(0.995,)),
         guidance=dict(name="classifier_free", scale=4.0),
