@@ -30,7 +30,7 @@ def test_every_modality_is_found_by_its_name():
     for name, modality in modalities.MODALITIES.items():
         assert modalities.of(Spec((3,), modality=name)) is modality
         assert {*modality.usual} <= {*modality.metrics}
-    with pytest.raises(ValueError, match=r"data\.modality='smell'.*array, latents, image, points"):
+    with pytest.raises(ValueError, match=r"data\.modality='smell'.*array, latents, image, mask, points"):
         modalities.of(Spec((3,), modality="smell"))
 
 
