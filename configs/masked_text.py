@@ -59,7 +59,7 @@ def python() -> ConfigDict:
 
 def shakespeare() -> ConfigDict:
     """Tiny Shakespeare: its 65 characters, of which the last tenth is held out."""
-    return small(data=presets.shakespeare_data())
+    return small(12_000, data=presets.shakespeare_data())
 
 
 def smiles() -> ConfigDict:
