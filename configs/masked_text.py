@@ -65,7 +65,7 @@ def shakespeare() -> ConfigDict:
 def smiles() -> ConfigDict:
     """Molecules of ZINC as SMILES, one in a line; give a folder with train.txt and test.txt."""
     data = dict(name="text", split="train", eval_split="test", path="", length=108, lines=True, alphabet=presets.SMILES)
-    return replace(small(3000, data=data), evaluation=dict(metrics=("ngrams", "smiles")))
+    return replace(small(6000, data=data), evaluation=dict(metrics=("ngrams", "smiles")))
 
 
 def infill() -> ConfigDict:
