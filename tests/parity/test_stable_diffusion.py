@@ -220,11 +220,7 @@ def test_learned_tokens(parts, tmp_path):
     ids = system.texts.tokenize(prompts)
     found = np.asarray(system.texts.encode(params["frozen"]["text"], jnp.asarray(ids))["tokens"])
     assert relative_error(found, expected) < 1e-5
-    assert (ids >= len(shared["tokenizer"])).sum(axis=1).tolist() == [
-        2,
-        4,
-        0,
-    ]
+    assert (ids >= len(shared["tokenizer"])).sum(axis=1).tolist() == [2, 4, 0]
 
 
 def test_latent_consistency(parts, tmp_path):
