@@ -1,6 +1,6 @@
-"""Figures of Palette: every task on every held-out image, next to a regression by a network of equal size.
+"""Palette: every task on every held-out image, next to a regression by a network of equal size.
 
-    python -m benchmarks.palette runs/palette runs/palette_regression --picture docs/pictures/palette_digits.png
+    python -m benchmarks.palette runs/palette runs/palette_regression --picture runs/palette/tasks.png
 
 For each task the table has the PSNR over unknown pixels of the degraded image, of the regression, of one sample and of
 the mean of several; the Frechet ratio, the Frechet distance from the training images in the features of a small

@@ -1,8 +1,8 @@
-"""Figures of diffusion autoencoders: reconstruction, what is linear in a code, and manipulation against the truth.
+"""Diffusion autoencoders: reconstruction, what is linear in a code, and manipulation against the truth.
 
     python -m benchmarks.representation codes runs/diffae runs/pdae
     python -m benchmarks.representation tones runs/diffae_emoji --changes data.path=DIR \\
-        --picture docs/pictures/representation_tones.png
+        --picture runs/diffae_emoji/tones.png
     python -m benchmarks.representation shift runs/pdae
 
 `codes` compares runs on held-out images, by PSNR of the mean squared error: decoded from their own x_T, from random

@@ -7,7 +7,7 @@
     python -m diffusion_jax.main --config=configs/stable_diffusion.py --workdir=runs/words --mode=sample \\
         --config.system.embeddings='("token",)' --config.sampling.cond="<new>|three"
 
-Without a variant, the run of `stable_diffusion.py` is shown five threes whose word it is not told. Network, text
+Without a variant, the run of `stable_diffusion.py` is shown four threes, without the word for them. Network, text
 encoder and its table of token vectors are frozen; four vectors are trained, which stand in prompts as "<new>". The last
 two commands write them as diffusers' learned_embeds, and use them in the run itself.
 

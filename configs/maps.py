@@ -5,7 +5,7 @@
     python -m diffusion_jax.main --config=configs/maps.py:skeleton --workdir=runs/skeleton --config.data.path=DIR
 
 The map is concatenated to the noisy image. Without a variant, 16 x 16 pictures of handwritten digits upon photographs
-are drawn in the place of their masks, in minutes on two CPU cores. The other variants read pairs that `data.prepare
+are drawn where their masks are, in minutes on two CPU cores. The other variants read pairs that `data.prepare
 conditions` makes: `skeleton` of MNIST's official files, `sketch` and `segmentation` of 32 x 32 pictures such as emoji,
 and `depth` of point clouds. The pairs also have the entry `control`, which a ControlNet reads, see
 `stable_diffusion.py:controlnet`.

@@ -39,9 +39,12 @@ _MODE = flags.DEFINE_enum(
     "train",
     ["train", "sample", "evaluate", "plan", "encode", "decode"],
     "train: train, or resume; sample: draw samples from the newest checkpoint; evaluate: compute its metrics; plan: "
-    "print parameters, memory and FLOPs; encode: write the latents of a first stage; decode: write images of latents.",
+    "print parameters, memory and FLOPs; encode: write the latents of a first stage, or the codes, reconstructions and "
+    "walks of a diffusion autoencoder; decode: write images of latents.",
 )
-_TO = flags.DEFINE_string("to", "", "With --mode=encode: folder of latents. With --mode=decode: .npz file of images.")
+_TO = flags.DEFINE_string(
+    "to", "", "With --mode=encode: folder of latents or codes. With --mode=decode: .npz file of images."
+)
 _FROM = flags.DEFINE_string("from", "", "With --mode=decode: folder or file of latents.")
 _DEVICES = flags.DEFINE_integer(
     "devices", 0, "With --mode=plan: number of devices to plan for; 0: those of this machine."

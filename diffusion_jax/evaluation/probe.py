@@ -57,16 +57,6 @@ def fit(z: Shaped[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], num_classes:
     return Probe(weights=w[:, :d], bias=w[:, d])
 
 
-def moved(z: Float[np.ndarray, "n d"], direction: Float[np.ndarray, "d"], scale: float) -> Float[np.ndarray, "n d"]:
-    """Standardised codes, moved by `scale` sqrt(d) along the direction: z + scale sqrt(d) w / |w| (arXiv:2111.15640).
-
-    The logit w z + b of a linear classifier changes by scale sqrt(d) |w|. d numbers of variance 1 have the norm
-    sqrt(d), so that a scale means the same at any size of the code.
-    """
-    w = np.asarray(direction, np.float64)
-    return (z + scale * np.sqrt(z.shape[1]) * w / np.linalg.norm(w)).astype(np.asarray(z).dtype)
-
-
 def mean_difference(z: Float[np.ndarray, "n d"], labels: Int[np.ndarray, "n"], source: int, target: int) -> np.ndarray:
     """The difference of the mean codes of two classes: a direction, with the length of the whole way [d]."""
     return z[labels == target].mean(0) - z[labels == source].mean(0)

@@ -19,6 +19,7 @@ from diffusion_jax.networks.conditions import Conditions
 from diffusion_jax.processes import VP
 from diffusion_jax.processes.base import bcast
 from diffusion_jax.run import encode, train
+from diffusion_jax.run.codes import Coder, way
 from diffusion_jax.run.job import prepare
 from diffusion_jax.solvers import grids
 from diffusion_jax.systems import Diffusion, DiffusionAutoencoder, moments
@@ -164,18 +165,38 @@ def test_a_row_does_not_depend_on_its_batch():
     assert isinstance(system, System)
 
 
+class Identity(Coder):
+    """Images that are their own codes: the codes that a manipulation decodes are its images."""
+
+    def __init__(self, x):
+        self.x = x
+
+    def encode(self, x):
+        return x
+
+    def infer(self, x, z):
+        return self.x
+
+    def decode(self, z, x_T):
+        np.testing.assert_array_equal(x_T, np.repeat(self.x, len(z) // len(self.x), axis=0))  # x_T is kept
+        return z
+
+
 def test_a_manipulation_shifts_the_logit_by_what_it_says():
     rng = np.random.default_rng(0)
     z = rng.standard_normal((400, 8))
     labels = (z @ rng.standard_normal((8, 3))).argmax(1)
-    found = probe.fit(z, labels, 3)
+    found, scales = probe.fit(z, labels, 3), np.array([-0.3, 0.0, 0.7, 1.0])
     assert found.accuracy(z, labels) > 0.95
     for source, target in ((0, 1), (2, 0)):
-        w = found.weights[target] - found.weights[source]
-        for scale in (-0.3, 0.0, 0.7):
-            moved = probe.moved(z, found.direction(source, target), scale)
-            odds = lambda z: found.logits(z)[:, target] - found.logits(z)[:, source]
-            np.testing.assert_allclose(odds(moved) - odds(z), scale * np.sqrt(8) * np.linalg.norm(w), rtol=1e-9)
+        w, direction = found.weights[target] - found.weights[source], found.direction(source, target)
+        odds = lambda z: found.logits(z)[:, target] - found.logits(z)[:, source]
+        start, end = z[labels == source], z[labels == target]
+        moved = Identity(start).manipulated(start, way(z, labels, direction, source, target), scales)
+        shifts = np.stack([odds(moved[:, i]) - odds(start) for i in range(len(scales))], axis=1)
+        expected = scales * (w @ (end.mean(0) - start.mean(0)))
+        np.testing.assert_allclose(shifts, np.broadcast_to(expected, shifts.shape), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(odds(moved[:, -1]).mean(), odds(end).mean())  # level at a scale of 1
 
 
 def test_the_probe_is_the_minimum():

@@ -1,15 +1,21 @@
-"""DreamBooth: weighted rows, and low-rank updates of the network and of its text encoder."""
+"""DreamBooth: weighted rows, images of the class, low-rank updates of the network and of its text encoder."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion_jax import parameterizations, processes, solvers
 from diffusion_jax.config import saved
 from diffusion_jax.config.sections import ConfigError
+from diffusion_jax.losses import denoising_loss, weightings
+from diffusion_jax.processes import VP
 from diffusion_jax.run import convert
 from diffusion_jax.run.job import prepare, train_step
 from diffusion_jax.run.parameters import fresh_state, load_params
+from diffusion_jax.solvers import grids, sampling
 from diffusion_jax.systems import low_rank
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.lora import components
@@ -94,3 +100,32 @@ def test_refusals_of_text_modules(base):
         prepare(dreambooth(base, lora__text_modules="nowhere"))
     with pytest.raises(ConfigError, match=r"text_modules='fc1' must be empty for a system without text encoders"):
         prepare(runs.toy(lora__rank=2, lora__modules=".", lora__text_modules="fc1"))
+
+
+def test_exact_samples_of_the_model_give_no_gradient_on_average_at_step_0():
+    """The term of the class, for a Gaussian model and a solver that draws its law. Images of a subject give one."""
+    process = VP()
+    param = parameterizations.x0_prediction(parameterizations.unit_time_label)
+
+    def apply(params, x, c_noise, cond=None, *, key=None):
+        """The denoiser of data ~ N(mean, exp(log_var))."""
+        alpha, var = process.alpha(c_noise)[:, None], jnp.exp(params["log_var"])
+        gain = alpha * var / (alpha**2 * var + process.sigma(c_noise)[:, None] ** 2)
+        return params["mean"] + gain * (x - alpha * params["mean"])
+
+    params = {"mean": jnp.float32(0.4), "log_var": jnp.float32(-1.5)}
+    D = parameterizations.denoiser(functools.partial(apply, params), param, process)
+    num, times = 2000, grids.uniform(t_min=1e-3)(process, 30)
+    draw = jax.jit(lambda key, x: sampling.sample(solvers.heun(), process, D, key, x, times))
+    own = draw(jax.random.key(1), processes.prior(process, jax.random.key(0), (num, 1)))
+    loss = denoising_loss(apply, param, process, weightings.uniform())
+    row = lambda key, x: jax.grad(lambda params: loss(params, key, x[None])[0][0])(params)
+    rows = jax.jit(jax.vmap(row))
+
+    def gradients(x):
+        """The mean gradient, in its standard errors."""
+        each = rows(jax.random.split(jax.random.key(2), num), x)
+        return {name: float(np.mean(g) / np.std(g) * num**0.5) for name, g in each.items()}
+
+    assert all(abs(value) < 3 for value in gradients(own).values())
+    assert gradients(own + 0.2)["mean"] < -10 and gradients(0.4 + 2 * (own - 0.4))["log_var"] < -10

@@ -15,6 +15,7 @@ from diffusion_jax.run.job import prepare, train_step
 from diffusion_jax.run.parameters import fresh_state, load_params
 from diffusion_jax.systems import low_rank
 from diffusion_jax.training.checkpoints import Checkpoints
+from diffusion_jax.weights.clip import TEXT
 from diffusion_jax.weights.dit import LAYOUT
 from diffusion_jax.weights.files import open_weights, write_weights
 from diffusion_jax.weights.lora import Update, components, read_lora, write_lora, write_updates
@@ -175,6 +176,29 @@ def test_updates_of_several_networks_are_written_with_either_names(tmp_path, dit
         assert not kohya or {key.split("_")[1] for key in open_weights(path)} == prefixes
         for name in names:
             same_updates(network, drawn, 0.5, read_lora(path, LAYOUT, network, prefix=name))
+
+
+CLIP = dict(vocab_size=9, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+
+
+@pytest.mark.parametrize(
+    ("names", "kohya", "prefixes"),
+    [
+        (["text_encoder"], True, ["lora_te_text_model_encoder_layers_0_self_attn_q_proj"]),
+        (["text_encoder"], False, ["text_encoder.text_model.encoder.layers.0.self_attn.q_proj"]),
+        (
+            ["text_encoder", "text_encoder_2"],
+            True,
+            [f"lora_te{i}_text_model_encoder_layers_0_self_attn_q_proj" for i in (1, 2)],
+        ),
+    ],
+)
+def test_updates_of_text_encoders_have_the_names_of_clip(tmp_path, names, kohya, prefixes):
+    network = random_params("clip_text", CLIP)
+    drawn = low_rank.init(KEY, network, rank=2, modules="q_proj$")
+    path = write_updates(tmp_path, [Update(name, TEXT, network, drawn) for name in names], 0.5, kohya=kohya)
+    ends = ("lora_down.weight", "lora_up.weight", "alpha") if kohya else ("lora_A.weight", "lora_B.weight")
+    assert set(open_weights(path)) == {f"{prefix}.{end}" for prefix in prefixes for end in ends}
 
 
 @pytest.mark.parametrize("adapter", ["default", "default_0", "my-style 2"])

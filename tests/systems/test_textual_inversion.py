@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from safetensors.numpy import save_file
 
@@ -49,18 +48,9 @@ def test_training_changes_the_vectors_and_nothing_else(trained):
     _, before, state = trained
     jax.tree.map(np.testing.assert_array_equal, state.params["frozen"], before["frozen"])
     assert state.params["vectors"]["0"].shape == (3, 8)
-    assert np.abs(state.params["vectors"]["0"] - before["vectors"]["0"]).min(axis=1).max() > 1e-3
+    assert np.abs(state.params["vectors"]["0"] - before["vectors"]["0"]).max(axis=1).min() > 1e-3
     held = [x.size for x in jax.tree.leaves(state.opt_state) if x.ndim]
     assert held == [24, 24], "two moments of the vectors"
-
-
-@pytest.mark.slow
-def test_the_fault_of_a_trained_table_would_be_seen(trained):
-    """With gradients of the other rows set to zero, weight decay moves them all the same."""
-    table = jnp.asarray(trained[1]["frozen"]["text"]["0"]["token_embedding"]["embedding"])
-    optimizer = optax.adamw(0.1, weight_decay=0.5)
-    updates, _ = optimizer.update(jnp.zeros_like(table), optimizer.init(table), table)
-    assert np.abs(updates).max() > 1e-4
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from diffusion_jax.systems.text_to_image import TEXT_ALONE, VECTORS
 from diffusion_jax.systems.textual_inversion import TextualInversion
 from diffusion_jax.types import Params
 
-_OWN = ("model", "model_config", "placeholder", "num_vectors", "initializer")  # keys that a text-to-image model has not
+_OWN = ("model", "model_config", "placeholder", "num_vectors", "initializer")  # not keys of text-to-image models
 _FREE = ("weighted", "cond_dropout", "negative_prompt", "embeddings", "pipeline", "tokenizer", "decode_batch_size")
 _CHECKED = 256  # examples whose texts must have the placeholder
 
