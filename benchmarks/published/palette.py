@@ -24,8 +24,8 @@ _SHARED = {
 _DIFFERENCES = (
     "The paper has no public code of its authors; these are values of a reimplementation. No level of its networks "
     "has attention, since attn_res=16 is a factor of downsampling that four levels do not reach.",
-    "Sampling takes 469 steps, there 1000: the betas of the other 531, the first in sampling, make more noise than there "
-    "is at t = 1, the end of the 2000 betas of training, and the network was not trained for it.",
+    "Sampling takes 469 steps, there 1000: the betas of the other 531, the first in sampling, make more noise than "
+    "there is at t = 1, the end of the 2000 betas of training, and the network was not trained for it.",
     "The network reads the time, there alpha bar, a function of it.",
     "Known pixels come from the condition, there from the original picture.",
 )
