@@ -26,6 +26,7 @@ import diffusion_jax
 from diffusion_jax import data
 from diffusion_jax.data.captions import texts_of
 from diffusion_jax.evaluation import sheets
+from diffusion_jax.evaluation.reconstruction import psnr
 from diffusion_jax.run.pretrained import Pretrained
 
 DIGITS = dict(name="digits", image_size=8, channels=1)
@@ -82,11 +83,6 @@ def tokens(runs: list[pathlib.Path], num: int) -> list[np.ndarray]:
     return tiles
 
 
-def psnr(x: np.ndarray, y: np.ndarray) -> float:
-    """The mean over images of 10 log10(4 / MSE), of values in [-1, 1]."""
-    return float(np.mean(10 * np.log10(4 / np.maximum(((x - y) ** 2).mean((1, 2, 3)), 1e-6))))
-
-
 def edited(runs: list[pathlib.Path], num: int) -> list[np.ndarray]:
     """The table of edits, and rows of images, edits and exact edits."""
     tiles = []
@@ -103,9 +99,11 @@ def edited(runs: list[pathlib.Path], num: int) -> list[np.ndarray]:
         )
         for text in (*sorted(set(texts)), "all"):
             rows = (texts == text) | (text == "all")
-            numbers = [psnr(x[rows], batch["x"][rows]), psnr(batch["image"][rows], batch["x"][rows])]
-            numbers.append(psnr(wrong[rows & changed], batch["x"][rows & changed]))
-            print(f"| {text} | {' | '.join(f'{number:.1f}' for number in numbers)} |", flush=True)
+            cells = [
+                f"{psnr(images[chosen], batch['x'][chosen]).mean():.1f}"
+                for images, chosen in ((x, rows), (batch["image"], rows), (wrong, rows & changed))
+            ]
+            print(f"| {text} | {' | '.join(cells)} |", flush=True)
         tiles += [batch["image"][:12], x[:12], batch["x"][:12]]
     return tiles
 

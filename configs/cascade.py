@@ -46,7 +46,7 @@ def enlarging(
         name="super_resolution",
         levels=(0.0, highest),
         level=level,
-        blur=(blur, blur),
+        **(dict(blur=(blur, blur)) if blur else {}),
         base=base,
         base_config=f"configs/cascade.py:{config_file}",
     )

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Key, PyTree
 
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue in the grey value of a picture, ITU-R BT.601
+
 
 class Embedded(NamedTuple):
     """Embedded conditions, the input of the layers of a network. None: no condition of this kind."""

@@ -23,23 +23,22 @@ MODEL = ("process", "parameterization", "network")
 STATE = ("optimizer.name", "optimizer.groups", "ema.rates", "lora")
 _DATA = ("data.image_size", "data.channels")
 # Paths of files and runs of the frozen parts. They may be moved, but the tokenizer "bytes" is not a path.
-_STANDS_ON = ("first_stage", "model", "teacher", "autoencoder")
+_STANDS_ON = ("first_stage", "model", "teacher", "autoencoder", "denoiser")
 _RUNS = tuple(f"system.{run}{end}" for run in _STANDS_ON for end in ("", "_config"))
 _PATHS = ("system.pipeline", "system.tokenizer", *_RUNS)
 # Keys of config.system that only sampling reads. The base of a cascade may be replaced by another run.
 _OF_SAMPLING = (
-    "system.embeddings",
     "system.direction",
     "system.missing",
     "system.level",
     "system.stochastic_code",
     "system.attribute",
+    "system.vote",
     "system.base",
     "system.base_config",
 )
-
-# Keys of config.system that only training reads: fine-tuning may choose others than the run that it starts from.
-_OF_TRAINING = ("system.weighted", "system.cond_dropout")
+# Keys of config.system that training reads and that are not of the model: fine-tuning and sampling may choose others.
+_OF_TRAINING = ("system.weighted", "system.cond_dropout", "system.quality", "system.embeddings")
 
 
 def read_config(workdir: pathlib.Path) -> dict[str, Any] | None:

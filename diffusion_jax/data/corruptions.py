@@ -13,8 +13,8 @@ import PIL.ImageDraw
 from jaxtyping import Bool, Float32
 
 from diffusion_jax.data.derived import Derived, generators
+from diffusion_jax.data.image_edits import EDITS
 
-LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in the grey value
 _BOX = (0.4, 0.5)  # sides of the box of inpainting, as shares of the picture's, and its distance from the edge
 _MARGIN = 0.08
 _STROKES, _VERTICES = (1, 3), (4, 11)  # numbers of brush strokes, and of the points of each
@@ -27,7 +27,7 @@ Corruption = Callable[[Image, np.random.Generator, tuple[int, int]], tuple[Image
 
 def colourless(x: Image, rng: np.random.Generator, quality: tuple[int, int]) -> tuple[Image, None]:
     """The grey value of each pixel in all three channels."""
-    return np.repeat((x @ np.float32(LUMA))[..., None], 3, axis=-1), None
+    return EDITS["grey"].apply(x), None
 
 
 def with_hole(x: Image, rng: np.random.Generator, quality: tuple[int, int]) -> tuple[Image, np.ndarray]:

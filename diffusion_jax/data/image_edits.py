@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
+from diffusion_jax.types import LUMA
+
 Images = Float32[np.ndarray, "n height width channels"]
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of ITU-R BT.601
 _STEP = 0.5  # of brightness, in the range [-1, 1]
 
 
@@ -43,7 +44,7 @@ EDITS: dict[str, Edit] = {
     "thicken": Edit("thicker", lambda x: _windows(x).max(-1)),
     "thin": Edit("thinner", lambda x: _windows(x).min(-1)),
     "blur": Edit("blur", lambda x: _windows(x).mean(-1, dtype=np.float32)),
-    "grey": Edit("grey", lambda x: np.repeat((x @ _LUMA)[..., None], 3, -1), channels=3),
+    "grey": Edit("grey", lambda x: np.repeat((x @ np.float32(LUMA))[..., None], 3, -1), channels=3),
     "swap": Edit("red to blue", lambda x: x[..., ::-1], channels=3),
     "rotate_colours": Edit("turn the hue", lambda x: np.roll(x, 1, -1), channels=3),
 }

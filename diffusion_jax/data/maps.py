@@ -14,11 +14,10 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from diffusion_jax.data import images
-from diffusion_jax.data.sources import archives
+from diffusion_jax.data.sources import archives, files
 from diffusion_jax.training.faults import replacing
 
 KINDS = ("sketch", "segmentation", "skeleton", "depth")
-_HELD_OUT = 0.1  # of the images or objects
 _EDGE = 0.25  # of the range of pixels per pixel, from which a gradient is drawn
 _INK = 128  # from which a pixel belongs to the shape whose skeleton is drawn
 _TILT = np.deg2rad(25)  # of the camera above the ground
@@ -61,7 +60,7 @@ def write(
     for split, arrays in made.items():
         if texts is not None:
             repeats = views if kind == "depth" else 1
-            arrays["caption"] = np.repeat(texts[_rows(len(texts))[split]], repeats)
+            arrays["caption"] = np.repeat(texts[files.divided(len(texts))[split]], repeats)
         with replacing(target / f"{split}.npz") as file:
             np.savez_compressed(file, **arrays)
     return target
@@ -164,8 +163,7 @@ def _read(path: pathlib.Path, size: int) -> dict[str, UInt8[np.ndarray, "n h w c
     if len(found) < 2:
         raise ValueError(f"{path} has one image; at least 2 are needed, one of them to be held out")
     x = np.stack(found)
-    rows = _rows(len(x))
-    return {split: x[chosen] for split, chosen in rows.items()}
+    return {split: x[rows] for split, rows in files.divided(len(x)).items()}
 
 
 def _stored(path: pathlib.Path) -> UInt8[np.ndarray, "n h w *c"]:
@@ -198,12 +196,6 @@ def _texts(path: pathlib.Path) -> Shaped[np.ndarray, "n"] | None:
     return texts
 
 
-def _rows(number: int) -> dict[str, np.ndarray]:
-    order = np.random.default_rng(0).permutation(number)
-    held_out = max(round(_HELD_OUT * number), 1)
-    return {"train": np.sort(order[held_out:]), "test": np.sort(order[:held_out])}
-
-
 def _of_clouds(path: pathlib.Path, size: int, views: int) -> dict[str, Made]:
     try:
         points = archives.read_npz(path, {"points"}).get("points")
@@ -215,7 +207,7 @@ def _of_clouds(path: pathlib.Path, size: int, views: int) -> dict[str, Made]:
     angles = 2 * np.pi * np.arange(views) / views
     rendered = [views_of(cloud, angles, size) for cloud in points.astype(np.float64)]
     made = {}
-    for split, rows in _rows(len(points)).items():
+    for split, rows in files.divided(len(points)).items():
         shaded, depth = (np.concatenate([rendered[row][part] for row in rows]) for part in (0, 1))
         made[split] = _both(shaded, depth)
     return made

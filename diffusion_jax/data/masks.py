@@ -8,12 +8,10 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
 from diffusion_jax.data import images
-from diffusion_jax.data.sources import archives
+from diffusion_jax.data.sources import archives, files
 from diffusion_jax.training.faults import replacing
 
 UNLABELLED = 255  # of masks of several classes
-_HELD_OUT = 0.1  # of the images, where nothing else says it
-_SPLITS = ("train", "test")
 
 Pairs = tuple[list[np.ndarray], list[np.ndarray]]  # images uint8 [h, w, 3], and their masks uint8 [h, w]
 
@@ -23,10 +21,11 @@ def write(path: pathlib.Path, target: pathlib.Path, *, size: int = 0, classes: i
 
     In a file `images` are the masks and `image` the images: uint8 [n, size, size, 1], 255 inside, or with `classes` = K
     float32 [n, size, size, K], 1 for the class of a pixel and -1 elsewhere, all -1 where a mask is 255, without label.
-    `path` is a folder with the folders images/ and masks/, or train/ and test/ with these; files belong together by
-    their names without suffix. Or it is an .npz file with `images` uint8 [n, h, w, 3] and either `masks` [n, h, w] or
-    `boxes` [m, 6] of (image, class, left, top, right, bottom) as shares of the sides, in which masks are ellipses; and
-    optionally `split` [n], 2 for the test split. Otherwise a tenth of the images, chosen at random, is held out.
+    `path` is a folder with the folders images/ and masks/, or train/ and optionally test/ with these; files belong
+    together by their names without suffix. Or it is an .npz file with `images` uint8 [n, h, w, 3] and either `masks`
+    [n, h, w] or `boxes` [m, 6] of (image, class, left, top, right, bottom) as shares of the sides, in which masks are
+    ellipses; and optionally `split` [n], 2 for the test split. Where none is given, a tenth of the images, chosen at
+    random, is held out. Masks without `classes` have 0 outside and one other value inside.
 
     With `size` images are cut into squares of so many pixels, evenly spaced and overlapping where that is needed to
     cover them; without it they are squares of one size. Every square of "train" is followed by its mirror image.
@@ -50,29 +49,35 @@ def write(path: pathlib.Path, target: pathlib.Path, *, size: int = 0, classes: i
 
 
 def _of_folder(path: pathlib.Path) -> dict[str, Pairs]:
-    if (path / "train").is_dir():
-        return {split: _read(path / split) for split in _SPLITS if split == "train" or (path / split).is_dir()}
-    return _divided(*_read(path))
+    if (path / "train").is_dir() and (path / "test").is_dir():
+        return {split: _read(path / split) for split in ("train", "test")}
+    return _divided(*_read(path / "train" if (path / "train").is_dir() else path))
 
 
 def _read(folder: pathlib.Path) -> Pairs:
     """The pairs in folder/images and folder/masks."""
-    files = {}
+    found = {}
     for kind in ("images", "masks"):
         if not (folder / kind).is_dir():
             raise ValueError(f"{folder} has no folder {kind}/; pairs are {folder}/images/NAME and {folder}/masks/NAME")
         known = images.readable_suffixes()
-        files[kind] = {file.stem: file for file in sorted((folder / kind).iterdir()) if file.suffix.lower() in known}
+        found[kind] = {}
+        for file in sorted((folder / kind).iterdir()):
+            if file.suffix.lower() not in known:
+                continue
+            first = found[kind].setdefault(file.stem, file)
+            if first != file:
+                raise ValueError(f"{folder / kind} has {first.name} and {file.name}; a pair has one file of each kind")
     for kind, other in (("images", "masks"), ("masks", "images")):
-        alone = sorted(files[kind].keys() - files[other].keys())
-        if alone or not files[kind]:
+        alone = sorted(found[kind].keys() - found[other].keys())
+        if alone or not found[kind]:
             raise ValueError(
-                f"{folder} has {len(files['images'])} images and {len(files['masks'])} masks; {kind} without "
+                f"{folder} has {len(found['images'])} images and {len(found['masks'])} masks; {kind} without "
                 f"{other}: {', '.join(alone[:3]) or 'all'}{', ...' if len(alone) > 3 else ''}"
             )
-    pictures = [images.convert(images.read_image(file), size=None, channels=3) for file in files["images"].values()]
-    masks = [_plain(images.read_image(files["masks"][name])) for name in files["images"]]
-    for name, picture, mask in zip(files["images"], pictures, masks, strict=True):
+    pictures = [images.convert(images.read_image(file), size=None, channels=3) for file in found["images"].values()]
+    masks = [_plain(images.read_image(found["masks"][name])) for name in found["images"]]
+    for name, picture, mask in zip(found["images"], pictures, masks, strict=True):
         if picture.shape[:2] != mask.shape:
             raise ValueError(f"{folder}: the image {name} has {picture.shape[:2]} pixels and its mask {mask.shape}")
     return pictures, masks
@@ -94,11 +99,14 @@ def _of_arrays(path: pathlib.Path, classes: int) -> dict[str, Pairs]:
         raise ValueError(f"{path}: `images` must be uint8 [n, height, width, 3], and there are {found}")
     if "masks" in arrays:
         masks = arrays["masks"]
-        if masks.dtype.kind not in "bu" or masks.shape != pictures.shape[:3]:
+        if masks.dtype.kind not in "biu" or masks.shape != pictures.shape[:3]:
             raise ValueError(
                 f"{path}: {len(pictures)} images of {pictures.shape[1:3]} pixels need masks of integers "
                 f"{pictures.shape[:3]}, and they are {masks.dtype} {masks.shape}"
             )
+        wide = (masks < 0) | (masks > UNLABELLED)
+        if wide.any():
+            raise ValueError(f"{path}: a mask has the value {masks[wide][0]}, and values must be in 0..{UNLABELLED}")
         masks = np.uint8(masks) * (255 if masks.dtype == bool and not classes else 1)
     elif "boxes" in arrays:
         if classes:
@@ -135,10 +143,10 @@ def _divided(pictures: list[np.ndarray], masks: list[np.ndarray]) -> dict[str, P
     """A tenth of the pairs, at least one, as "test"; the others are "train"."""
     if len(pictures) < 2:
         raise ValueError(f"there is {len(pictures)} pair; at least 2 are needed, one of them to be held out")
-    order = np.random.default_rng(0).permutation(len(pictures))
-    held_out = max(round(_HELD_OUT * len(pictures)), 1)
-    rows = {"train": np.sort(order[held_out:]), "test": np.sort(order[:held_out])}
-    return {split: ([pictures[i] for i in chosen], [masks[i] for i in chosen]) for split, chosen in rows.items()}
+    return {
+        split: ([pictures[i] for i in rows], [masks[i] for i in rows])
+        for split, rows in files.divided(len(pictures)).items()
+    }
 
 
 def _squares(
@@ -171,9 +179,12 @@ def _starts(length: int, size: int) -> list[int]:
 def _encoded(mask: UInt8[np.ndarray, "n s s"], classes: int, path: pathlib.Path) -> Shaped[np.ndarray, "n s s k"]:
     if not classes:
         values = np.unique(mask)
-        if len(values) > 2:
-            shown = ", ".join(map(str, values[:5]))
-            raise ValueError(f"{path}: masks of the {len(values)} values {shown}, ...; --classes=K says what they mean")
+        if np.count_nonzero(values) > 1:
+            shown = ", ".join(map(str, values[:5])) + (", ..." if len(values) > 5 else "")
+            raise ValueError(
+                f"{path}: masks of the {len(values)} values {shown}, and without --classes=K they have 0 outside and "
+                "one other value inside"
+            )
         return np.where(mask > 0, np.uint8(255), np.uint8(0))[..., None]
     wrong: Bool[np.ndarray, "n s s"] = (mask >= classes) & (mask != UNLABELLED)
     if wrong.any():

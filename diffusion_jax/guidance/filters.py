@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from diffusion_jax.guidance.operators import Gram, Operator, Shape, isotropic, need_image
-from diffusion_jax.types import check
+from diffusion_jax.types import LUMA, check
 
-_LUMA = (0.299, 0.587, 0.114)  # of ITU-R BT.601
 _CUBIC = -0.5  # the parameter a of bicubic interpolation
 
 
@@ -163,7 +162,7 @@ def grey(shape: Shape, weights: str = "luma", noise: float = 0.0) -> Operator:
     check(weights in ("luma", "mean"), "weights", weights, "luma or mean")
     if weights == "luma" and channels != 3:
         raise ValueError(f"weights='luma' are those of red, green and blue; images have {channels} channels")
-    factors = np.asarray(_LUMA if weights == "luma" else (1 / channels,) * channels, np.float32)
+    factors = np.asarray(LUMA if weights == "luma" else (1 / channels,) * channels, np.float32)
     return Operator(
         shape=shape,
         apply=lambda x, mask: jnp.sum(x * factors, -1, keepdims=True),

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 from diffusion_jax.guidance.editing import Editing, Encode, keeping, kept, painted, with_image, with_mask
 from diffusion_jax.solvers.grids import time_travel
 from diffusion_jax.solvers.replacement import Keep
-from diffusion_jax.types import Cond, Process, Solver
+from diffusion_jax.types import LUMA, Cond, Process, Solver
 from diffusion_jax.types import check as check_number
 
 
@@ -57,7 +57,7 @@ def _without_painted(cond: Cond) -> Cond:
     return {**cond, "image": jnp.where(painted(cond), 0, jnp.asarray(cond["image"]))}
 
 
-def colorization(weights: tuple[float, ...] = (0.299, 0.587, 0.114), image: str = "") -> Editing:
+def colorization(weights: tuple[float, ...] = LUMA, image: str = "") -> Editing:
     """Colourisation by replacement: the grey value of each pixel is kept, its colour is sampled.
 
     The grey value is the sum of the channels times `weights`; the default is luma, (1/3, 1/3, 1/3) the mean. In

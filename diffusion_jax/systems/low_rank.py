@@ -97,6 +97,7 @@ class LowRank(Adapted):
 
     def adopt(self, key: Key[Array, ""], params: Params) -> Params:
         """Returns the parameters at step 0 for the parameters `params` of `system`."""
+        key, text_key = jax.random.split(key)
         factors = init(key, params["network"], rank=self.rank, modules=self.modules)
         frozen = {**params.get("frozen", {}), "network": params["network"]}
         adopted = {**{g: tree for g, tree in params.items() if g != "network"}, "lora": factors, "frozen": frozen}
@@ -105,7 +106,7 @@ class LowRank(Adapted):
             return adopted
         drawn = {}
         for i, (name, path) in enumerate(paths.items()):
-            own = jax.random.fold_in(key, i)
+            own = jax.random.fold_in(text_key, i)
             drawn[name] = init(own, at(params, path), rank=self.rank, modules=self.text_modules)
         return {**adopted, TEXT: drawn}
 

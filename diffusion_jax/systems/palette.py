@@ -17,7 +17,7 @@ from diffusion_jax.networks.conditions import Condition, Conditions, Describe, R
 from diffusion_jax.processes import row_keys, row_normal, sampling_keys
 from diffusion_jax.systems.base import entries
 from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
-from diffusion_jax.types import Apply, Cond, Denoiser, Params, Placed, Spec, Train, check
+from diffusion_jax.types import LUMA, Apply, Cond, Denoiser, Params, Placed, Spec, Train, check
 
 IMAGE, MASK, TASK = "image", "mask", "task"  # conditions of a batch and of samples
 LABEL, HOLE = "label", "hole"  # conditions of the network: the number of the task, and 1 where nothing is known
@@ -99,7 +99,7 @@ class Palette(OnDiffusion):
 
     diffusion: Diffusion
     tasks: tuple[Task, ...]
-    luma: tuple[float, ...] = (0.299, 0.587, 0.114)
+    luma: tuple[float, ...] = LUMA
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:

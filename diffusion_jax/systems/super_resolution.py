@@ -101,13 +101,13 @@ class SuperResolution(OnDiffusion):
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
     ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
         """The loss of the diffusion model, at a random level in each row; without `train` at the level of sampling."""
-        loss_key, level_key, noise_key = jax.random.split(key, 3)
+        loss_key, level_key, noise_key, blur_key = jax.random.split(key, 4)
         rows = jnp.arange(len(batch["x"]))
         s = jnp.full(len(rows), self.level)
         if train is not None:
             s = _uniform(row_keys(level_key, rows), self.levels)
             if self.blur[1] > 0:
-                batch = {**batch, IMAGE: self._sometimes_blurred(jax.random.fold_in(level_key, 1), batch[IMAGE])}
+                batch = {**batch, IMAGE: self._sometimes_blurred(blur_key, batch[IMAGE])}
         return self.diffusion.loss(params, loss_key, self._noised(row_keys(noise_key, rows), s, batch), train)
 
     def advance(self, params: Params, train: Train, metrics: dict[str, Array]) -> Params:

@@ -30,7 +30,11 @@ class TextualInversion(Adapted):
     def init(self, key: Key[Array, ""]) -> Params:
         system_key, key = jax.random.split(key)
         own = self.system.init(system_key)
-        drawn = {name: 0.02 * jax.random.normal(key, shape) for name, shape in self.shapes.items()}
+        keys = jax.random.split(key, len(self.shapes))
+        drawn = {
+            name: 0.02 * jax.random.normal(own_key, shape)
+            for own_key, (name, shape) in zip(keys, self.shapes.items(), strict=True)
+        }
         return {VECTORS: drawn, "frozen": {**own.get("frozen", {}), "network": own["network"]}}
 
     def merged(self, params: Params) -> Params:

@@ -9,6 +9,7 @@ from diffusion_jax.config import build, from_file, replace
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.run import evaluate, sample, train
 from tests.config.test_configs import CONFIGS
+from tests.runs import parts_of
 
 
 def tiny(**sections):
@@ -47,6 +48,13 @@ def test_one_task_needs_no_class():
     made = build.build(config)
     assert set(made.system.diffusion.network_conditions) == {"image", "hole"}
     assert set(made.system.conditions) == {"image", "mask", "task"}
+
+
+def test_no_step_of_the_published_schedule_stays_at_a_time():
+    parts = parts_of(from_file(f"{CONFIGS}/palette.py:inpainting256"))
+    times = np.asarray(parts.grid(parts.process, parts.config.sampling.steps))
+    assert times[0] == 1 and times[-1] == 0 and len(times) == 470
+    assert (np.diff(times) < 0).all()
 
 
 @pytest.mark.slow

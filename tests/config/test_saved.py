@@ -74,7 +74,7 @@ def test_files_of_the_frozen_parts_may_be_moved(tmp_path):
         saved.check_same_model(changed, tmp_path, resume=True)
 
 
-@pytest.mark.parametrize("key", ["first_stage", "model"])
+@pytest.mark.parametrize("key", ["first_stage", "model", "denoiser"])
 def test_runs_of_the_frozen_parts_may_be_moved_but_not_exchanged(tmp_path, key):
     def run(path):
         config = toy()
@@ -91,6 +91,22 @@ def test_runs_of_the_frozen_parts_may_be_moved_but_not_exchanged(tmp_path, key):
             saved.check_same_model(run("new"), tmp_path, runs={field: toy(process__beta_max=3.0)}, **options)
     (tmp_path / "runs.json").unlink()  # of an older run
     saved.check_same_model(run("new"), tmp_path, resume=True, runs={field: toy(process__beta_max=3.0)})
+
+
+@pytest.mark.parametrize(
+    "key, refused_in_training",
+    [("vote", False), ("level", False), ("quality", True), ("embeddings", True), ("cond_dropout", True)],
+)
+def test_what_sampling_may_choose_training_that_goes_on_may_not_change(tmp_path, key, refused_in_training):
+    changed = toy()
+    changed.system[key] = "other"
+    saved.write_config(tmp_path, toy())
+    assert len(saved.check_same_model(changed, tmp_path, resume=False)) == 1
+    if not refused_in_training:
+        assert len(saved.check_same_model(changed, tmp_path, resume=True)) == 1
+        return
+    with pytest.raises(ConfigError, match=rf"config\.system\.{key} is 'other' now"):
+        saved.check_same_model(changed, tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])

@@ -7,7 +7,8 @@ import PIL.Image
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.data.corruptions import CORRUPTIONS, LUMA, brush_strokes, corrupted
+from diffusion_jax.data.corruptions import CORRUPTIONS, brush_strokes, corrupted
+from diffusion_jax.types import LUMA
 
 IMAGES = np.random.default_rng(0).integers(1, 256, (200, 16, 16, 3), np.uint8)
 X = IMAGES.astype(np.float32) / np.float32(127.5) - 1
@@ -86,4 +87,4 @@ def test_held_out_examples_keep_their_task_and_training_draws_another(tmp_path):
     assert 0.3 < (first != second).mean() < 0.7
     np.savez(tmp_path / "a.npz", images=IMAGES, image=IMAGES)
     with pytest.raises(ValueError, match="The data holds image and not mask, task, which belong together"):
-        data.load(**options).batch(np.arange(2))
+        data.load(**options)

@@ -98,6 +98,44 @@ def test_classes_are_one_hot_and_255_is_no_label(tmp_path):
         masks.write(file, tmp_path / "pairs")
 
 
+@pytest.mark.parametrize("values, shown", [((1, 2), "2 values 1, 2"), (range(7), "7 values 0, 1, 2, 3, 4, ...")])
+def test_several_values_inside_are_refused_without_classes(tmp_path, values, shown):
+    numbers = np.resize(np.array(values, np.uint8), (4, 8, 8))
+    file = archive(tmp_path / "several.npz", images=PICTURES[:4, :, :8], masks=numbers)
+    with pytest.raises(ValueError, match=f"masks of the {shown}, and without --classes=K"):
+        masks.write(file, tmp_path / "pairs")
+    everywhere = archive(tmp_path / "one.npz", images=PICTURES[:4, :, :8], masks=np.ones((4, 8, 8), np.int64))
+    masks.write(everywhere, tmp_path / "pairs")
+    with np.load(tmp_path / "pairs" / "test.npz") as pairs:
+        assert (pairs["images"] == 255).all()
+
+
+@pytest.mark.parametrize("value", [256, -1])
+def test_values_of_more_than_a_byte_are_refused(tmp_path, value):
+    numbers = np.zeros((4, 8, 8), np.int32)
+    numbers[1, 2, 3] = value
+    file = archive(tmp_path / "wide.npz", images=PICTURES[:4, :, :8], masks=numbers)
+    with pytest.raises(ValueError, match=rf"a mask has the value {value}, and values must be in 0\.\.255"):
+        masks.write(file, tmp_path / "pairs", classes=3)
+
+
+def test_a_tenth_of_train_is_held_out_where_there_is_no_test(folder, tmp_path):
+    (tmp_path / "parts").mkdir()
+    folder.rename(tmp_path / "parts" / "train")
+    masks.write(tmp_path / "parts", tmp_path / "pairs", size=8)
+    sizes = []
+    for split in ("train", "test"):
+        with np.load(tmp_path / "pairs" / f"{split}.npz") as pairs:
+            sizes.append(len(pairs["images"]))
+    assert sizes == [2 * 2 * 11, 2]
+
+
+def test_two_images_of_one_name_are_refused(folder, tmp_path):
+    PIL.Image.fromarray(PICTURES[0]).save(folder / "images" / "3.bmp")
+    with pytest.raises(ValueError, match=r"images has 3\.bmp and 3\.png; a pair has one file of each kind"):
+        masks.write(folder, tmp_path / "pairs")
+
+
 def test_array_files_without_masks_or_with_others_are_refused(tmp_path):
     with pytest.raises(ValueError, match="images and no masks"):
         masks.write(archive(tmp_path / "none.npz", images=PICTURES), tmp_path / "pairs")

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from diffusion_jax import solvers
 from diffusion_jax.config import build, from_file
 from diffusion_jax.config.recipes import text_to_image
+from diffusion_jax.config.recipes.placeholders import Placeholders
 from diffusion_jax.config.recipes.text_to_image import TASKS
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.run import requests
@@ -186,7 +187,7 @@ def test_every_encoder_has_the_padding_of_its_own(tmp_path, files):
     given = dict(tokenizer=str(tmp_path) if files else "")
 
     def rows(**encoders):
-        texts = text_to_image._texts(parts_of(config(**encoders, **given)))
+        texts = text_to_image._texts(parts_of(config(**encoders, **given)), Placeholders())
         return texts.tokenize(["a" if files else ""]).tolist()
 
     start = [2, 1, 3] if files else [2, 3]

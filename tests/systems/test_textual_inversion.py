@@ -1,5 +1,7 @@
 """Textual inversion: only new vectors are trained, their files, and what a config may ask for."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from diffusion_jax.run import convert
 from diffusion_jax.run.job import prepare, train_step
 from diffusion_jax.run.parameters import fresh_state
 from diffusion_jax.systems.low_rank import learner
+from diffusion_jax.systems.textual_inversion import TextualInversion
 from diffusion_jax.training.checkpoints import Checkpoints
 from diffusion_jax.weights.textual_inversion import Learned, read_learned, write_learned
 from tests import runs
@@ -41,6 +44,12 @@ def trained(base):
         batch = job.source.batch(np.arange(4), np.random.default_rng(i))
         state, _ = step(state, {name: jnp.asarray(batch[name]) for name in job.batch})
     return job, before, state
+
+
+def test_vectors_of_several_encoders_are_drawn_apart():
+    base = types.SimpleNamespace(init=lambda key: {"network": {}})
+    vectors = TextualInversion(system=base, token="<new>", shapes={"0": (2, 8), "1": (2, 8)}).init(jax.random.key(0))
+    assert (vectors["vectors"]["0"] != vectors["vectors"]["1"]).all()
 
 
 @pytest.mark.slow

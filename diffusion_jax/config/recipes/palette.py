@@ -11,10 +11,12 @@ from diffusion_jax.config.recipes.diffusion import check_no_resampler, denoising
 from diffusion_jax.config.recipes.recipe import SAMPLING, TRAINING, Reading, Recipe
 from diffusion_jax.config.recipes.recipe import reading as usual_reading
 from diffusion_jax.config.sections import ConfigError, check_type, construct, lookup, refusal
-from diffusion_jax.data.corruptions import LUMA, corrupted
+from diffusion_jax.data.corruptions import corrupted
 from diffusion_jax.networks.conditions import NO_RATES, Conditions
 from diffusion_jax.systems.palette import HOLE, IMAGE, LABEL, MASK, TASK, TASKS, embedding, knowing, network_conditions
-from diffusion_jax.types import System
+from diffusion_jax.types import LUMA, System
+
+QUALITY = (5, 30)  # of JPEG files, the lowest and the highest
 
 
 def build(parts: Parts) -> systems.Palette:
@@ -25,7 +27,7 @@ def build(parts: Parts) -> systems.Palette:
 def palette(
     parts: Parts,
     tasks: tuple[str, ...] = tuple(TASKS),
-    quality: tuple[int, ...] = (5, 30),
+    quality: tuple[int, ...] = QUALITY,
     cond_dropout: float = 0.0,
     cond_dropouts=NO_RATES,
 ) -> systems.Palette:
@@ -90,7 +92,7 @@ def check_tasks(parts: Parts, tasks: tuple[str, ...], quality: tuple[int, ...]) 
 
 def reading(parts: Parts, system: System) -> Reading:
     """The usual reading, with the degraded images of the tasks made of the examples."""
-    quality = tuple(parts.config.system.get("quality", (5, 30)))
+    quality = tuple(parts.config.system.get("quality", QUALITY))
     derive = corrupted(tuple(task.name for task in system.tasks), quality)
     return usual_reading(parts, system)._replace(derive=derive)
 

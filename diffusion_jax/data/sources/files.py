@@ -42,6 +42,13 @@ def select(split: str, size: int) -> Int64[np.ndarray, "n"]:
     return order[bounds(split, size)]
 
 
+def divided(size: int) -> dict[str, Int64[np.ndarray, "_"]]:
+    """The rows of "test", a tenth of `size` examples, chosen at random and at least one, and the others as "train"."""
+    order = np.random.default_rng(0).permutation(size)
+    held_out = max(round(size / 10), 1)
+    return {"train": np.sort(order[held_out:]), "test": np.sort(order[:held_out])}
+
+
 def bounds(split: str, size: int) -> slice:
     """Which part of `size` examples a split such as "train[:90%]" is. ValueError as in `select`."""
     match = _parse(split)

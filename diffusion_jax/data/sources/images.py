@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,6 +52,7 @@ def source(
     shape: tuple[int, ...],
     num_classes: int = 0,
     conditions: Mapping[str, Spec] = NOTHING,
+    others: Collection[str] = (),
     modality: str = "image",
     flip: bool = False,
     dequantize: bool = False,
@@ -68,6 +69,7 @@ def source(
         read: int [n] -> {"x", "label" if there are classes, and other conditions by name}.
         size, shape, num_classes: number of examples, shape of one x, number of classes.
         conditions: specs of the other entries that `read` gives.
+        others: names of those that `with_conditions` adds.
         flip: mirror half of the images at random.
         dequantize: replace grey level k of a value by a uniform draw from [k, k + 1).
         levels: number of grey levels that the 8-bit values hold, level k as round(255 k / (levels - 1)).
@@ -75,7 +77,7 @@ def source(
             index where nothing else is random.
 
     Raises:
-        ValueError: the images do not fit `derive`.
+        ValueError: the images do not fit `derive`, or some of the conditions that it makes are given and not all.
     """
     entries = {"x": Spec(shape, modality=modality)}
     if num_classes:
@@ -87,6 +89,12 @@ def source(
         made = derive.make(np.zeros((1, *shape), np.float32), np.zeros((1, derive.draws), np.float32))
         kinds = {name: "image" if name in images.CONDITIONS else "array" for name in made}
         derived = {name: entry(value, kinds[name]) for name, value in made.items()}
+        given = derived.keys() & {*conditions, *others}
+        if given and given != derived.keys():
+            raise ValueError(
+                f"The data holds {', '.join(sorted(given))} and not {', '.join(sorted(derived.keys() - given))}, "
+                "which belong together: it must hold all of them, or none, and they are made of the images."
+            )
         entries = derived | entries
     pixel_draws = flip + dequantize * math.prod(shape)
 
@@ -102,13 +110,7 @@ def source(
         if not derive:
             return made
         indices = made.pop(_INDEX)
-        missing = derived.keys() - made.keys()
-        if missing and len(missing) < len(derived):
-            raise ValueError(
-                f"The data holds {', '.join(sorted(derived.keys() - missing))} and not {', '.join(sorted(missing))}, "
-                "which belong together: it must hold all of them, or none, and they are made of the images."
-            )
-        if missing:
+        if not derived.keys() <= made.keys():
             fixed = uniform is None
             u = _fixed(indices, derive.draws) if fixed else uniform[:, pixel_draws : pixel_draws + derive.draws]
             made |= derive.make(made["x"], u)
