@@ -36,14 +36,9 @@ def diffwave(num_steps: int = 50, beta_end: float = 0.05, **sections: Any) -> Co
 
 
 def fsdd(num_mels: int = 40, upsample: tuple[int, ...] = (8, 8)) -> ConfigDict:
-    """A small vocoder of spoken digits, whose standard deviation is 0.18. It has EDM's preconditioning, which learns
-    faster than the paper's eps-prediction.
-    """
-    edm = dict(name="edm", sigma_data=0.18)
+    """A small vocoder of spoken digits."""
     sizes = dict(residual_channels=24, residual_layers=6, dilation_cycle=6)
     return diffwave(
-        parameterization=edm | dict(label="index"),
-        weighting=edm,
         network=dict(name="diffwave", num_mels=num_mels, upsample=upsample, **sizes),
         data=presets.fsdd(length=2048),
         training=dict(num_steps=8000, batch_size=4, log_every=50, checkpoint_every=500, sample_every=0),
