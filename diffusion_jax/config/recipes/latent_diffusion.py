@@ -39,6 +39,8 @@ def build(parts: Parts) -> systems.LatentDiffusion:
     latents = parts.at(Spec(stage.latent_shape, modality="latents"))
     model = construct({own["name"]: functools.partial(diffusion, latents)}, "system", {**options, "name": own["name"]})
     networks = {**model.networks, **public.within(stage.networks, ("frozen", "first_stage"))}
+    if run.system.modality != "image":
+        _check_front_end(parts, run, f"{field}={path!r}")
     precomputed = parts.spec.modality == "latents"
     fields = dict(diffusion=model, first_stage=stage, precomputed=precomputed, networks=networks)
     return construct({own["name"]: systems.LatentDiffusion}, "system", own, **fields)
@@ -90,8 +92,6 @@ def first_stage_of(parts: Parts) -> Trained:
             f"{field}={path!r} is for examples of {run.system.shape}; "
             f"{'config.data.image_size and channels give' if precomputed else 'those of config.data are'} {shape}"
         )
-    if run.system.modality != "image":
-        _check_front_end(parts, run, f"{field}={path!r}")
     if precomputed:
         with refusal("config.data"):
             header = read_header(config.data.get("path", ""), config.data.get("split", "train"))
