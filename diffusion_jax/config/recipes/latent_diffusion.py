@@ -39,8 +39,6 @@ def build(parts: Parts) -> systems.LatentDiffusion:
     latents = parts.at(Spec(stage.latent_shape, modality="latents"))
     model = construct({own["name"]: functools.partial(diffusion, latents)}, "system", {**options, "name": own["name"]})
     networks = {**model.networks, **public.within(stage.networks, ("frozen", "first_stage"))}
-    if run.system.modality != "image":
-        _check_front_end(parts, run, f"{field}={path!r}")
     precomputed = parts.spec.modality == "latents"
     fields = dict(diffusion=model, first_stage=stage, precomputed=precomputed, networks=networks)
     return construct({own["name"]: systems.LatentDiffusion}, "system", own, **fields)
@@ -84,6 +82,8 @@ def first_stage_of(parts: Parts) -> Trained:
     config, field, path = parts.config, "config.system.first_stage", parts.config.system.get("first_stage", "")
     config_file = config.system.get("first_stage_config", "") or "configs/autoencoder_kl.py"
     run = parts.trained(path, field, role="first_stage", config_file=config_file)
+    if run.system.modality != "image":
+        _check_front_end(parts, run, f"{field}={path!r}")
     precomputed = parts.spec.modality == "latents"
     shape = (config.data.get("image_size"), config.data.get("image_size"), config.data.get("channels"))
     shape = shape if precomputed else parts.spec.shape
