@@ -220,6 +220,7 @@ def test_learned_tokens(parts, tmp_path):
     ids = system.texts.tokenize(prompts)
     found = np.asarray(system.texts.encode(params["frozen"]["text"], jnp.asarray(ids))["tokens"])
     assert relative_error(found, expected) < 1e-5
+    assert system.texts.describe(ids)[2] == "two"
     assert (ids >= len(shared["tokenizer"])).sum(axis=1).tolist() == [2, 4, 0]
 
 
