@@ -25,24 +25,8 @@ def maps(
     arrays = dict(name="arrays", split="train", eval_split="test", image_size=side, channels=channels, path="")
     return replace(
         defaults(),
-        process=dict(name="cosine"),
-        parameterization=dict(name="v", label="time"),
-        weighting=dict(name="truncated_snr"),
-        solver=dict(name="ddim"),
-        network=dict(
-            name="adm",
-            model_channels=16,
-            channel_mult=(1, 2, 2),
-            num_res_blocks=1,
-            attention_resolutions=(side // 4,),
-            num_head_channels=16,
-            num_groups=8,
-            image_channels=map_channels,
-        ),
+        **presets.small_adm(num_steps, attention_resolutions=(side // 4,), image_channels=map_channels),
         data=arrays if data is None else data,
-        training=dict(num_steps=num_steps, batch_size=16, log_every=50, checkpoint_every=500, sample_every=0),
-        optimizer=presets.adam(2e-3, warmup_steps=100),
-        ema=dict(rates=(0.995,)),
         sampling=dict(num_samples=64, steps=25, batch_size=100, threshold=dict(name="static")),
         evaluation=dict(num_samples=100, metrics=(), after_training=False),
     )

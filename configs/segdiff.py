@@ -35,29 +35,10 @@ def segdiff(**sections: Any) -> ConfigDict:
 
 
 def small(num_steps: int, *, data: dict[str, Any], num_images: int, batch_size: int, **network: Any) -> ConfigDict:
-    """v-prediction in 20 steps of DDIM from random noise.
-
-    Errors of v at high noise are not divided by alpha in D, and the weights, max(SNR, 1), train D there as well.
-    """
+    """v-prediction in 20 steps of DDIM from random noise, as masks are decided at high noise."""
     return segdiff(
-        process=dict(name="cosine"),
-        parameterization=dict(name="v", label="time"),
-        weighting=dict(name="truncated_snr"),
-        solver=dict(name="ddim"),
-        network=dict(
-            name="adm",
-            model_channels=16,
-            channel_mult=(1, 2, 2),
-            num_res_blocks=1,
-            num_head_channels=16,
-            num_groups=8,
-            image_channels=3,
-            **network,
-        ),
+        **presets.small_adm(num_steps, batch_size, image_channels=3, **network),
         data=data,
-        training=dict(num_steps=num_steps, batch_size=batch_size, log_every=50, checkpoint_every=500, sample_every=0),
-        optimizer=presets.adam(2e-3, warmup_steps=100),
-        ema=dict(rates=(0.995,)),
         sampling=dict(num_samples=64, steps=20, batch_size=450),
         evaluation=dict(num_samples=DRAWS * num_images),
     )

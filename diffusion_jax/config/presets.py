@@ -185,6 +185,21 @@ def shakespeare_data(length: int = 128) -> Section:
     return dict(name="text", split="train", eval_split="test", path="", **keys)
 
 
+def small_adm(num_steps: int, batch_size: int = 16, **network: Any) -> dict[str, Section]:
+    """A small U-Net of pictures that predicts v. The weights, max(SNR, 1), train D at high noise as well."""
+    sizes = dict(model_channels=16, channel_mult=(1, 2, 2), num_res_blocks=1, num_head_channels=16, num_groups=8)
+    return dict(
+        process=dict(name="cosine"),
+        parameterization=dict(name="v", label="time"),
+        weighting=dict(name="truncated_snr"),
+        solver=dict(name="ddim"),
+        network=dict(name="adm", **sizes, **network),
+        training=dict(num_steps=num_steps, batch_size=batch_size, log_every=50, checkpoint_every=500, sample_every=0),
+        optimizer=adam(2e-3, warmup_steps=100),
+        ema=dict(rates=(0.995,)),
+    )
+
+
 def series(*, length: int, channels: int, ends: tuple[float, ...] = (0.7, 0.8, 1.0), **options: Any) -> Section:
     """Windows of a time series, of which the splits end at `ends`, see `data.sources.series`."""
     where = dict(split="train", eval_split="test", path="", ends=ends)
