@@ -239,16 +239,22 @@ def test_low_rank_updates(tmp_path):
     assert relative_error(y, nhwc(model(nchw(x), torch.tensor([5.0])).sample)) < TOLERANCE
 
 
-def test_low_rank_updates_of_a_text_encoder_by_kohya(tmp_path):
-    """diffusers' conversion of the names and factors of kohya's files, added to transformers' model."""
+def text_encoder(tmp_path):
+    """(model, component): a small text encoder of transformers with random weights, and the folder that it wrote."""
     transformers = pytest.importorskip("transformers")
-    from diffusers.loaders import StableDiffusionLoraLoaderMixin
-
     sizes = dict(vocab_size=99, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
     torch.manual_seed(0)
     model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes, max_position_embeddings=9, eos_token_id=98))
     model.eval().save_pretrained(tmp_path / "theirs")
     component = open_component(tmp_path / "theirs")
+    return model, component
+
+
+def test_low_rank_updates_of_a_text_encoder_by_kohya(tmp_path):
+    """diffusers' conversion of the names and factors of kohya's files, added to transformers' model."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+
+    model, component = text_encoder(tmp_path)
     network, layout = component.load(), component.family.layouts(component.arguments)[0]
     rng, arrays = np.random.default_rng(0), {}
     for i in range(2):
@@ -402,14 +408,9 @@ def test_defaults_of_schedulers_are_those_of_their_classes(name):
 
 def test_low_rank_updates_of_a_text_encoder_are_written(tmp_path):
     """W + B A with what diffusers reads from our file for the text encoder of a pipeline, next to another network."""
-    transformers = pytest.importorskip("transformers")
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
 
-    sizes = dict(vocab_size=99, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2)
-    torch.manual_seed(0)
-    model = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes, max_position_embeddings=9, eos_token_id=98))
-    model.eval().save_pretrained(tmp_path / "theirs")
-    component = open_component(tmp_path / "theirs")
+    model, component = text_encoder(tmp_path)
     network, layout = component.load(), component.family.layouts(component.arguments)[0]
     factors = low_rank.init(jax.random.key(0), network, rank=2, modules=r"(q|k|v|out)_proj$|fc1$")
     factors = jax.tree.map(lambda x: x + 0.1, factors)
