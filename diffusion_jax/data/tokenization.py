@@ -102,10 +102,11 @@ class Tokenizer:
         theirs = {i: there for there, i in self._ours.items()}
         later = {i for ids in self.added.values() for i in ids[1:]}
         rows = [[theirs.get(i, i) for i in row if i not in later] for row in np.asarray(ids).tolist()]
-        # The decoder in a tokenizer.json of CLIP leaves the ends of words in the text.
-        end = getattr(self.backend.model, "end_of_word_suffix", None)
         texts = self.backend.decode_batch(rows)
-        return [(text.replace(end, " ") if end else text).strip() for text in texts]
+        # The decoder in a tokenizer.json of CLIP leaves the ends of words in the text. One space follows each word.
+        if end := getattr(self.backend.model, "end_of_word_suffix", None):
+            texts = [" ".join(text.replace(end, " ").split()) for text in texts]
+        return [text.strip() for text in texts]
 
 
 def _numbered_names(token: str, count: int) -> list[str]:

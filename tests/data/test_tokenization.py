@@ -236,7 +236,7 @@ def test_placeholder_tokens_have_the_ids_of_their_vectors(tmp_path):
     assert [i for i in ids.tolist() if i >= 5000] == [5000, 5001, 5002, 5003]
     (without,) = plain(["the  in"])
     assert [i for i in ids.tolist() if i < 5000][:3] == without[:3].tolist()
-    assert [text.replace("</w>", "") for text in added.describe(ids[None])] == ["the <cat> in <s>"]
+    assert added.describe(ids[None]) == ["the <cat> in <s>"]
     np.testing.assert_array_equal(plain(["a cat"]), added(["a cat"]))
     known = next(token for token in plain.backend.get_vocab() if token.isalpha())
     for token in (known, "<cat>"):
