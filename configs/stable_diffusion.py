@@ -103,13 +103,15 @@ def digits() -> ConfigDict:
 def edits(config: ConfigDict, examples: dict[str, Any], names: tuple[str, ...]) -> ConfigDict:
     """The same model as InstructPix2Pix (arXiv:2211.09800), of edits that are computed.
 
-    Text and image are dropped independently, each in 5 % of the examples, as almost exactly there.
+    Text and image are dropped independently, each in 5 % of the examples, as almost exactly there. The weights,
+    max(SNR, 1), train D at high noise as well, where the edit of the image is decided.
     """
     size = dict(image_size=config.data.image_size, channels=config.data.channels)
     config.system.task, config.system.cond_dropout = "instruct_pix2pix", 0.05
     config.network.image_channels = size["channels"]
     return replace(
         config,
+        weighting=dict(name="truncated_snr"),
         guidance=dict(name="instruct_pix2pix", scale=1.5, image_scale=1.0),
         data=dict(name="edits", split="train", eval_split="test", **size, examples=examples, edits=names),
         evaluation=dict(metrics=(), after_training=False),
