@@ -7,8 +7,8 @@
 FOLDER holds .wav or .flac files. Without a variant it is recordings/ of the Free Spoken Digit Dataset
 (github.com/Jakobovski/free-spoken-digit-dataset, 8 kHz), whose recordings 0 to 4 of each speaker and digit are held
 out. A small network is trained on crops of 2048 samples; it vocodes mel spectrograms of any length. docs/audio.md has
-the figures. `fsdd_unconditional` is the same without a mel spectrogram, and `fsdd_bandwidth` extends recordings of half
-the bandwidth with that model.
+the figures. `fsdd_specgrad` shapes the noise of this vocoder by the mel spectrogram. `fsdd_unconditional` is the same
+without a mel spectrogram, and `fsdd_bandwidth` extends recordings of half the bandwidth with that model.
 
 `ljspeech_base` and `ljspeech_large` are the paper's vocoders, and `ljspeech_fast` samples the first in 6 steps;
 `sc09`, `sc09_deep_thin` and `sc09_class`, by class, are its models without a spectrogram, of words of 16,000 samples in
@@ -50,6 +50,11 @@ def fsdd(num_mels: int = 40, upsample: tuple[int, ...] = (8, 8)) -> ConfigDict:
 
 def fsdd_unconditional() -> ConfigDict:
     return fsdd(num_mels=0)
+
+
+def fsdd_specgrad() -> ConfigDict:
+    """The vocoder with noise that has the spectral envelope of the mel spectrogram (arXiv:2203.16749)."""
+    return replace(fsdd(), system=dict(name="specgrad"), training=dict(num_steps=4000))
 
 
 def fsdd_bandwidth() -> ConfigDict:
@@ -121,6 +126,7 @@ def sc09_class() -> ConfigDict:
 
 VARIANTS = {
     "fsdd": fsdd,
+    "fsdd_specgrad": fsdd_specgrad,
     "fsdd_unconditional": fsdd_unconditional,
     "fsdd_bandwidth": fsdd_bandwidth,
     "ljspeech_base": ljspeech_base,

@@ -28,6 +28,7 @@ from diffusion_jax.config.recipes import (
     progressive_distillation,
     reflow,
     series_diffusion,
+    specgrad,
     super_resolution,
     text_to_image,
     textual_inversion,
@@ -68,6 +69,7 @@ RECIPES = {
     "discrete_diffusion": discrete_diffusion.RECIPE,
     "series_diffusion": series_diffusion.RECIPE,
     "timegrad": timegrad.RECIPE,
+    "specgrad": specgrad.RECIPE,
     "diffusion_lm": diffusion_lm.RECIPE,
 }
 

@@ -17,6 +17,7 @@ from diffusion_jax.systems.progressive_distillation import ProgressiveDistillati
 from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
 from diffusion_jax.systems.series_diffusion import SeriesDiffusion
 from diffusion_jax.systems.shifted_diffusion import ShiftedDiffusion
+from diffusion_jax.systems.specgrad import SpecGrad
 from diffusion_jax.systems.super_resolution import SuperResolution
 from diffusion_jax.systems.text_to_image import TextToImage
 from diffusion_jax.systems.timegrad import TimeGrad
@@ -41,6 +42,7 @@ __all__ = [
     "ProgressiveDistillation",
     "SchroedingerBridge",
     "ShiftedDiffusion",
+    "SpecGrad",
     "SuperResolution",
     "SeriesDiffusion",
     "TextToImage",

@@ -48,6 +48,7 @@ RUNS = {
     "schroedinger_bridge": "schroedinger:moons",
     "series_diffusion": "csdi:eeg",
     "timegrad": "timegrad:eeg",
+    "specgrad": "diffwave:fsdd_specgrad",
 }
 
 
