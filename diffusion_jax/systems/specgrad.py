@@ -19,7 +19,7 @@ MEL = "mel"  # the condition
 def envelope(
     front_end: MelSpectrogram, mel: Float[Array, "batch frames num_mels"], order: int, floor: float
 ) -> Float[Array, "batch frames+1 bins"]:
-    """Smooth amplitudes of the STFT of waveforms with log-mel spectrograms `mel`; of white noise of variance 1 they are 1.
+    """Smooth amplitudes of the STFT of waveforms with log-mel spectrograms `mel`, which are 1 for standard white noise.
 
     The amplitudes that `front_end.magnitudes` finds, at least `floor`, keep the first `order` coefficients of their
     cepstrum, which are the envelope without the harmonics of the pitch. The last frame is repeated for the one that
