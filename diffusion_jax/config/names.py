@@ -13,6 +13,7 @@ from diffusion_jax.config import guidance
 from diffusion_jax.config.sections import construct
 from diffusion_jax.guidance import (
     bandwidth,
+    denoising,
     editing,
     filters,
     infilling,
@@ -247,6 +248,7 @@ EDITING = {
     "between": inversion.between,
     "infilling": infilling.infilling,
     "bandwidth": bandwidth.bandwidth,
+    "denoising": denoising.denoising,
 }
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": ode_likelihood, "bound": bound_likelihood}
