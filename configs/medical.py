@@ -57,11 +57,12 @@ def draws(images: int, *metrics: str, shown: int = 8) -> dict[str, Any]:
     )
 
 
-def tiles(num_steps: int, image_size: int, noise: float, **data: Any) -> ConfigDict:
+def tiles(num_steps: int, image_size: int, noise: float, *, batch_size: int = 32, **data: Any) -> ConfigDict:
     """A model of grey tiles that denoises held-out ones, or the image in config.editing.image."""
     where = dict(name="tiles", split="train", eval_split="test", path="", image_size=image_size, channels=1)
     return small(
         num_steps,
+        batch_size,
         network=dict(attention_resolutions=(image_size // 4,)),
         data=where | data,
         editing=dict(name="denoising", noise=noise, image=""),
@@ -79,12 +80,12 @@ def slice_() -> ConfigDict:
 
 
 def retina() -> ConfigDict:
-    return unmeasured(tiles(1500, 32, 0.2, reduce=2))
+    return unmeasured(tiles(1000, 32, 0.2, batch_size=16, reduce=2))
 
 
 def speckle() -> ConfigDict:
     """The logarithm of the image, to which noise that multiplies it is added: 0.1 is a factor exp(0.28 n)."""
-    return unmeasured(tiles(1500, 32, 0.1, reduce=2, log=True))
+    return unmeasured(tiles(1000, 32, 0.1, batch_size=16, reduce=2, log=True))
 
 
 def k_space() -> ConfigDict:
@@ -107,7 +108,7 @@ def translation() -> ConfigDict:
     data = dict(name="arrays", split="train", eval_split="test", path="")
     return unmeasured(
         small(
-            2000,
+            1000,
             network=dict(image_channels=1, attention_resolutions=(6,)),
             data=dict(**data, image_size=24, channels=2, modality="image"),
             **draws(100, "translation"),
@@ -117,7 +118,8 @@ def translation() -> ConfigDict:
 
 def histology() -> ConfigDict:
     config = small(
-        1500,
+        1000,
+        16,
         network=dict(attention_resolutions=(8,)),
         weighting=dict(name="p2", gamma=1.0, k=1.0),
         data=dict(name="tiles", split="train", eval_split="test", path="", image_size=32, channels=3, reduce=1),
@@ -130,7 +132,7 @@ def cells() -> ConfigDict:
     """Crops by class, of which rare classes are trained on as often as the others."""
     where = dict(name="arrays", split="train", eval_split="test", path="", balance="label")
     config = small(
-        2000,
+        1500,
         network=dict(num_classes=3, attention_resolutions=(4,)),
         data=dict(**where, image_size=16, channels=3, flip=True),
         sampling=dict(num_samples=60),
