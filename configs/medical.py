@@ -2,6 +2,8 @@
 
     python -m diffusion_jax.main --config=configs/medical.py --workdir=runs/slice
     python -m diffusion_jax.main --config=configs/medical.py --workdir=runs/slice --mode=sample \\
+        --config.sampling.samples_per_condition=8
+    python -m diffusion_jax.main --config=configs/medical.py --workdir=runs/slice --mode=sample \\
         --config.editing.image=scan.png --config.editing.noise=0.2
     python -m diffusion_jax.main --config=configs/medical.py:k_space --workdir=runs/slice --mode=evaluate
 
@@ -49,10 +51,10 @@ def small(num_steps: int, batch_size: int = 32, *, network: dict[str, Any], **se
     return replace(config, **sections)
 
 
-def draws(images: int, *metrics: str, shown: int = 8) -> dict[str, Any]:
-    """Several samples of each of some images, in samples and in evaluation."""
+def draws(images: int, *metrics: str) -> dict[str, Any]:
+    """Several samples of each of some images in evaluation."""
     return dict(
-        sampling=dict(num_samples=DRAWS * shown, samples_per_condition=DRAWS),
+        sampling=dict(num_samples=8 * DRAWS),
         evaluation=dict(num_samples=DRAWS * images, samples_per_condition=DRAWS, metrics=metrics),
     )
 
@@ -111,7 +113,7 @@ def translation() -> ConfigDict:
             1000,
             network=dict(image_channels=1, attention_resolutions=(6,)),
             data=dict(**data, image_size=24, channels=2, modality="image"),
-            **draws(100, "translation"),
+            **draws(50, "translation"),
         )
     )
 
@@ -136,7 +138,7 @@ def cells() -> ConfigDict:
         network=dict(num_classes=3, attention_resolutions=(4,)),
         data=dict(**where, image_size=16, channels=3, flip=True),
         sampling=dict(num_samples=60),
-        evaluation=dict(num_samples=1500, metrics=("utility",)),
+        evaluation=dict(num_samples=900, metrics=("utility",)),
     )
     return unmeasured(config)
 
@@ -166,7 +168,7 @@ def mri_ct256() -> ConfigDict:
             network=dict(model_channels=128, channel_mult=(1, 1, 2, 2, 4, 4), image_channels=1),
             data=dict(**where, channels=1, axis=2, window=(-1000.0, 2000.0), image_window=()),
         ),
-        **draws(100, "translation", shown=4),
+        **draws(100, "translation"),
     )
 
 

@@ -30,9 +30,9 @@ def denoising(noise: float = 0.1, image: str = "") -> Editing:
     arXiv:2201.11760, for optical coherence tomography. Noise that multiplies the image is additive after a logarithm,
     of data and image alike. Where the process never has that much noise, or that little, t* is the nearest it has.
     `image` is a file, see `Editing.files`; without one, and without conditions in a file, held-out examples get the
-    noise. Raises ValueError unless the noise is positive and finite.
+    noise. Raises ValueError unless the noise is positive.
     """
-    check(0 < noise < math.inf, "noise", noise, "positive, in the units of x, which is in [-1, 1]")
+    check(noise > 0, "noise", noise, "positive, in the units of x, which is in [-1, 1]")
 
     def start(
         process: Process, encode: Encode, keys: Key[Array, "batch"], x_T: Array, times: Array, cond: Cond
