@@ -69,7 +69,7 @@ def filtered(name: str, y: Images, noise: float, strength: float) -> Images:
         if name == "total variation":
             return denoise_tv_chambolle(image, weight=strength, channel_axis=-1)
         options = dict(patch_size=5, patch_distance=6, sigma=noise / 2, fast_mode=True, channel_axis=-1)
-        return denoise_nl_means(image, h=strength * noise / 2, **options)
+        return denoise_nl_means(image, h=strength * noise / 2, **options).reshape(image.shape)
 
     return 2 * np.stack([one(image) for image in (y + 1) / 2]).astype(np.float32) - 1
 

@@ -33,8 +33,8 @@ def calibration(rows: Float[np.ndarray, "k n *shape"], truth: Float[np.ndarray, 
     With V = E Var[x | y], a draw from the exact posterior has the mean squared error 2 V, the mean of k draws
     V (1 + 1/k) (arXiv:2209.12104 calls these Monte-Carlo averages). Returns `mse` of single draws, `mean_mse` of their
     mean, `gain`, the ratio of both, and `gain_exact` = 2 k / (k + 1); with k > 1 also `spread`, the root mean square of
-    the standard deviation of draws, sqrt(V), and `calibration`, spread^2 (1 + 1/k) / mean_mse: 1 for the exact
-    posterior, less for draws that are too alike.
+    the standard deviation of draws, sqrt(V), and `calibration`, mean_mse over spread^2 (1 + 1/k): 1 for the exact
+    posterior, more for draws that are too alike.
     """
     k = len(rows)
     mse, mean_mse = (float(np.mean(np.square(x - truth))) for x in (rows, rows.mean(0)))
@@ -42,7 +42,7 @@ def calibration(rows: Float[np.ndarray, "k n *shape"], truth: Float[np.ndarray, 
     values = {"mse": mse, "mean_mse": mean_mse, "gain": mse / max(mean_mse, least), "gain_exact": 2 * k / (k + 1)}
     if k > 1:
         variance = float(np.mean(rows.var(0, ddof=1)))
-        values |= {"spread": variance**0.5, "calibration": variance * (1 + 1 / k) / max(mean_mse, least)}
+        values |= {"spread": variance**0.5, "calibration": mean_mse / max(variance * (1 + 1 / k), least)}
     return values
 
 

@@ -32,9 +32,9 @@ def test_draws_of_the_exact_posterior():
     assert (found["translation_num"], found["translation_samples_per_image"]) == (NUM, K)
 
 
-@pytest.mark.parametrize(("scale", "expected"), [(0.5, 0.27), (2.0, 3.0)])
+@pytest.mark.parametrize(("scale", "expected"), [(0.5, 3.67), (2.0, 1 / 3)])
 def test_draws_that_are_too_alike_or_too_different_are_not_calibrated(scale, expected):
-    """spread^2 (1 + 1/K) / (V + scale^2 V / K) with spread^2 = scale^2 V."""
+    """(V + scale^2 V / K) / (spread^2 (1 + 1/K)) with spread^2 = scale^2 V."""
     assert values(drawn(scale))["translation_calibration"] == pytest.approx(expected, rel=0.05)
 
 
