@@ -59,8 +59,10 @@ def draws(images: int, *metrics: str) -> dict[str, Any]:
     )
 
 
-def tiles(num_steps: int, image_size: int, noise: float, *, batch_size: int = 32, **data: Any) -> ConfigDict:
-    """A model of grey tiles that denoises held-out ones, or the image in config.editing.image."""
+def tiles(
+    num_steps: int, image_size: int, noise: float, *, images: int, batch_size: int = 32, **data: Any
+) -> ConfigDict:
+    """A model of grey tiles that denoises `images` held-out ones, or the image in config.editing.image."""
     where = dict(name="tiles", split="train", eval_split="test", path="", image_size=image_size, channels=1)
     return small(
         num_steps,
@@ -68,7 +70,7 @@ def tiles(num_steps: int, image_size: int, noise: float, *, batch_size: int = 32
         network=dict(attention_resolutions=(image_size // 4,)),
         data=where | data,
         editing=dict(name="denoising", noise=noise, image=""),
-        **draws(100, "restoration"),
+        **draws(images, "restoration"),
     )
 
 
@@ -78,16 +80,16 @@ def unmeasured(config: ConfigDict) -> ConfigDict:
 
 
 def slice_() -> ConfigDict:
-    return tiles(1500, 16, 0.2)
+    return tiles(1500, 16, 0.2, images=30)
 
 
 def retina() -> ConfigDict:
-    return unmeasured(tiles(1000, 32, 0.2, batch_size=16, reduce=2))
+    return unmeasured(tiles(1000, 32, 0.2, images=100, batch_size=16, reduce=2))
 
 
 def speckle() -> ConfigDict:
     """The logarithm of the image, to which noise that multiplies it is added: 0.1 is a factor exp(0.28 n)."""
-    return unmeasured(tiles(1000, 32, 0.1, batch_size=16, reduce=2, log=True))
+    return unmeasured(tiles(1000, 32, 0.1, images=100, batch_size=16, reduce=2, log=True))
 
 
 def k_space() -> ConfigDict:

@@ -69,25 +69,25 @@ def test_the_start_is_the_image_at_the_time_of_its_noise():
 
 def test_draws_have_twice_the_error_of_the_estimate_and_their_mean_less():
     """The reverse SDE from t* draws from p(x | y): MSE 2 V, of the mean of K draws V (1 + 1/K), calibration 1."""
-    x, y = noisy(20_000)
+    x, y = noisy(8000)
     process, k = PROCESSES["vp"], 4
     estimate = denoised(process, solvers.ddim(), y, 1)
-    assert np.square(estimate - x).mean() == pytest.approx(VARIANCE, rel=0.03)
-    draws = np.stack([denoised(process, solvers.ancestral(), y, 200, seed) for seed in range(k)])
+    assert np.square(estimate - x).mean() == pytest.approx(VARIANCE, rel=0.05)
+    draws = denoised(process, solvers.ancestral(), np.tile(y, (k, 1)), 100).reshape(k, *y.shape)
     law = calibration(draws, x)
-    assert law["mse"] == pytest.approx(2 * VARIANCE, rel=0.04)
-    assert law["mean_mse"] == pytest.approx(VARIANCE * (1 + 1 / k), rel=0.04)
-    assert law["gain"] == pytest.approx(law["gain_exact"], rel=0.04) and law["gain_exact"] == 1.6
+    assert law["mse"] == pytest.approx(2 * VARIANCE, rel=0.05)
+    assert law["mean_mse"] == pytest.approx(VARIANCE * (1 + 1 / k), rel=0.05)
+    assert law["gain"] == pytest.approx(law["gain_exact"], rel=0.05) and law["gain_exact"] == 1.6
     assert law["calibration"] == pytest.approx(1, abs=0.05)
     assert law["spread"] == pytest.approx(VARIANCE**0.5, rel=0.03)
 
 
 def test_the_ode_draws_from_no_posterior():
     """The probability-flow ODE gives one image for each y, between the estimate and the draws in error."""
-    x, y = noisy(20_000)
+    x, y = noisy(8000)
     process = PROCESSES["vp"]
-    found = denoised(process, solvers.ddim(), y, 200)
-    np.testing.assert_array_equal(found, denoised(process, solvers.ddim(), y, 200, seed=1))
+    found = denoised(process, solvers.ddim(), y, 100)
+    np.testing.assert_array_equal(found, denoised(process, solvers.ddim(), y, 100, seed=1))
     error = np.square(found - x).mean() / VARIANCE
     assert 1.02 < error < 1.9
 
