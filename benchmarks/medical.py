@@ -36,7 +36,7 @@ from diffusion_jax.config.data import spec
 from diffusion_jax.data import picture_sets, stains
 from diffusion_jax.evaluation import sheets, translation, utility
 from diffusion_jax.evaluation.restoration import linear_estimate
-from diffusion_jax.guidance.denoising import NOISY, denoising
+from diffusion_jax.guidance.matched_noise import NOISY, denoising
 from diffusion_jax.types import Spec
 
 STRENGTHS = {"total variation": (0.02, 0.05, 0.1, 0.2, 0.4), "non-local means": (0.4, 0.6, 0.8, 1.0, 1.3)}

@@ -13,13 +13,13 @@ from diffusion_jax.config import guidance
 from diffusion_jax.config.sections import construct
 from diffusion_jax.guidance import (
     bandwidth,
-    denoising,
     editing,
     filters,
     infilling,
     inpainting,
     inversion,
     jpeg,
+    matched_noise,
     operators,
     scans,
     steering,
@@ -248,7 +248,7 @@ EDITING = {
     "between": inversion.between,
     "infilling": infilling.infilling,
     "bandwidth": bandwidth.bandwidth,
-    "denoising": denoising.denoising,
+    "denoising": matched_noise.denoising,
 }
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": ode_likelihood, "bound": bound_likelihood}

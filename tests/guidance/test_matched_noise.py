@@ -10,7 +10,7 @@ from diffusion_jax import solvers
 from diffusion_jax.config import build
 from diffusion_jax.config.sections import ConfigError
 from diffusion_jax.evaluation.translation import calibration
-from diffusion_jax.guidance.denoising import NOISY, denoising
+from diffusion_jax.guidance.matched_noise import NOISY, denoising
 from diffusion_jax.processes import row_keys
 from diffusion_jax.processes.base import log_snr
 from diffusion_jax.run import requests
