@@ -65,6 +65,7 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.10"],
         "hub": ["huggingface_hub>=0.30"],
         "audio": ["soundfile>=0.12"],
+        "medical": ["nibabel>=5", "scikit-image>=0.24"],  # NIfTI volumes; baselines of the benchmark
         "colab": ["ipywidgets"],
     },
     classifiers=[

@@ -19,6 +19,7 @@ from diffusion_jax.guidance import (
     inpainting,
     inversion,
     jpeg,
+    matched_noise,
     operators,
     scans,
     steering,
@@ -247,6 +248,7 @@ EDITING = {
     "between": inversion.between,
     "infilling": infilling.infilling,
     "bandwidth": bandwidth.bandwidth,
+    "denoising": matched_noise.denoising,
 }
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": ode_likelihood, "bound": bound_likelihood}

@@ -22,8 +22,10 @@ from diffusion_jax.data.sources import (
     mixed,
     series,
     text,
+    tiles,
     toys,
     unpaired,
+    volumes,
 )
 from diffusion_jax.types import Spec
 
@@ -104,6 +106,8 @@ SOURCES: dict[str, Opener] = {
     "latents": Opener(spec=latents.spec, open=latents.open_source),
     "series": Opener(spec=series.spec, open=series.open_source),
     "audio": Opener(spec=audio.spec, open=audio.open_source, facts=audio.facts),
+    "tiles": Opener(spec=tiles.spec, open=tiles.open_source),
+    "volumes": Opener(spec=volumes.spec, open=volumes.open_source),
     "text": Opener(spec=text.spec, open=text.open_source, facts=text.facts),
 }
 
@@ -136,8 +140,9 @@ def load(
     Args:
         name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points),
             "gaussian" (vectors), "composites" (pictures with masks, see `sources.composites`), "audio" (.wav and
-            .flac files, see `sources.audio`), "unpaired" (two of these sets), "mixed" (images of a subject and of its
-            class), "edits" (images and computed edits of them),
+            .flac files, see `sources.audio`), "tiles" (of a few large images, see `sources.tiles`), "volumes" (slices
+            of NIfTI files, see `sources.volumes`), "unpaired" (two of these sets), "mixed" (images of a subject and of
+            its class), "edits" (images and computed edits of them),
             "latents" (of `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS
             image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and
@@ -177,6 +182,8 @@ def load(
             `sources.mixed`.
         examples, edits, instructions: of "edits": the section of its images, the names of edits, and other texts for
             them; see `sources.edited`.
+        reduce, log: of "tiles".
+        axis, window, image_path, image_window: of "volumes".
         dim, mean, std: of "gaussian".
         kind, num_examples, seed: of a toy; its "test" split is a second independent draw.
         captions: one text per class, which gives every example the condition "tokens".

@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
-from diffusion_jax.data import images
-from diffusion_jax.data.sources import archives, files
+from diffusion_jax.data import images, picture_sets
+from diffusion_jax.data.sources import files
 from diffusion_jax.training.faults import replacing
 
 UNLABELLED = 255  # of masks of several classes
@@ -37,7 +37,7 @@ def write(path: pathlib.Path, target: pathlib.Path, *, size: int = 0, classes: i
     target.mkdir(parents=True, exist_ok=True)
     (target / "pictures").mkdir(exist_ok=True)
     for split, (pictures, masks) in splits.items():
-        squares = [_squares(x, size, path) for x in (pictures, masks)]
+        squares = [picture_sets.squares(x, size, path) for x in (pictures, masks)]
         if split == "train":
             squares = [np.stack([x, x[:, :, ::-1]], 1).reshape(-1, *x.shape[1:]) for x in squares]
         image, mask = squares
@@ -89,14 +89,8 @@ def _plain(mask) -> UInt8[np.ndarray, "h w"]:
 
 
 def _of_arrays(path: pathlib.Path, classes: int) -> dict[str, Pairs]:
-    try:
-        arrays = archives.read_npz(path, {"images", "masks", "boxes", "split"})
-    except Exception as error:  # a broken archive can raise from zipfile, zlib or the header parser
-        raise ValueError(f"{path} is neither a folder with images/ and masks/ nor an .npz file: {error}") from error
-    pictures = arrays.get("images")
-    if pictures is None or pictures.dtype != np.uint8 or pictures.shape[3:] != (3,):
-        found = "none" if pictures is None else f"{pictures.dtype} {pictures.shape}"
-        raise ValueError(f"{path}: `images` must be uint8 [n, height, width, 3], and there are {found}")
+    arrays, splits = picture_sets.read_file(path, ("masks", "boxes"))
+    pictures = arrays["images"]
     if "masks" in arrays:
         masks = arrays["masks"]
         if masks.dtype.kind not in "biu" or masks.shape != pictures.shape[:3]:
@@ -114,13 +108,7 @@ def _of_arrays(path: pathlib.Path, classes: int) -> dict[str, Pairs]:
         masks = _ellipses(arrays["boxes"], pictures.shape[:3], path)
     else:
         raise ValueError(f"{path} has images and no masks: neither `masks` nor `boxes`")
-    if "split" not in arrays:
-        return _divided(list(pictures), list(masks))
-    test = arrays["split"] == 2
-    if test.shape != (len(pictures),) or test.all() or not test.any():
-        raise ValueError(f"{path}: `split` {test.shape} must be 2 for some of the {len(pictures)} images")
-    chosen = {"train": ~test, "test": test}
-    return {split: (list(pictures[rows]), list(masks[rows])) for split, rows in chosen.items()}
+    return {split: (list(pictures[rows]), list(masks[rows])) for split, rows in splits.items()}
 
 
 def _ellipses(
@@ -147,33 +135,6 @@ def _divided(pictures: list[np.ndarray], masks: list[np.ndarray]) -> dict[str, P
         split: ([pictures[i] for i in rows], [masks[i] for i in rows])
         for split, rows in files.divided(len(pictures)).items()
     }
-
-
-def _squares(
-    arrays: list[Shaped[np.ndarray, "h w *c"]], size: int, path: pathlib.Path
-) -> Shaped[np.ndarray, "n size size *c"]:
-    """All squares of all arrays."""
-    sizes = sorted({array.shape[:2] for array in arrays})
-    if not size and (len(sizes) > 1 or sizes[0][0] != sizes[0][1]):
-        raise ValueError(
-            f"{path}: images of {sizes[0]}{f' and {sizes[-1]}' if len(sizes) > 1 else ''} pixels are no squares of one "
-            "size; --size=N cuts squares of N pixels out of them"
-        )
-    if size and min(map(min, sizes)) < size:
-        raise ValueError(f"{path}: an image of {min(sizes, key=min)} pixels is smaller than --size={size}")
-    size = size or sizes[0][0]
-    return np.stack(
-        [
-            array[top : top + size, left : left + size]
-            for array in arrays
-            for top in _starts(array.shape[0], size)
-            for left in _starts(array.shape[1], size)
-        ]
-    )
-
-
-def _starts(length: int, size: int) -> list[int]:
-    return np.round(np.linspace(0, length - size, -(-length // size))).astype(int).tolist()
 
 
 def _encoded(mask: UInt8[np.ndarray, "n s s"], classes: int, path: pathlib.Path) -> Shaped[np.ndarray, "n s s k"]:

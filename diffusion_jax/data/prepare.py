@@ -5,6 +5,9 @@
     python -m diffusion_jax.data.prepare emoji_five_tones --from FILE.npz --data_dir DIR
     python -m diffusion_jax.data.prepare masks --from FOLDER --data_dir DIR [--size 32] [--classes K]
     python -m diffusion_jax.data.prepare conditions --kind sketch|segmentation|skeleton|depth --from X --data_dir DIR
+    python -m diffusion_jax.data.prepare channels --from X --data_dir DIR [--size 32]
+    python -m diffusion_jax.data.prepare objects --from FILE.npz --data_dir DIR --size 16
+    python -m diffusion_jax.data.prepare stains --from FOLDER --data_dir DIR
 
 `--from` is the folder with the official files: the four `*-ubyte.gz` files for mnist and fashion_mnist (the two sets
 use the same file names, so each needs a folder of its own), `cifar-10-binary.tar.gz` or the extracted `*.bin` files
@@ -17,7 +20,9 @@ images of the same emoji in all five tones there, whose labels are the tones.
 `masks` makes pairs of image and mask, for segmentation, of a folder with images/ and masks/ or of an array file with
 masks or boxes, see `data.masks.write`. `conditions` makes pairs of a map and its image, for models that draw images
 which follow a map, see `data.maps.write`: sketches, colour segmentations and skeletons of images in a folder or an
-array file, or depth maps of point clouds.
+array file, or depth maps of point clouds. `channels` makes pairs of the green channel and the two others of pictures,
+see `data.channels.write`, `objects` crops of the objects in boxes with their classes, see `data.objects.write`, and
+`stains` normalises the stains of histological images, see `data.stains.write`.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from diffusion_jax.data import emoji, images, maps, masks
+from diffusion_jax.data import channels, emoji, images, maps, masks, objects, stains
 from diffusion_jax.data.sources import archives, tfds
 from diffusion_jax.training.faults import check_local_options, one_line_if_interrupted
 
@@ -42,7 +47,8 @@ _MD5 = {"mnist": "f68b3c2dcbeaaa9fbdd348bbdeb94873", "fashion_mnist": "8d4fb7e6c
 
 _EMOJI = {"emoji_tones": emoji.pairs, "emoji_five_tones": emoji.five_tones}
 _MASKS, _CONDITIONS = "masks", "conditions"
-_ARRAYS = (*_EMOJI, _MASKS, _CONDITIONS)  # written as array files
+_CHANNELS, _OBJECTS, _STAINS = "channels", "objects", "stains"
+_FILES = (*_EMOJI, _MASKS, _CONDITIONS, _CHANNELS, _OBJECTS, _STAINS)  # written as array files, or images
 _CIFAR_ARCHIVE = "cifar-10-binary.tar.gz"
 _CIFAR_FILES = {"train": [f"data_batch_{i}.bin" for i in range(1, 6)], "test": ["test_batch.bin"]}
 _CIFAR_RECORD = 1 + 3 * 32 * 32  # label, then the red, green and blue planes
@@ -155,8 +161,8 @@ def prepare(name: str, folder: pathlib.Path, data_dir: pathlib.Path) -> pathlib.
     return tfds.write(builder_class, data_dir)
 
 
-def _arrays(options: argparse.Namespace) -> pathlib.Path:
-    """Writes the array files that the options of the command ask for, and returns their folder. Raises ValueError."""
+def _written(options: argparse.Namespace) -> pathlib.Path:
+    """Writes the files that the options of the command ask for, and returns their folder. Raises ValueError."""
     if not options.data_dir:
         raise ValueError(f"{options.name} needs --data_dir, the folder for the images")
     target, size = pathlib.Path(options.data_dir), options.size
@@ -164,6 +170,12 @@ def _arrays(options: argparse.Namespace) -> pathlib.Path:
         return emoji.write(options.folder, target, _EMOJI[options.name])
     if options.name == _MASKS:
         return masks.write(options.folder, target, size=size, classes=options.classes)
+    if options.name == _CHANNELS:
+        return channels.write(options.folder, target, size=size)
+    if options.name == _OBJECTS:
+        return objects.write(options.folder, target, size=size)
+    if options.name == _STAINS:
+        return stains.write(options.folder, target)
     if not options.kind:
         raise ValueError(f"{options.name} needs --kind: {', '.join(maps.KINDS)}")
     return maps.write(
@@ -177,20 +189,20 @@ def main(arguments: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", choices=[*_MD5, "cifar10", *_ARRAYS])
+    parser.add_argument("name", choices=[*_MD5, "cifar10", *_FILES])
     parser.add_argument(
         "--from", dest="folder", type=pathlib.Path, required=True, help="folder of the official files, or a file"
     )
     parser.add_argument("--data_dir", help="TFDS data directory (default: $TFDS_DATA_DIR, else ~/tensorflow_datasets)")
     parser.add_argument("--kind", default="", help=f"of conditions: {', '.join(maps.KINDS)}")
-    parser.add_argument("--size", type=int, default=0, help="side in pixels of masks or conditions")
+    parser.add_argument("--size", type=int, default=0, help="side in pixels of masks, conditions, squares or crops")
     parser.add_argument("--classes", type=int, default=0, help="of masks, or colours of a segmentation (default: 6)")
     parser.add_argument("--views", type=int, default=8, help="directions that depth is seen from")
     options = parser.parse_args(arguments)
     try:
         check_local_options({"from": options.folder, "data_dir": options.data_dir})
-        if options.name in _ARRAYS:
-            ready = _arrays(options)
+        if options.name in _FILES:
+            ready = _written(options)
         else:
             ready = prepare(options.name, options.folder, tfds.data_directory(options.data_dir))
         print(f"{options.name} is ready in {ready}")

@@ -85,6 +85,15 @@ def image_sheet(
     return sheet
 
 
+def as_colours(x: np.ndarray | Array) -> np.ndarray:
+    """Images [n, h, w, c] of any number of channels as ones of 1 or 3: of two the first is red and the second blue, of
+    more than three the first three are shown."""
+    x = np.asarray(x)
+    if x.shape[-1] == 2:
+        return np.stack([x[..., 0], np.full_like(x[..., 0], -1), x[..., 1]], -1)
+    return x[..., :3]
+
+
 def spectrogram_sheet(
     spectrograms: np.ndarray | Array,
     *,

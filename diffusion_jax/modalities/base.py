@@ -92,6 +92,8 @@ class Modality:
         shown: number of samples in a picture, at most; 0: all.
         compares: whether a picture shows the examples that the condition "image" of samples belongs to, the entry
             "original".
+        averaged: whether the mean and the standard deviation of several samples of one condition have a meaning, which
+            are then saved with them.
         views: names of functions of the model that `picture` and `files` show, such as the "score" of points.
         metrics: makers of metrics by name.
         usual: the metrics that "auto" means, as far as the data and the options can give them.
@@ -103,6 +105,7 @@ class Modality:
     formats: tuple[str, ...] = ()
     shown: int = 0
     compares: bool = False
+    averaged: bool = False
     views: tuple[str, ...] = ()
     metrics: Mapping[str, MetricMaker] = dataclasses.field(default_factory=dict)
     usual: tuple[str, ...] = ()

@@ -16,8 +16,9 @@ from jaxtyping import UInt8
 
 from diffusion_jax import data
 from diffusion_jax.data.captions import texts_of
-from diffusion_jax.evaluation import density, features, metrics, restoration, retrieval, sheets, suite
+from diffusion_jax.evaluation import density, features, metrics, restoration, retrieval, sheets, suite, utility
 from diffusion_jax.evaluation import feature_classifier as classifiers
+from diffusion_jax.evaluation import translation as translations
 from diffusion_jax.evaluation import transport as transports
 from diffusion_jax.evaluation.reference import has_statistics
 from diffusion_jax.modalities.base import Drawn, Evaluation, Metric, Modality, Views, Words, held_out, need, transport
@@ -31,8 +32,10 @@ _IMAGES, _PER_IMAGE = 16, 8  # of them inpainted images, and samples of each
 def picture(drawn: Drawn, words: Words, views: Views) -> UInt8[np.ndarray, "height width 3"] | None:
     """A sheet of the first 256 images with their words; original, measurement and sample next to each other.
 
-    Of editing with a mask, one row per image: the image, what is known of it, its samples and their mean. Of
-    interpolation, one row per pair: both images and the samples between them. None if a value is not finite.
+    Of several samples of one image or measurement, one row for each: the original, what is given, its samples, their
+    mean and their standard deviation. Of editing with a mask, one row per image: the image, what is known of it, its
+    samples and their mean. Of interpolation, one row per pair: both images and the samples between them. None if a
+    value is not finite.
     """
     samples = np.asarray(drawn["samples"])
     masked = "mask" in drawn and "measured" not in drawn
@@ -40,7 +43,9 @@ def picture(drawn: Drawn, words: Words, views: Views) -> UInt8[np.ndarray, "heig
         return _inpainted(samples, np.asarray(drawn["image"]), np.asarray(drawn["mask"]) >= 0)
     if "other" in drawn and np.shape(drawn.get("image")) == samples.shape and np.isfinite(samples).all():
         return _interpolated(samples, np.asarray(drawn["image"]), np.asarray(drawn["other"]))
-    panels = [np.asarray(drawn[name]) for name in ("original", "measured", "samples") if name in drawn]
+    *beside, panel = panels = _panels(drawn)
+    if beside and 1 < _length(*beside) <= len(panel) and np.isfinite(samples).all():
+        return _translated(beside, panel)
     n = len(panels)
     images = np.stack(panels, axis=1).reshape(-1, *panels[0].shape[1:])[: _SHOWN // n * n]
     if not np.isfinite(images).all():
@@ -48,6 +53,30 @@ def picture(drawn: Drawn, words: Words, views: Views) -> UInt8[np.ndarray, "heig
     columns = n * math.ceil(math.sqrt(len(images)) / n) if n > 1 else None
     labels = words and [word for word in words for _ in panels][: len(images)]
     return sheets.image_sheet(images, columns=columns, labels=labels)
+
+
+def _panels(drawn: Drawn) -> list[np.ndarray]:
+    """The original, what is given and the samples as pictures of as many channels; only those that there are."""
+    given = "measured" if "measured" in drawn or "original" not in drawn else "image"
+    found = [np.asarray(drawn[name]) for name in ("original", given, "samples") if name in drawn]
+    shown = [sheets.as_colours(panel) for panel in found if panel.shape[1:3] == found[-1].shape[1:3]]
+    channels = max(panel.shape[-1] for panel in shown)
+    return [np.broadcast_to(panel, (*panel.shape[:3], channels)) for panel in shown]
+
+
+def _translated(beside: list[np.ndarray], samples: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+    """Rows of original | given | samples | mean | standard deviation, for consecutive samples of one condition.
+
+    Standard deviations are enlarged so that the largest is white.
+    """
+    each = _length(*beside)
+    means, spreads = translations.mean_and_spread(samples, each)
+    spreads = 2 * spreads / max(float(spreads.max()), 1e-6) - 1
+    tiles: list[np.ndarray] = []
+    for i, (mean, spread) in enumerate(zip(means[:_IMAGES], spreads[:_IMAGES], strict=True)):
+        shown = samples[i * each : i * each + min(each, _PER_IMAGE)]
+        tiles += [*(x[i * each] for x in beside), *shown, mean, spread]
+    return sheets.image_sheet(np.stack(tiles), columns=len(tiles) // min(len(means), _IMAGES))
 
 
 def _inpainted(samples: np.ndarray, image: np.ndarray, painted: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
@@ -186,6 +215,30 @@ def _pairs(evaluation: Evaluation) -> Metric:
     return metric
 
 
+def _translation(evaluation: Evaluation) -> Metric:
+    need(evaluation, "image", "images")
+    if "image" not in evaluation.conditions or "image" not in evaluation.train.entries:
+        raise ValueError("it needs a network with the condition 'image', and data with pairs of images")
+    pairs_of, train = _held_out_pairs(evaluation), evaluation.train
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        pairs, known = pairs_of(drawn), data.arrays(train)
+        return translations.translation(_clipped(drawn), pairs["x"], pairs["image"], known["x"], known["image"])
+
+    return metric
+
+
+def _utility(evaluation: Evaluation) -> Metric:
+    need(evaluation, "image", "images")
+    if not evaluation.train.num_classes or "label" not in evaluation.conditions:
+        raise ValueError("it needs a class-conditional model, and images with labels")
+
+    def metric(drawn: Drawn) -> dict[str, Any]:
+        return utility.utility(_clipped(drawn), np.asarray(drawn["label"]), *_both(evaluation))
+
+    return metric
+
+
 def _tasks(evaluation: Evaluation) -> Metric:
     need(evaluation, "image", "images")
     if not {"mask", "task"} <= evaluation.conditions.keys():
@@ -288,6 +341,7 @@ IMAGE = Modality(
     files=files,
     formats=("png",),
     shown=_SHOWN,
+    averaged=True,
     metrics={
         "classifier": _classifier,
         "retrieval": _retrieval,
@@ -295,6 +349,8 @@ IMAGE = Modality(
         "restoration": _restoration,
         "pairs": _pairs,
         "tasks": _tasks,
+        "translation": _translation,
+        "utility": _utility,
         "transport": transport,
         **{name: functools.partial(_of_suite, name=name) for name in suite.METRICS},
     },

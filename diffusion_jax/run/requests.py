@@ -154,7 +154,9 @@ def compared(job: Job, cond: Mapping[str, np.ndarray] | None) -> dict[str, np.nd
     starts = [name for name, c in job.system.conditions.items() if c.start]
     if starts and cond is not None:
         return _from_start(job, cond[starts[0]], job.system.conditions[starts[0]].start == "paired")
-    if cond is not None and "image" in cond and modalities.of(job.system.makes).compares:
+    modality = modalities.of(job.system.makes)
+    paired = modality.compares or (modality.averaged and "image" in job.system.batch)  # the data holds the image
+    if cond is not None and "image" in cond and paired:
         return {} if job.config.sampling.cond else {"original": _truth(job, len(cond["image"]))}
     operators = {name: c.operator for name, c in job.system.conditions.items() if c.operator}
     if not operators or cond is None:

@@ -18,6 +18,7 @@ from diffusion_jax import modalities
 from diffusion_jax.config import data
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.evaluation import sheets
+from diffusion_jax.evaluation.translation import mean_and_spread
 from diffusion_jax.run import requests, workdir
 from diffusion_jax.run.job import Job, prepare
 from diffusion_jax.run.parameters import params_of
@@ -33,7 +34,9 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
     """Draw config.sampling.num_samples samples from the newest checkpoint into samples/<file>.npz.
 
     A picture samples/<file>.png and the files of their modality are written next to it; with config.sampling.format
-    also each sample as a file of its own, in the folder samples/<file>. Earlier samples of the same name are renamed.
+    also each sample as a file of its own, in the folder samples/<file>. Of several samples of a condition
+    (config.sampling.samples_per_condition) images come with their "mean" and "spread", the standard deviation of each
+    value, one array each with one row per condition. Earlier samples of the same name are renamed.
     Raises ConfigError.
     """
     job = prepare(config)
@@ -64,6 +67,9 @@ def sample(config: ConfigDict, directory: pathlib.Path) -> None:
                     arrays["seed"] = np.uint32(config.sampling.seed)
                 recorded = requests.recorded(conditions_of(drawn), job.system.conditions, job.built.reading.describe)
                 arrays |= {name: drawn[name] for name in BESIDE if name in drawn}
+                each = config.sampling.samples_per_condition
+                if modality.averaged and cond is not None and 1 < each <= num:
+                    arrays["mean"], arrays["spread"] = mean_and_spread(drawn["samples"], each)
                 np.savez(file, **arrays, **recorded)
         drawn |= requests.compared(job, cond)
         shown = show(job, params, drawn, path.with_name(f"{path.stem}.png"), format=config.sampling.format)

@@ -286,7 +286,12 @@ def test_data_section(name):
     if ":digits" in name:
         assert names == {"digits"} and config.training.num_steps <= 20_000
     small = names <= {"digits", "mnist", "toy", "composites"} or "retrieval" in config.evaluation.metrics
-    small = small or (names <= {"text", "audio"} and config.training.num_steps <= 20_000) or ":eeg" in name
+    small = (
+        small
+        or (names <= {"text", "audio"} and config.training.num_steps <= 20_000)
+        or ":eeg" in name
+        or ":slice" in name
+    )
     # Of a subject, of pictures after an edit, there are too few held-out examples or none to compare with.
     small = small and config.data.name not in ("mixed", "edits")
     assert config.evaluation.after_training == small

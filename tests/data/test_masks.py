@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 from diffusion_jax import data
-from diffusion_jax.data import masks
+from diffusion_jax.data import masks, picture_sets
 from diffusion_jax.data.prepare import main
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (12, 8, 12, 3)).astype(np.uint8)
@@ -39,9 +39,9 @@ def test_a_folder_becomes_squares_whose_masks_are_theirs(folder, tmp_path):
 
 
 def test_squares_cover_the_image_and_its_ends():
-    assert masks._starts(54, 32) == [0, 22]
-    assert masks._starts(72, 32) == [0, 20, 40]
-    assert masks._starts(32, 32) == [0]
+    assert picture_sets.starts(54, 32) == [0, 22]
+    assert picture_sets.starts(72, 32) == [0, 20, 40]
+    assert picture_sets.starts(32, 32) == [0]
 
 
 def test_an_image_without_a_mask_is_refused_by_name(folder, tmp_path):

@@ -90,6 +90,24 @@ def test_weights_that_are_functions_of_the_snr(snr):
         assert float(value[name]) == pytest.approx(expected[name], rel=1e-8), name
 
 
+@pytest.mark.parametrize("gamma", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["eps", "v"])
+def test_p2_at_a_signal_to_noise_ratio_of_1_is_simple_over_2_to_the_gamma(name, gamma, t):
+    """In the units of the network's output, w c_out^2, and at another ratio it is not."""
+    process = VP()
+    make = {"eps": parameterizations.eps_prediction, "v": parameterizations.v_prediction}[name]
+
+    def of_output(weight, log_ratio):
+        at = time_of_log_snr(process, jnp.asarray(log_ratio))
+        return weight(process, at) * make()(process, at).c_out ** 2
+
+    p2, simple = weightings.p2(gamma), weightings.simple()
+    np.testing.assert_allclose(of_output(p2, 0.0), 2**-gamma * of_output(simple, 0.0), rtol=1e-6)
+    if name == "eps":
+        np.testing.assert_allclose(of_output(simple, 0.0), 1, rtol=1e-6)
+    assert of_output(p2, 2.0) < 0.9 * 2**-gamma * of_output(simple, 2.0)
+
+
 def test_p2_without_gamma_and_sigmoid_with_a_large_bias_are_simple(t):
     simple = weightings.simple()(VP(), t)
     np.testing.assert_allclose(weightings.p2(gamma=0.0)(VP(), t), simple, rtol=1e-12)
