@@ -23,6 +23,7 @@ from diffusion_jax.config.recipes import (
     latent_consistency,
     latent_diffusion,
     noisy_classifier,
+    normalizing_flow,
     palette,
     pixel_classifier,
     progressive_distillation,
@@ -67,6 +68,7 @@ RECIPES = {
     "code_diffusion": diffusion_autoencoder.CODES,
     "discrete_diffusion": discrete_diffusion.RECIPE,
     "series_diffusion": series_diffusion.RECIPE,
+    "normalizing_flow": normalizing_flow.RECIPE,
     "timegrad": timegrad.RECIPE,
     "diffusion_lm": diffusion_lm.RECIPE,
 }

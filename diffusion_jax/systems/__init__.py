@@ -11,6 +11,7 @@ from diffusion_jax.systems.discrete_diffusion import DiscreteDiffusion
 from diffusion_jax.systems.flow_map import FlowMapModel
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
+from diffusion_jax.systems.normalizing_flow import NormalizingFlow
 from diffusion_jax.systems.palette import Palette
 from diffusion_jax.systems.pixel_classifier import PixelClassifier
 from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
@@ -36,6 +37,7 @@ __all__ = [
     "FlowMapModel",
     "LatentDiffusion",
     "NoisyClassifier",
+    "NormalizingFlow",
     "Palette",
     "PixelClassifier",
     "ProgressiveDistillation",
