@@ -59,6 +59,22 @@ def digits(num_steps: int, batch_size: int = 128, *, warmup_steps: int = 200, **
     )
 
 
+def stacked_digits_data() -> Section:
+    """Three digits of scikit-learn as the channels of one image, dequantized: 1,000 modes, see docs/trilemma.md."""
+    examples = dict(name="digits", image_size=8, channels=1, levels=17, dequantize=True)
+    return dict(name="stacked", split="train", eval_split="test", image_size=8, channels=3, path="", examples=examples)
+
+
+def stacked_digits(num_steps: int, batch_size: int = 128, **likelihood: Any) -> dict[str, Section]:
+    """Training on `stacked_digits_data`, evaluated by the `likelihood`, if any, and by benchmarks/trilemma.py."""
+    levels = dict(levels=17) if likelihood else {}
+    return dict(
+        data=stacked_digits_data(),
+        **digits(num_steps, batch_size, sample_every=0),
+        evaluation=dict(metrics=(), likelihood=dict(dict(name="none") | likelihood | levels)),
+    )
+
+
 def mnist_data() -> Section:
     """MNIST, see `diffusion_jax.data.prepare`."""
     return dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path="")
