@@ -27,7 +27,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from diffusion_jax.config import choose, presets, replace
+from diffusion_jax.config import choose, presets
 
 # The smaller side is resized to 384 pixels, and 256 x 256 are cut out at random.
 CROP = dict(crop="random", resize=(384, 384))
@@ -81,7 +81,7 @@ def digits_vae() -> ConfigDict:
 
 def stacked_digits_vae() -> ConfigDict:
     network = small(32, 64, latent_channels=6)
-    return vae(network=network, **presets.stacked_digits(4000, name="iwae", num_samples=64))
+    return vae(network=network, **presets.compared(4000, name="iwae", num_samples=64))
 
 
 def mnist() -> ConfigDict:

@@ -36,7 +36,7 @@ def examples(n=4, shape=(2, 2, 2)):
 def test_log_det_is_that_of_the_jacobian(name):
     params, forward, _ = network(name)
     x = examples()
-    z, log_det = forward(params, x)
+    _, log_det = forward(params, x)
     jacobian = jax.vmap(jax.jacfwd(lambda v: forward(params, v.reshape(1, 2, 2, 2))[0].reshape(8)))(x.reshape(4, 8))
     np.testing.assert_allclose(log_det, jnp.linalg.slogdet(jacobian)[1], rtol=1e-4, atol=1e-4)
     assert np.std(log_det) > 0.01

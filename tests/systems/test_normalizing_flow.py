@@ -87,7 +87,7 @@ def test_the_loss_is_the_negative_log_likelihood_per_dimension():
 
 
 def test_noise_is_added_to_the_data():
-    """E of the loss under noise of variance v is the cross-entropy ((x - m)^2 + v) / (2 s^2) + log s + log(2 pi) / 2."""
+    """The mean loss under noise of variance v is ((x - m)^2 + v) / (2 s^2) + log s + log(2 pi) / 2."""
     system, x = affine(noise_std=0.4), jnp.full((20_000, 2), 0.8)
     params = system.init(jax.random.key(0))
     loss, _ = system.loss(params, jax.random.key(1), {"x": x}, TRAIN)
@@ -204,7 +204,7 @@ def test_what_does_not_fit_is_refused(changes, message):
 def test_grey_levels_need_noise():
     assert isinstance(build.system(digits()), System)
     plain = dict(name="digits", split="train", eval_split="test", image_size=8, channels=1, path="", levels=17)
-    with pytest.raises(ConfigError, match="config.data.dequantize=False must be true"):
+    with pytest.raises(ConfigError, match=r"config.data.dequantize=False must be true"):
         build.system(digits(data=plain))
     noisy = dict(name="normalizing_flow", noise_std=0.1)
     assert build.system(digits(data=plain, system=noisy)).noise_std == 0.1

@@ -1,7 +1,8 @@
-"""VAEs as autoencoders with decoder noise: the ELBO of a linear one, importance-weighted bounds, and what is refused."""
+"""VAEs, autoencoders with decoder noise: the ELBO of a linear one, importance-weighted bounds, and what is refused."""
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -147,7 +148,7 @@ def test_bounds_grow_with_the_number_of_latents_and_stay_below_the_likelihood():
     weight = functools.partial(system.log_weight, params)
     weights = jnp.stack([weight(jax.random.key(seed), x) for seed in range(64)])
     bounds = [float(exact.log_mean_exp(weights[:k]).mean()) for k in (1, 2, 8, 64)]
-    assert all(b > a + 1e-3 for a, b in zip(bounds, bounds[1:], strict=False)) and bounds[-1] <= expected + 0.01
+    assert all(b > a + 1e-3 for a, b in itertools.pairwise(bounds)) and bounds[-1] <= expected + 0.01
     assert bounds[0] < expected - 0.2
 
     found = iwae_likelihood(num_samples=16, dequantization="none")(weight, jax.random.key(0), x)
