@@ -72,16 +72,16 @@ def vae(*, network: dict[str, Any], **sections: Any) -> ConfigDict:
 def digits_vae() -> ConfigDict:
     likelihood = dict(name="iwae", num_samples=64)
     return vae(
-        network=small(32, 64, latent_channels=2),
+        network=small(16, 32, latent_channels=2),
         data=dict(levels=17, dequantize=True),
-        **presets.digits(2000, sample_every=0),
+        **presets.digits(2000, 64, sample_every=0),
         evaluation=dict(metrics=("classifier", "density_baseline"), likelihood=likelihood),
     )
 
 
 def stacked_digits_vae() -> ConfigDict:
-    network = small(32, 64, latent_channels=6)
-    return vae(network=network, **presets.compared(4000, name="iwae", num_samples=64))
+    network = small(16, 32, latent_channels=6)
+    return vae(network=network, **presets.compared(3000, 64, name="iwae", num_samples=64))
 
 
 def mnist() -> ConfigDict:
