@@ -20,6 +20,7 @@ from diffusion_jax.config.recipes import (
     discrete_diffusion,
     first_stage,
     flow_map,
+    gan,
     latent_consistency,
     latent_diffusion,
     noisy_classifier,
@@ -69,6 +70,8 @@ RECIPES = {
     "series_diffusion": series_diffusion.RECIPE,
     "timegrad": timegrad.RECIPE,
     "diffusion_lm": diffusion_lm.RECIPE,
+    "gan": gan.RECIPE,
+    "ddgan": gan.DDGAN,
 }
 
 
