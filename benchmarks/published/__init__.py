@@ -6,6 +6,7 @@ Values are in the units of the configs: data in [-1, 1], numbers of steps, rates
 """
 
 from benchmarks.published import (
+    adversarial,
     audio,
     bridges,
     consistency,
@@ -38,6 +39,7 @@ TABLE: tuple[Published, ...] = (
     *flow_maps.TABLE,
     *bridges.TABLE,
     *representation.TABLE,
+    *adversarial.TABLE,
     *tokens.TABLE,
     *super_resolution.TABLE,
     *palette.TABLE,

@@ -64,6 +64,30 @@ def mnist_data() -> Section:
     return dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path="")
 
 
+def _stacked(name: str, image_size: int, num_examples: int) -> Section:
+    """Three independent images of a grey data set as the channels of one, see `data.sources.stacked`."""
+    return dict(
+        name="stacked",
+        split="train",
+        eval_split="test",
+        image_size=image_size,
+        channels=3,
+        examples=dict(name=name),
+        num_examples=num_examples,
+        seed=0,
+    )
+
+
+def stacked_digits() -> Section:
+    """Three of the digits of scikit-learn: 1,000 modes."""
+    return _stacked("digits", 8, 50_000)
+
+
+def stacked_mnist() -> Section:
+    """StackedMNIST, three digits of MNIST, in 28 x 28 pixels."""
+    return _stacked("mnist", 28, 120_000)
+
+
 def mnist_unet(**network: Any) -> Section:
     """A U-Net for MNIST that a CPU trains in about 20 minutes."""
     sizes = dict(channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,), num_groups=8)

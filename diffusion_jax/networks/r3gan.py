@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -63,14 +64,9 @@ class R3Generator(DenoisingNetwork):
         given = latent_dim * (2 if num_classes else 1)
         self.linear_in = nnx.Linear(given, channels[0], use_bias=False, kernel_init=_scaled(1.0), rngs=rngs)
         self.transitions = nnx.List(
-            [
-                _pointwise(c_in, c_out, rngs) if c_in != c_out else None
-                for c_in, c_out in zip(channels[:-1], channels[1:], strict=True)
-            ]
+            [_pointwise(c_in, c_out, rngs) if c_in != c_out else None for c_in, c_out in itertools.pairwise(channels)]
         )
-        self.stages = nnx.List(
-            [_blocks(c, num_res_blocks, depth, expansion, group_width, rngs=rngs) for c in channels]
-        )
+        self.stages = nnx.List([_blocks(c, num_res_blocks, depth, expansion, group_width, rngs=rngs) for c in channels])
         self.conv_out = _pointwise(channels[-1], in_channels, rngs)
 
     def forward(
@@ -145,10 +141,7 @@ class R3Discriminator(DenoisingNetwork):
             [_blocks(c, num_res_blocks, depth, expansion, group_width, emb, rngs=rngs) for c in channels]
         )
         self.transitions = nnx.List(
-            [
-                _pointwise(c_in, c_out, rngs) if c_in != c_out else None
-                for c_in, c_out in zip(channels[:-1], channels[1:], strict=True)
-            ]
+            [_pointwise(c_in, c_out, rngs) if c_in != c_out else None for c_in, c_out in itertools.pairwise(channels)]
         )
         self.basis = nnx.Conv(
             last,

@@ -65,7 +65,10 @@ class DenoisingDiffusionGan(Sampled):
 
     def init(self, key: Key[Array, ""]) -> Params:
         generator_key, discriminator_key = jax.random.split(key)
-        return {"network": self.init_network(generator_key), "discriminator": self.init_discriminator(discriminator_key)}
+        return {
+            "network": self.init_network(generator_key),
+            "discriminator": self.init_discriminator(discriminator_key),
+        }
 
     def generator(self, network: Params, cond: Cond = None) -> Generator:
         """G(x_t, t, z) under `cond`, with t a scalar or [batch]."""
@@ -122,7 +125,9 @@ class DenoisingDiffusionGan(Sampled):
         x_T = prior(self.process, prior_key, (len(ids), *self.shape), ids=ids)
         total = self.process.num_steps
         times = jnp.arange(total, -1, -1, dtype=jnp.float32) / total
-        return sampling.sample(with_latent(ancestral(), self.latent_dim), self.process, G, noise_key, x_T, times, ids=ids)
+        return sampling.sample(
+            with_latent(ancestral(), self.latent_dim), self.process, G, noise_key, x_T, times, ids=ids
+        )
 
     def evaluations(self) -> int:
         """Evaluations of the generator for one sample (NFE)."""

@@ -50,7 +50,10 @@ class Gan(Sampled):
 
     def init(self, key: Key[Array, ""]) -> Params:
         generator_key, discriminator_key = jax.random.split(key)
-        return {"network": self.init_network(generator_key), "discriminator": self.init_discriminator(discriminator_key)}
+        return {
+            "network": self.init_network(generator_key),
+            "discriminator": self.init_discriminator(discriminator_key),
+        }
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None

@@ -196,6 +196,8 @@ def built(name: str):
         config.sampling.grid["values"] = config.sampling.grid["values"][: config.sampling.steps]
     if segments := config.system.get("schedule", {}).get("segments", 0):  # which steps of sampling do not cross
         config.sampling.steps = segments
+    if config.system.name == "ddgan":  # whose steps are those of its process
+        config.sampling.steps = config.process.num_steps
     if "length" in config.editing:  # of jumps, in steps
         config.editing.length = 1
     if name in STANDS_ON:

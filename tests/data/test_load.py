@@ -91,7 +91,7 @@ def test_facts():
     assert opener("mnist").facts(dict(name="mnist")) == {"levels": 256}
     mixture, rings = (data.load(name="toy", num_examples=4, kind=kind) for kind in ("gaussian_mixture", "rings"))
     assert mixture.facts.keys() == {"log_density", "mixture"} and rings.facts == {}
-    assert opener("toy").facts({}) == mixture.facts
+    assert opener("toy").facts({}).keys() == mixture.facts.keys()
 
 
 def test_keys():

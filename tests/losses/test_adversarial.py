@@ -72,7 +72,9 @@ def test_relativistic_losses_ignore_a_constant_and_others_do_not():
     # At equal logits each player's loss is log 2 for each pair, or for each example.
     zero = jnp.zeros(3)
     np.testing.assert_allclose(LOSSES["relativistic"].generator(zero, zero), np.log(2) * np.ones(3), rtol=1e-6)
-    np.testing.assert_allclose(LOSSES["non_saturating"].discriminator(zero, zero), 2 * np.log(2) * np.ones(3), rtol=1e-6)
+    np.testing.assert_allclose(
+        LOSSES["non_saturating"].discriminator(zero, zero), 2 * np.log(2) * np.ones(3), rtol=1e-6
+    )
 
 
 def test_every_part_of_the_loss_reaches_one_player_alone():

@@ -98,15 +98,13 @@ def ddgan(
     _check_steps(parts, process.num_steps, "the steps of a sample are those of the process, config.process.num_steps")
     times = np.arange(1, process.num_steps + 1, dtype=np.float32) / process.num_steps
     fits.check_parameterization(parts.config, process, parts.parameterization, times, bounded_by="process")
-    fits.check_outputs(
-        parts.config, shape, network.init, network.apply, network.conditions, {}, learned_variance=False
-    )
+    fits.check_outputs(parts.config, shape, network.init, network.apply, network.conditions, {}, learned_variance=False)
     conditions = Conditions({name: entry for name, entry in network.conditions.items() if name != LATENT})
     if LATENT not in network.conditions or set(conditions) - {"label"}:
         raise ConfigError(
-            f"config.network ({parts.config.network.name}) reads the conditions {', '.join(network.conditions) or 'none'}"
-            "; for config.system.name='ddgan' it must read z, of config.network.vector_dim numbers, and nothing else but "
-            "classes"
+            f"config.network ({parts.config.network.name}) reads the conditions "
+            f"{', '.join(network.conditions) or 'none'}; for config.system.name='ddgan' it must read z, of "
+            "config.network.vector_dim numbers, and nothing else but classes"
         )
     given = dict(num_classes=conditions.num_classes, image_channels=shape[-1], time=True)
     init_discriminator, discriminate = _discriminator(parts, discriminator, **given)
@@ -182,7 +180,7 @@ def _shape(parts: Parts) -> tuple[int, ...]:
     if parts.spec.dtype != "float32":
         raise ConfigError(
             f"config.data.name={parts.config.data.name!r} holds {parts.spec.modality} of {parts.spec.dtype}; "
-            f"config.system.name={parts.config.system.name!r} has gradients for its examples, which must be real numbers"
+            f"config.system.name={parts.config.system.name!r} has gradients for examples, which must be real numbers"
         )
     return parts.spec.shape
 
