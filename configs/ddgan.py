@@ -47,7 +47,7 @@ def digits(hidden: int = 256, **sections: Any) -> ConfigDict:
 
 
 def stacked_digits() -> ConfigDict:
-    return digits(hidden=512, data=presets.stacked_digits())
+    return digits(hidden=512, data=presets.stacked_digits(), evaluation=dict(metrics=(), after_training=False))
 
 
 def paper(

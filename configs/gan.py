@@ -71,6 +71,7 @@ def stacked_digits() -> ConfigDict:
         system=dict(name="gan", every=1, latent_dim=64, discriminator=sizes, **R3GAN),
         network=sizes,
         data=presets.stacked_digits(),
+        evaluation=dict(metrics=(), after_training=False),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -64,19 +65,16 @@ class DenoisingDiffusionGan(Sampled):
         check(self.latent_dim >= 1, "latent_dim", self.latent_dim, "at least 1")
 
     def init(self, key: Key[Array, ""]) -> Params:
-        generator_key, discriminator_key = jax.random.split(key)
-        return {
-            "network": self.init_network(generator_key),
-            "discriminator": self.init_discriminator(discriminator_key),
-        }
+        keys = jax.random.split(key)
+        return {"network": self.init_network(keys[0]), "discriminator": self.init_discriminator(keys[1])}
 
     def generator(self, network: Params, cond: Cond = None) -> Generator:
         """G(x_t, t, z) under `cond`, with t a scalar or [batch]."""
 
+        D = parameterizations.denoiser(functools.partial(self.apply, network), self.param, self.process)
+
         def G(x: Float[Array, "batch *shape"], t: Array, z: Float[Array, "batch z"]) -> Float[Array, "batch *shape"]:
-            given = {**(cond or {}), LATENT: z}
-            apply = lambda x, c_noise, cond: self.apply(network, x, c_noise, cond)
-            x_0 = parameterizations.denoiser(apply, self.param, self.process)(x, t, given)
+            x_0 = D(x, t, {**(cond or {}), LATENT: z})
             return jnp.tanh(x_0) if self.tanh else x_0
 
         return G
@@ -125,9 +123,8 @@ class DenoisingDiffusionGan(Sampled):
         x_T = prior(self.process, prior_key, (len(ids), *self.shape), ids=ids)
         total = self.process.num_steps
         times = jnp.arange(total, -1, -1, dtype=jnp.float32) / total
-        return sampling.sample(
-            with_latent(ancestral(), self.latent_dim), self.process, G, noise_key, x_T, times, ids=ids
-        )
+        solver = with_latent(ancestral(), self.latent_dim)
+        return sampling.sample(solver, self.process, G, noise_key, x_T, times, ids=ids)
 
     def evaluations(self) -> int:
         """Evaluations of the generator for one sample (NFE)."""

@@ -25,7 +25,7 @@ class Gan(Sampled):
     the parameters of one player alone, see `losses.adversarial.two_player_loss`: both networks take a step at once.
     Without a penalty such steps move away from the equilibrium even of one real and one generated point
     (arXiv:1801.04406, section 2; their lengths grow like sqrt(1 + h^2 / 4) there), so `penalty` matters here more than
-    with alternating steps. The defaults of the recipe are R3GAN's, relativistic pairs with R1 and R2 (arXiv:2501.05441).
+    with alternating steps. The recipe has R3GAN's losses, relativistic pairs with R1 and R2 (arXiv:2501.05441).
 
     Parameters are {"network", "discriminator"}; each may have its own optimizer. One evaluation of G makes a sample.
 
@@ -49,11 +49,8 @@ class Gan(Sampled):
         check(self.latent_dim >= 1, "latent_dim", self.latent_dim, "at least 1")
 
     def init(self, key: Key[Array, ""]) -> Params:
-        generator_key, discriminator_key = jax.random.split(key)
-        return {
-            "network": self.init_network(generator_key),
-            "discriminator": self.init_discriminator(discriminator_key),
-        }
+        keys = jax.random.split(key)
+        return {"network": self.init_network(keys[0]), "discriminator": self.init_discriminator(keys[1])}
 
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None

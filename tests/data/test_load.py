@@ -6,7 +6,6 @@ import pytest
 from diffusion_jax import data
 from diffusion_jax.data import derived
 from diffusion_jax.data.load import COMMON, SOURCES, keys, opener
-from diffusion_jax.data.sources import toys
 from diffusion_jax.types import Spec
 
 

@@ -18,6 +18,7 @@ from diffusion_jax.types import System, Train
 from tests.runs import ROOT, changed, resumed
 
 SMALL = dict(name="mlp", hidden=8, num_layers=1)
+STEPS = 1500
 
 
 def config_of(variant="ring", **changes):
@@ -126,7 +127,7 @@ def test_examples_of_integers_have_no_gradient():
 def modes(variant: str) -> dict[str, float]:
     """The metrics of 2000 samples of a short training on the narrow ring."""
     config = from_file(f"{ROOT / 'configs' / 'gan.py'}:{variant}")
-    config.training.num_steps = STEPS
+    config.training.num_steps, config.training.batch_size = STEPS, 128
     built = build.build(config)
     system, source, (optimizer, _) = built.system, built.source(), built.parts.optimizer()
     step = jax.jit(make_train_step(system, optimizer, num_steps=STEPS, ema_rates=()))
@@ -136,3 +137,10 @@ def modes(variant: str) -> dict[str, float]:
         state, _ = step(state, {"x": next(batches)["x"]})
     samples = system.sample(state.params, jax.random.key(1), 2000)["samples"]
     return toy_metrics(samples, data.arrays(source, 4000)["x"], **source.facts["mixture"]._asdict())
+
+
+@pytest.mark.slow
+def test_the_penalty_keeps_all_modes_of_a_ring_and_without_it_some_are_lost():
+    found, control = modes("ring"), modes("ring_vanilla")
+    assert found["modes"] == 8 and found["near_modes"] > 0.6
+    assert control["modes"] < 8
