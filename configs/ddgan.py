@@ -36,10 +36,10 @@ def digits(hidden: int = 256, **sections: Any) -> ConfigDict:
     sizes = dict(name="mlp", hidden=hidden, num_layers=2)
     config = ddgan(
         steps=4,
-        system=dict(r1=0.05, every=1, discriminator=sizes),
+        system=dict(r1=0.5, every=1, discriminator=sizes),
         parameterization=dict(name="x0", label="unit_time"),
         network=dict(vector_dim=32, **sizes),
-        training=dict(num_steps=8000, batch_size=64, log_every=100, sample_every=2000),
+        training=dict(num_steps=10_000, batch_size=64, log_every=100, sample_every=2000),
         optimizer=dict(learning_rate=5e-4),
         ema=dict(rates=(0.999,)),
     )

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from diffusion_jax.config import choose, defaults, presets, replace
 
-R3GAN = dict(loss="relativistic", r1=0.1, r2=0.1)
+R3GAN = dict(loss="relativistic", r1=1.0, r2=1.0)
 VANILLA = dict(loss="non_saturating", r1=0.0, r2=0.0)
 CONVOLUTIONS = dict(num_res_blocks=2, expansion=2, group_width=16)
 
@@ -56,7 +56,7 @@ def digits(method: dict[str, Any], **sections: Any) -> ConfigDict:
     config = gan(
         dict(latent_dim=64, discriminator=sizes, **method),
         network=sizes,
-        training=dict(num_steps=8000, batch_size=64, log_every=100, sample_every=2000),
+        training=dict(num_steps=10_000, batch_size=64, log_every=100, sample_every=2000),
         optimizer=dict(learning_rate=5e-4, b2=0.99),
         ema=dict(rates=(0.999,)),
     )
