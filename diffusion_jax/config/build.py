@@ -20,6 +20,7 @@ from diffusion_jax.config.recipes import (
     discrete_diffusion,
     first_stage,
     flow_map,
+    gan,
     latent_consistency,
     latent_diffusion,
     noisy_classifier,
@@ -71,6 +72,8 @@ RECIPES = {
     "normalizing_flow": normalizing_flow.RECIPE,
     "timegrad": timegrad.RECIPE,
     "diffusion_lm": diffusion_lm.RECIPE,
+    "gan": gan.RECIPE,
+    "ddgan": gan.DDGAN,
 }
 
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
+from diffusion_jax.losses.adversarial import non_saturating
+
 RECONSTRUCTIONS = {"l1": jnp.abs, "l2": jnp.square}
 
 
@@ -63,8 +65,7 @@ def hinge(real: Float[Array, "batch *n"], fake: Float[Array, "batch *n"]) -> Flo
 
 def vanilla(real: Float[Array, "batch *n"], fake: Float[Array, "batch *n"]) -> Float[Array, "batch"]:
     """The discriminator's loss on logits, (softplus(-real) + softplus(fake)) / 2 (arXiv:1406.2661)."""
-    axes = tuple(range(1, real.ndim))
-    return 0.5 * (jax.nn.softplus(-real).mean(axes) + jax.nn.softplus(fake).mean(axes))
+    return 0.5 * non_saturating(real, fake).mean(tuple(range(1, real.ndim)))
 
 
 DISCRIMINATOR_LOSSES = {"hinge": hinge, "vanilla": vanilla}

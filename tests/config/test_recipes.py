@@ -48,6 +48,8 @@ RUNS = {
     "schroedinger_bridge": "schroedinger:moons",
     "series_diffusion": "csdi:eeg",
     "timegrad": "timegrad:eeg",
+    "gan": "gan:ring",
+    "ddgan": "ddgan:digits",
 }
 
 
