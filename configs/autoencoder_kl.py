@@ -11,6 +11,11 @@ Without a variant, the 8 x 8 digits of scikit-learn are encoded as 4 x 4 latents
 on two CPU cores, with a discriminator in the last third. Sheets and samples show reconstructions of held-out digits
 next to the originals. configs/latent_diffusion.py trains a diffusion model on the latents.
 
+`digits_vae` and `stacked_digits_vae` are VAEs, trained and evaluated by their bound on the likelihood (the ELBO) with a
+decoder whose noise is learned (arXiv:1312.6114, arXiv:2006.13202). Their samples are decoded from the prior;
+held_out_bits_per_dim in evaluation.json is the ELBO and held_out_bits_per_dim_iwae the importance-weighted bound of 64
+latents (docs/flows_and_vaes.md).
+
 `mnist`, `cifar10_f2`, `cifar10_f4`, `crawl_tiles_f4` (folders of images) and `emoji_f4` (an .npz file of images, a
 twentieth of them held out) have small networks. Their perceptual loss is the Laplacian pyramid instead of LPIPS, which
 needs weights and larger images. `openimages_f4`, `_f8`, `_f16` and `_f32` are the paper's networks (table 8) with
@@ -51,6 +56,32 @@ def digits() -> ConfigDict:
         network=small(16, 32, latent_channels=2),
         **presets.first_stage_digits(),
     )
+
+
+def vae(*, network: dict[str, Any], **sections: Any) -> ConfigDict:
+    """The sections of VAEs: the ELBO of dequantized images is the loss, and nothing else is trained."""
+    return presets.first_stage(
+        system=dict(name="autoencoder_kl", kl_weight=1.0),
+        loss=dict(name="gaussian", log_sigma=-1.0),
+        network=network,
+        sampling=dict(cond="prior", batch_size=500),
+        **sections,
+    )
+
+
+def digits_vae() -> ConfigDict:
+    likelihood = dict(name="iwae", num_samples=64)
+    return vae(
+        network=small(16, 32, latent_channels=2),
+        data=dict(levels=17, dequantize=True),
+        **presets.digits(2000, 64, sample_every=0),
+        evaluation=dict(metrics=("classifier", "density_baseline"), likelihood=likelihood),
+    )
+
+
+def stacked_digits_vae() -> ConfigDict:
+    network = small(16, 32, latent_channels=6)
+    return vae(network=network, **presets.compared(3000, 64, name="iwae", num_samples=64))
 
 
 def mnist() -> ConfigDict:
@@ -130,6 +161,8 @@ def openimages_f32() -> ConfigDict:
 
 VARIANTS = {
     "digits": digits,
+    "digits_vae": digits_vae,
+    "stacked_digits_vae": stacked_digits_vae,
     "mnist": mnist,
     "cifar10_f2": cifar10_f2,
     "cifar10_f4": cifar10_f4,

@@ -9,6 +9,7 @@
 Without a variant, the run of `edm.py` on the 8 x 8 digits of scikit-learn is distilled (CD); config.system.teacher is
 its work directory. `digits_ct` (consistency training), `digits_ict` (improved) and `digits_scm` (in continuous time,
 TrigFlow, with that teacher) are the other ways to train one, and `digits_ect` (easy consistency tuning) the cheapest.
+`stacked_digits` is for the comparison of families in docs/trilemma.md.
 
 The full-size variants are `cifar10_{cd,ct}`, `imagenet64_{cd,ct}` and `lsun256_{cd,ct}` of arXiv:2303.01469, whose
 distance LPIPS needs the files --config.loss.vgg and --config.loss.lin (config.loss.name=l2 does without),
@@ -25,6 +26,7 @@ from diffusion_jax.config import choose, defaults, presets, replace
 
 TEACHERS = {
     "digits": ("runs/edm", "configs/edm.py"),
+    "stacked_digits": ("runs/trilemma/edm", "configs/edm.py:stacked_digits"),
     "cifar10_ncsnpp": ("runs/edm_cifar10", "configs/edm.py:cifar10_ncsnpp"),
     "cifar10_ddpmpp": ("runs/edm_cifar10", "configs/edm.py:cifar10_ddpmpp"),
     "imagenet64": ("runs/edm_imagenet64", "configs/edm.py:imagenet64_adm"),
@@ -137,6 +139,13 @@ def digits(
     )
 
 
+def stacked_digits() -> ConfigDict:
+    sections = presets.compared(8000)
+    sections["optimizer"] = presets.adam(5e-4)
+    network = dict(name="mlp", hidden=256, num_layers=4)
+    return replace(digits(system=distilled(18), teacher="stacked_digits"), network=network, **sections)
+
+
 def paper(
     *,
     num_steps: int,
@@ -215,6 +224,7 @@ VARIANTS = {
     "digits_ct": functools.partial(digits, system=trained(2, 150, 0.9), teacher="", num_steps=8000, learning_rate=1e-3),
     "digits_ict": functools.partial(digits, **improved(160), teacher="", num_steps=8000, learning_rate=1e-3),
     "digits_ect": functools.partial(digits, **easy(6), num_steps=3000),
+    "stacked_digits": stacked_digits,
     # c is 0.1 for each of 64 entries.
     "digits_scm": functools.partial(digits, **continuous("teacher", 1000, std=1.8, c=0.8), learning_rate=1e-4),
     "cifar10_cd": functools.partial(

@@ -4,6 +4,7 @@
     python -m diffusion_jax.main --config=configs/edm.py:cifar10_ddpmpp --workdir=runs/edm_cifar10
 
 Without a variant, a small network is trained on the 8 x 8 digits of scikit-learn, in minutes on two CPU cores.
+`stacked_digits` is for the comparison of families in docs/trilemma.md.
 
 `cifar10_*`, `afhqv2_64_*` and `ffhq_64_*` are the paper's training runs ("config F") with DDPM++ and NCSN++,
 class-conditional if they are called `cond`, and with its non-leaking augmentation, on whose parameters the network is
@@ -53,6 +54,15 @@ def digits() -> ConfigDict:
         steps=18,
         network=dict(name="mlp", hidden=512, num_layers=4),
         **presets.digits(8000),
+        sampling=dict(batch_size=500),
+    )
+
+
+def stacked_digits() -> ConfigDict:
+    return edm(
+        steps=18,
+        network=dict(name="mlp", hidden=256, num_layers=4),
+        **presets.compared(8000, name="ode", t_min=1e-4),
         sampling=dict(batch_size=500),
     )
 
@@ -142,6 +152,7 @@ def lsun256_adm() -> ConfigDict:
 
 VARIANTS = {
     "digits": digits,
+    "stacked_digits": stacked_digits,
     "cifar10_ddpmpp": functools.partial(cifar10, DDPMPP),
     "cifar10_ncsnpp": functools.partial(cifar10, NCSNPP),
     "cifar10_cond_ddpmpp": functools.partial(cifar10, DDPMPP, num_classes=10),

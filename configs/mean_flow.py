@@ -6,7 +6,8 @@
         --config.data.path=LATENTS
 
 Without a variant, a small network is trained on the 8 x 8 digits of scikit-learn, in minutes on two CPU cores. Samples
-take one evaluation of the network; --config.sampling.steps=2 and 4 take as many.
+take one evaluation of the network; --config.sampling.steps=2 and 4 take as many. `stacked_digits` is for the comparison
+of families in docs/trilemma.md.
 
 `imagenet256_b4` and `imagenet256_xl2` are MeanFlow's models of latents of ImageNet at 256 x 256, see `dit.py` for
 LATENTS. The authors' README reports FID 11.35 in one step for B/4 after 240 epochs with guidance, and 48.16 without
@@ -52,6 +53,11 @@ def digits_shortcut() -> ConfigDict:
     )
 
 
+def stacked_digits() -> ConfigDict:
+    network = dict(name="mlp", gap=True, hidden=256, num_layers=4)
+    return replace(digits(), network=network, **presets.compared(8000))
+
+
 def imagenet256(*, num_steps: int, system: dict[str, Any], **network: Any) -> ConfigDict:
     return flow_map(
         system=dict(name="mean_flow", cond_dropout=0.1, **system),
@@ -87,6 +93,7 @@ def imagenet256_xl2() -> ConfigDict:
 VARIANTS = {
     "digits": digits,
     "digits_shortcut": digits_shortcut,
+    "stacked_digits": stacked_digits,
     "imagenet256_b4": imagenet256_b4,
     "imagenet256_xl2": imagenet256_xl2,
 }

@@ -6,12 +6,14 @@ Values are in the units of the configs: data in [-1, 1], numbers of steps, rates
 """
 
 from benchmarks.published import (
+    adversarial,
     audio,
     bridges,
     consistency,
     ddpm,
     editing,
     flow_maps,
+    flows,
     inverse,
     latents,
     lcm,
@@ -36,8 +38,10 @@ TABLE: tuple[Published, ...] = (
     *editing.TABLE,
     *inverse.TABLE,
     *flow_maps.TABLE,
+    *flows.TABLE,
     *bridges.TABLE,
     *representation.TABLE,
+    *adversarial.TABLE,
     *tokens.TABLE,
     *super_resolution.TABLE,
     *palette.TABLE,

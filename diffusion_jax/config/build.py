@@ -20,9 +20,11 @@ from diffusion_jax.config.recipes import (
     discrete_diffusion,
     first_stage,
     flow_map,
+    gan,
     latent_consistency,
     latent_diffusion,
     noisy_classifier,
+    normalizing_flow,
     palette,
     pixel_classifier,
     progressive_distillation,
@@ -68,9 +70,12 @@ RECIPES = {
     "code_diffusion": diffusion_autoencoder.CODES,
     "discrete_diffusion": discrete_diffusion.RECIPE,
     "series_diffusion": series_diffusion.RECIPE,
+    "normalizing_flow": normalizing_flow.RECIPE,
     "timegrad": timegrad.RECIPE,
     "specgrad": specgrad.RECIPE,
     "diffusion_lm": diffusion_lm.RECIPE,
+    "gan": gan.RECIPE,
+    "ddgan": gan.DDGAN,
 }
 
 

@@ -25,10 +25,11 @@ from diffusion_jax.guidance import (
     steering,
     thresholding,
 )
-from diffusion_jax.likelihood import bound_likelihood, ode_likelihood
+from diffusion_jax.likelihood import bound_likelihood, exact_likelihood, iwae_likelihood, ode_likelihood
 from diffusion_jax.losses import categorical as categorical_losses
 from diffusion_jax.losses import denoising_loss, hybrid_loss, score_matching_loss, times, vlb_loss, weightings
 from diffusion_jax.networks.adm import ADM
+from diffusion_jax.networks.adversarial import MLPDiscriminator, MLPGenerator
 from diffusion_jax.networks.autoencoder_kl import AutoencoderKL
 from diffusion_jax.networks.clip import CLIPTextModel
 from diffusion_jax.networks.controlnet import controlled_unet
@@ -41,9 +42,12 @@ from diffusion_jax.networks.ldm_bert import LDMBert
 from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.mlp_skip import MLPSkip
 from diffusion_jax.networks.ncsnpp import NCSNpp
+from diffusion_jax.networks.r3gan import R3Discriminator, R3Generator
+from diffusion_jax.networks.real_nvp import RealNVP
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
 from diffusion_jax.networks.semantic_encoders import MLPEncoder, StridedEncoder, unet_encoder
 from diffusion_jax.networks.sequence_dit import SequenceDiT
+from diffusion_jax.networks.tarflow import TarFlow
 from diffusion_jax.networks.timegrad import TimeGradNet
 from diffusion_jax.networks.token_dit import TokenDiT
 from diffusion_jax.networks.tsdiff import TSDiffNet
@@ -166,6 +170,9 @@ NETWORKS = {
     "controlnet": controlled_unet,
 }
 ENCODERS = {"mlp": MLPEncoder, "strided": StridedEncoder, "unet": unet_encoder}  # of diffusion autoencoders
+FLOWS = {"tarflow": TarFlow, "real_nvp": RealNVP}  # invertible networks
+GENERATORS = {"mlp": MLPGenerator, "r3gan": R3Generator}  # of generative adversarial networks
+DISCRIMINATORS = {"mlp": MLPDiscriminator, "r3gan": R3Discriminator}  # of these, and of denoising diffusion GANs
 AUTOENCODERS = {"autoencoder_kl": AutoencoderKL, "vq_model": VQModel}
 TEXT_ENCODERS = {"clip_text": CLIPTextModel, "ldm_bert": LDMBert}
 BOTTLENECKS = {"autoencoder_kl": bottlenecks.Gaussian, "vqgan": bottlenecks.Codebook}
@@ -252,6 +259,8 @@ EDITING = {
 }
 THRESHOLDS = {"none": lambda: lambda D: D, "static": thresholding.static, "dynamic": thresholding.dynamic}
 LIKELIHOODS = {"none": lambda: None, "ode": ode_likelihood, "bound": bound_likelihood}
+FLOW_LIKELIHOODS = {"none": lambda: None, "exact": exact_likelihood}
+VAE_LIKELIHOODS = {"none": lambda: None, "iwae": iwae_likelihood}
 
 # Of tokens and grey levels, under a categorical process.
 CATEGORICAL_PROCESSES = {

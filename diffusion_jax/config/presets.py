@@ -64,6 +64,30 @@ def mnist_data() -> Section:
     return dict(name="mnist", split="train", eval_split="test", image_size=28, channels=1, path="")
 
 
+def _stacked(name: str, image_size: int, num_examples: int) -> Section:
+    """Three independent images of a grey data set as the channels of one, see `data.sources.stacked`."""
+    return dict(
+        name="stacked",
+        split="train",
+        eval_split="test",
+        image_size=image_size,
+        channels=3,
+        examples=dict(name=name),
+        num_examples=num_examples,
+        seed=0,
+    )
+
+
+def stacked_digits() -> Section:
+    """Three of the digits of scikit-learn: 1,000 modes."""
+    return _stacked("digits", 8, 50_000)
+
+
+def stacked_mnist() -> Section:
+    """StackedMNIST, three digits of MNIST, in 28 x 28 pixels."""
+    return _stacked("mnist", 28, 120_000)
+
+
 def mnist_unet(**network: Any) -> Section:
     """A U-Net for MNIST that a CPU trains in about 20 minutes."""
     sizes = dict(channels=16, channel_mult=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,), num_groups=8)
@@ -77,6 +101,19 @@ def mnist(num_steps: int, batch_size: int = 32, *, sample_every: int = 1000) -> 
         training=dict(num_steps=num_steps, batch_size=batch_size, checkpoint_every=500, sample_every=sample_every),
         optimizer=adam(),
         ema=dict(rates=(0.999,)),
+    )
+
+
+def compared(num_steps: int, batch_size: int = 128, **likelihood: Any) -> dict[str, Section]:
+    """Stacked digits, dequantized, and training on them, for the comparison of families in benchmarks/trilemma.py.
+
+    `likelihood` is what the model is evaluated by, if it has one.
+    """
+    examples = dict(name="digits", levels=17, dequantize=True)
+    return dict(
+        data=stacked_digits() | dict(examples=examples),
+        **digits(num_steps, batch_size, sample_every=0),
+        evaluation=dict(metrics=(), likelihood=dict(likelihood, levels=17) if likelihood else dict(name="none")),
     )
 
 

@@ -21,6 +21,7 @@ from diffusion_jax.data.sources import (
     latents,
     mixed,
     series,
+    stacked,
     text,
     tiles,
     toys,
@@ -103,6 +104,7 @@ SOURCES: dict[str, Opener] = {
     "unpaired": Opener(spec=unpaired.spec, open=unpaired.open_source),
     "mixed": Opener(spec=mixed.spec, open=mixed.open_source),
     "edits": Opener(spec=edited.spec, open=edited.open_source),
+    "stacked": Opener(spec=stacked.spec, open=stacked.open_source, facts=stacked.facts),
     "latents": Opener(spec=latents.spec, open=latents.open_source),
     "series": Opener(spec=series.spec, open=series.open_source),
     "audio": Opener(spec=audio.spec, open=audio.open_source, facts=audio.facts),
@@ -142,7 +144,7 @@ def load(
             "gaussian" (vectors), "composites" (pictures with masks, see `sources.composites`), "audio" (.wav and
             .flac files, see `sources.audio`), "tiles" (of a few large images, see `sources.tiles`), "volumes" (slices
             of NIfTI files, see `sources.volumes`), "unpaired" (two of these sets), "mixed" (images of a subject and of
-            its class), "edits" (images and computed edits of them),
+            its class), "edits" (images and computed edits of them), "stacked" (three grey images as the channels of one),
             "latents" (of `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS
             image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and
@@ -181,11 +183,12 @@ def load(
         instance, prior, prior_weight: of "mixed": the sections of its two sets, and the weight of the second one; see
             `sources.mixed`.
         examples, edits, instructions: of "edits": the section of its images, the names of edits, and other texts for
-            them; see `sources.edited`.
+            them; see `sources.edited`. "stacked" has `examples` as well, see `sources.stacked`.
         reduce, log: of "tiles".
         axis, window, image_path, image_window: of "volumes".
         dim, mean, std: of "gaussian".
-        kind, num_examples, seed: of a toy; its "test" split is a second independent draw.
+        kind, num_examples, seed: of a toy; its "test" split is a second independent draw. The latter two also of
+            "stacked".
         captions: one text per class, which gives every example the condition "tokens".
         caption_key: where the text of each example is, which gives it that condition. For "arrays" the name of an
             array of strings (by default "caption"). For "folder" a field of the file metadata.jsonl or metadata.csv,

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from diffusion_jax.networks.real_nvp import checkerboard
 from diffusion_jax.processes.base import row_sum
 from diffusion_jax.types import Apply, Params, check
 
@@ -91,7 +92,7 @@ def variational(apply: Apply, params: Params, levels: int = 256, num_layers: int
         e = jax.vmap(lambda key: jax.random.logistic(key, x.shape[1:], x.dtype))(keys)
         log_q = _log_logistic(e)
         for layer in range(num_layers):
-            kept = (jnp.indices(x.shape[1:]).sum(axis=0) + layer) % 2
+            kept = checkerboard(x.shape[1:], layer)
             out = apply(params, jnp.concatenate([x, kept * e], axis=-1), jnp.full(x.shape[0], layer, x.dtype))
             log_scale, shift = jnp.split(out, 2, axis=-1)
             log_scale = (1 - kept) * jnp.tanh(log_scale)

@@ -1,4 +1,4 @@
-"""What autoencoders are trained for: reconstruction, perceptual distance, generator and discriminator losses."""
+"""What autoencoders are trained for: reconstruction, likelihood, perceptual distance, adversarial losses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
+
+from diffusion_jax.losses.adversarial import non_saturating
 
 RECONSTRUCTIONS = {"l1": jnp.abs, "l2": jnp.square}
 
@@ -19,6 +21,23 @@ def reconstruction(
     if name not in RECONSTRUCTIONS:
         raise ValueError(f"reconstruction={name!r} is unknown; choose one of {', '.join(RECONSTRUCTIONS)}")
     return lambda x, y: RECONSTRUCTIONS[name](x - y).mean(tuple(range(1, x.ndim)))
+
+
+def gaussian_likelihood(
+    log_sigma: Float[Array, "*#shape"],
+) -> Callable[[Float[Array, "batch *shape"], Float[Array, "batch *shape"]], Float[Array, "batch"]]:
+    """-log N(x; y, sigma^2) in nats, the mean over all but the first axis: the decoder of a VAE with learned noise.
+
+    (x - y)^2 / (2 sigma^2) + log sigma + log(2 pi) / 2. `log_sigma` is one number, or one for each value of x. Trained
+    with y, sigma^2 becomes the mean squared error, which weighs reconstruction and KL against each other as the ELBO
+    does, without a weight to choose (sigma-VAE, arXiv:2006.13202).
+    """
+
+    def nats(x: Array, y: Array) -> Float[Array, "batch"]:
+        terms = 0.5 * jnp.square((x - y) * jnp.exp(-log_sigma)) + log_sigma + 0.5 * jnp.log(2 * jnp.pi)
+        return terms.mean(tuple(range(1, x.ndim)))
+
+    return nats
 
 
 def laplacian(x: Float[Array, "batch h w c"], y: Float[Array, "batch h w c"]) -> Float[Array, "batch"]:
@@ -46,8 +65,7 @@ def hinge(real: Float[Array, "batch *n"], fake: Float[Array, "batch *n"]) -> Flo
 
 def vanilla(real: Float[Array, "batch *n"], fake: Float[Array, "batch *n"]) -> Float[Array, "batch"]:
     """The discriminator's loss on logits, (softplus(-real) + softplus(fake)) / 2 (arXiv:1406.2661)."""
-    axes = tuple(range(1, real.ndim))
-    return 0.5 * (jax.nn.softplus(-real).mean(axes) + jax.nn.softplus(fake).mean(axes))
+    return 0.5 * non_saturating(real, fake).mean(tuple(range(1, real.ndim)))
 
 
 DISCRIMINATOR_LOSSES = {"hinge": hinge, "vanilla": vanilla}

@@ -29,8 +29,10 @@ def _toy(evaluation: Evaluation) -> Metric:
     need(evaluation, "points", "points in the plane")
 
     def metric(drawn: Drawn) -> dict[str, Any]:
-        reference = data.arrays(held_out(evaluation), 2 * len(drawn["samples"]))["x"]
-        return points.toy_metrics(drawn["samples"], reference)
+        source = held_out(evaluation)
+        reference = data.arrays(source, 2 * len(drawn["samples"]))["x"]
+        exact = source.facts["mixture"]._asdict() if "mixture" in source.facts else {}
+        return points.toy_metrics(drawn["samples"], reference, **exact)
 
     return metric
 

@@ -43,14 +43,15 @@ def init_methods(
 
     For modules that are not denoisers, such as autoencoders with the methods "encode" and "decode", or text encoders
     with "__call__". The result of a method has the dtype of the first array, or float32 if that holds integers, which
-    are not cast.
+    are not cast. With `key`, dropout is active in a method that takes `rngs`.
     """
     init, merge = _init_merge(make, dtype)
 
     def method(name: str) -> Callable[..., PyTree[Array]]:
-        def call(params: Params, x: Array, *others: Array) -> PyTree[Array]:
+        def call(params: Params, x: Array, *others: PyTree[Array], key: Key[Array, ""] | None = None) -> PyTree[Array]:
             target = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else "float32"
-            return _cast(getattr(merge(params), name)(*_cast((x, *others), dtype)), target)
+            options = {} if key is None else {"rngs": streams(dropout=key)}
+            return _cast(getattr(merge(params), name)(*_cast((x, *others), dtype), **options), target)
 
         return call
 

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from diffusion_jax.networks import layers
 from diffusion_jax.networks.attention import dot_product_attention
+
+
+class Cache(NamedTuple):
+    """The keys and values of the positions that causal attention has seen; those of later positions are unused."""
+
+    key: Float[Array, "batch n dim"]
+    value: Float[Array, "batch n dim"]
 
 
 class Attention(nnx.Module):
@@ -75,6 +85,17 @@ class Attention(nnx.Module):
         )
         return self.out_proj(attended)
 
+    def step(
+        self, x: Float[Array, "batch 1 dim"], cache: Cache, i: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch 1 dim"], Cache]:
+        """The output at position i alone, of causal attention to positions 0..i, and the cache with position i."""
+        new = Cache(self.k_proj(x), self.v_proj(x))
+        cache = Cache(*(jax.lax.dynamic_update_slice_in_dim(*pair, i, axis=1) for pair in zip(cache, new, strict=True)))
+        seen = jnp.broadcast_to(jnp.arange(cache.key.shape[1]) <= i, cache.key.shape[:2])
+        query, scale = self.q_proj(x), self.scale
+        attended = dot_product_attention(query, *cache, self.num_heads, self.implementation, mask=seen, scale=scale)
+        return self.out_proj(attended), cache
+
 
 class MLP(nnx.Module):
     """fc2(act(fc1(x))), or fc2(act(gate(x)) fc1(x)) where it is gated (arXiv:2002.05202).
@@ -133,6 +154,14 @@ class Block(nnx.Module):
     ) -> Float[Array, "batch n dim"]:
         x = x + self.self_attn(self.layer_norm1(x), mask=mask, bias=bias)
         return x + self.mlp(self.layer_norm2(x))
+
+    def step(
+        self, x: Float[Array, "batch 1 dim"], cache: Cache, i: Int[Array, ""]
+    ) -> tuple[Float[Array, "batch 1 dim"], Cache]:
+        """The output at position i alone, see `Attention.step`."""
+        attended, cache = self.self_attn.step(self.layer_norm1(x), cache, i)
+        x = x + attended
+        return x + self.mlp(self.layer_norm2(x)), cache
 
 
 def linear(in_features: int, out_features: int, *, use_bias: bool = True, rngs: nnx.Rngs) -> nnx.Linear:

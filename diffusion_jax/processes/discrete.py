@@ -76,6 +76,8 @@ def beta_table(
     linear: evenly spaced from beta_start to beta_end (arXiv:2006.11239). scaled_linear: square roots evenly spaced
     (arXiv:2112.10752). cosine: 1 - abar(i+1)/abar(i) with abar(t) = cos^2(pi/2 (t + 0.008) / 1.008), at most 0.999
     (arXiv:2102.09672, eq. 17). sqrt: the same from abar(t) = 1 - sqrt(t + 1e-4) (arXiv:2205.14217, appendix A).
+    vp: the same from that of the VP SDE with beta from 0.1 to 20 at t = 0.001 + 0.999 i / num_steps, for a few large
+    steps (arXiv:2112.07804, appendix D).
     """
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
@@ -88,8 +90,12 @@ def beta_table(
         alpha_bar = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
     elif kind == "sqrt":
         alpha_bar = 1 - np.sqrt(t + 1e-4)
+    elif kind == "vp":
+        t = 1e-3 + (1 - 1e-3) * t
+        log_alpha_bar = -0.1 * t - 0.5 * (20 - 0.1) * t**2
+        return -np.expm1(np.diff(log_alpha_bar))  # a large step may have a beta above 0.999
     else:
-        raise ValueError(f"betas {kind!r} is unknown; choose linear, scaled_linear, cosine or sqrt")
+        raise ValueError(f"betas {kind!r} is unknown; choose linear, scaled_linear, cosine, sqrt or vp")
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
 
 

@@ -3,14 +3,17 @@
 from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.bridge import Bridge
 from diffusion_jax.systems.consistency import Consistency, ContinuousConsistency
+from diffusion_jax.systems.ddgan import DenoisingDiffusionGan
 from diffusion_jax.systems.dequantizer import VariationalDequantization
 from diffusion_jax.systems.diffusion import Diffusion
 from diffusion_jax.systems.diffusion_autoencoder import CodeDiffusion, DiffusionAutoencoder
 from diffusion_jax.systems.diffusion_lm import DiffusionLM
 from diffusion_jax.systems.discrete_diffusion import DiscreteDiffusion
 from diffusion_jax.systems.flow_map import FlowMapModel
+from diffusion_jax.systems.gan import Gan
 from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
+from diffusion_jax.systems.normalizing_flow import NormalizingFlow
 from diffusion_jax.systems.palette import Palette
 from diffusion_jax.systems.pixel_classifier import PixelClassifier
 from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
@@ -30,13 +33,16 @@ __all__ = [
     "CodeDiffusion",
     "Consistency",
     "ContinuousConsistency",
+    "DenoisingDiffusionGan",
     "Diffusion",
     "DiffusionAutoencoder",
     "DiffusionLM",
     "DiscreteDiffusion",
     "FlowMapModel",
+    "Gan",
     "LatentDiffusion",
     "NoisyClassifier",
+    "NormalizingFlow",
     "Palette",
     "PixelClassifier",
     "ProgressiveDistillation",

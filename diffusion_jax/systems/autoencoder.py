@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from diffusion_jax.evaluation.reconstruction import psnr, ssim
-from diffusion_jax.losses.first_stage import adaptive_weight, generator_loss
+from diffusion_jax.losses.first_stage import adaptive_weight, gaussian_likelihood, generator_loss
 from diffusion_jax.networks.conditions import Conditions, image
 from diffusion_jax.processes import row_keys
 from diffusion_jax.systems import moments
@@ -59,6 +59,20 @@ class Perceptual:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderNoise:
+    """The noise of the decoder of a VAE, p(x | z) = N(x; decode(z), sigma^2), whose log sigma is trained.
+
+    `shape` is () for one sigma, or that of an image for one for each value; `log_sigma` is its value at step 0.
+    """
+
+    shape: tuple[int, ...] = ()
+    log_sigma: float = -1.0
+
+    def init(self) -> Params:
+        return {"log_sigma": jnp.full(self.shape, self.log_sigma)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Autoencoder(Sampled):
     """An autoencoder: train `encode` and `decode` to reconstruct images through a bottleneck. See `types.System`.
 
@@ -67,7 +81,12 @@ class Autoencoder(Sampled):
     last one reaches the parameters of the discriminator only, all others do not reach these, so that one optimizer step
     trains both networks.
 
-    Parameters are {"network", "discriminator" (with an adversary), "frozen": {"bottleneck", "latents", "perceptual"}}.
+    With `noise` the reconstruction loss is -log p(x | z) in nats per dimension, so that with a Gaussian bottleneck of
+    kl_weight 1 and no other losses the loss is minus the ELBO of a VAE (arXiv:1312.6114), and samples are means of
+    p(x | z), z from the prior.
+
+    Parameters are {"network", "discriminator" (with an adversary), "decoder" (with noise), "frozen": {"bottleneck",
+    "latents", "perceptual"}}.
     `latents` are running averages of the mean and the mean square of each channel of the latents; diffusion models see
     the latents normalised with them, see `shift_and_scale`, or multiplied by `latent_scale` if that is not 0.
 
@@ -78,7 +97,7 @@ class Autoencoder(Sampled):
     encode: Callable[[Params, Array], Array]
     decode: Callable[[Params, Array], Array]
     bottleneck: Bottleneck
-    reconstruction: Pairwise
+    reconstruction: Pairwise | None  # None: the likelihood of `noise`
     perceptual: Perceptual | None
     adversary: Adversary | None
     shape: tuple[int, ...]  # of an image
@@ -88,6 +107,8 @@ class Autoencoder(Sampled):
     batch_size: int = 128  # number of samples that are drawn at once
     latent_scale: float = 0.0
     normalize: str = "channels"
+    noise: DecoderNoise | None = None
+    likelihood: Callable[..., dict[str, Array]] | None = None  # that `evaluate` computes, from `log_weight`
     networks: Mapping[str, Placed] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,6 +134,8 @@ class Autoencoder(Sampled):
         if self.perceptual:
             frozen["perceptual"] = self.perceptual.init(keys[1])
         trained = {"discriminator": self.adversary.init(keys[2])} if self.adversary else {}
+        if self.noise:
+            trained["decoder"] = self.noise.init()
         return {"network": network, **trained, "frozen": frozen}
 
     def loss(
@@ -185,12 +208,23 @@ class Autoencoder(Sampled):
         """Returns decode(encode(x)), with the mean of the latents."""
         return self.decode(params["network"], self.bottleneck.latent(None, self.encode(params["network"], x)))
 
+    def log_weight(self, params: Params, key: Key[Array, ""], x: Float[Array, "batch h w c"]) -> Float[Array, "batch"]:
+        """log p(x, z) - log q(z | x) in nats, for one z ~ q(z | x) of a VAE with `noise`; its mean is the ELBO."""
+        h = self.encode(params["network"], x)
+        z = self.bottleneck.latent(row_keys(key, jnp.arange(len(x))), h)
+        nats = x[0].size * self._reconstruction(params)(x, self.decode(params["network"], z))
+        return self.bottleneck.log_ratio(h, z) - nats
+
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """Returns the loss of held-out images without the adversary, its parts, "psnr" in dB and "ssim"."""
+        """Returns the loss of held-out images without the adversary, its parts, "psnr" in dB and "ssim", and the values
+        of `likelihood`."""
         loss, metrics = self.loss(params, key, batch, None)
         parts = {name: value for name, value in metrics.items() if value.shape == loss.shape}
         x, y = batch["x"], jnp.clip(self.reconstruct(params, batch["x"]), -1, 1)
-        return {"loss": loss, **parts, "psnr": psnr(x, y), "ssim": ssim(x, y)}
+        values = {"loss": loss, **parts, "psnr": psnr(x, y), "ssim": ssim(x, y)}
+        if self.likelihood:
+            values |= self.likelihood(functools.partial(self.log_weight, params), jax.random.fold_in(key, 1), x)
+        return values
 
     def draw(
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
@@ -202,8 +236,11 @@ class Autoencoder(Sampled):
         z = self.bottleneck.prior(params["network"], row_keys(key, ids), self.latent_shape)
         return {"samples": self.decode(params["network"], z)}
 
+    def _reconstruction(self, params: Params) -> Pairwise:
+        return gaussian_likelihood(params["decoder"]["log_sigma"]) if self.noise else self.reconstruction
+
     def _distance(self, params: Params, x: Array, y: Array) -> Float[Array, "batch"]:
-        distance = self.reconstruction(x, y)
+        distance = self._reconstruction(params)(x, y)
         if self.perceptual:
             frozen = params["frozen"]["perceptual"]
             distance = distance + self.perceptual.weight * self.perceptual.distance(frozen, x, y)

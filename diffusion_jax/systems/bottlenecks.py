@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from diffusion_jax.networks import codebook
 from diffusion_jax.processes import row_keys, row_normal
+from diffusion_jax.processes.base import row_sum
 from diffusion_jax.types import Params
 
 _LOG_VARIANCE = (-30.0, 20.0)  # range of the log variance, as in the authors' code
@@ -86,6 +87,11 @@ class Gaussian:
     def latent(self, keys: Key[Array, "batch"] | None, h: Float[Array, "batch h w c"]) -> Float[Array, "batch h w z"]:
         mean, log_var = split_moments(h)
         return mean if keys is None else mean + jnp.exp(log_var / 2) * row_normal(keys, mean)
+
+    def log_ratio(self, h: Float[Array, "batch h w c"], z: Float[Array, "batch h w z"]) -> Float[Array, "batch"]:
+        """log N(z; 0, I) - log q(z | x) in nats, whose mean over z ~ q is -KL."""
+        mean, log_var = split_moments(h)
+        return 0.5 * row_sum(jnp.square(z - mean) * jnp.exp(-log_var) + log_var - jnp.square(z))
 
     def prior(self, network: Params, keys: Key[Array, "batch"], shape: tuple[int, ...]) -> Float[Array, "batch h w z"]:
         return row_normal(keys, jnp.zeros((len(keys), *shape)))

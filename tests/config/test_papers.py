@@ -10,7 +10,7 @@ from tests.config.test_configs import ALL, PUBLIC, read
 
 SMALL = re.compile(  # variants that a CPU trains
     "toy2d:|:digits|:composites|:mnist(?!_emnist)|schroedinger:moons|flow:plane|:python|:shakespeare|:smiles|:infill$|:fsdd|:eeg|:etth1"
-    "|sedd:absorb|sedd:uniform"
+    "|sedd:absorb|sedd:uniform|gan:ring|:stacked_digits"
 )
 # Other variants that follow no single paper.
 OWN = (
@@ -28,6 +28,7 @@ OWN = (
     "pixel_classifier:emoji_patches",
     "pixel_classifier:emoji_denoiser",
     *(f"maps:{name}" for name in ("skeleton", "sketch", "segmentation", "depth")),
+    "gan:stacked_mnist",
     *("diffae:emoji", "diffae:emoji_ddpm", "pdae:emoji", "pdae:ffhq256", "pdae:ffhq256_latent"),
     "dequantization:cifar10",
     "dit:imagenet256_xl2_simple",

@@ -49,6 +49,8 @@ RUNS = {
     "series_diffusion": "csdi:eeg",
     "timegrad": "timegrad:eeg",
     "specgrad": "diffwave:fsdd_specgrad",
+    "gan": "gan:ring",
+    "ddgan": "ddgan:digits",
 }
 
 

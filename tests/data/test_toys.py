@@ -30,6 +30,16 @@ def test_gaussian_mixture_has_the_moments_of_its_components():
     np.testing.assert_allclose(x.var(axis=0), 1.4**2 / 2 + 0.15**2, rtol=0.03)
 
 
+@pytest.mark.parametrize("kind", toys.MIXTURES)
+def test_the_density_of_a_mixture_is_that_of_its_points(kind):
+    """The mean of -log p is the entropy: of separate components log 8 and that of one Gaussian."""
+    x, _ = toys.draw(kind, 20_000, np.random.default_rng(0))
+    exact = toys.facts({"kind": kind})
+    std = exact["mixture"].std
+    entropy = np.log(8) + np.log(2 * np.pi * np.e * std**2)
+    assert -exact["log_density"](x).mean() == pytest.approx(entropy, abs=0.03)
+
+
 def test_checkerboard_fills_the_even_cells_only():
     x, _ = toys.draw("checkerboard", 8000, np.random.default_rng(0))
     cells = np.floor(x).astype(int)

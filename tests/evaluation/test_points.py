@@ -45,12 +45,29 @@ def test_toy_metrics_see_a_wrong_mode_weight():
     assert bad["mean_log_density"] < good["mean_log_density"]
 
 
+def test_modes_are_counted_where_points_are_near_enough_and_many_enough():
+    random = np.random.default_rng(0)
+    means = 4 * np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    exact = dict(means=means, weights=np.full(4, 0.25), std=0.3)
+    reference = np.tile(means, (2000, 1)) + 0.3 * random.normal(size=(8000, 2))
+    found = toy_metrics(reference, reference, **exact)
+    assert found["modes"] == found["modes_real"] == 4
+    assert found["near_modes"] == pytest.approx(1 - math.exp(-4.5), abs=0.005)
+    # Half at one mode, 0.5 % at the second, 5 % at the third, the others a little more than 3 std from the fourth.
+    counts = [500, 5, 50, 445]
+    x = np.repeat(means, counts, axis=0)
+    x[-445:] += 0.3 * 3.01 * np.array([1.0, 0.0])
+    found = toy_metrics(x, reference, **exact)
+    assert found["modes"] == 2 and found["near_modes"] == pytest.approx(0.555)
+
+
 @pytest.mark.parametrize(
     ("samples", "options", "message"),
     [
         (np.zeros((4, 3)), {}, r"samples must be \[n, 2\]"),
         (np.full((4, 2), np.inf), {}, "finite"),
         (np.zeros((4, 2)), {"means": _MEANS}, "together"),
+        (np.zeros((4, 2)), {"std": 0.1}, "std only with them"),
         (np.zeros((4, 2)), {"means": _MEANS, "weights": np.array([0.5, 0.6])}, "2 probabilities"),
     ],
 )

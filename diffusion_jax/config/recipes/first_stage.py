@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,25 +14,36 @@ from jaxtyping import Array
 from diffusion_jax import systems
 from diffusion_jax.config import names
 from diffusion_jax.config.parts import Parts, positive
-from diffusion_jax.config.recipes.recipe import Recipe
+from diffusion_jax.config.recipes.recipe import Recipe, check_dequantized, check_likelihood_levels
 from diffusion_jax.config.sections import ConfigError, check_sizes, construct, refusal
 from diffusion_jax.losses import first_stage as losses
 from diffusion_jax.networks.discriminator import NLayerDiscriminator
 from diffusion_jax.networks.functional import init_methods
 from diffusion_jax.networks.lpips import lpips as lpips_of
-from diffusion_jax.systems.autoencoder import Adversary, Perceptual
+from diffusion_jax.systems.autoencoder import Adversary, DecoderNoise, Perceptual
 from diffusion_jax.types import Params, Placed
 from diffusion_jax.weights.lpips import load_lpips
 
 _MODALITIES = ("image", "mel")
 _NETWORKS = {"autoencoder_kl": "autoencoder_kl", "vqgan": "vq_model"}  # system -> network
+_LIKELIHOODS = ("autoencoder_kl",)  # systems whose latents have a density, so that they are VAEs with a likelihood
 _COMPONENTS = {"autoencoder_kl": "vae", "vq_model": "vqvae"}  # network -> component of a pipeline of diffusers
 
 
 def build(parts: Parts) -> systems.Autoencoder:
     """The autoencoder of a config, from its sections `system`, `network` and `loss`. Raises ConfigError."""
     options = parts.section("system")
-    return autoencoder(parts, options, parts.section("network"), parts.section("loss"))
+    made = autoencoder(parts, options, parts.section("network"), parts.section("loss"))
+    section = parts.config.evaluation.likelihood
+    likelihood = construct(names.VAE_LIKELIHOODS, "evaluation.likelihood", section, levels=parts.levels)
+    if likelihood and not made.noise:
+        raise ConfigError(
+            f"config.evaluation.likelihood.name={section.name!r} needs config.loss.name='gaussian': a decoder without "
+            "noise has no likelihood"
+        )
+    if made.noise:
+        check_dequantized(parts)
+    return dataclasses.replace(made, likelihood=likelihood)
 
 
 def autoencoder(
@@ -90,7 +102,7 @@ def autoencoder(
         encode=encode,
         decode=decode,
         bottleneck=bottleneck,
-        reconstruction=_reconstruction(loss, kind),
+        **_reconstruction(loss, kind, shape),
         perceptual=construct(PERCEPTUAL, "system.perceptual", perceptual, shape=shape, dtype=dtype),
         adversary=construct(DISCRIMINATORS, "system.discriminator", adversary, shape=shape, dtype=dtype),
         shape=shape,
@@ -118,14 +130,22 @@ def scaling_factor(moments: Mapping[str, Array], latent_scale: float) -> float:
     return latent_scale or 1 / float(np.sqrt(np.mean(square - np.square(mean))))
 
 
-def _reconstruction(loss: Mapping[str, Any], kind: str) -> Callable:
+def _reconstruction(loss: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The fields of the autoencoder that say what reconstructions are trained for."""
+    if kind in _LIKELIHOODS and loss.get("name") == "gaussian":
+        return {"reconstruction": None, "noise": construct({"gaussian": decoder_noise}, "loss", loss, shape=shape)}
     choices = losses.RECONSTRUCTIONS
     if loss.get("name") not in choices or len(loss) > 1:
         raise ConfigError(
             f"config.loss={dict(loss)!r} must be dict(name=...) with one of {', '.join(choices)} for "
-            f"config.system.name={kind!r}"
+            f"config.system.name={kind!r}{', or gaussian' if kind in _LIKELIHOODS else ''}"
         )
-    return losses.reconstruction(loss["name"])
+    return {"reconstruction": losses.reconstruction(loss["name"])}
+
+
+def decoder_noise(log_sigma: float = -1.0, per_value: bool = True, *, shape: tuple[int, ...]) -> DecoderNoise:
+    """The learned noise of the decoder: one sigma for each value of an image, or one for all."""
+    return DecoderNoise(shape=shape if per_value else (), log_sigma=log_sigma)
 
 
 def stands_on(parts: Parts) -> Mapping[str, Callable[[], Params]]:
@@ -208,5 +228,11 @@ def patchgan(
 PERCEPTUAL = {"none": lambda: None, "laplacian": laplacian, "lpips": lpips}
 DISCRIMINATORS = {"none": lambda: None, "patchgan": patchgan}
 _READS = frozenset({"network", "loss"})
-RECIPE = Recipe(build=build, reads=_READS, stands_on=stands_on, role="first_stage")
+RECIPE = Recipe(
+    build=build,
+    reads=_READS | {"evaluation.likelihood"},
+    stands_on=stands_on,
+    check=check_likelihood_levels,
+    role="first_stage",
+)
 VQGAN = Recipe(build=build, reads=_READS, stands_on=stands_on, role="first_stage", trains_lora=False)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from diffusion_jax.config.data import facts
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data import Source, arrays, tokenization
@@ -114,6 +115,17 @@ def check_grey_levels(field: str, source: Source, levels: int) -> None:
     """Raises ConfigError, which begins with `field`, unless the values of images are on `levels` grey levels."""
     with refusal(f"config.{field}"):
         check_levels(arrays(source, _CHECKED_EXAMPLES)["x"], levels)
+
+
+def check_dequantized(parts: Parts) -> None:
+    """Raises ConfigError if a density is trained on the grey levels themselves, where it would grow without bound."""
+    data = parts.config.data
+    noisy = data.get("dequantize", False) or data.get("examples", {}).get("dequantize", False)
+    if "levels" in facts(parts.config) and not noisy:
+        raise ConfigError(
+            f"config.data.dequantize=False must be true for config.system.name={parts.config.system.name!r}: the "
+            "density of data on grey levels would grow without bound"
+        )
 
 
 def check_likelihood_levels(parts: Parts, source: Source) -> None:

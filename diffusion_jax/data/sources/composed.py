@@ -37,6 +37,13 @@ def spec(part: Mapping[str, Any]) -> Spec:
     return opener(part["name"]).spec(part)
 
 
+def facts(part: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What is known about the data set of a section without opening it, see `Source.facts`."""
+    from diffusion_jax.data.load import opener
+
+    return opener(part["name"]).facts(part)
+
+
 def opened(
     part: Mapping[str, Any],
     split: str,

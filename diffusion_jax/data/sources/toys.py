@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ class Mixture(NamedTuple):
 
 
 def mixture(modes: int = 8, radius: float = 1.4, std: float = 0.15) -> Mixture:
-    """The mixture that the toy "gaussian_mixture" draws from: equal Gaussians on a circle.
+    """Equal Gaussians on a circle, from which the toys "gaussian_mixture" and, with std = 0.02, "narrow_mixture" draw.
 
     The variance per coordinate is radius^2 / 2 + std^2, about 1.
     """
@@ -33,8 +34,11 @@ def mixture(modes: int = 8, radius: float = 1.4, std: float = 0.15) -> Mixture:
     return Mixture(np.full(modes, 1 / modes), means, std)
 
 
-def _gaussian_mixture(rng, n):
-    weights, means, std = mixture()
+MIXTURES = {"gaussian_mixture": mixture(), "narrow_mixture": mixture(std=0.02)}
+
+
+def _points_of(parts, rng, n):
+    weights, means, std = parts
     label = rng.choice(len(weights), size=n, p=weights)
     return means[label] + std * rng.standard_normal((n, 2)), label
 
@@ -71,7 +75,7 @@ def _rings(rng, n):
 
 # kind: (draw(rng, n) -> (x, label or None), number of classes)
 KINDS = {
-    "gaussian_mixture": (_gaussian_mixture, 8),
+    **{name: (functools.partial(_points_of, parts), len(parts.weights)) for name, parts in MIXTURES.items()},
     "two_moons": (_two_moons, 2),
     "swiss_roll": (_swiss_roll, 0),
     "checkerboard": (_checkerboard, 0),
@@ -95,9 +99,11 @@ def draw(
     return x.astype(np.float32), None if label is None else label.astype(np.int32)
 
 
-def mixture_log_density(x: Float64[np.ndarray, "n 2"] | Float32[np.ndarray, "n 2"]) -> Float64[np.ndarray, "n"]:
-    """log density in nats of the toy "gaussian_mixture"."""
-    weights, means, std = mixture()
+def mixture_log_density(
+    x: Float64[np.ndarray, "n 2"] | Float32[np.ndarray, "n 2"], parts: Mixture = MIXTURES["gaussian_mixture"]
+) -> Float64[np.ndarray, "n"]:
+    """log density of a mixture in nats."""
+    weights, means, std = parts
     squared = np.sum((x[:, None] - means) ** 2, axis=-1) / std**2
     return np.logaddexp.reduce(np.log(weights / (2 * np.pi * std**2)) - squared / 2, axis=-1)
 
@@ -108,9 +114,11 @@ def spec(section: Mapping[str, Any]) -> Spec:
 
 
 def facts(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The exact "log_density" [n, 2] -> [n], in nats, of a toy that has one in closed form."""
-    exact = {"gaussian_mixture": mixture_log_density}.get(section.get("kind", "gaussian_mixture"))
-    return {"log_density": exact} if exact else {}
+    """The exact "log_density" [n, 2] -> [n], in nats, and the "mixture", of toys that are mixtures of Gaussians."""
+    parts = MIXTURES.get(section.get("kind", "gaussian_mixture"))
+    if parts is None:
+        return {}
+    return {"log_density": functools.partial(mixture_log_density, parts=parts), "mixture": parts}
 
 
 def open_source(
