@@ -11,6 +11,7 @@ from diffusion_jax.data.source import NOTHING, Source, Tokenize
 from diffusion_jax.data.sources import (
     arrays,
     audio,
+    clouds,
     composites,
     crops,
     digits,
@@ -104,6 +105,7 @@ SOURCES: dict[str, Opener] = {
     "latents": Opener(spec=latents.spec, open=latents.open_source),
     "series": Opener(spec=series.spec, open=series.open_source),
     "audio": Opener(spec=audio.spec, open=audio.open_source, facts=audio.facts),
+    "clouds": Opener(spec=clouds.spec, open=clouds.open_source),
     "text": Opener(spec=text.spec, open=text.open_source, facts=text.facts),
 }
 
@@ -135,11 +137,11 @@ def load(
 
     Args:
         name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points),
-            "gaussian" (vectors), "composites" (pictures with masks, see `sources.composites`), "audio" (.wav and
-            .flac files, see `sources.audio`), "unpaired" (two of these sets), "mixed" (images of a subject and of its
-            class), "edits" (images and computed edits of them),
-            "latents" (of `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS
-            image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
+            "gaussian" (vectors), "composites" (pictures with masks, see `sources.composites`), "audio" (.wav and .flac
+            files, see `sources.audio`), "clouds" (point clouds, see `sources.clouds`), "unpaired" (two of these sets),
+            "mixed" (images of a subject and of its class), "edits" (images and computed edits of them), "latents" (of
+            `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS image set
+            that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and
             "arrays" are taken after one fixed shuffle, because files are often sorted by class.
         eval_split: what `evaluation=True` reads instead of `split`.
