@@ -12,6 +12,7 @@ from diffusion_jax.config.defaults import defaults
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes import (
     bridge,
+    cloud_completion,
     consistency,
     dequantizer,
     diffusion,
@@ -71,6 +72,7 @@ RECIPES = {
     "timegrad": timegrad.RECIPE,
     "specgrad": specgrad.RECIPE,
     "diffusion_lm": diffusion_lm.RECIPE,
+    "cloud_completion": cloud_completion.RECIPE,
 }
 
 

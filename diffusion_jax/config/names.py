@@ -40,6 +40,7 @@ from diffusion_jax.networks.ldm_bert import LDMBert
 from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.mlp_skip import MLPSkip
 from diffusion_jax.networks.ncsnpp import NCSNpp
+from diffusion_jax.networks.point_transformer import PointTransformer
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
 from diffusion_jax.networks.semantic_encoders import MLPEncoder, StridedEncoder, unet_encoder
 from diffusion_jax.networks.sequence_dit import SequenceDiT
@@ -160,6 +161,7 @@ NETWORKS = {
     "timegrad": TimeGradNet,
     "sequence_dit": SequenceDiT,
     "tsdiff": TSDiffNet,
+    "point_transformer": PointTransformer,
     "encoder_unet": EncoderUNet,
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,
