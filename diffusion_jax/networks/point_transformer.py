@@ -35,7 +35,7 @@ class PointTransformer(DenoisingNetwork):
         num_heads: attention heads.
         mlp_ratio: width of the blocks' MLP over `width`.
         inducing: number of learned tokens that points attend by way of; 0 for attention between all of them.
-        time_token: whether c_noise is a token; else its embedding is added to every point.
+        prepend_time: whether c_noise is a token before the points; else its embedding is added to every point.
         embedding: "positional" (c_noise is a timestep in 0..999) or "fourier" (of order 1).
         fourier_scale: standard deviation of the Fourier frequencies.
         num_classes: of the condition "label"; 0 for none.
@@ -64,7 +64,7 @@ class PointTransformer(DenoisingNetwork):
         num_heads: int = 8,
         mlp_ratio: float = 4.0,
         inducing: int = 0,
-        time_token: bool = True,
+        prepend_time: bool = True,
         embedding: str = "positional",
         fourier_scale: float = 1.0,
         num_classes: int = 0,
@@ -84,7 +84,7 @@ class PointTransformer(DenoisingNetwork):
         check_heads(num_heads, width)
         points, channels = shape
         self.input_shape = tuple(shape)
-        self.time_token, self.remat, self.vector_dim = time_token, remat, vector_dim
+        self.prepend_time, self.remat, self.vector_dim = prepend_time, remat, vector_dim
         given = {KNOWN: Condition(Spec(tuple(shape)), math.nan, structure=True)} if known else {}
         nodes = {NODES: structure((points,), "bool", null=True)} if masked else {}
         self.conditions = Conditions(
@@ -136,10 +136,10 @@ class PointTransformer(DenoisingNetwork):
             x = jnp.where(given, jnp.where(given, others[KNOWN], 0), x)
             x = jnp.concatenate([x, given[..., :1].astype(x.dtype)], -1)
         h, time = self.input_proj(x), self.time_embed(c_noise, x.dtype)[:, None]
-        before = [time] if self.time_token else []
+        before = [time] if self.prepend_time else []
         before += [] if cond.vector is None else [cond.vector[:, None]]
         before += [] if cond.context is None else [self.token_proj(cond.context)]
-        h = jnp.concatenate([*before, h if self.time_token else h + time], 1)
+        h = jnp.concatenate([*before, h if self.prepend_time else h + time], 1)
         mask = self._mask(h, cond, others.get(NODES))
         h = self.ln_pre(h)
         for block in self.blocks:

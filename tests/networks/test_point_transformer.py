@@ -23,7 +23,7 @@ def network(**options):
     return filled(params), jax.jit(apply), x
 
 
-@pytest.mark.parametrize("options", [{}, {"inducing": 3}, {"time_token": False, "embedding": "fourier"}])
+@pytest.mark.parametrize("options", [{}, {"inducing": 3}, {"prepend_time": False, "embedding": "fourier"}])
 def test_permuting_the_points_permutes_the_output(options):
     """With codes of the positions it would not: the last lines add some."""
     params, apply, x = network(**options)
