@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from diffusion_jax.networks.point_transformer import KNOWN
 from diffusion_jax.projections import Projector
 from diffusion_jax.systems.base import entries
 from diffusion_jax.systems.diffusion import Diffusion, OnDiffusion
-from diffusion_jax.types import Cond, Denoiser, Params, Spec, Train, check
+from diffusion_jax.types import Cond, Denoiser, Params, Placed, Spec, Train, check
 
 
 def unknown(cond: Cond) -> Projector:
@@ -113,6 +114,10 @@ class CloudCompletion(OnDiffusion):
 
     def evaluations(self) -> int | None:
         return self.diffusion.evaluations()
+
+    @property
+    def networks(self) -> Mapping[str, Placed]:
+        return self.diffusion.networks
 
     @property
     def batch(self) -> dict[str, Spec]:

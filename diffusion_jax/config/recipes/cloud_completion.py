@@ -34,8 +34,7 @@ def completion(parts: Parts, given: int = 128, cond_dropout: float = 0.0) -> sys
     check_no_resampler(parts, model)
     fits.check_projection(config, model.guidance, model.threshold)
     with refusal(f"config.network.name={config.network.name!r}"):
-        model = dataclasses.replace(model, project=unknown)
-        return systems.CloudCompletion(diffusion=model, operator=operator, networks=model.networks)
+        return systems.CloudCompletion(diffusion=dataclasses.replace(model, project=unknown), operator=operator)
 
 
 RECIPE = Recipe(build=build, reads=TRAINING | SAMPLING, role="denoiser")
