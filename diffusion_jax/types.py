@@ -81,6 +81,7 @@ class Needs:
     channels: int = 0  # examples of at least so many channels
     categorical: tuple[str, ...] = ()  # a categorical process with these methods, such as "reverse"
     time_free: bool = False  # a network that does not read t
+    whole_rows: bool = False  # examples whose entries all count: it takes norms or quantiles over a row
 
     def __or__(self, other: Needs) -> Needs:
         """Combines the needs of two parts."""
@@ -262,7 +263,9 @@ class Solver(NamedTuple):
     solvers also step to s > t: inversion). `t` and `s` are scalars, `keys: [batch]` holds one key per row.
     `needs` declares what the solver needs of the process, the denoiser and the times. `stages` are the solvers that a
     step consists of, if there are several, such as a predictor and a corrector, see `solvers.base.staged`. `adaptive`:
-    how often it evaluates the denoiser depends on the data.
+    how often it evaluates the denoiser depends on the data. `within(P)` is the same solver with its norms over rows
+    taken in the range of a projection P, see `projections.on_subspace`; None for a solver without such norms, or one
+    that cannot be given P.
     """
 
     init: Callable[[Array], Any]
@@ -270,6 +273,7 @@ class Solver(NamedTuple):
     needs: Needs = NOTHING
     stages: tuple[Solver, ...] = ()
     adaptive: bool = False
+    within: Callable[[Any], Solver] | None = None
 
 
 @runtime_checkable

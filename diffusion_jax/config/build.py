@@ -12,6 +12,7 @@ from diffusion_jax.config.defaults import defaults
 from diffusion_jax.config.parts import Parts
 from diffusion_jax.config.recipes import (
     bridge,
+    cloud_completion,
     consistency,
     dequantizer,
     diffusion,
@@ -76,6 +77,7 @@ RECIPES = {
     "diffusion_lm": diffusion_lm.RECIPE,
     "gan": gan.RECIPE,
     "ddgan": gan.DDGAN,
+    "cloud_completion": cloud_completion.RECIPE,
 }
 
 

@@ -282,6 +282,24 @@ def check_guidance(
         )
 
 
+def check_projection(config: ConfigDict, guidance: Guidance, threshold: Callable) -> None:
+    """Raises ConfigError for the loss, guidance or thresholding of whole rows, in a system that projects examples.
+
+    Solvers that take norms over rows are given the projection, see `projections.on_subspace`.
+    """
+    if config.loss.name != "denoising":
+        raise ConfigError(
+            f"config.loss.name={config.loss.name!r} must be 'denoising' for config.system.name="
+            f"{config.system.name!r}, in which not all entries of x are free"
+        )
+    for field, part in (("guidance", guidance), ("sampling.threshold", threshold)):
+        if needs_of(part).whole_rows:
+            raise ConfigError(
+                f"{described(config, field)} takes norms or quantiles over whole examples, of which config.system.name="
+                f"{config.system.name!r} draws a part; choose it without, such as guidance with rescale=0.0"
+            )
+
+
 def check_editing(
     config: ConfigDict,
     editing: Editing,

@@ -11,6 +11,7 @@ from diffusion_jax.data.source import NOTHING, Source, Tokenize
 from diffusion_jax.data.sources import (
     arrays,
     audio,
+    clouds,
     composites,
     crops,
     digits,
@@ -110,6 +111,7 @@ SOURCES: dict[str, Opener] = {
     "audio": Opener(spec=audio.spec, open=audio.open_source, facts=audio.facts),
     "tiles": Opener(spec=tiles.spec, open=tiles.open_source),
     "volumes": Opener(spec=volumes.spec, open=volumes.open_source),
+    "clouds": Opener(spec=clouds.spec, open=clouds.open_source),
     "text": Opener(spec=text.spec, open=text.open_source, facts=text.facts),
 }
 
@@ -141,12 +143,13 @@ def load(
 
     Args:
         name: "digits" (inside scikit-learn), "folder" (image files), "arrays" (.npz or .npy), "toy" (2-D points),
-            "gaussian" (vectors), "composites" (pictures with masks, see `sources.composites`), "audio" (.wav and
-            .flac files, see `sources.audio`), "tiles" (of a few large images, see `sources.tiles`), "volumes" (slices
-            of NIfTI files, see `sources.volumes`), "unpaired" (two of these sets), "mixed" (images of a subject and of
-            its class), "edits" (images and computed edits of them), "stacked" (three grey images as the channels of one),
-            "latents" (of `diffusion_jax.run.encode`; image_size and channels are then those of the images), or any TFDS
-            image set that is prepared as ArrayRecord files, such as "mnist" or "lsun/church_outdoor".
+            "gaussian" (vectors), "composites" (pictures with masks, see `sources.composites`), "audio" (.wav and .flac
+            files, see `sources.audio`), "clouds" (point clouds, see `sources.clouds`), "tiles" (of a few large images,
+            see `sources.tiles`), "volumes" (slices of NIfTI files, see `sources.volumes`), "unpaired" (two of these
+            sets), "mixed" (images of a subject and of its class), "edits" (images and computed edits of them),
+            "stacked" (three grey images as the channels of one), "latents" (of `diffusion_jax.run.encode`; image_size
+            and channels are then those of the images), or any TFDS image set that is prepared as ArrayRecord files,
+            such as "mnist" or "lsun/church_outdoor".
         split: "train", "test", ..., or a slice such as "train[:1000]" or "train[90%:]". Slices of "folder" and
             "arrays" are taken after one fixed shuffle, because files are often sorted by class.
         eval_split: what `evaluation=True` reads instead of `split`.

@@ -125,7 +125,7 @@ def classifier_free(
     return Guidance(
         load=lambda: {"scale": jnp.float32(scale)},
         steer=steer,
-        needs=Needs(conditional=True, unguided=True, channels=channels),
+        needs=Needs(conditional=True, unguided=True, channels=channels, whole_rows=rescale > 0),
         values={"scale": scale},
     )
 
@@ -164,7 +164,7 @@ def instruct_pix2pix(scale: float = 7.5, image_scale: float = 1.5, rescale: floa
     return Guidance(
         load=lambda: {"scale": jnp.float32(scale), "image_scale": jnp.float32(image_scale)},
         steer=steer,
-        needs=Needs(conditions=("image",), unguided=True),
+        needs=Needs(conditions=("image",), unguided=True, whole_rows=rescale > 0),
         values={"scale": scale, "image_scale": image_scale},
     )
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from diffusion_jax.parameterizations import mapped
 from diffusion_jax.processes.base import bcast
-from diffusion_jax.types import Denoiser, check
+from diffusion_jax.types import Denoiser, check, needing
 
 Threshold = Callable[[Denoiser], Denoiser]
 
@@ -36,4 +36,4 @@ def dynamic(percentile: float = 0.995, bound: float = 1.0, largest: float = math
         s = bcast(jnp.clip(size, bound, largest), x_0)
         return jnp.clip(x_0, -s, s) * (bound / s)
 
-    return lambda D: mapped(D, limited)
+    return needing(whole_rows=True)(lambda D: mapped(D, limited))

@@ -21,7 +21,8 @@ from diffusion_jax.losses import times as times_module
 from diffusion_jax.losses.times import Times
 from diffusion_jax.losses.weightings import Weighting
 from diffusion_jax.parameterizations import Parameterization
-from diffusion_jax.processes.base import bcast, perturb
+from diffusion_jax.processes.base import bcast, perturb, row_sum
+from diffusion_jax.projections import Projector
 from diffusion_jax.types import Apply, Cond, Denoiser, Params, Process, check_choice, check_key, needing
 
 NORMS: dict[str, Callable[[Array], Array]] = {"l2": jnp.square, "l1": jnp.abs}
@@ -42,11 +43,12 @@ def weighted_error(
     out: Float[Array, "batch *shape"],
     where: Where = None,
     norm: str = "l2",
+    dof: Float[Array, "batch"] | None = None,
 ) -> tuple[Float[Array, "batch"], Float[Array, "batch"]]:
     """(w c_out^2 error, error) of the network's output F at x_t = alpha x_0 + sigma eps.
 
     The error is the mean of the squares of its entries (`norm` "l2") or of their absolute values ("l1"), over the
-    entries that `where` counts.
+    entries that `where` counts; of rows in a subspace of `dof` dimensions the sum over that number.
     """
     c = param(process, t)
     # (x_0 - c_skip x_t) / c_out, written in x_0 and eps: for eps prediction the first term is exactly zero.
@@ -54,7 +56,8 @@ def weighted_error(
         bcast((1 - c.c_skip * process.alpha(t)) / c.c_out, x_0) * x_0
         - bcast(c.c_skip * process.sigma(t) / c.c_out, x_0) * eps
     )
-    error = row_mean(NORMS[norm](out - target), where)
+    errors = NORMS[norm](out - target)
+    error = row_mean(errors, where) if dof is None else row_sum(errors) / jnp.maximum(dof, 1)
     return weighting(process, t) * c.c_out**2 * error, error
 
 
@@ -80,9 +83,10 @@ def denoising_loss(
     norm: str = "l2",
     reduce: str = "mean",
 ) -> Loss:
-    """Build `loss(params, key, x_0, cond=None, where=None, *, train=True, eps=None) -> ([batch], aux)`, the mean of L
-    above over dimensions, or over those that the mask `where` counts. `eps` is the noise of examples that come with
-    theirs; None: it is drawn.
+    """Build `loss(params, key, x_0, cond=None, where=None, *, train=True, eps=None, projector=None) -> ([batch], aux)`,
+    the mean of L above over dimensions, or over those that the mask `where` counts. `eps` is the noise of examples that
+    come with theirs; None: it is drawn. With a `projector` x_0, eps and F are projected, and the mean is over degrees
+    of freedom: of the noise outside of the subspace nothing can be predicted, see `projections`.
 
     With `norm` "l1" it is w c_out^2 |F - target| instead, as in some models of latent diffusion (arXiv:2112.10752).
     `reduce` "half_sum" is half the sum over dimensions, as in the code of score SDEs (arXiv:2011.13456); the scale
@@ -106,16 +110,23 @@ def denoising_loss(
         *,
         train: bool = True,
         eps: Array | None = None,
+        projector: Projector | None = None,
     ) -> tuple[Array, dict[str, Array]]:
         check_key(key)
+        if where is not None and projector is not None:
+            raise ValueError("where and projector are given; a projector says which entries of x count")
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t, density_weight = times(process, time_key, x_0.shape[0])
         x_t, eps = perturb(process, noise_key, x_0, t, eps)
+        P = projector or (lambda x: x)
+        x_0, eps, x_t = P(x_0), P(eps), P(x_t)
+        dof = projector and projector.dof(x_0)
         c = param(process, t)
-        out = apply(params, bcast(c.c_in, x_0) * x_t, c.c_noise, cond, key=dropout_key if train else None)
-        weighted, error = weighted_error(process, param, weighting, x_0, eps, t, out, where, norm)
+        out = P(apply(params, bcast(c.c_in, x_0) * x_t, c.c_noise, cond, key=dropout_key if train else None))
+        weighted, error = weighted_error(process, param, weighting, x_0, eps, t, out, where, norm, dof)
         if reduce == "half_sum":
-            weighted = weighted * 0.5 * (x_0[0].size if where is None else jnp.sum(_counted(where, x_0), axis=-1))
+            whole = x_0[0].size if dof is None else dof
+            weighted = weighted * 0.5 * (whole if where is None else jnp.sum(_counted(where, x_0), axis=-1))
         return density_weight * weighted, {"t": t, "mse" if norm == "l2" else "mae": error}
 
     return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from diffusion_jax.modalities.base import PLAIN, Modality
+from diffusion_jax.modalities.cloud import CLOUD
 from diffusion_jax.modalities.image import IMAGE
 from diffusion_jax.modalities.points import POINTS
 from diffusion_jax.modalities.segmentation import MASK
@@ -21,6 +22,7 @@ MODALITIES: dict[str, Modality] = {
     "series": SERIES,
     "waveform": WAVEFORM,
     "mel": MEL,
+    "cloud": CLOUD,
 }
 
 

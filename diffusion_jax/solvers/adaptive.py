@@ -6,14 +6,16 @@ denoiser, with an error of that number squared.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from diffusion_jax.parameterizations import score
-from diffusion_jax.processes.base import bcast, drift_and_diffusion, time_of_log_snr
+from diffusion_jax.processes.base import bcast, drift_and_diffusion, row_sum, time_of_log_snr
+from diffusion_jax.projections import Projector
 from diffusion_jax.solvers.base import stateless
 from diffusion_jax.solvers.odes import check_adaptive, integrate, load_diffrax, rectified
 from diffusion_jax.types import Denoiser, Process, Solver
@@ -33,18 +35,26 @@ def adaptive_ode(method: str = "dopri5", rtol: float = 1e-5, atol: float = 1e-5,
     Raises ValueError for an unknown method, tolerances <= 0 or max_steps < 1.
     """
     check_adaptive(method, rtol, atol, max_steps)
+    return _within(_adaptive_ode, method=method, rtol=rtol, atol=atol, max_steps=max_steps)
 
+
+def _within(make: Callable[..., Solver], **options: Any) -> Solver:
+    """The solver `make(None, **options)`, which can also be made for a projection, see `types.Solver.within`."""
+    return make(None, **options)._replace(adaptive=True, within=lambda P: make(P, **options)._replace(adaptive=True))
+
+
+def _adaptive_ode(P: Projector | None, **options: Any) -> Solver:
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
         end = _last_time(process, t, s)
 
+        x, sizes = (x, None) if P is None else (P(x), P.dof(x))
         flow = rectified(process, D, t, end)
         (u, scale), (u_end, scale_end) = flow.start, flow.end
-        options = dict(method=method, rtol=rtol, atol=atol, max_steps=max_steps)
-        solution = integrate(flow.velocity, x / scale, u, u_end, **options)
+        solution = integrate(flow.velocity, x / scale, u, u_end, sizes=sizes, **options)
         x_end = _arrived(solution.finished, scale_end * solution.y)
         return _denoise(process, D, x_end, end, s)
 
-    return stateless(step, sigma=True)._replace(adaptive=True)
+    return stateless(step, sigma=True)
 
 
 def adaptive_sde(rtol: float = 0.01, atol: float = 0.0078, first_step: float = 0.01, max_steps: int = 10_000) -> Solver:
@@ -65,9 +75,13 @@ def adaptive_sde(rtol: float = 0.01, atol: float = 0.0078, first_step: float = 0
     for name, value in (("rtol", rtol), ("atol", atol), ("first_step", first_step), ("max_steps", max_steps)):
         if not value > 0:
             raise ValueError(f"{name} is {value}; it must be positive")
+    return _within(_adaptive_sde, rtol=rtol, atol=atol, first_step=first_step, max_steps=max_steps)
 
+
+def _adaptive_sde(P: Projector | None, *, rtol: float, atol: float, first_step: float, max_steps: int) -> Solver:
     def step(process: Process, D: Denoiser, keys: Array, x: Array, t: Array, s: Array) -> Array:
         end = _last_time(process, t, s)
+        x, size = (x, x[0].size) if P is None else (P(x), jnp.maximum(P.dof(x), 1))
         times = jnp.broadcast_to(t, x.shape[:1])
         path = _brownian_path(keys, x, t - end)
 
@@ -82,13 +96,14 @@ def adaptive_sde(rtol: float = 0.01, atol: float = 0.0078, first_step: float = 0
             active = now > end
             then = jnp.where(active, then, now)
             dt, w = bcast(then - now, x), path(t - then)
+            w = w if P is None else P(w)
             dw = w - state.w
             drift, g = coefficients(x, now)
             euler = x + dt * drift + g * dw
             drift, g = coefficients(euler, then)
             improved = (euler + x + dt * drift + g * dw) / 2
             tolerance = jnp.maximum(atol, rtol * jnp.maximum(jnp.abs(euler), jnp.abs(state.previous)))
-            error = jnp.square((euler - improved) / tolerance).reshape(x.shape[0], -1).mean(-1) ** 0.5
+            error = (row_sum(jnp.square((euler - improved) / tolerance)) / size) ** 0.5
             error = jnp.where(jnp.isfinite(error), jnp.maximum(error, 1e-6), 1e3)
             accepted = active & (error <= 1)
             h = (0.9 * (now - then) * error**-0.9).astype(times.dtype)
@@ -109,7 +124,7 @@ def adaptive_sde(rtol: float = 0.01, atol: float = 0.0078, first_step: float = 0
         x_end = _arrived(last.time <= end, last.x)
         return _denoise(process, D, x_end, end, s)
 
-    return stateless(step, alpha=True, sigma=True, derivatives=True, falling_times=True)._replace(adaptive=True)
+    return stateless(step, alpha=True, sigma=True, derivatives=True, falling_times=True)
 
 
 class _Attempt(NamedTuple):

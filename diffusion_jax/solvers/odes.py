@@ -63,6 +63,7 @@ def integrate(
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 4096,
+    sizes: Float[Array, "batch"] | None = None,
 ) -> Integration:
     """Carry the rows of `y` along dy/dt = field(y, t) from t to s (s < t or s > t), each with its own steps.
 
@@ -80,6 +81,7 @@ def integrate(
       y: a pytree of floats [batch, ...].
       method: an explicit Runge-Kutta pair of diffrax, one of `METHODS`.
       max_steps: of one row, rejected ones included.
+      sizes: number of dimensions of each row, over which E is the mean; None: its number of entries.
 
     Raises:
       ValueError: see `check_adaptive`.
@@ -127,7 +129,7 @@ def integrate(
             return row_sum(jnp.square(error / (atol + rtol * jnp.maximum(jnp.abs(old), jnp.abs(new)))))
 
         total = sum(jax.tree.leaves(jax.tree.map(squares, step(h, b_error, slopes), rows.y, y)))
-        error = jnp.sqrt(total / size)
+        error = jnp.sqrt(total / (size if sizes is None else jnp.maximum(sizes, 1)))
         error = jnp.where(jnp.isfinite(error), error, jnp.inf)
         factor = _SAFETY * error ** (-1 / order)
         keep = error < 1

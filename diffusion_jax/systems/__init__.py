@@ -2,6 +2,7 @@
 
 from diffusion_jax.systems.autoencoder import Autoencoder
 from diffusion_jax.systems.bridge import Bridge
+from diffusion_jax.systems.cloud_completion import CloudCompletion
 from diffusion_jax.systems.consistency import Consistency, ContinuousConsistency
 from diffusion_jax.systems.ddgan import DenoisingDiffusionGan
 from diffusion_jax.systems.dequantizer import VariationalDequantization
@@ -30,6 +31,7 @@ __all__ = [
     "VDM",
     "Autoencoder",
     "Bridge",
+    "CloudCompletion",
     "CodeDiffusion",
     "Consistency",
     "ContinuousConsistency",

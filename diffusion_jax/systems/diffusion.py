@@ -21,6 +21,7 @@ from diffusion_jax.losses.times import Resampler
 from diffusion_jax.networks.conditions import NO_CONDITIONS, Conditions
 from diffusion_jax.parameterizations import Parameterization
 from diffusion_jax.processes import bcast, prior, row_keys, sampling_keys
+from diffusion_jax.projections import Projection, on_subspace, projected, whole
 from diffusion_jax.solvers import sampling
 from diffusion_jax.solvers.grids import Grid
 from diffusion_jax.systems.base import Sampled, entries
@@ -54,6 +55,7 @@ class Diffusion(Sampled):
     cond_dropouts: Mapping[str, float] = dataclasses.field(default_factory=dict)  # the same, for each one separately
     augment: Augment | None = None  # augmentation of training images; the labels are the condition "augment"
     embed: Callable[[Params, Cond], Any] = lambda params, cond: cond  # embeds conditions, once per sample
+    project: Projection = whole  # of examples with conditions to the entries that exist, see `projections`
     guidance: Guidance = UNGUIDED
     editing: Editing = UNEDITED
     threshold: Threshold = lambda D: D  # limits the denoiser's output to the range of the data
@@ -80,6 +82,8 @@ class Diffusion(Sampled):
         if "noise" in batch:
             arguments["eps"] = batch["noise"]
         key, x, cond = self.prepared(key, batch, train)
+        if (P := self.project(cond)) is not None:
+            arguments["projector"] = P
         loss, aux = self.loss_fn(params["network"], key, x, cond, **arguments)
         logged = (("t",) if self.resampler else ()) + (("vlb",) if self.learned_variance else ())
         return loss, {name: aux[name] for name in logged}
@@ -140,7 +144,9 @@ class Diffusion(Sampled):
 
     def steered(self, model: Model, cond: Cond, numbers: PyTree[Array]) -> Denoiser:
         """The denoiser D(x, t) of `model` with guidance, editing and thresholding applied and its condition bound."""
-        return self.threshold(self.editing.steer(self.guidance.steer(numbers, model), cond).bound)
+        D = self.threshold(self.editing.steer(self.guidance.steer(numbers, model), cond).bound)
+        P = self.project(cond)
+        return D if P is None else projected(D, P)
 
     def numbers(self) -> PyTree[Array]:
         """Parameters of guidance, loaded once, outside of `jit`."""
@@ -180,13 +186,17 @@ class Diffusion(Sampled):
         times = self.grid(self.process, self.steps)
         x_T = prior(self.process, prior_key, (len(ids), *self.shape), ids=ids, t=times[0])
 
+        P = self.project(cond)
+        own = self.solver if P is None else on_subspace(self.solver, P)
+
         def encode(x: Array, times: Array) -> Array:
-            return sampling.sample(self.solver, self.process, source or D, noise_key, x, times[::-1], ids=ids)
+            return sampling.sample(own, self.process, source or D, noise_key, x, times[::-1], ids=ids)
 
         x, times = self.editing.start(self.process, encode, row_keys(prior_key, ids), x_T, times, cond)
-        solver = self.editing.around(self.guidance.around(self.solver, cond), cond)
+        solver = self.editing.around(self.guidance.around(own, cond), cond)
         x = sampling.sample(solver, self.process, D, noise_key, x, times, ids=ids)
-        return self.editing.finish(D(x, times[-1]) if self.denoise else x, cond)
+        x = D(x, times[-1]) if self.denoise else x
+        return self.editing.finish(x if P is None else P(x), cond)
 
     def evaluations(self) -> int | None:
         """Evaluations of the network for one sample (NFE), forward passes alone; None for an adaptive solver.

@@ -290,7 +290,7 @@ def test_data_section(name):
     small = names <= {"digits", "mnist", "toy", "composites"} or "retrieval" in config.evaluation.metrics
     small = (
         small
-        or (names <= {"text", "audio"} and config.training.num_steps <= 20_000)
+        or (names <= {"text", "audio", "clouds"} and config.training.num_steps <= 20_000)
         or ":eeg" in name
         or ":slice" in name
     )
@@ -305,7 +305,7 @@ def test_data_section(name):
 def test_default_variant_runs_anywhere(path):
     config = from_file(str(path))
     # There is no package with recordings of speech: the error about the path says where to get some.
-    assert sets_of(config)[0].name in ("digits", "toy", "text", "series", "audio", "composites")
+    assert sets_of(config)[0].name in ("digits", "toy", "text", "series", "audio", "composites", "clouds")
     assert not config.data.get("path")
     assert config.to_dict() == read(f"{path.stem}:{variants(path)[0]}").to_dict()
 

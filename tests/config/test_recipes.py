@@ -48,6 +48,7 @@ RUNS = {
     "schroedinger_bridge": "schroedinger:moons",
     "series_diffusion": "csdi:eeg",
     "timegrad": "timegrad:eeg",
+    "cloud_completion": "pvd:completion",
     "specgrad": "diffwave:fsdd_specgrad",
     "gan": "gan:ring",
     "ddgan": "ddgan:digits",
