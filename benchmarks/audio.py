@@ -27,6 +27,7 @@ from diffusion_jax.config import presets
 from diffusion_jax.data.captions import tokens_of
 from diffusion_jax.data.spectrograms import MelSpectrogram
 from diffusion_jax.evaluation import audio, sheets
+from diffusion_jax.systems import SpecGrad
 
 LENGTH = 6144  # samples of a recording; 97 % are no longer
 FRONT_END = MelSpectrogram(n_fft=512, hop=128, num_mels=32)  # of the classifier
@@ -79,8 +80,11 @@ def vocoder(options: argparse.Namespace) -> None:
             row(options.data, "Griffin-Lim", inverted, truth)
             panels = [truth["x"][..., 0], inverted]
         name = pathlib.Path(run).name
-        noise = np.random.default_rng(0).standard_normal(truth["x"].shape[:2]) * 0.1
-        row(options.data, "white noise", noise, truth)
+        noise = np.random.default_rng(0).standard_normal(truth["x"].shape[:2])
+        row(options.data, "white noise", noise * 0.1, truth)
+        if isinstance(model.system, SpecGrad):
+            shaped = model.system.coloured(noise[..., None], mel)[..., 0]
+            row(options.data, "noise with the envelopes of the mels", np.asarray(shaped), truth)
         for steps in STEPS:
             changes = {"sampling.steps": steps, "data.length": LENGTH, "data.path": options.data}
             if steps == 6:
