@@ -286,12 +286,9 @@ def test_data_section(name):
     if ":digits" in name:
         assert names == {"digits"} and config.training.num_steps <= 20_000
     small = names <= {"digits", "mnist", "toy", "composites"} or "retrieval" in config.evaluation.metrics
-    small = (
-        small
-        or (names <= {"text", "audio"} and config.training.num_steps <= 20_000)
-        or ":eeg" in name
-        or ":slice" in name
-    )
+    short = config.training.num_steps <= 20_000
+    small = small or (names <= {"text", "audio"} and short) or ":eeg" in name
+    small = small or (name.startswith("medical:") and short and ":histology" not in name)
     # Of a subject, of pictures after an edit, there are too few held-out examples or none to compare with.
     small = small and config.data.name not in ("mixed", "edits")
     assert config.evaluation.after_training == small
@@ -302,7 +299,7 @@ def test_data_section(name):
 def test_default_variant_runs_anywhere(path):
     config = from_file(str(path))
     # There is no package with recordings of speech: the error about the path says where to get some.
-    assert sets_of(config)[0].name in ("digits", "toy", "text", "series", "audio", "composites")
+    assert sets_of(config)[0].name in ("digits", "toy", "text", "series", "audio", "composites", "tiles")
     assert not config.data.get("path")
     assert config.to_dict() == read(f"{path.stem}:{variants(path)[0]}").to_dict()
 
