@@ -75,8 +75,8 @@ def tiles(
 
 
 def unmeasured(config: ConfigDict) -> ConfigDict:
-    """Data that the user gives: evaluation is asked for by --mode=evaluate."""
-    return replace(config, evaluation=dict(after_training=False))
+    """Metrics are asked for by --mode=evaluate --config.evaluation.metrics='("translation",)'."""
+    return replace(config, evaluation=dict(metrics=(), after_training=False))
 
 
 def slice_() -> ConfigDict:
@@ -84,18 +84,18 @@ def slice_() -> ConfigDict:
 
 
 def retina() -> ConfigDict:
-    return unmeasured(tiles(1000, 32, 0.2, images=100, batch_size=16, reduce=2))
+    return tiles(1000, 32, 0.2, images=100, batch_size=16, reduce=2)
 
 
 def speckle() -> ConfigDict:
     """The logarithm of the image, to which noise that multiplies it is added: 0.1 is a factor exp(0.28 n)."""
-    return unmeasured(tiles(1000, 32, 0.1, images=100, batch_size=16, reduce=2, log=True))
+    return tiles(1000, 32, 0.1, images=100, batch_size=16, reduce=2, log=True)
 
 
 def k_space() -> ConfigDict:
     """The run of the default, sampled under a quarter of the frequencies."""
     return replace(
-        unmeasured(slice_()),
+        slice_(),
         editing=dict(name="none"),
         guidance=dict(
             name="measurement",
@@ -110,13 +110,11 @@ def k_space() -> ConfigDict:
 
 def translation() -> ConfigDict:
     data = dict(name="arrays", split="train", eval_split="test", path="")
-    return unmeasured(
-        small(
-            1000,
-            network=dict(image_channels=1, attention_resolutions=(6,)),
-            data=dict(**data, image_size=24, channels=2, modality="image"),
-            **draws(50, "translation"),
-        )
+    return small(
+        1000,
+        network=dict(image_channels=1, attention_resolutions=(6,)),
+        data=dict(**data, image_size=24, channels=2, modality="image"),
+        **draws(50, "translation"),
     )
 
 
@@ -127,7 +125,6 @@ def histology() -> ConfigDict:
         network=dict(attention_resolutions=(8,)),
         weighting=dict(name="p2", gamma=1.0, k=1.0),
         data=dict(name="tiles", split="train", eval_split="test", path="", image_size=32, channels=3, reduce=1),
-        evaluation=dict(metrics=()),
     )
     return unmeasured(config)
 
@@ -135,14 +132,13 @@ def histology() -> ConfigDict:
 def cells() -> ConfigDict:
     """Crops by class, of which rare classes are trained on as often as the others."""
     where = dict(name="arrays", split="train", eval_split="test", path="", balance="label")
-    config = small(
+    return small(
         1500,
         network=dict(num_classes=3, attention_resolutions=(4,)),
         data=dict(**where, image_size=16, channels=3, flip=True),
         sampling=dict(num_samples=60),
         evaluation=dict(num_samples=900, metrics=("utility",)),
     )
-    return unmeasured(config)
 
 
 def full(*, batch_size: int, network: dict[str, Any], **sections: Any) -> ConfigDict:
@@ -170,7 +166,7 @@ def mri_ct256() -> ConfigDict:
             network=dict(model_channels=128, channel_mult=(1, 1, 2, 2, 4, 4), image_channels=1),
             data=dict(**where, channels=1, axis=2, window=(-1000.0, 2000.0), image_window=()),
         ),
-        **draws(100, "translation"),
+        **draws(100),
     )
 
 
@@ -181,7 +177,6 @@ def histology128() -> ConfigDict:
         network=dict(model_channels=128, channel_mult=(1, 1, 2, 3, 4), num_classes=3),
         weighting=dict(name="p2", gamma=1.0, k=1.0),
         data=where,
-        evaluation=dict(metrics=()),
     )
 
 

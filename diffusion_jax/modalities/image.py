@@ -167,8 +167,9 @@ def _retrieval(evaluation: Evaluation) -> Metric:
 def _restoration(evaluation: Evaluation) -> Metric:
     need(evaluation, "image", "images")
     operators = {name: c.operator for name, c in evaluation.conditions.items() if c.operator}
-    if not operators:
-        raise ValueError("it needs config.guidance.name='measurement', whose samples have a truth to be compared with")
+    if len(operators) != 1:
+        names = "config.guidance.name='measurement' or config.editing.name='denoising'"
+        raise ValueError(f"it needs one of {names}, whose samples have a truth to be compared with")
     num, each = (evaluation.options.get(name, 1) for name in ("num_samples", "samples_per_condition"))
     if each < 1 or num % each:
         raise ValueError(f"evaluation.samples_per_condition={each} must divide evaluation.num_samples={num}")

@@ -161,7 +161,7 @@ def compared(job: Job, cond: Mapping[str, np.ndarray] | None) -> dict[str, np.nd
     operators = {name: c.operator for name, c in job.system.conditions.items() if c.operator}
     if not operators or cond is None:
         return {}
-    ((name, operator),) = operators.items()
+    name, operator = next(iter(operators.items()))
     seen = as_image(cond[name], operator)
     panels = {} if seen is None else {"measured": seen}
     if not job.config.sampling.cond:

@@ -29,6 +29,8 @@ OWN = (
     "pixel_classifier:emoji_denoiser",
     *(f"maps:{name}" for name in ("skeleton", "sketch", "segmentation", "depth")),
     "gan:stacked_mnist",
+    *(f"medical:{name}" for name in ("slice", "k_space", "retina", "speckle", "translation", "histology", "cells")),
+    *(f"medical:{name}" for name in ("mri_ct256", "histology128")),  # described in papers without code
     *("diffae:emoji", "diffae:emoji_ddpm", "pdae:emoji", "pdae:ffhq256", "pdae:ffhq256_latent"),
     "dequantization:cifar10",
     "dit:imagenet256_xl2_simple",
