@@ -186,7 +186,7 @@ def on_levels(x: np.ndarray, levels: int, dequantized: bool) -> np.ndarray:
 
 def changes_of(row: Row, kind: Data, to: pathlib.Path) -> dict[str, Any]:
     """The changes of the config of a row in training."""
-    changes = {**row.training, **kind.changes, "evaluation.after_training": False}
+    changes = {**row.training, **kind.changes}
     if row.teacher:
         changes["system.teacher"] = str(to / ROWS[row.teacher].run)
     if kind.changes and not row.on_levels:
