@@ -48,6 +48,7 @@ RUNS = {
     "schroedinger_bridge": "schroedinger:moons",
     "series_diffusion": "csdi:eeg",
     "timegrad": "timegrad:eeg",
+    "normalizing_flow": "nflow:digits",
     "gan": "gan:ring",
     "ddgan": "ddgan:digits",
 }

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from diffusion_jax.networks.functional import init_methods
-from diffusion_jax.networks.real_nvp import Affine, RealNVP, checkerboard, guided
+from diffusion_jax.networks.invertible import Affine, guided
+from diffusion_jax.networks.real_nvp import RealNVP, checkerboard
 from diffusion_jax.networks.tarflow import AutoregressiveBlock, TarFlow
 
 TAR = dict(patch_size=1, channels=8, num_blocks=2, layers_per_block=1, head_dim=4, expansion=2)
