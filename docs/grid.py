@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 
 from diffusion_jax.evaluation.sheets import image_sheet
 
-
 LIMIT = 2.0  # half the side of the square in which points are shown
 
 
