@@ -186,7 +186,7 @@ def on_levels(x: np.ndarray, levels: int, dequantized: bool) -> np.ndarray:
 
 def changes_of(row: Row, kind: Data, to: pathlib.Path) -> dict[str, Any]:
     """The changes of the config of a row in training."""
-    changes = {**row.training, **kind.changes, "evaluation.after_training": False}
+    changes = {**row.training, **kind.changes}
     if row.teacher:
         changes["system.teacher"] = str(to / ROWS[row.teacher].run)
     if kind.changes and not row.on_levels:
@@ -213,7 +213,7 @@ def train(name: str, kind: Data, to: pathlib.Path, more: Mapping[str, Any]) -> f
     """Train the run of a row, and first that of its teacher, unless they are; returns the seconds it took."""
     row = ROWS[name]
     if row.teacher:
-        train(row.teacher, kind, to, NONE)
+        train(row.teacher, kind, to, more)
     record = to / row.run / "seconds.json"
     if not record.exists():
         start = time.perf_counter()
@@ -293,14 +293,16 @@ def table(rows: Mapping[str, Mapping[str, Any]], real: Mapping[str, float]) -> s
 
 def picture(rows: Mapping[str, Mapping[str, Any]], path: pathlib.Path, to: pathlib.Path) -> None:
     """Quality over speed with diversity as the size of the points, and samples of every row."""
-    from matplotlib import pyplot
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
-    figure, (axes, shown) = pyplot.subplots(1, 2, figsize=(11, 4.8), width_ratios=(1.2, 1))
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, shown = figure.subplots(1, 2, width_ratios=(1.2, 1))
     for values in rows.values():
-        lost = 1 - values["coverage"]
-        axes.scatter(values["ms"], values["frechet_ratio"], s=20 + 400 * values["coverage"], c=lost, vmin=0, vmax=1)
-        place = dict(xy=(values["ms"], values["frechet_ratio"]), xytext=(6, 6), textcoords="offset points")
-        axes.annotate(values["title"], fontsize=8, **place)
+        place, coverage = (values["ms"], values["frechet_ratio"]), values["coverage"]
+        axes.scatter(*place, s=20 + 400 * coverage, c=[coverage], vmin=0, vmax=1, alpha=0.7)
+        axes.annotate(values["title"], place, fontsize=8, xytext=(6, 6), textcoords="offset points")
     axes.set(xscale="log", yscale="log", xlabel="ms for one sample", ylabel="Frechet ratio (1: unseen real triples)")
     axes.set_title("quality and speed; larger points cover more of the data", fontsize=9)
     samples = [np.load(to / "rows" / f"{name}.npy") for name in rows]
@@ -309,10 +311,8 @@ def picture(rows: Mapping[str, Mapping[str, Any]], path: pathlib.Path, to: pathl
     shown.set_yticks([(i + 0.5) / height * shown.get_ylim()[0] for i in range(height)])
     shown.set_yticklabels([values["title"] for values in rows.values()], fontsize=7)
     shown.set_xticks([])
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def parsed(argv: list[str] | None = None) -> argparse.Namespace:

@@ -140,7 +140,7 @@ def digits(
 
 
 def stacked_digits() -> ConfigDict:
-    sections = presets.compared(8000)
+    sections = presets.compared(4000)
     sections["optimizer"] = presets.adam(5e-4)
     network = dict(name="mlp", hidden=256, num_layers=4)
     return replace(digits(system=distilled(18), teacher="stacked_digits"), network=network, **sections)

@@ -51,7 +51,7 @@ def stacked_digits() -> ConfigDict:
     return ddpm(
         **presets.preconditioned(),
         network=dict(name="mlp", hidden=256, num_layers=4),
-        **presets.compared(8000),
+        **presets.compared(6000),
         sampling=dict(batch_size=500, threshold=dict(name="none")),
     )
 

@@ -62,7 +62,7 @@ def stacked_digits() -> ConfigDict:
     return edm(
         steps=18,
         network=dict(name="mlp", hidden=256, num_layers=4),
-        **presets.compared(8000, name="ode", t_min=1e-4),
+        **presets.compared(6000, name="ode", t_min=1e-4),
         sampling=dict(batch_size=500),
     )
 

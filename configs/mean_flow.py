@@ -55,7 +55,7 @@ def digits_shortcut() -> ConfigDict:
 
 def stacked_digits() -> ConfigDict:
     network = dict(name="mlp", gap=True, hidden=256, num_layers=4)
-    return replace(digits(), network=network, **presets.compared(8000))
+    return replace(digits(), network=network, **presets.compared(6000))
 
 
 def imagenet256(*, num_steps: int, system: dict[str, Any], **network: Any) -> ConfigDict:

@@ -55,7 +55,7 @@ def stacked_digits() -> ConfigDict:
     sizes = dict(patch_size=2, channels=64, num_blocks=4, layers_per_block=2, head_dim=32)
     return flow(
         network=dict(name="tarflow", **sizes),
-        **presets.compared(3000, 64, name="exact"),
+        **presets.compared(2000, 64, name="exact"),
         sampling=dict(batch_size=500),
     )
 

@@ -3,17 +3,30 @@
     python docs/grid.py docs/pictures/grid.png NCSN=runs/ncsn DDPM=runs/ddpm "VE SDE=runs/score_sde" EDM=runs/edm
 
 Each directory must hold samples/samples.npz, which --mode=sample writes. Instead of a directory, an .npz file of
-samples can be given, and the name of an array in it, such as TITLE=FILE.npz:cond.
+samples can be given, and the name of an array in it, such as TITLE=FILE.npz:cond. Points in the plane are scattered
+over one square.
 """
 
 import pathlib
 import sys
+from typing import Any
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from diffusion_jax.evaluation.sheets import image_sheet
+
+LIMIT = 2.0  # half the side of the square in which points are shown
+
+
+def draw(axis: Any, samples: np.ndarray) -> None:
+    """64 images as a sheet, or all points [n, 2]."""
+    if samples.ndim == 2:
+        axis.scatter(*samples.T, s=1)
+        axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal")
+    else:
+        axis.imshow(image_sheet(samples[:64], columns=8), interpolation="nearest")
 
 
 def main(path: str, *runs: str) -> None:
@@ -23,7 +36,7 @@ def main(path: str, *runs: str) -> None:
         title, _, source = run.partition("=")
         place, _, name = source.partition(":")
         file = place if place.endswith(".npz") else pathlib.Path(place) / "samples" / "samples.npz"
-        axis.imshow(image_sheet(np.load(file)[name or "samples"][:64], columns=8), interpolation="nearest")
+        draw(axis, np.load(file)[name or "samples"])
         axis.set_title(title)
         axis.set_axis_off()
     figure.savefig(path, dpi=120, bbox_inches="tight")

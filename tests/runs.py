@@ -42,6 +42,13 @@ def changed(config: ConfigDict, **changes: Any) -> ConfigDict:
     return config
 
 
+def brief(config: ConfigDict, **changes: Any) -> ConfigDict:
+    """The config with four steps of training on 16 examples and no evaluation, and `changes`, made in place."""
+    usual = dict(num_steps=4, batch_size=16, log_every=1, checkpoint_every=2, sample_every=0)
+    usual = {f"training__{name}": value for name, value in usual.items()}
+    return changed(config, **{**usual, "evaluation__after_training": False, **changes})
+
+
 def text_to_image(name: str, **changes: Any) -> ConfigDict:
     """The config "FILE.py:VARIANT" of digits that are drawn from words, with the smallest networks."""
     encoder = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)

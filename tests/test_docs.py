@@ -56,7 +56,7 @@ def check(config: ConfigDict, original: ConfigDict) -> None:
         fits.sampling_times(config, own.bridge.reference if bridge else own.process, own.grid)
     own.optimizer()
     allowed = {"data": {"name", *COMMON, *keys(config.data.name)}, "system": set(original.system)}
-    networks = names.NETWORKS | names.AUTOENCODERS
+    networks = names.GENERATORS | names.NETWORKS | names.AUTOENCODERS | names.FLOWS
     for section, table, more in (("network", networks, {"fourier"}), ("guidance", names.GUIDANCE, {"then"})):
         if section in reads:
             constructor = table[config[section].name]

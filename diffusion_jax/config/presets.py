@@ -113,7 +113,11 @@ def compared(num_steps: int, batch_size: int = 128, **likelihood: Any) -> dict[s
     return dict(
         data=stacked_digits() | dict(examples=examples),
         **digits(num_steps, batch_size, sample_every=0),
-        evaluation=dict(metrics=(), likelihood=dict(likelihood, levels=17) if likelihood else dict(name="none")),
+        evaluation=dict(
+            metrics=(),
+            after_training=False,
+            likelihood=dict(likelihood, levels=17) if likelihood else dict(name="none"),
+        ),
     )
 
 

@@ -1,9 +1,8 @@
-"""RealNVP: a normalizing flow of affine couplings (arXiv:1605.08803), and what all flow networks share."""
+"""RealNVP: a normalizing flow of affine couplings (arXiv:1605.08803)."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,20 +11,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from diffusion_jax.networks import layers
-from diffusion_jax.networks.base import check_input
 from diffusion_jax.networks.conditions import Conditions
+from diffusion_jax.networks.invertible import Affine, InvertibleNetwork, doubled, guided
 from diffusion_jax.networks.mlp import MLPBlock
-from diffusion_jax.types import Cond
 
 
-class Affine(NamedTuple):
-    """The numbers of x = z exp(a) + b, entry by entry."""
-
-    a: Float[Array, "batch *n"]
-    b: Float[Array, "batch *n"]
-
-
-class RealNVP(nnx.Module):
+class RealNVP(InvertibleNetwork):
     """An invertible network z = f(x) of `num_couplings` affine couplings (arXiv:1605.08803, section 3).
 
     Each keeps every other entry of x, in a checkerboard over all axes, and transforms the rest by an affine map that a
@@ -67,30 +58,19 @@ class RealNVP(nnx.Module):
         sizes = dict(hidden=hidden, num_layers=num_layers, dropout=dropout, num_classes=num_classes)
         self.couplings = nnx.List([Coupling(tuple(shape), i % 2, **sizes, rngs=rngs) for i in range(num_couplings)])
 
-    def forward(
-        self, x: Float[Array, "batch *shape"], cond: Cond = None, *, rngs: nnx.Rngs | None = None
+    def transform(
+        self, x: Float[Array, "batch *shape"], labels: Int[Array, "batch"] | None, *, rngs: nnx.Rngs | None
     ) -> tuple[Float[Array, "batch *shape"], Float[Array, "batch"]]:
-        """(z, log |det dz/dx|); with `rngs` dropout is active."""
-        check_input(x, self.input_shape)
-        labels = labels_of(cond, self.conditions, len(x))
         h, log_det = x.reshape(len(x), -1), jnp.zeros(len(x), x.dtype)
         for coupling in self.couplings:
             affine = coupling(h, labels, rngs=rngs)
             h, log_det = (h - affine.b) * jnp.exp(-affine.a), log_det - affine.a.sum(-1)
         return h.reshape(x.shape), log_det
 
-    def inverse(
-        self,
-        z: Float[Array, "batch *shape"],
-        cond: Cond = None,
-        null: Cond = None,
-        scale: Float[Array, ""] | None = None,
+    def restore(
+        self, z: Float[Array, "batch *shape"], labels: Int[Array, "rows"] | None, scale: Float[Array, ""] | None
     ) -> Float[Array, "batch *shape"]:
-        """x with forward(x) = z. With `null` and `scale` the affine maps are guided, see `guided`."""
-        check_input(z, self.input_shape)
-        labels, h = labels_of(cond, self.conditions, len(z)), z.reshape(len(z), -1)
-        if null is not None:
-            labels = jnp.concatenate([labels, labels_of(null, self.conditions, len(z))])
+        h = z.reshape(len(z), -1)
         for coupling in reversed(self.couplings):
             affine = coupling(h, labels) if scale is None else guided(coupling(doubled(h), labels), scale)
             h = h * jnp.exp(affine.a) + affine.b
@@ -136,30 +116,3 @@ class Coupling(nnx.Module):
 def checkerboard(shape: tuple[int, ...], parity: int) -> Int[np.ndarray, "*shape"]:
     """1 where the sum of the indices and `parity` is odd, 0 elsewhere."""
     return (np.indices(shape).sum(0) + parity) % 2
-
-
-def labels_of(cond: Cond, conditions: Conditions, batch: int) -> Int[Array, "batch"] | None:
-    """The classes of `batch` rows, by default the null class; None for a network without classes."""
-    if not conditions:
-        return None
-    labels = conditions.of(conditions.null(batch) if cond is None else cond)["label"]
-    return jnp.broadcast_to(labels, (batch,))
-
-
-def doubled(x: Float[Array, "batch *n"]) -> Float[Array, "rows *n"]:
-    """Every row twice, once for its class and once for the null class."""
-    return jnp.concatenate([x, x])
-
-
-def guided(affine: Affine, scale: Float[Array, ""]) -> Affine:
-    """Classifier-free guidance of a flow: null + scale (conditional - null), for a and for b (arXiv:2412.06329, 3.4).
-
-    The rows of `affine` are those of the classes, and then as many of the null class. A scale of 1 is the conditional
-    flow; the authors' weight w is scale - 1.
-    """
-
-    def steer(value: Array) -> Array:
-        conditional, null = jnp.split(value, 2)
-        return null + scale * (conditional - null)
-
-    return Affine(steer(affine.a), steer(affine.b))

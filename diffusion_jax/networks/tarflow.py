@@ -11,13 +11,11 @@ from jaxtyping import Array, Float, Int
 
 from diffusion_jax.networks import layers, transformer
 from diffusion_jax.networks.attention import head_count
-from diffusion_jax.networks.base import check_input
 from diffusion_jax.networks.conditions import Conditions
-from diffusion_jax.networks.real_nvp import Affine, doubled, guided, labels_of
-from diffusion_jax.types import Cond
+from diffusion_jax.networks.invertible import Affine, InvertibleNetwork, doubled, guided
 
 
-class TarFlow(nnx.Module):
+class TarFlow(InvertibleNetwork):
     """An invertible network z = f(x) of `num_blocks` autoregressive transformations of the patches of x.
 
     x is cut into tokens, patches of `patch_size` along each axis but the last, the channels. Block k transforms token i
@@ -82,30 +80,18 @@ class TarFlow(nnx.Module):
         )
         self.blocks = nnx.List([AutoregressiveBlock(**sizes, rngs=rngs) for _ in range(num_blocks)])
 
-    def forward(
-        self, x: Float[Array, "batch *shape"], cond: Cond = None, *, rngs: nnx.Rngs | None = None
+    def transform(
+        self, x: Float[Array, "batch *shape"], labels: Int[Array, "batch"] | None, *, rngs: nnx.Rngs | None
     ) -> tuple[Float[Array, "batch *shape"], Float[Array, "batch"]]:
-        """(z, log |det dz/dx|); with `rngs` dropout is active."""
-        check_input(x, self.input_shape)
-        labels = labels_of(cond, self.conditions, len(x))
         tokens, log_det = self._patches(x), jnp.zeros(len(x), x.dtype)
         for block in self.blocks:
             tokens, change = block(tokens, labels, rngs=rngs)
             tokens, log_det = tokens[:, ::-1], log_det + change  # the next block reads the other way
         return self._image(self._in_order(tokens)), log_det
 
-    def inverse(
-        self,
-        z: Float[Array, "batch *shape"],
-        cond: Cond = None,
-        null: Cond = None,
-        scale: Float[Array, ""] | None = None,
+    def restore(
+        self, z: Float[Array, "batch *shape"], labels: Int[Array, "rows"] | None, scale: Float[Array, ""] | None
     ) -> Float[Array, "batch *shape"]:
-        """x with forward(x) = z. With `null` and `scale` the affine maps are guided, see `real_nvp.guided`."""
-        check_input(z, self.input_shape)
-        labels = labels_of(cond, self.conditions, len(z))
-        if null is not None:
-            labels = jnp.concatenate([labels, labels_of(null, self.conditions, len(z))])
         tokens = self._in_order(self._patches(z))
         for block in reversed(self.blocks):
             tokens = block.inverse(tokens[:, ::-1], labels, scale)

@@ -19,8 +19,8 @@ from diffusion_jax.processes.base import row_normal
 from diffusion_jax.solvers import sampling
 from diffusion_jax.solvers.ancestral import ancestral
 from diffusion_jax.solvers.base import posterior, transition
-from diffusion_jax.systems.base import Sampled, entries
-from diffusion_jax.types import Apply, Cond, Params, Placed, Process, Solver, Spec, Train, check
+from diffusion_jax.systems.gan import TwoPlayers
+from diffusion_jax.types import Apply, Cond, Params, Placed, Process, Solver, Train, check
 
 LATENT = "vector"  # the condition of the network that z is
 # G(x_t, t, z) -> x_0, a draw from a distribution and not a mean
@@ -28,7 +28,7 @@ Generator = Callable[[Array, Array, Array], Array]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DenoisingDiffusionGan(Sampled):
+class DenoisingDiffusionGan(TwoPlayers):
     """A generator x_0 = G(x_t, t, z) and a discriminator D(x_s, x_t, t) on a process of T = `num_steps` steps.
 
     With few steps p(x_s | x_t) of neighbouring times s < t is not Gaussian, and has several modes. Here it is the law
@@ -63,10 +63,6 @@ class DenoisingDiffusionGan(Sampled):
     def __post_init__(self) -> None:
         check(self.process.num_steps is not None, "process", self.process, "a process of a number of steps")
         check(self.latent_dim >= 1, "latent_dim", self.latent_dim, "at least 1")
-
-    def init(self, key: Key[Array, ""]) -> Params:
-        keys = jax.random.split(key)
-        return {"network": self.init_network(keys[0]), "discriminator": self.init_discriminator(keys[1])}
 
     def generator(self, network: Params, cond: Cond = None) -> Generator:
         """G(x_t, t, z) under `cond`, with t a scalar or [batch]."""
@@ -105,11 +101,6 @@ class DenoisingDiffusionGan(Sampled):
             None if train is None else train.step,
         )
 
-    def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """Returns the losses and logits of held-out examples. The losses say little of the quality of samples."""
-        loss, metrics = self.loss(params, key, batch, None)
-        return {"loss": loss, **metrics}
-
     def draw(
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> dict[str, Float[Array, "batch *shape"]]:
@@ -129,18 +120,6 @@ class DenoisingDiffusionGan(Sampled):
     def evaluations(self) -> int:
         """Evaluations of the generator for one sample (NFE)."""
         return self.process.num_steps
-
-    @property
-    def batch(self) -> dict[str, Spec]:
-        return entries(self.makes, self.network_conditions)
-
-    @property
-    def makes(self) -> Spec:
-        return Spec(self.shape, modality=self.modality)
-
-    @property
-    def conditions(self) -> Conditions:
-        return self.network_conditions
 
 
 def with_latent(solver: Solver, latent_dim: int) -> Solver:

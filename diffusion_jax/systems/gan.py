@@ -17,8 +17,40 @@ from diffusion_jax.systems.base import Sampled, entries
 from diffusion_jax.types import Cond, Params, Placed, Spec, Train, check
 
 
+class TwoPlayers(Sampled):
+    """Base class of systems of a generator, the group "network", and a discriminator, the group "discriminator"."""
+
+    init_network: Callable[[Key[Array, ""]], Params]
+    init_discriminator: Callable[[Key[Array, ""]], Params]
+    shape: tuple[int, ...]
+    modality: str
+    network_conditions: Conditions
+
+    def init(self, key: Key[Array, ""]) -> Params:
+        keys = jax.random.split(key)
+        return {"network": self.init_network(keys[0]), "discriminator": self.init_discriminator(keys[1])}
+
+    def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
+        """Returns the losses and logits of held-out examples. The losses say little of the quality of samples."""
+        loss, metrics = self.loss(params, key, batch, None)
+        return {"loss": loss, **metrics}
+
+    @property
+    def batch(self) -> dict[str, Spec]:
+        return entries(self.makes, self.network_conditions)
+
+    @property
+    def makes(self) -> Spec:
+        return Spec(self.shape, modality=self.modality)
+
+    @property
+    def conditions(self) -> Conditions:
+        """The conditions that both networks read."""
+        return self.network_conditions
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Gan(Sampled):
+class Gan(TwoPlayers):
     """A generator x = G(z), z ~ N(0, I) of `latent_dim` numbers, trained against a discriminator D. See `types.System`.
 
     The loss of an example x is L_G(D(x), D(G(z))) + L_D(D(x), D(G(z))) plus the gradient penalty, with each term for
@@ -48,10 +80,6 @@ class Gan(Sampled):
     def __post_init__(self) -> None:
         check(self.latent_dim >= 1, "latent_dim", self.latent_dim, "at least 1")
 
-    def init(self, key: Key[Array, ""]) -> Params:
-        keys = jax.random.split(key)
-        return {"network": self.init_network(keys[0]), "discriminator": self.init_discriminator(keys[1])}
-
     def loss(
         self, params: Params, key: Key[Array, ""], batch: dict[str, Array], train: Train | None
     ) -> tuple[Float[Array, "batch"], dict[str, Array]]:
@@ -68,11 +96,6 @@ class Gan(Sampled):
             None if train is None else train.step,
         )
 
-    def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """Returns the losses and logits of held-out examples. The losses say little of the quality of samples."""
-        loss, metrics = self.loss(params, key, batch, None)
-        return {"loss": loss, **metrics}
-
     def draw(
         self, params: Params, key: Key[Array, ""], ids: Int[Array, "batch"], cond: Cond, numbers: PyTree[Array] = None
     ) -> dict[str, Float[Array, "batch *shape"]]:
@@ -83,15 +106,3 @@ class Gan(Sampled):
     def evaluations(self) -> int:
         """Evaluations of the generator for one sample (NFE)."""
         return 1
-
-    @property
-    def batch(self) -> dict[str, Spec]:
-        return entries(self.makes, self.network_conditions)
-
-    @property
-    def makes(self) -> Spec:
-        return Spec(self.shape, modality=self.modality)
-
-    @property
-    def conditions(self) -> Conditions:
-        return self.network_conditions

@@ -25,7 +25,7 @@ class NormalizingFlow(Sampled):
     (config.data.dequantize), with which log p bounds the code length of the levels, or Gaussian noise of `noise_std`.
     After the latter, samples are denoised by Tweedie's formula, x + noise_std^2 grad log p(x), which is E[x_0 | x] of
     the flow's own density (arXiv:2412.06329, section 3.3). With classes, `guidance_scale` steers the affine maps of the
-    inverse away from the null class, see `networks.real_nvp.guided`.
+    inverse away from the null class, see `networks.invertible.guided`.
 
     Parameters are {"network": ...}. See `diffusion_jax.types.System`. Raises ValueError for a number out of range.
     """

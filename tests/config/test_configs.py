@@ -85,6 +85,7 @@ STANDS_ON = {
             "digits": "digits",
             "digits_ect": "digits",
             "digits_scm": "digits",
+            "stacked_digits": "stacked_digits",
             "cifar10_cd": "cifar10_ncsnpp",
             "cifar10_ect": "cifar10_ddpmpp",
             "cifar10_scm": "cifar10_ddpmpp",

@@ -50,6 +50,7 @@ RUNS = {
     "timegrad": "timegrad:eeg",
     "cloud_completion": "pvd:completion",
     "specgrad": "diffwave:fsdd_specgrad",
+    "normalizing_flow": "nflow:digits",
     "gan": "gan:ring",
     "ddgan": "ddgan:digits",
 }

@@ -44,6 +44,11 @@ def test_dequantization_draws_independent_noise_for_each_channel():
     assert np.abs(np.corrcoef(noise.T) - np.eye(3)).max() < 0.03
 
 
+def test_batches_of_images_without_random_augmentation():
+    batch = next(data.batches(stacked(), batch_size=5, seed=0))
+    assert batch["x"].shape == (5, 8, 8, 3) and batch["label"].shape == (5,)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -15,7 +15,7 @@ from diffusion_jax.processes import discrete_vp
 from diffusion_jax.solvers.base import posterior, transition
 from diffusion_jax.types import System, Train
 from tests.oracles import Gaussian
-from tests.runs import ROOT, changed, resumed
+from tests.runs import ROOT, brief, changed, resumed
 
 TARGET = Gaussian(mean=jnp.array([0.5, -1.0]), covariance=jnp.array([[0.5, 0.3], [0.3, 0.4]]))
 
@@ -28,13 +28,7 @@ def config_of(**changes):
     config = from_file(str(ROOT / "configs" / "ddgan.py"))
     config.network = ConfigDict(dict(name="mlp", hidden=8, num_layers=1, vector_dim=3))
     config.system.discriminator = ConfigDict(dict(name="mlp", hidden=8, num_layers=1))
-    config.training.num_steps = 4
-    config.training.batch_size = 16
-    config.training.log_every = 1
-    config.training.checkpoint_every = 2
-    config.training.sample_every = 0
-    config.evaluation.after_training = False
-    return changed(config, **changes)
+    return brief(config, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +164,9 @@ def test_the_gradient_of_each_group_is_that_of_its_own_player(system):
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(found["network"]))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
-    resumed(config_of(system__every=3), tmp_path, 2)
+    resumed(config_of(system__every=3, optimizer__schedule="constant"), tmp_path, 2)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from diffusion_jax.evaluation.points import toy_metrics
 from diffusion_jax.losses.adversarial import Penalty
 from diffusion_jax.training.step import init_state, make_train_step
 from diffusion_jax.types import System, Train
-from tests.runs import ROOT, changed, resumed
+from tests.runs import ROOT, brief, changed, resumed
 
 SMALL = dict(name="mlp", hidden=8, num_layers=1)
 STEPS = 1500
@@ -25,12 +25,7 @@ def config_of(variant="ring", **changes):
     config = from_file(f"{ROOT / 'configs' / 'gan.py'}:{variant}")
     config.network = ConfigDict(SMALL)
     config.system.discriminator = ConfigDict(SMALL)
-    config.training.num_steps = 4
-    config.training.batch_size = 16
-    config.training.log_every = 1
-    config.training.checkpoint_every = 2
-    config.evaluation.after_training = False
-    return changed(config, **changes)
+    return brief(config, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +83,7 @@ def test_classes_reach_both_networks():
 
 
 def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
-    config = config_of(system__every=3)
+    config = config_of(system__every=3, optimizer__schedule="constant")
     config.optimizer.groups = ConfigDict(dict(discriminator=dict(learning_rate=1e-3)))
     resumed(config, tmp_path, 2)
 
@@ -106,6 +101,7 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(tmp_path):
         (dict(system__discriminator__shape=(3,)), r"config\.system\.discriminator\.shape=\(3,\) is given"),
         (dict(system__discriminator__hidden=0), r"config\.system\.discriminator\.hidden=0 must be at least 1"),
         (dict(system__discriminator__name="patchgan"), r"config\.system\.discriminator\.name='patchgan' is unknown"),
+        (dict(system__discriminator=ConfigDict(dict(hidden=3))), r"config\.system\.discriminator=.* must be a section"),
         (dict(guidance__name="classifier_free"), r"config\.guidance was changed .* does not read it"),
         (dict(solver__name="ddim"), r"config\.solver was changed .* does not read it"),
     ],

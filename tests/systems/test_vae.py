@@ -173,6 +173,7 @@ def read(variant="digits_vae", **changes):
     return config
 
 
+@pytest.mark.slow
 def test_the_config_trains_the_noise_of_every_value_and_samples_from_the_prior():
     system = build.system(read())
     params = jax.jit(system.init)(jax.random.key(0))

@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from diffusion_jax import systems
 from diffusion_jax.config import fits, names
-from diffusion_jax.config.parts import Parts
+from diffusion_jax.config.parts import Parts, plain
 from diffusion_jax.config.recipes.recipe import Recipe
 from diffusion_jax.config.sections import ConfigError, check_sizes, construct, lookup, refusal
 from diffusion_jax.losses.adversarial import LOSSES, Penalty
@@ -163,7 +163,7 @@ def _discriminator(parts: Parts, section: Any, **given: Any) -> tuple[Callable[[
     Raises ConfigError.
     """
     field = "system.discriminator"
-    critic = _network(parts, names.DISCRIMINATORS, field, dict(section), **given)
+    critic = _network(parts, names.DISCRIMINATORS, field, plain(section, field), **given)
 
     def discriminate(params: Params, x: Array, c_noise: Array, cond: Cond) -> Array:
         return critic.apply(params, x, c_noise, cond)[:, 0]

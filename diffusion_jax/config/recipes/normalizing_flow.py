@@ -79,7 +79,7 @@ def build(parts: Parts) -> systems.NormalizingFlow:
 
 
 def classifier_free(scale: float = 1.0) -> float:
-    """The scale of `networks.real_nvp.guided`; 1 is the conditional flow."""
+    """The scale of `networks.invertible.guided`; 1 is the conditional flow."""
     return scale
 
 

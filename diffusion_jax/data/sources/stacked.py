@@ -79,7 +79,9 @@ def open_source(
 
     def ready(stored: Batch, uniform: Uniform | None) -> Batch:
         flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in stored.items()}
-        made = source.ready(flat, None if uniform is None else uniform[:, :drawn].reshape(-1, source.draws))
+        if uniform is not None:  # not -1 rows, which are undefined where an image needs no draws
+            uniform = uniform[:, :drawn].reshape(len(uniform) * CHANNELS, source.draws)
+        made = source.ready(flat, uniform)
         x = np.moveaxis(made["x"].reshape(-1, CHANNELS, height, width), 1, -1)
         return {"x": x, "label": (made["label"].reshape(-1, CHANNELS) @ place).astype(np.int32)}
 
