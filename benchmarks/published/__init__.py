@@ -8,6 +8,7 @@ Values are in the units of the configs: data in [-1, 1], numbers of steps, rates
 from benchmarks.published import (
     audio,
     bridges,
+    clouds,
     consistency,
     ddpm,
     editing,
@@ -44,4 +45,5 @@ TABLE: tuple[Published, ...] = (
     *segmentation.TABLE,
     *audio.TABLE,
     *series.TABLE,
+    *clouds.TABLE,
 )

@@ -9,8 +9,8 @@ from benchmarks.published import TABLE
 from tests.config.test_configs import ALL, PUBLIC, read
 
 SMALL = re.compile(  # variants that a CPU trains
-    "toy2d:|:digits|:composites|:mnist(?!_emnist)|schroedinger:moons|flow:plane|:python|:shakespeare|:smiles|:infill$|:fsdd|:eeg|:etth1"
-    "|sedd:absorb|sedd:uniform"
+    "toy2d:|:digits|:composites|:mnist(?!_emnist)|schroedinger:moons|flow:plane|:python|:shakespeare|:smiles|:infill$|:fsdd|:eeg|:etth1|:solids|:kaykit"
+    "|sedd:absorb|sedd:uniform|pvd:completion"
 )
 # Other variants that follow no single paper.
 OWN = (
