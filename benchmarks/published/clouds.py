@@ -1,4 +1,4 @@
-"""Published values of diffusion models of point clouds: PVD and Point-E."""
+"""Published values of diffusion models of point clouds: Luo and Hu's, PVD and Point-E."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from typing import Any
 
 from benchmarks.published.entry import Published
 
+LUO_HU = "Diffusion probabilistic models for 3D point clouds (arXiv:2103.01458)"
 PVD = "PVD (arXiv:2104.03670)"
 POINT_E = "Point-E (arXiv:2212.08751)"
+_LUO_HU_CODE = "luost26/diffusion-point-cloud"
 _PVD_CODE = "alexzhou907/PVD"
 _POINT_E_CODE = "openai/point-e"
 _NETWORK = "The network is a transformer of points instead of PVCNN++, without dropout."
@@ -82,6 +84,34 @@ def _base(variant: str, key: str, width: int, layers: int, heads: int) -> Publis
 
 
 TABLE: tuple[Published, ...] = (
+    Published(
+        paper=LUO_HU,
+        variants=("point_diffusion:airplane", "point_diffusion:chair"),
+        values={
+            f"{_LUO_HU_CODE} train_gen.py:21-48": {
+                "network.vector_dim": 256,
+                "process.num_steps": 100,
+                "process.betas": "linear",
+                "process.beta_start": 1e-4,
+                "process.beta_end": 0.02,
+                "sampling.steps": 100,
+                "system.kl_weight": 1e-3,
+                "data.normalize": "unit",
+                "training.batch_size": 128,
+                "optimizer.learning_rate": 2e-3,
+                "optimizer.clip_norm": 10.0,
+                "optimizer.final_factor": 0.05,
+            },
+            f"{_LUO_HU_CODE} models/diffusion.py, PointwiseNet": {"network.widths": (128, 256, 512, 256, 128)},
+            f"{_LUO_HU_CODE} train_gen.py:26": {"data.points": 2048},
+        },
+        differences=(
+            "The encoder, of the authors' widths, has layer instead of batch normalisation.",
+            "The network reads t in [0, 1] instead of beta, an affine function of the same step.",
+            "The learning rate falls from the first step on; the authors' is constant for 200,000 steps and then falls"
+            " for 200,000.",
+        ),
+    ),
     *(
         Published(
             paper=PVD,

@@ -26,6 +26,7 @@ from diffusion_jax.config.recipes import (
     noisy_classifier,
     palette,
     pixel_classifier,
+    point_vae,
     progressive_distillation,
     reflow,
     series_diffusion,
@@ -73,6 +74,7 @@ RECIPES = {
     "specgrad": specgrad.RECIPE,
     "diffusion_lm": diffusion_lm.RECIPE,
     "cloud_completion": cloud_completion.RECIPE,
+    "point_vae": point_vae.RECIPE,
 }
 
 

@@ -41,6 +41,7 @@ from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.mlp_skip import MLPSkip
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.point_transformer import PointTransformer
+from diffusion_jax.networks.pointwise import PointwiseNet
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
 from diffusion_jax.networks.semantic_encoders import MLPEncoder, StridedEncoder, unet_encoder
 from diffusion_jax.networks.sequence_dit import SequenceDiT
@@ -162,6 +163,7 @@ NETWORKS = {
     "sequence_dit": SequenceDiT,
     "tsdiff": TSDiffNet,
     "point_transformer": PointTransformer,
+    "pointwise": PointwiseNet,
     "encoder_unet": EncoderUNet,
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,

@@ -14,6 +14,7 @@ from diffusion_jax.systems.latent_diffusion import LatentDiffusion
 from diffusion_jax.systems.noisy_classifier import NoisyClassifier
 from diffusion_jax.systems.palette import Palette
 from diffusion_jax.systems.pixel_classifier import PixelClassifier
+from diffusion_jax.systems.point_vae import PointVAE
 from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
 from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
 from diffusion_jax.systems.series_diffusion import SeriesDiffusion
@@ -41,6 +42,7 @@ __all__ = [
     "NoisyClassifier",
     "Palette",
     "PixelClassifier",
+    "PointVAE",
     "ProgressiveDistillation",
     "SchroedingerBridge",
     "ShiftedDiffusion",
