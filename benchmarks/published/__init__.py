@@ -9,6 +9,7 @@ from benchmarks.published import (
     adversarial,
     audio,
     bridges,
+    clouds,
     consistency,
     ddpm,
     editing,
@@ -48,4 +49,5 @@ TABLE: tuple[Published, ...] = (
     *segmentation.TABLE,
     *audio.TABLE,
     *series.TABLE,
+    *clouds.TABLE,
 )

@@ -28,6 +28,7 @@ from diffusion_jax.config.recipes import (
     normalizing_flow,
     palette,
     pixel_classifier,
+    point_vae,
     progressive_distillation,
     reflow,
     series_diffusion,
@@ -78,6 +79,7 @@ RECIPES = {
     "gan": gan.RECIPE,
     "ddgan": gan.DDGAN,
     "cloud_completion": cloud_completion.RECIPE,
+    "point_vae": point_vae.RECIPE,
 }
 
 

@@ -43,6 +43,7 @@ from diffusion_jax.networks.mlp import MLP
 from diffusion_jax.networks.mlp_skip import MLPSkip
 from diffusion_jax.networks.ncsnpp import NCSNpp
 from diffusion_jax.networks.point_transformer import PointTransformer
+from diffusion_jax.networks.pointwise import PointwiseNet
 from diffusion_jax.networks.r3gan import R3Discriminator, R3Generator
 from diffusion_jax.networks.real_nvp import RealNVP
 from diffusion_jax.networks.refinenet import NCSN, NCSNv2
@@ -167,6 +168,7 @@ NETWORKS = {
     "sequence_dit": SequenceDiT,
     "tsdiff": TSDiffNet,
     "point_transformer": PointTransformer,
+    "pointwise": PointwiseNet,
     "encoder_unet": EncoderUNet,
     "unet_2d_condition": UNet2DConditionModel,
     "controlnet": controlled_unet,

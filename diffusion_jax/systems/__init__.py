@@ -17,6 +17,7 @@ from diffusion_jax.systems.noisy_classifier import NoisyClassifier
 from diffusion_jax.systems.normalizing_flow import NormalizingFlow
 from diffusion_jax.systems.palette import Palette
 from diffusion_jax.systems.pixel_classifier import PixelClassifier
+from diffusion_jax.systems.point_vae import PointVAE
 from diffusion_jax.systems.progressive_distillation import ProgressiveDistillation
 from diffusion_jax.systems.schroedinger_bridge import SchroedingerBridge
 from diffusion_jax.systems.series_diffusion import SeriesDiffusion
@@ -47,6 +48,7 @@ __all__ = [
     "NormalizingFlow",
     "Palette",
     "PixelClassifier",
+    "PointVAE",
     "ProgressiveDistillation",
     "SchroedingerBridge",
     "ShiftedDiffusion",

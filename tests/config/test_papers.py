@@ -10,7 +10,7 @@ from tests.config.test_configs import ALL, PUBLIC, read
 
 SMALL = re.compile(  # variants that a CPU trains
     "toy2d:|:digits|:composites|:mnist(?!_emnist)|schroedinger:moons|flow:plane|:python|:shakespeare|:smiles|:infill$|:fsdd|:eeg|:etth1"
-    "|sedd:absorb|sedd:uniform|gan:ring|:stacked_digits"
+    "|:solids|:kaykit|sedd:absorb|sedd:uniform|pvd:completion|gan:ring|:stacked_digits"
 )
 # Other variants that follow no single paper.
 OWN = (

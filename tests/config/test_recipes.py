@@ -49,6 +49,7 @@ RUNS = {
     "series_diffusion": "csdi:eeg",
     "timegrad": "timegrad:eeg",
     "cloud_completion": "pvd:completion",
+    "point_vae": "point_diffusion:solids",
     "specgrad": "diffwave:fsdd_specgrad",
     "normalizing_flow": "nflow:digits",
     "gan": "gan:ring",
