@@ -194,7 +194,7 @@ def digits_latent(run: str = "runs/diffae", config_file: str = "configs/diffae.p
     config = latent(
         run,
         config_file,
-        **presets.digits(3000, sample_every=0),
+        **presets.digits(12_000, sample_every=0),
         network=dict(name="mlp_skip", hidden=256, num_layers=5),
     )
     return replace(config, sampling=dict(steps=50, batch_size=500))
