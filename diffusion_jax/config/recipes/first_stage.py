@@ -32,8 +32,12 @@ _COMPONENTS = {"autoencoder_kl": "vae", "vq_model": "vqvae"}  # network -> compo
 
 def build(parts: Parts) -> systems.Autoencoder:
     """The autoencoder of a config, from its sections `system`, `network` and `loss`. Raises ConfigError."""
-    options = parts.section("system")
-    made = autoencoder(parts, options, parts.section("network"), parts.section("loss"))
+    return autoencoder(parts, parts.section("system"), parts.section("network"), parts.section("loss"))
+
+
+def build_vae(parts: Parts) -> systems.Autoencoder:
+    """The same with the likelihood of a VAE, the section `evaluation.likelihood`. Raises ConfigError."""
+    made = build(parts)
     section = parts.config.evaluation.likelihood
     likelihood = construct(names.VAE_LIKELIHOODS, "evaluation.likelihood", section, levels=parts.levels)
     if likelihood and not made.noise:
@@ -229,7 +233,7 @@ PERCEPTUAL = {"none": lambda: None, "laplacian": laplacian, "lpips": lpips}
 DISCRIMINATORS = {"none": lambda: None, "patchgan": patchgan}
 _READS = frozenset({"network", "loss"})
 RECIPE = Recipe(
-    build=build,
+    build=build_vae,
     reads=_READS | {"evaluation.likelihood"},
     stands_on=stands_on,
     check=check_likelihood_levels,
