@@ -150,6 +150,8 @@ def translate(args: argparse.Namespace) -> None:
         return
     for name, value in translation.calibration(draws, truth).items():
         print(f"{name} {value:.4g}")
+    if args.draws < 2:
+        return
     spread = draws.std(0, ddof=1)
     window = list(estimates.values())[1]
     panels = [truth, given, window, draws[0], draws[1], draws.mean(0), 2 * spread / spread.max() - 1]
@@ -164,6 +166,8 @@ def worth(args: argparse.Namespace) -> None:
     else:
         train, test = data.arrays(run.job.source), data.arrays(run.job.held_out)
     num_classes = int(train["label"].max()) + 1
+    if args.num < SHOWN * num_classes:
+        raise SystemExit(f"--num={args.num} must be at least {SHOWN * num_classes}, {SHOWN} samples of each class")
     labels = np.arange(args.num) % num_classes
     if run:
         samples = np.clip(

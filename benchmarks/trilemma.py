@@ -235,8 +235,12 @@ def compute(
 ) -> dict[str, Any]:
     """The numbers of a row: read from TO/rows/NAME.json, or trained, sampled, judged and written there."""
     row, path = ROWS[name], to / "rows" / f"{name}.json"
+    asked = {"data": dict(kind.examples), "num_samples": num, "changes": dict(more)}
     if path.exists():
-        return json.loads(path.read_text())
+        values = json.loads(path.read_text())
+        if values["asked"] != asked:
+            raise ValueError(f"{path} was computed with {values['asked']}, not {asked}; give another folder --to")
+        return values
     seconds = train(name, kind, to, more)
     model = diffusion_jax.load(to / row.run, changes=row.sampling)
     batch = model.system.batch_size
@@ -254,7 +258,7 @@ def compute(
         "ms": 1e3 * elapsed / num,
         "training_seconds": seconds,
         "parameters": count_parameters({k: v for k, v in model.params.items() if k != "frozen"}),
-        "num_samples": num,
+        "asked": asked,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path.with_suffix(".npy"), x[:SHOWN])

@@ -27,6 +27,12 @@ def write(path: pathlib.Path, target: pathlib.Path, *, size: int) -> pathlib.Pat
     if boxes is None or boxes.shape[1:] != (6,) or not np.isin(boxes[:, 0], np.arange(num)).all():
         found = "none" if boxes is None else str(boxes.shape)
         raise ValueError(f"{path}: `boxes` must be [m, 6], the first number an image in 0..{num - 1}, not {found}")
+    low, high = boxes[:, 2:4], boxes[:, 4:6]
+    if not ((low >= 0) & (low < high) & (high <= 1)).all():
+        raise ValueError(
+            f"{path}: `boxes` must have left < right and top < bottom as shares of the sides, in [0, 1], got values in "
+            f"{boxes[:, 2:].min():g}..{boxes[:, 2:].max():g}"
+        )
     if not 1 <= size <= min(height, width):
         raise ValueError(
             f"--size={size} must be in 1..{min(height, width)}, the smaller side of the pictures in {path}"

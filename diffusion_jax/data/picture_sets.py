@@ -10,6 +10,7 @@ from jaxtyping import Int64, Shaped, UInt8
 
 from diffusion_jax.data import images
 from diffusion_jax.data.sources import archives, files
+from diffusion_jax.types import check
 
 Rows = dict[str, Int64[np.ndarray, "_"]]  # by split
 
@@ -84,6 +85,7 @@ def squares(
             f"{path}: images of {sizes[0]}{f' and {sizes[-1]}' if len(sizes) > 1 else ''} pixels are no squares of one "
             "size; --size=N cuts squares of N pixels out of them"
         )
+    check(size >= 0, "--size", size, "at least 0, where 0 takes whole images")
     if size and min(map(min, sizes)) < size:
         raise ValueError(f"{path}: an image of {min(sizes, key=min)} pixels is smaller than --size={size}")
     size = size or sizes[0][0]

@@ -63,7 +63,7 @@ def _is_text(path: pathlib.Path) -> bool:
 
 def _header(text: str) -> tuple[str, int, np.dtype]:
     """(format, number of vertices, type of one). Raises ValueError."""
-    form, count, properties, first = "", 0, [], None
+    form, count, properties, first, inside = "", 0, [], None, False
     for line in text.splitlines():
         match line.split():
             case ["format", name, "1.0"]:

@@ -87,6 +87,11 @@ def write(path: pathlib.Path, target: pathlib.Path) -> pathlib.Path:
     tiles. Returns `target`. Raises ValueError, naming the file, for an image that cannot be read or has no tissue.
     """
     found = picture_sets.image_files(path) if path.is_dir() else [path]
+    named: dict[pathlib.Path, pathlib.Path] = {}
+    for file in found:
+        other = named.setdefault(file.with_suffix(".png"), file)
+        if other != file:
+            raise ValueError(f"{other} and {file} would both be written as {file.with_suffix('.png').name}")
     for file in found:
         try:
             made = normalise(picture_sets.read_colours(file))

@@ -147,7 +147,7 @@ def memorisation(samples: Clouds, references: Clouds, train: Clouds) -> dict[str
     1-NNA cannot see copies of training clouds; their ratio is far below 1.
     """
     own, real = (float(chamfer_distances(clouds, train).min(1).mean()) for clouds in (samples, references))
-    return {"nearest_train_cd": own, "nearest_train_cd_held_out": real, "nearest_train_ratio": own / real}
+    return {"nearest_train_cd": own, "nearest_train_cd_held_out": real, "nearest_train_ratio": own / max(real, 1e-12)}
 
 
 def completion(samples: Clouds, truth: Clouds, known: Clouds, train: Clouds) -> dict[str, float]:

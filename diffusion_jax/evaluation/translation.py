@@ -67,8 +67,9 @@ def regression(train_given: Images, train: Images, given: Images, *, reach: int 
         parts = [np.ones_like(y[..., :1]), *(y**power for power in range(1, _POWERS + 1)), *around]
         return np.concatenate(parts, -1).reshape(-1, sum(part.shape[-1] for part in parts))
 
+    # Whole images, so that pixels of every place are among the rows.
     step = max(1, train[..., 0].size // _ROWS)
-    rows, targets = features(train_given)[::step], train.reshape(-1, train.shape[-1])[::step]
+    rows, targets = features(train_given[::step]), train[::step].reshape(-1, train.shape[-1])
     weights = np.linalg.lstsq(rows.astype(np.float64), targets.astype(np.float64), rcond=None)[0]
     return np.clip(features(given) @ weights, -1, 1).reshape(*given.shape[:3], -1).astype(np.float32)
 

@@ -153,22 +153,22 @@ class CouplingFlow(nnx.Module):
         """(w, log |det dw/dz|): the noise w ~ N(0, I) of vectors z."""
         parts, log_det = jnp.split(z, [self.halves[0]], -1), jnp.zeros(z.shape[0], z.dtype)
         for i, net in enumerate(self.nets):
-            scale, shift = net(parts[1 - i % 2])
-            parts[i % 2] = parts[i % 2] * scale + shift
-            log_det = log_det + jnp.sum(jnp.log(scale), -1)
+            log_scale, shift = net(parts[1 - i % 2])
+            parts[i % 2] = parts[i % 2] * jnp.exp(log_scale) + shift
+            log_det = log_det + jnp.sum(log_scale, -1)
         return jnp.concatenate(parts, -1), log_det
 
     def from_noise(self, w: Float[Array, "batch dim"]) -> Float[Array, "batch dim"]:
         """The inverse of `to_noise`."""
         parts = jnp.split(w, [self.halves[0]], -1)
         for i, net in reversed(list(enumerate(self.nets))):
-            scale, shift = net(parts[1 - i % 2])
-            parts[i % 2] = (parts[i % 2] - shift) / scale
+            log_scale, shift = net(parts[1 - i % 2])
+            parts[i % 2] = (parts[i % 2] - shift) * jnp.exp(-log_scale)
         return jnp.concatenate(parts, -1)
 
 
 class _Coupling(nnx.Module):
-    """(scale, shift) of one half, from the other; at first the same for all."""
+    """(log of the scale, shift) of one half, from the other; at first the same for all."""
 
     def __init__(self, given: int, changed: int, hidden: int, *, rngs: nnx.Rngs):
         self.linear_1 = layers.linear(given, hidden, rngs=rngs)
@@ -178,4 +178,4 @@ class _Coupling(nnx.Module):
     def __call__(self, x: Float[Array, "batch a"]) -> tuple[Float[Array, "batch b"], Float[Array, "batch b"]]:
         h = jax.nn.relu(self.linear_2(jax.nn.relu(self.linear_1(x))))
         logit, shift = jnp.split(self.linear_3(h), 2, -1)
-        return jax.nn.sigmoid(logit + _OFFSET), shift
+        return jax.nn.log_sigmoid(logit + _OFFSET), shift

@@ -9,6 +9,7 @@ import numpy as np
 
 from diffusion_jax.config.sections import ConfigError, refusal
 from diffusion_jax.data import images, regions
+from diffusion_jax.guidance.matched_noise import NOISY
 from diffusion_jax.networks.conditions import Conditions
 
 
@@ -30,7 +31,7 @@ def given(files: Mapping[str, str], conditions: Conditions, cond: str) -> dict[s
         if not file:
             continue
         shape = conditions[name].spec.shape
-        with refusal(f"config.editing.{name}={file!r}"):
+        with refusal(f"config.editing.{'image' if name == NOISY else name}={file!r}"):
             if name == "mask":
                 rows[name] = regions.read_mask(file, shape, files.get("image", ""))[None]
                 continue
@@ -39,6 +40,10 @@ def given(files: Mapping[str, str], conditions: Conditions, cond: str) -> dict[s
                 raise ValueError("it must be an image file")
             if shape[-1] not in (1, 3):
                 raise ValueError(f"it is an image of 1 or 3 channels; samples have the shape {shape}")
+            if name == NOISY and images.read_image(path).size != (shape[1], shape[0]):
+                raise ValueError(
+                    f"it must have {shape[0]} x {shape[1]} pixels, as samples have: resizing would change its noise"
+                )
             rows[name] = images.from_files(path.parent, path.name, shape)[None]
     if "mask" in files and "mask" in conditions and "mask" not in rows and not cond:
         raise ConfigError(

@@ -17,6 +17,7 @@ from diffusion_jax.data.captions import VOCABULARY, Cuts, texts_of, tokens_of
 from diffusion_jax.data.sources import archives
 from diffusion_jax.evaluation.restoration import as_image
 from diffusion_jax.guidance.inversion import SOURCE
+from diffusion_jax.guidance.matched_noise import NOISY
 from diffusion_jax.networks.conditions import Conditions, Request
 from diffusion_jax.run import edits, workdir
 from diffusion_jax.run.job import Job
@@ -91,6 +92,11 @@ def conditions(
         job.config.sampling.samples_per_condition,
     )
     rows = -(-num // each)
+    if files.get(NOISY) and job.config.data.get("log", False):
+        raise ConfigError(
+            f"config.editing.image={files[NOISY]!r} is read linearly, and config.data.log=True takes logarithms: give "
+            "them as an array in an .npz file, config.sampling.cond"
+        )
     own = edits.given(files, job.system.conditions, text)
     weights = edits.weights(job.system.conditions, each)
     needed = Conditions(
@@ -164,9 +170,8 @@ def compared(job: Job, cond: Mapping[str, np.ndarray] | None) -> dict[str, np.nd
     name, operator = next(iter(operators.items()))
     seen = as_image(cond[name], operator)
     panels = {} if seen is None else {"measured": seen}
-    if not job.config.sampling.cond:
-        num = len(cond[name])
-        panels["original"] = _truth(job, num)
+    if not job.config.sampling.cond and not job.built.parts.editing.files.get(name):
+        panels["original"] = _truth(job, len(cond[name]))
     return panels
 
 

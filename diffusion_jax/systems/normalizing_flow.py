@@ -83,20 +83,21 @@ class NormalizingFlow(Sampled):
         """-log p(x) / d, in nats, of an x of d values. Without `train` there is no dropout."""
         cond, x = self.network_conditions.of(batch), batch["x"]
         noise_key, drop_key, network_key = jax.random.split(key, 3)
-        if self.noise_std:
-            x = x + self.noise_std * jax.random.normal(noise_key, x.shape, x.dtype)
+        x = self._noised(noise_key, x)
         if train is not None:
             cond = self.network_conditions.dropped(drop_key, cond, self.cond_dropout)
         nats = self.log_prob(params, x, cond, None if train is None else network_key)
         return -nats / x[0].size, {}
 
     def evaluate(self, params: Params, key: Key[Array, ""], batch: dict[str, Array]) -> dict[str, Array]:
-        """Returns the loss of held-out examples, and the values of `likelihood`."""
+        """Returns the loss of held-out examples, and the values of `likelihood`, both of examples with their noise."""
         metrics = {"loss": self.loss(params, key, batch, None)[0]}
         if self.likelihood:
             cond = self.network_conditions.of(batch)
             log_prob = lambda x: self.log_prob(params, x, cond)  # noqa: E731
-            metrics |= self.likelihood(log_prob, jax.random.fold_in(key, 1), batch["x"])
+            metrics |= self.likelihood(
+                log_prob, jax.random.fold_in(key, 1), self._noised(jax.random.fold_in(key, 2), batch["x"])
+            )
         return metrics
 
     def draw(
@@ -109,6 +110,10 @@ class NormalizingFlow(Sampled):
         steering = (self.network_conditions.nulled(cond), jnp.float32(self.guidance_scale)) if guided else (None, None)
         x = self.invert(params["network"], z, cond, *steering)
         return {"samples": self.denoised(params, x, cond) if self.noise_std else x}
+
+    def _noised(self, key: Key[Array, ""], x: Float[Array, "batch *shape"]) -> Float[Array, "batch *shape"]:
+        """x with the Gaussian noise of the data that the density is of, if there is any."""
+        return x + self.noise_std * jax.random.normal(key, x.shape, x.dtype) if self.noise_std else x
 
     def evaluations(self) -> int:
         """Passes through the network for one sample: the inverse, and the gradient that removes the noise."""

@@ -84,9 +84,13 @@ def judged():
 def test_a_row_that_exists_is_not_computed_again(tmp_path, monkeypatch):
     monkeypatch.setattr(trilemma, "command", lambda words: pytest.fail(f"called {words}"))
     (tmp_path / "rows").mkdir()
-    (tmp_path / "rows" / "vae.json").write_text(json.dumps({"title": "VAE", "modes": 3}))
-    found = trilemma.compute("vae", trilemma.DATA["stacked_digits"], judged(), tmp_path, 10)
-    assert found == {"title": "VAE", "modes": 3}
+    kind = trilemma.DATA["stacked_digits"]
+    row = {"title": "VAE", "modes": 3, "asked": {"data": dict(kind.examples), "num_samples": 10, "changes": {}}}
+    (tmp_path / "rows" / "vae.json").write_text(json.dumps(row))
+    assert trilemma.compute("vae", kind, judged(), tmp_path, 10) == row
+    for other, num in ((kind, 20), (trilemma.DATA["stacked_mnist"], 10)):
+        with pytest.raises(ValueError, match="give another folder"):
+            trilemma.compute("vae", other, judged(), tmp_path, num)
 
 
 def test_a_run_that_is_trained_is_not_trained_again_and_its_teacher_comes_first(tmp_path, monkeypatch):

@@ -72,12 +72,15 @@ def test_denoised_images_are_compared_with_the_truth(run):
 
 
 def test_an_image_of_ones_own_is_denoised(run, tmp_path):
-    PIL.Image.fromarray(np.full((20, 30), 90, np.uint8)).save(tmp_path / "scan.png")
+    PIL.Image.fromarray(np.full((8, 8), 90, np.uint8)).save(tmp_path / "scan.png")
     config = digits(editing=DENOISING, sampling__num_samples=2, sampling__file="scan")
     config.editing.image = str(tmp_path / "scan.png")
     sample.sample(config, run)
     given = np.load(run / "samples" / "scan.npz")["cond"]
     np.testing.assert_allclose(given, np.full((2, 8, 8, 1), 90 / 127.5 - 1), atol=1e-5)
+    PIL.Image.fromarray(np.full((20, 30), 90, np.uint8)).save(tmp_path / "scan.png")
+    with pytest.raises(ConfigError, match=r"config\.editing\.image=.*must have 8 x 8 pixels"):
+        sample.sample(config, run)
 
 
 def test_a_model_of_pairs_is_compared_with_them_and_drawn_beside_them(pairs, tmp_path):

@@ -215,3 +215,14 @@ def test_grey_levels_need_noise():
     guided.network = ConfigDict({**guided.network.to_dict(), "num_classes": 10})
     with pytest.raises(ConfigError, match="cond_dropout=0 must be positive"):
         build.system(guided)
+
+
+def test_the_likelihood_is_of_examples_with_their_noise():
+    """Of examples at the mean with noise of 0.2 it is the mean of log N(m + 0.2 n; m, s^2), as in the loss."""
+    noise = 0.2
+    system = affine(noise_std=noise, likelihood=lambda log_prob, key, x: {"nats": log_prob(x)})
+    params = system.init(jax.random.key(0))
+    found = system.evaluate(params, jax.random.key(0), {"x": jnp.full((4000, 2), MEAN)})
+    expected = 2 * (stats.norm.logpdf(0, 0, STD) - noise**2 / STD**2 / 2)
+    np.testing.assert_allclose(np.mean(found["nats"]), expected, atol=0.01)
+    np.testing.assert_allclose(np.mean(found["loss"]), -expected / 2, atol=0.01)

@@ -78,12 +78,17 @@ def build(parts: Parts) -> systems.NormalizingFlow:
     return flow
 
 
+def unguided() -> float:
+    """The scale of `networks.invertible.guided` that is the conditional flow."""
+    return 1.0
+
+
 def classifier_free(scale: float = 1.0) -> float:
-    """The scale of `networks.invertible.guided`; 1 is the conditional flow."""
+    """The scale of `networks.invertible.guided`."""
     return scale
 
 
-GUIDANCE = {"none": classifier_free, "classifier_free": classifier_free}
+GUIDANCE = {"none": unguided, "classifier_free": classifier_free}
 RECIPE = Recipe(
     build=build,
     reads=frozenset({"network", "guidance", "evaluation.likelihood"}),

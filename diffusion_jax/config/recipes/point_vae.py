@@ -59,7 +59,7 @@ def point_vae(
         init_prior, (to_noise, from_noise) = init_methods(
             lambda rngs: CouplingFlow(code_dim, depth=flow_depth, hidden=flow_hidden, rngs=rngs),
             ("to_noise", "from_noise"),
-            dtype,
+            "float32",  # in bfloat16 the inverse and the sum of logarithms would be mostly rounding
         )
         return systems.PointVAE(
             diffusion=model,

@@ -120,10 +120,11 @@ def check_grey_levels(field: str, source: Source, levels: int) -> None:
 def check_dequantized(parts: Parts) -> None:
     """Raises ConfigError if a density is trained on the grey levels themselves, where it would grow without bound."""
     data = parts.config.data
+    key = "examples.dequantize" if "examples" in data else "dequantize"
     noisy = data.get("dequantize", False) or data.get("examples", {}).get("dequantize", False)
     if "levels" in facts(parts.config) and not noisy:
         raise ConfigError(
-            f"config.data.dequantize=False must be true for config.system.name={parts.config.system.name!r}: the "
+            f"config.data.{key}=False must be true for config.system.name={parts.config.system.name!r}: the "
             "density of data on grey levels would grow without bound"
         )
 

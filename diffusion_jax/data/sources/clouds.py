@@ -77,7 +77,7 @@ def open_source(
             `deduplicate` times that of two draws of one cloud, see `evaluation.clouds.twins`; 0 keeps all. It comes
             before slices of a split, so that no twin of a training cloud is held out.
         label_key: array of classes in an .npz file, strings or integers; "" for no classes.
-        largest: keep the clouds of so many largest classes only; 0 keeps all.
+        largest: keep the clouds of so many largest classes only; 0 keeps all. Splits must then be slices of one set.
         num_examples, seed: of the synthetic set, whose splits "train" and "test" are independent draws.
 
     Raises ValueError for data that is missing, unreadable or has clouds of too few points, and for unknown options.
@@ -160,16 +160,23 @@ def _split(
     else:
         whole = _stored(pathlib.Path(path), split, training, label_key)
     if largest:
-        whole = _of_largest(whole, largest)
+        whole = _of_largest(whole, largest, of_training=not training or files.named(training) == name)
     if deduplicate:
         whole = whole.at(_distinct(whole.clouds, deduplicate))
     return whole.at(files.select(split, len(whole.clouds)))
 
 
-def _of_largest(whole: _Clouds, number: int) -> _Clouds:
-    """The clouds of the `number` largest classes, which are numbered anew, in their order."""
+def _of_largest(whole: _Clouds, number: int, *, of_training: bool) -> _Clouds:
+    """The clouds of the `number` largest classes, which are numbered anew, in their order.
+
+    The held-out split must be a slice of the same clouds: in one of its own other classes may be the largest.
+    """
     if whole.labels is None:
         raise ValueError(f"data.largest={number} needs classes: data.label_key, or sub-folders.")
+    if not of_training:
+        raise ValueError(
+            f"data.largest={number} needs splits that are slices of one set, such as train[:70%] and train[70%:]."
+        )
     counts = np.bincount(whole.labels)
     kept = np.sort(np.argsort(-counts, kind="stable")[:number])
     where = np.flatnonzero(np.isin(whole.labels, kept))

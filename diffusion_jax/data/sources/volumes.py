@@ -113,7 +113,11 @@ def _located(path: str, split: str, key: str) -> dict[str, pathlib.Path]:
         raise ValueError(f"data.{key} must be set for data.name = 'volumes': a folder of .nii or .nii.gz files.")
     where = files.locate(pathlib.Path(path), split, ("",))
     listed = sorted(where.iterdir()) if where.is_dir() else [where]
-    found = {file.name.split(".nii")[0]: file for file in listed if file.name.endswith(SUFFIXES)}
+    volumes = [file for file in listed if file.name.endswith(SUFFIXES)]
+    found = {file.name.split(".nii")[0]: file for file in volumes}
+    if len(found) < len(volumes):
+        twice = next(file for file in volumes if found[file.name.split(".nii")[0]] != file)
+        raise ValueError(f"data.{key}={path!r} has two volumes with the name of {twice.name}, compressed or not.")
     if not found:
         raise ValueError(f"data.{key}={path!r} has no {' or '.join(SUFFIXES)} files for the split {split!r}.")
     return found
