@@ -52,6 +52,7 @@ setuptools.setup(
             "tensorboardX>=2.6",
             "nbformat",
             "jsonschema>=4",
+            "nibabel>=5",
             "pyyaml",
             "ipykernel",
         ],

@@ -50,6 +50,7 @@ def test_ply_files_are_read_back_and_read_as_others_write_them(tmp_path):
         (ASCII.replace("property float y\n", ""), "no property y"),
         (ASCII.replace("float x", "quad x"), "unknown type quad"),
         (ASCII.replace("vertex 2", "edge 2"), "first element must be 'vertex'"),
+        (ASCII.replace("element vertex 2\n", ""), "first element must be 'vertex'"),
         (ASCII.replace("uchar red", "list uchar int red"), "lists of values"),
         (ASCII.replace("ascii", "binary_little_endian").replace("vertex 2", "vertex 99"), "buffer is smaller"),
     ],
@@ -179,3 +180,5 @@ def test_the_synthetic_set_needs_no_files():
     assert not np.array_equal(data.arrays(train)["x"], data.arrays(test)["x"])
     with pytest.raises(ValueError, match="Unknown split 'valid' of the synthetic set"):
         data.load(name="clouds", split="valid")
+    with pytest.raises(ValueError, match=r"data\.largest=3 needs splits that are slices of one set"):
+        data.load(name="clouds", points=64, split="train", eval_split="test", evaluation=True, largest=3)

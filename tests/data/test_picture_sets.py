@@ -60,6 +60,11 @@ def test_a_folder_without_splits_holds_a_tenth_out(tmp_path):
     [
         (dict(boxes=None), r"`boxes` must be \[m, 6\], the first number an image in 0\.\.9, not none"),
         (dict(boxes=np.float32([[10, 0, 0, 0, 1, 1]])), "the first number an image in 0..9"),
+        (
+            dict(boxes=np.float32([[1, 1, 4, 2, 8, 6]])),
+            r"`boxes` must have left < right .* in \[0, 1\], got values in 2\.\.8",
+        ),
+        (dict(boxes=np.float32([[1, 1, 0, 0, np.nan, 1]])), "`boxes` must have left < right"),
         (dict(boxes=np.float32([[1, 2, 0, 0, 1, 1]])), r"the classes of boxes are in 2\.\.2, of 2 names"),
         (dict(boxes=np.float32([[1, 1, 0, 0, 1, 1]])), "no box is in the 3 pictures of the split 'test'"),
         (dict(images=PICTURES.astype(np.float32)), "`images` must be uint8"),
@@ -77,6 +82,8 @@ def test_crops_and_squares_that_do_not_fit_are_refused(file, tmp_path):
     for size in (0, 13):
         with pytest.raises(ValueError, match=rf"--size={size} must be in 1\.\.12"):
             objects.write(file, tmp_path / "crops", size=size)
+    with pytest.raises(ValueError, match="--size is -5; it must be at least 0"):
+        channels.write(file, tmp_path / "pairs", size=-5)
     with pytest.raises(ValueError, match="--size=N cuts squares"):
         channels.write(file, tmp_path / "pairs")
     with pytest.raises(ValueError, match=r"is not an \.npz file with `images`"):

@@ -60,3 +60,6 @@ def test_a_folder_is_written_under_its_names(tmp_path, capsys):
     PIL.Image.new("RGB", (20, 20), "white").save(tmp_path / "slides" / "empty.png")
     with pytest.raises(ValueError, match=r"empty\.png: 0 of 400 pixels are tissue"):
         stains.write(tmp_path / "slides", tmp_path / "normal")
+    PIL.Image.fromarray(image).save(tmp_path / "slides" / "a" / "one.tif")
+    with pytest.raises(ValueError, match=r"one\.bmp and .*one\.tif would both be written as one\.png"):
+        stains.write(tmp_path / "slides", tmp_path / "normal")

@@ -40,7 +40,6 @@ def folder(tmp_path):
 
 
 def opened(folder, **options):
-    pytest.importorskip("nibabel")
     return data.load(name="volumes", path=str(folder / "ct"), image_size=6, **options)
 
 
@@ -75,7 +74,6 @@ def test_a_slice_of_a_split_takes_whole_volumes(folder):
 
 
 def test_the_header_scales_intensities(tmp_path):
-    pytest.importorskip("nibabel")
     (tmp_path / "one.nii").write_bytes(nifti(SCANS["patient_1"], slope=2.0, intercept=-1024.0))
     found = volumes.read_volume(tmp_path / "one.nii")
     np.testing.assert_allclose(found, 2 * SCANS["patient_1"] - 1024)
@@ -88,7 +86,6 @@ def test_a_missing_nibabel_names_the_extra(folder, monkeypatch):
 
 
 def test_what_is_no_pair_is_refused(folder):
-    pytest.importorskip("nibabel")
     (folder / "mr" / "patient_2.nii").write_bytes(nifti(np.zeros((6, 8, 5))))
     with pytest.raises(ValueError, match=r"'patient_2' have the shapes \(6, 8, 4\) and \(6, 8, 5\)"):
         opened(folder, image_path=str(folder / "mr"))
@@ -100,7 +97,6 @@ def test_what_is_no_pair_is_refused(folder):
 
 
 def test_broken_files_are_refused_by_name(folder):
-    pytest.importorskip("nibabel")
     (folder / "ct" / "patient_0.nii").write_bytes(b"no volume")
     with pytest.raises(ValueError, match=r"patient_0\.nii cannot be read as a NIfTI file"):
         opened(folder)
@@ -112,6 +108,12 @@ def test_broken_files_are_refused_by_name(folder):
         opened(folder)
     (folder / "ct" / "patient_0.nii").write_bytes(nifti(np.full((6, 8, 4), 3.0)))
     with pytest.raises(ValueError, match=r"has the value 3\.0 everywhere"):
+        opened(folder)
+
+
+def test_two_volumes_of_one_name_are_refused(folder):
+    (folder / "ct" / "patient_0.nii.gz").write_bytes(b"")
+    with pytest.raises(ValueError, match="two volumes with the name of patient_0"):
         opened(folder)
 
 
