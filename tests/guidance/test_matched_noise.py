@@ -57,13 +57,13 @@ def test_one_step_is_the_wiener_filter(name):
 
 
 def test_the_start_is_the_image_at_the_time_of_its_noise():
-    process, y = PROCESSES["vp"], jnp.ones((3, 2))
+    process, y, keys = PROCESSES["vp"], jnp.ones((3, 2)), jax.random.split(jax.random.key(0), 3)
     times = jnp.linspace(1.0, 0.001, 11)
-    x, below = denoising(NOISE).start(process, encode, None, y, times, {NOISY: y})
+    x, below = denoising(NOISE).start(process, encode, keys, y, times, {NOISY: y})
     assert float(log_snr(process, below[0])) == pytest.approx(-2 * np.log(NOISE), abs=1e-3)
     np.testing.assert_allclose(x, process.alpha(below[0]) * y, rtol=1e-5)
     assert len(below) == 11 and float(below[-1]) == pytest.approx(0.001, rel=1e-3) and (jnp.diff(below) < 0).all()
-    _, all_clean = denoising(1e-6).start(process, encode, None, y, times, {NOISY: y})
+    _, all_clean = denoising(1e-6).start(process, encode, keys, y, times, {NOISY: y})
     assert np.allclose(all_clean, 0.001)  # less noise than at the last time
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float32, Int64, Shaped
 
 from diffusion_jax.data import ply
 from diffusion_jax.data.derived import Derived
@@ -39,7 +39,7 @@ class _Clouds(NamedTuple):
     labels: Shaped[np.ndarray, "n"] | None
     names: tuple[str, ...] = ()  # of the classes, in the order of their numbers
 
-    def at(self, indices: Sequence[int]) -> _Clouds:
+    def at(self, indices: Sequence[int] | Int64[np.ndarray, "k"]) -> _Clouds:
         labels = None if self.labels is None else self.labels[list(indices)]
         return self._replace(clouds=[self.clouds[i] for i in indices], labels=labels)
 
