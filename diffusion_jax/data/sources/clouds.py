@@ -199,6 +199,8 @@ def _distinct(clouds: list[Float32[np.ndarray, "_ 3"]], ratio: float) -> list[in
 
 def _stored(path: pathlib.Path, split: str, training: str, label_key: str) -> _Clouds:
     place = files.locate(path, split, ("", *SUFFIXES[:2]))
+    if label_key and place.suffix != ".npz":
+        raise ValueError(f"data.label_key={label_key!r} names an array of an .npz file, and {place} is none.")
     others = files.training_split(split, training, lambda name: _has(path, name))
     known = None if others is None else _labels_of(files.locate(path, others, ("", *SUFFIXES[:2])), label_key)
     clouds, labels = _arrays(place, label_key) if place.is_file() else _folder(place)
