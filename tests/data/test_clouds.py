@@ -75,7 +75,7 @@ def test_a_folder_of_files_has_its_folders_as_classes(tmp_path):
     assert train.batch(np.arange(7))["x"].shape == (7, 30, 3)
     with pytest.raises(ValueError, match=r"cloud 0 of the split 'train' .* has 40 points; data\.points=41"):
         data.load(name="clouds", path=str(tmp_path), points=41)
-    with pytest.raises(ValueError, match=r"data\.label_key='kind' names an array of an \.npz file, and .*train is none"):
+    with pytest.raises(ValueError, match=r"data\.label_key='kind' names an array of an \.npz file"):
         data.load(name="clouds", path=str(tmp_path), points=30, label_key="kind")
     ply.write(tmp_path / "train" / "loose.ply", cube())
     with pytest.raises(ValueError, match=r"loose\.ply lies beside the folders"):
